@@ -1,0 +1,53 @@
+# Two commands set everything up on a fresh machine with Python >= 3.10 and PyPI: `make demo` and `make test`.
+# An active virtual environment is used as it is; otherwise .venv is made.
+
+PYTHON3 ?= python3
+VENV := $(if $(VIRTUAL_ENV),$(VIRTUAL_ENV),.venv)
+BIN := $(VENV)/bin
+PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+MINUTES ?= 8
+DEMO_ARGS ?=
+TEST_ARGS ?=
+
+.PHONY: demo test lint gpu-check reference clean
+
+demo: $(VENV)/.adadistill-base
+	$(BIN)/python -m adadistill.recipes.demo $(DEMO_ARGS)
+
+test: $(VENV)/.adadistill-dev
+	$(BIN)/python -m pytest $(TEST_ARGS)
+
+lint: $(VENV)/.adadistill-dev .typecheck/adadistill
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy .typecheck/adadistill/core .typecheck/adadistill/kernels .typecheck/adadistill/loaders \
+		.typecheck/adadistill/recipes .typecheck/adadistill/bench
+
+# GPU tests, then every bench by priority, within MINUTES; uses the environment's own python, which has CUDA.
+gpu-check: .typecheck/adadistill
+	PYTHONPATH=$(CURDIR)/.typecheck:$(PYTHONPATH) $(PYTHON3) -m adadistill.bench.gpu_check --minutes $(MINUTES)
+
+reference: $(VENV)/.adadistill-base
+	$(BIN)/python -m adadistill.recipes.recipe_reference
+
+$(VENV)/bin/python:
+	$(PYTHON3) -c 'import sys; sys.exit("Python >= 3.10 is needed, this is " + sys.version if sys.version_info < (3, 10) else 0)'
+	$(PYTHON3) -m venv $(VENV)
+
+$(VENV)/.adadistill-base: setup.py pyproject.toml constraints.txt | $(VENV)/bin/python
+	@echo "installing adadistill into $(VENV) (torch is the large part)"
+	$(PIP_INSTALL) -e .
+	@touch $@
+
+$(VENV)/.adadistill-dev: setup.py pyproject.toml constraints.txt | $(VENV)/bin/python
+	@echo "installing adadistill with its test tools and DALI into $(VENV)"
+	$(PIP_INSTALL) -e '.[dev,dali13]'
+	@touch $@ $(VENV)/.adadistill-base
+
+# Type checkers cannot follow setup.py's folder mapping; this is what they search instead.
+.typecheck/adadistill:
+	mkdir -p $@
+	for folder in core kernels loaders recipes bench; do ln -sfn ../../$$folder $@/$$folder; done
+
+clean:
+	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .typecheck

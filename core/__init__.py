@@ -1,0 +1,1 @@
+"""What composes kernels and loaders: backbones, heads, class centres, training loop, checkpoints, evaluation."""
