@@ -1,0 +1,28 @@
+"""The margin softmax bench runs at a tiny size, so that it cannot rot."""
+
+from __future__ import annotations
+
+import json
+
+import torch
+
+from adadistill.bench.kernels import bench_margin_softmax as bench
+
+
+def test_the_three_forms_give_one_gradient():
+    problem = bench.make_problem(6, 50, 16, torch.device("cpu"))
+    dense = bench.seam_step(problem, bench.margin_softmax_reference)
+    torch.testing.assert_close(bench.origin_step(problem), dense, rtol=1e-3, atol=1e-5)
+    torch.testing.assert_close(bench.seam_step(problem, bench.margin_softmax), dense, rtol=1e-3, atol=1e-5)
+
+
+def test_a_row_per_form_is_written_and_printed(tmp_path, capsys):
+    out = tmp_path / "rows.jsonl"
+    arguments = ["--batch", "4", "--classes", "30", "40", "--dim", "8", "--repeats", "2", "--device", "cpu"]
+    assert bench.main([*arguments, "--out", str(out)]) == 0
+    rows = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [(row["form"], row["classes"]) for row in rows] == [
+        (form, classes) for classes in (30, 40) for form in ("origin", "dense", "chunked")
+    ]
+    assert all(row["p20_ms"] <= row["median_ms"] <= row["p80_ms"] for row in rows)
+    assert "share_of_gemm_rate" in capsys.readouterr().out

@@ -1,0 +1,557 @@
+"""The chunked margin softmax against its dense reference in float64, and what must hold of both."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from adadistill.kernels import margin_softmax as module
+from adadistill.kernels.margin_softmax import (
+    MarginSoftmax,
+    default_chunk_classes,
+    margin_logits_reference,
+    margin_softmax,
+    margin_softmax_reference,
+)
+
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+
+ADAFACE = {
+    "logit_scale": 64.0,
+    "cosine_limit": 1 - 1e-3,
+    "angle_limits": (1e-3, math.pi - 1e-3),
+    "margin_grad": "exact",
+}
+ARCFACE = {"logit_scale": 64.0, "cosine_limit": 1.0, "angle_limits": None, "margin_grad": "exact"}
+INSIGHTFACE = {**ARCFACE, "margin_grad": "straight_through"}
+OPTIONS = [
+    pytest.param(ADAFACE, id="adaface"),
+    pytest.param(ARCFACE, id="arcface"),
+    pytest.param(INSIGHTFACE, id="insightface"),
+]
+
+# One class, one pair, one past a chunk of 16, several chunks with a ragged last one, no samples.
+SHAPES = [(3, 1), (1, 2), (7, 17), (24, 85), (0, 5)]
+
+
+@dataclass(frozen=True)
+class Case:
+    embeddings: Tensor
+    centres: Tensor
+    labels: Tensor
+    angular: Tensor
+    additive: Tensor
+
+    def __iter__(self) -> Any:
+        return iter((self.embeddings, self.centres, self.labels, self.angular, self.additive))
+
+    def to(self, dtype: torch.dtype, device: str = "cpu") -> Case:
+        floats = [t.to(dtype).to(device) for t in (self.embeddings, self.centres, self.angular, self.additive)]
+        return Case(floats[0], floats[1], self.labels.to(device), floats[2], floats[3])
+
+
+def make_case(batch: int, classes: int, dim: int = 8, *, seed: int = 0, special: bool = False) -> Case:
+    """Random float64 case; `special` puts rows on their centre, opposite, near it and on another's; ignores one."""
+    draw = torch.Generator().manual_seed(seed)
+    centres = normalize(torch.randn(classes, dim, generator=draw, dtype=torch.float64))
+    labels = torch.randint(0, classes, (batch,), generator=draw)
+    embeddings = torch.randn(batch, dim, generator=draw, dtype=torch.float64) * 0.4
+    embeddings = normalize(embeddings + centres[labels])
+    if special:
+        embeddings[0] = centres[labels[0]]
+        embeddings[1] = -centres[labels[1]]
+        embeddings[2] = centres[(labels[2] + 1) % classes]
+        embeddings[3] = normalize(centres[labels[3]] + 1e-4 * embeddings[3], dim=0)
+        labels[4] = -1
+        labels[6] = labels[5]
+    scaler = torch.rand(batch, generator=draw, dtype=torch.float64) * 2 - 1
+    return Case(embeddings, centres, labels, -0.4 * scaler, 0.4 * (1 + scaler))
+
+
+def gradients(softmax: Any, case: Case, *, trained: bool = False, **options: Any) -> tuple[MarginSoftmax, list[Tensor]]:
+    """Result, and gradients of an unevenly weighted loss, so that each row's factor is seen."""
+    embeddings = case.embeddings.clone().requires_grad_()
+    centres = case.centres.clone().requires_grad_(trained)
+    result = softmax(embeddings, centres, case.labels, case.angular, case.additive, **options)
+    weights = torch.linspace(0.5, 1.5, len(case.labels), dtype=result.loss.dtype, device=result.loss.device)
+    wanted = [embeddings, centres] if trained else [embeddings]
+    return result, list(torch.autograd.grad((weights * result.loss).sum(), wanted))
+
+
+def assert_close(actual: Tensor, expected: Tensor, relative: float = 1e-11) -> None:
+    bound = relative * max(1.0, expected.abs().max().item() if expected.numel() else 0.0)
+    torch.testing.assert_close(actual, expected, rtol=relative, atol=bound)
+
+
+@pytest.mark.parametrize("trained", [False, True], ids=["fixed", "trained"])
+@pytest.mark.parametrize("chunk", [1, 5, 16, 1000, None])
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("options", OPTIONS)
+def test_chunked_form_equals_the_dense_reference(options, shape, chunk, trained):
+    case = make_case(*shape)
+    expected, expected_gradients = gradients(margin_softmax_reference, case, trained=trained, **options)
+
+    actual, actual_gradients = gradients(margin_softmax, case, trained=trained, chunk_classes=chunk, **options)
+
+    assert_close(actual.loss, expected.loss)
+    assert_close(actual.target_cosine, expected.target_cosine)
+    assert_close(actual.target_probability, expected.target_probability)
+    assert torch.equal(actual.clamped, expected.clamped)
+    for one, other in zip(actual_gradients, expected_gradients, strict=True):
+        assert_close(one, other)
+
+
+@pytest.mark.parametrize("trained", [False, True], ids=["fixed", "trained"])
+@pytest.mark.parametrize("seed", range(3))
+def test_chunked_form_equals_the_reference_on_centres_opposite_and_on_other_centres(seed, trained):
+    case = make_case(12, 20, seed=seed, special=True)
+    expected, expected_gradients = gradients(margin_softmax_reference, case, trained=trained, **ADAFACE)
+
+    actual, actual_gradients = gradients(margin_softmax, case, trained=trained, chunk_classes=7, **ADAFACE)
+
+    assert actual.clamped[:2].all(), "rows on and opposite to their centre are beyond AdaFace's limit"
+    assert torch.equal(actual.clamped, expected.clamped)
+    assert_close(actual.loss, expected.loss)
+    for one, other in zip(actual_gradients, expected_gradients, strict=True):
+        assert_close(one, other)
+
+
+@pytest.mark.parametrize("trained", [False, True], ids=["fixed", "trained"])
+@pytest.mark.parametrize("softmax", [margin_softmax, margin_softmax_reference])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("options", OPTIONS)
+def test_gradients_are_finite_on_and_opposite_to_the_centre(options, dtype, softmax, trained):
+    axes = torch.eye(4, dtype=dtype)
+    labels = torch.tensor([0, 0, 1])
+    embeddings = torch.stack([axes[0], -axes[0], axes[2]])  # on its centre, opposite to it, on another's
+    case = Case(embeddings, axes, labels, torch.full((3,), 0.45, dtype=dtype), torch.zeros(3, dtype=dtype))
+
+    result, grads = gradients(softmax, case, trained=trained, **options)
+
+    assert torch.isfinite(result.loss).all()
+    assert all(torch.isfinite(g).all() for g in grads)
+
+
+@pytest.mark.parametrize("softmax", [margin_softmax, margin_softmax_reference])
+def test_without_an_angular_margin_the_slope_is_one_even_on_the_centre(softmax):
+    axes = torch.eye(2, dtype=torch.float64)
+    case = Case(axes[:1], axes, torch.tensor([0]), torch.zeros(1).double(), torch.tensor([0.35], dtype=torch.float64))
+
+    result, (gradient,) = gradients(softmax, case, **{**ARCFACE, "logit_scale": 2.0})
+
+    p = math.exp(2 * 0.65) / (math.exp(2 * 0.65) + 1)
+    expected = 0.5 * 2.0 * (1 - p) * torch.tensor([[-1.0, 1.0]], dtype=torch.float64)
+    assert_close(result.loss.detach(), torch.tensor([-math.log(p)], dtype=torch.float64))
+    assert_close(gradient, expected)
+
+
+def test_gradcheck_of_reference_and_chunked_form():
+    case = make_case(5, 7, dim=4, seed=3)
+    options = {**ADAFACE, "logit_scale": 8.0}
+
+    def loss(softmax: Any, embeddings: Tensor, centres: Tensor, **more: Any) -> Tensor:
+        return softmax(embeddings, centres, case.labels, case.angular, case.additive, **options, **more).loss
+
+    embeddings, centres = case.embeddings.requires_grad_(), case.centres.clone().requires_grad_()
+    fixed = case.centres.detach()
+    assert torch.autograd.gradcheck(lambda e, c: loss(margin_softmax_reference, e, c), (embeddings, centres))
+    assert torch.autograd.gradcheck(lambda e, c: loss(margin_softmax, e, c, chunk_classes=3), (embeddings, centres))
+    assert torch.autograd.gradcheck(lambda e: loss(margin_softmax, e, fixed, chunk_classes=3), (embeddings,))
+
+
+@pytest.mark.parametrize("softmax", [margin_softmax, margin_softmax_reference])
+def test_a_cosine_at_its_limit_passes_a_gradient_and_beyond_it_none(softmax):
+    options = {**ARCFACE, "cosine_limit": 0.5, "logit_scale": 4.0}
+    for cosine, passes in ((0.5, True), (0.5 + 1e-9, False), (-0.5, True), (-0.5 - 1e-9, False)):
+        # Two classes along the same axis, so that both the target's and the other's cosine are at the limit.
+        embeddings = torch.tensor([[cosine, math.sqrt(1 - cosine**2)]], dtype=torch.float64)
+        centres = torch.tensor([[1.0, 0.0], [-1.0, 0.0]], dtype=torch.float64)
+        case = Case(embeddings, centres, torch.tensor([0]), torch.zeros(1).double(), torch.zeros(1).double())
+
+        result, (gradient,) = gradients(softmax, case, **options)
+
+        assert bool(gradient.abs().sum() > 0) is passes
+        assert bool(result.clamped) is not passes
+
+
+@pytest.mark.parametrize("softmax", [margin_softmax, margin_softmax_reference])
+def test_a_clipped_angle_passes_no_gradient_unless_straight_through(softmax):
+    centres = torch.eye(2, dtype=torch.float64)
+    angle = 0.3
+    embeddings = torch.tensor([[math.cos(angle), math.sin(angle)]], dtype=torch.float64)
+    case = Case(embeddings, centres, torch.tensor([0]), torch.tensor([-0.4]).double(), torch.zeros(1).double())
+
+    options = {**ADAFACE, "logit_scale": 4.0}
+    clipped, (gradient,) = gradients(softmax, case, **options)
+    _, (through,) = gradients(softmax, case, **{**options, "margin_grad": "straight_through"})
+
+    assert bool(clipped.clamped)
+    assert gradient[0, 0] == 0.0, "the target's centre lies along axis 0"
+    assert gradient[0, 1] > 0.0
+    assert through[0, 0] < 0.0
+
+
+def test_straight_through_changes_gradients_and_not_the_loss():
+    case = make_case(9, 11)
+    exact, (exact_gradient,) = gradients(margin_softmax, case, **ARCFACE)
+    through, (through_gradient,) = gradients(margin_softmax, case, **INSIGHTFACE)
+
+    assert torch.equal(exact.loss, through.loss)
+    assert (exact_gradient - through_gradient).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize(("scaler", "logit"), [(0.0, 6.4), (-1.0, 7.8902), (1.0, -0.1423)])
+def test_target_logits_at_sixty_degrees_are_those_worked_out_by_hand(scaler, logit):
+    centres = torch.eye(2, dtype=torch.float64)
+    embeddings = torch.tensor([[0.5, math.sqrt(0.75)]], dtype=torch.float64)
+    angular, additive = torch.tensor([-0.4 * scaler]).double(), torch.tensor([0.4 * (1 + scaler)]).double()
+
+    logits = margin_logits_reference(embeddings, centres, torch.tensor([0]), angular, additive, **ADAFACE)
+    loss = margin_softmax(embeddings, centres, torch.tensor([0]), angular, additive, **ADAFACE).loss
+
+    other = 64 * math.sqrt(0.75)
+    assert logits[0, 0].item() == pytest.approx(logit, abs=5e-5)
+    assert logits[0, 1].item() == pytest.approx(other)
+    assert loss.item() == pytest.approx(other - logits[0, 0].item() + math.log1p(math.exp(logits[0, 0].item() - other)))
+
+
+@pytest.mark.parametrize("trained", [False, True], ids=["fixed", "trained"])
+@pytest.mark.parametrize("softmax", [margin_softmax, margin_softmax_reference])
+def test_ignored_rows_have_no_loss_and_no_gradient_even_when_they_hold_nan(softmax, trained):
+    case = make_case(6, 9)
+    ignored = torch.tensor([True, False, True, False, False, True])
+    spoilt = replace(
+        case,
+        embeddings=torch.where(ignored[:, None], torch.nan, case.embeddings),
+        labels=torch.where(ignored, -1, case.labels),
+        angular=torch.where(ignored, torch.nan, case.angular),
+        additive=torch.where(ignored, torch.nan, case.additive),
+    )
+    whole, whole_gradients = gradients(softmax, replace(case, labels=spoilt.labels), trained=trained, **ADAFACE)
+
+    result, grads = gradients(softmax, spoilt, trained=trained, **ADAFACE)
+
+    assert torch.equal(result.loss[ignored], torch.zeros(3).double())
+    assert torch.equal(grads[0][ignored], torch.zeros(3, 8).double())
+    assert torch.equal(result.target_probability[ignored], torch.zeros(3).double())
+    assert torch.equal(result.loss, whole.loss)
+    for one, other in zip(grads, whole_gradients, strict=True):
+        assert torch.equal(one, other)
+
+
+def test_every_label_ignored_gives_zeros():
+    case = make_case(4, 5)
+    result, (gradient,) = gradients(margin_softmax, replace(case, labels=torch.full((4,), -1)), **ADAFACE)
+
+    assert result.loss.eq(0).all()
+    assert result.target_cosine.eq(0).all()
+    assert not result.clamped.any()
+    assert gradient.eq(0).all()
+
+
+def test_a_single_class_has_no_loss_and_no_gradient():
+    case = make_case(3, 1)
+    for scale in (2.0, 64.0, 400.0):
+        result, (gradient,) = gradients(margin_softmax, case, **{**ADAFACE, "logit_scale": scale})
+        assert result.loss.eq(0).all()
+        assert result.target_probability.eq(1).all()
+        assert gradient.eq(0).all()
+
+
+def test_a_nan_in_a_live_row_stays_in_that_row():
+    case = make_case(4, 9)
+    case.embeddings[1, 2] = torch.nan
+    result, (gradient,) = gradients(margin_softmax, case, chunk_classes=4, **ADAFACE)
+
+    assert result.loss.isnan().tolist() == [False, True, False, False]
+    assert gradient.isnan().any(1).tolist() == [False, True, False, False]
+
+
+def test_small_losses_keep_their_relative_accuracy_in_float32():
+    centres = torch.cat([torch.eye(4)[:1], -torch.eye(4)[:1]])
+    options = {**ARCFACE, "logit_scale": 30.0}
+    case = Case(torch.eye(4)[:1], centres, torch.tensor([0]), torch.zeros(1), torch.zeros(1))
+
+    result, (gradient,) = gradients(margin_softmax, case, **options)
+
+    assert result.loss.item() == pytest.approx(math.exp(-60.0), rel=1e-5)
+    assert gradient[0, 0].item() == pytest.approx(-0.5 * 60 * math.exp(-60.0), rel=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(7, 129), (16, 1000)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_is_no_less_accurate_than_eager(shape, dtype):
+    case = make_case(*shape, dim=64).to(dtype)
+    truth, (true_gradient,) = gradients(margin_softmax_reference, case.to(torch.float64), **ADAFACE)
+
+    eager, (eager_gradient,) = gradients(margin_softmax_reference, case.to(torch.float32), **ADAFACE)
+    actual, (gradient,) = gradients(margin_softmax, case, chunk_classes=100, **ADAFACE)
+
+    assert actual.loss.dtype == torch.float32
+    assert gradient.dtype == dtype
+    eager_error = (eager.loss - truth.loss).abs().max()
+    error = (actual.loss - truth.loss).abs().max()
+    assert error <= 2 * eager_error + 1e-6, f"{error=:.2e}, {eager_error=:.2e}"
+    eager_error = (eager_gradient.to(dtype) - true_gradient).abs().max()
+    error = (gradient - true_gradient).abs().max()
+    assert error <= 2 * eager_error + 1e-6, f"{error=:.2e}, {eager_error=:.2e}"
+
+
+def test_half_precision_centres_meet_float32_embeddings_and_target_rows():
+    case = make_case(8, 50, dim=32).to(torch.float32)
+    target_rows = case.centres[case.labels]
+    rounded = replace(case, centres=case.centres.bfloat16())
+    wide = replace(case, centres=rounded.centres.float())
+    expected, (expected_gradient,) = gradients(margin_softmax_reference, wide, target_centres=target_rows, **ADAFACE)
+
+    actual, (gradient,) = gradients(margin_softmax, rounded, target_centres=target_rows, chunk_classes=16, **ADAFACE)
+
+    assert_close(actual.loss, expected.loss, 1e-5)
+    assert_close(actual.target_cosine, (case.embeddings * target_rows).sum(-1), 1e-6)
+    assert_close(gradient, expected_gradient, 1e-5)
+
+
+@pytest.mark.parametrize("trained", [False, True], ids=["fixed", "trained"])
+def test_the_half_precision_products_of_cuda_get_operands_of_one_dtype(trained, monkeypatch):
+    """CPUs have no product with half operands and wide sums; this stands in for it and keeps its demands."""
+
+    def wide_sum_product(left: Tensor, right: Tensor, *, out_dtype: torch.dtype) -> Tensor:
+        assert left.dtype == right.dtype == torch.bfloat16
+        return left.to(out_dtype) @ right.to(out_dtype)
+
+    case = make_case(8, 50, dim=32).to(torch.bfloat16)
+    expected, expected_gradients = gradients(margin_softmax, case, trained=trained, chunk_classes=16, **ADAFACE)
+    monkeypatch.setattr(module, "_reads_half", lambda centres, accumulate: centres.dtype == torch.bfloat16)
+    monkeypatch.setattr(torch, "mm", wide_sum_product)
+
+    actual, actual_gradients = gradients(margin_softmax, case, trained=trained, chunk_classes=16, **ADAFACE)
+
+    assert torch.equal(actual.loss, expected.loss), "bfloat16 embeddings lose nothing on the way"
+    for one, other in zip(actual_gradients, expected_gradients, strict=True):
+        assert one.dtype == torch.bfloat16
+        assert (one - other).abs().max() <= 0.01 * other.abs().max(), "probabilities are rounded to bfloat16"
+
+
+def test_target_rows_replace_the_target_column_alone():
+    case = make_case(8, 12)
+    target_rows = normalize(case.centres[case.labels] + 0.01)
+    expected, (expected_gradient,) = gradients(margin_softmax_reference, case, target_centres=target_rows, **ARCFACE)
+    plain, _ = gradients(margin_softmax, case, **ARCFACE)
+
+    actual, (gradient,) = gradients(margin_softmax, case, target_centres=target_rows, chunk_classes=5, **ARCFACE)
+
+    assert_close(actual.loss, expected.loss)
+    assert_close(gradient, expected_gradient)
+    assert (actual.loss - plain.loss).abs().max() > 1e-4
+
+
+def test_autocast_does_not_reach_inside():
+    case = make_case(8, 40).to(torch.float32)
+    for trained in (False, True):
+        expected, expected_gradients = gradients(margin_softmax, case, trained=trained, **ADAFACE)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            actual, actual_gradients = gradients(margin_softmax, case, trained=trained, **ADAFACE)
+        assert torch.equal(actual.loss, expected.loss)
+        for one, other in zip(actual_gradients, expected_gradients, strict=True):
+            assert torch.equal(one, other)
+
+
+def test_nothing_of_the_size_of_the_logits_is_kept_for_backward():
+    case = make_case(16, 400)
+    saved: list[int] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: (saved.append(t.numel()), t)[1], lambda t: t):
+        gradients(margin_softmax, case, chunk_classes=32, **ADAFACE)
+    assert saved
+    assert max(saved) < 16 * 400
+
+    sizes: list[int] = []
+    original = module._chunk_cosines
+
+    def watched(operand: Tensor, chunk: Tensor, accumulate: torch.dtype) -> Tensor:
+        block = original(operand, chunk, accumulate)
+        sizes.append(block.numel())
+        return block
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "_chunk_cosines", watched)
+        gradients(margin_softmax, case, chunk_classes=32, **ADAFACE)
+    assert max(sizes) == 16 * 32
+    assert len(sizes) == 13, "one sweep gives loss and gradient"
+
+
+def test_evaluation_without_gradient_runs_one_product_per_chunk():
+    case = make_case(4, 30)
+    with torch.no_grad():
+        result = margin_softmax(*case, chunk_classes=8, **ADAFACE)
+        trained = margin_softmax(case.embeddings, case.centres.requires_grad_(), *list(case)[2:], **ADAFACE)
+    assert not result.loss.requires_grad
+    assert_close(trained.loss, result.loss)
+
+
+def test_margins_never_get_a_gradient():
+    case = make_case(4, 9)
+    angular, additive = case.angular.clone().requires_grad_(), case.additive.clone().requires_grad_()
+    embeddings = case.embeddings.clone().requires_grad_()
+    for softmax in (margin_softmax, margin_softmax_reference):
+        loss = softmax(embeddings, case.centres, case.labels, angular, additive, **ADAFACE).loss.sum()
+        assert torch.autograd.grad(loss, (angular, additive), allow_unused=True) == (None, None)
+
+
+def test_repeated_runs_give_the_same_bits():
+    case = make_case(32, 300, special=True).to(torch.float32)
+    first, first_gradients = gradients(margin_softmax, case, trained=True, chunk_classes=64, **ADAFACE)
+    second, second_gradients = gradients(margin_softmax, case, trained=True, chunk_classes=64, **ADAFACE)
+    assert torch.equal(first.loss, second.loss)
+    assert all(torch.equal(a, b) for a, b in zip(first_gradients, second_gradients, strict=True))
+
+
+@settings(max_examples=30, deadline=None)
+@given(seed=st.integers(0, 10**6), chunk=st.integers(1, 30))
+def test_permuting_the_batch_permutes_losses_and_gradients(seed, chunk):
+    case = make_case(9, 21, seed=seed, special=True)
+    order = torch.randperm(9, generator=torch.Generator().manual_seed(seed))
+    shuffled = Case(case.embeddings[order], case.centres, case.labels[order], case.angular[order], case.additive[order])
+    embeddings = case.embeddings.clone().requires_grad_()
+    loss = margin_softmax(embeddings, *list(case)[1:], chunk_classes=chunk, **ADAFACE).loss
+    (gradient,) = torch.autograd.grad(loss.sum(), embeddings)
+    embeddings = shuffled.embeddings.clone().requires_grad_()
+    moved = margin_softmax(embeddings, *list(shuffled)[1:], chunk_classes=chunk, **ADAFACE).loss
+    (moved_gradient,) = torch.autograd.grad(moved.sum(), embeddings)
+
+    assert_close(moved, loss[order])
+    assert_close(moved_gradient, gradient[order])
+
+
+@settings(max_examples=30, deadline=None)
+@given(seed=st.integers(0, 10**6))
+def test_permuting_the_classes_changes_nothing(seed):
+    case = make_case(6, 19, seed=seed, special=False)
+    order = torch.randperm(19, generator=torch.Generator().manual_seed(seed))
+    renamed = replace(case, centres=case.centres[order], labels=torch.argsort(order)[case.labels])
+
+    loss = margin_softmax(*case, chunk_classes=6, **ADAFACE).loss
+    assert_close(margin_softmax(*renamed, chunk_classes=6, **ADAFACE).loss, loss)
+
+
+@settings(max_examples=40, deadline=None)
+@given(seed=st.integers(0, 10**6), more=st.floats(0.0, 0.8))
+def test_a_larger_additive_margin_never_lowers_the_loss(seed, more):
+    case = make_case(9, 21, seed=seed, special=True)
+    harder = replace(case, additive=case.additive + more)
+    assert (margin_softmax(*harder, **ADAFACE).loss >= margin_softmax(*case, **ADAFACE).loss).all()
+
+
+@settings(max_examples=20, deadline=None)
+@given(seed=st.integers(0, 10**6))
+def test_a_centre_far_from_everything_changes_nothing_measurable(seed):
+    case = make_case(5, 9, seed=seed)
+    # All embeddings in a half space; the new centre looks the other way, with a hard-to-notice logit near -64.
+    pole = torch.zeros(8, dtype=torch.float64)
+    pole[0] = 1.0
+    case = replace(case, embeddings=normalize(case.embeddings + 40 * pole))
+    more = replace(case, centres=torch.cat([case.centres, -pole[None]]))
+
+    loss, (gradient,) = gradients(margin_softmax, case, **ARCFACE)
+    with_far, (far_gradient,) = gradients(margin_softmax, more, **ARCFACE)
+
+    assert_close(with_far.loss, loss.loss, 1e-9)
+    assert_close(far_gradient, gradient, 1e-9)
+
+
+def test_chunks_are_within_the_classes_and_never_narrow():
+    assert default_chunk_classes(128, 85742, "cpu") * 128 <= 2**18
+    assert default_chunk_classes(4096, 85742, "cuda") == 1024
+    assert default_chunk_classes(10**6, 85742, "cpu") == 256
+    assert default_chunk_classes(0, 40, "cpu") == 40
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"labels": torch.zeros(4, 1, dtype=torch.int64)}, r"labels must be \(4,\), got \(4, 1\)"),
+        ({"labels": torch.zeros(4, dtype=torch.int32)}, "labels must be int64"),
+        ({"angular": torch.zeros(4, 1)}, r"angular must be \(4,\), got \(4, 1\)"),
+        ({"additive": torch.zeros(3)}, r"additive must be \(4,\)"),
+        ({"additive": torch.zeros(4, dtype=torch.int64)}, "additive must be float64"),
+        ({"centres": torch.zeros(9, 7)}, r"unit_centres must be \(C, 8\)"),
+        ({"centres": torch.zeros(0, 8)}, "C >= 1"),
+        ({"embeddings": torch.zeros(8)}, r"unit_embeddings must be \(B, D\)"),
+    ],
+)
+def test_shapes_and_dtypes_that_disagree_are_refused_by_name(change, message):
+    with pytest.raises(ValueError, match=message):
+        margin_softmax(*replace(make_case(4, 9), **change), **ADAFACE)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"cosine_limit": 1.5}, "cosine_limit must be in"),
+        ({"angle_limits": (2.0, 1.0)}, "angle_limits must be"),
+        ({"margin_grad": "none"}, "margin_grad must be exact or straight_through"),
+        ({"chunk_classes": 0}, "chunk_classes must be positive"),
+        ({"target_centres": torch.zeros(4, 7)}, r"target_centres must be \(4, 8\)"),
+    ],
+)
+def test_options_out_of_range_are_refused_by_name(options, message):
+    with pytest.raises(ValueError, match=message):
+        margin_softmax(*make_case(4, 9), **{**ADAFACE, **options})
+
+
+def test_target_rows_beside_trained_centres_are_refused():
+    case = make_case(4, 9)
+    centres = case.centres.clone().requires_grad_()
+    with pytest.raises(ValueError, match="target_centres must be None"):
+        margin_softmax(case.embeddings, centres, *list(case)[2:], target_centres=torch.zeros(4, 8), **ADAFACE)
+
+
+@pytest.mark.gpu
+@needs_gpu
+@pytest.mark.parametrize("trained", [False, True], ids=["fixed", "trained"])
+def test_cuda_float64_equals_the_cpu_reference(trained):
+    case = make_case(33, 1000, dim=64, special=True)
+    expected, expected_gradients = gradients(margin_softmax_reference, case, trained=trained, **ADAFACE)
+    actual, actual_gradients = gradients(
+        margin_softmax, case.to(torch.float64, "cuda"), trained=trained, chunk_classes=300, **ADAFACE
+    )
+    assert_close(actual.loss.cpu(), expected.loss)
+    for one, other in zip(actual_gradients, expected_gradients, strict=True):
+        assert_close(one.cpu(), other)
+
+
+@pytest.mark.gpu
+@needs_gpu
+def test_cuda_bfloat16_centres_keep_float32_sums_and_the_target_row():
+    case = make_case(64, 5000, dim=512).to(torch.float32, "cuda")
+    target_rows = case.centres[case.labels]
+    rounded = replace(case, centres=case.centres.bfloat16())
+    # The same rounded operands in float64: what is left is the error of the sums and of the bfloat16 probabilities.
+    truth_case = replace(case, embeddings=case.embeddings.bfloat16(), centres=rounded.centres).to(torch.float64)
+    truth, (true_gradient,) = gradients(margin_softmax_reference, truth_case, **ADAFACE)
+
+    actual, (gradient,) = gradients(margin_softmax, rounded, target_centres=target_rows, **ADAFACE)
+
+    # A bfloat16 sum would be off by 0.25 in a logit; the target's own rounding moves it by about 64 * 2e-4.
+    assert (actual.loss - truth.loss).abs().max() < 0.05
+    assert (gradient - true_gradient).abs().max() < 0.02 * true_gradient.abs().max()
+
+
+@pytest.mark.gpu
+@needs_gpu
+def test_cuda_never_waits_for_the_device():
+    case = make_case(64, 3000, dim=64).to(torch.float32, "cuda")
+    gradients(margin_softmax, case, **ADAFACE)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        gradients(margin_softmax, case, **ADAFACE)
+        gradients(margin_softmax, case, trained=True, **ADAFACE)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
