@@ -1,0 +1,256 @@
+"""Class centres: one direction per identity, against which the student is taught.
+
+Adaptive centres are moving averages of the teacher's embeddings, with a momentum per sample: the closer the student is
+to the teacher, and the centre to this image's teacher embedding, the less the centre moves. They take no gradient. With
+student s, teacher t (unit vectors) and the identity's stored centre w:
+
+    student_teacher_cosine = clip(s . t, -1, 1)        confidence = clip(cos(w, t), 1e-6, 1)
+    momentum = clip(student_teacher_cosine * confidence, 1e-6, 1)    (unweighted: without the confidence)
+    w <- momentum w + (1 - momentum) t                 before the logits of the same step
+
+Trainable centres are ordinary parameters, for students and teachers trained without a teacher.
+
+Source: AdaDistill, arXiv:2407.01332. Differs from the released code, where every rank holds other centres and one
+arbitrary sample of several with the same label survives.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from adadistill.kernels.centre_update import CentreUpdate, centre_update_
+
+LEAST_MOMENTUM = 1e-6
+INITIAL_STD = 0.01
+# Below any row a centre can reach; keeps the direction of a zero row finite.
+LEAST_CENTRE_NORM = 1e-12
+# 64 MiB of float32 rows of 512.
+_REBUILD_ROWS = 2**15
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CentresConfig:
+    """Where the class centres come from."""
+
+    kind: Literal["adaptive", "trainable"] = "adaptive"
+    """`adaptive` averages the teacher's embeddings; `trainable` learns the centres by gradient, without a teacher."""
+    momentum: Literal["weighted", "unweighted"] = "weighted"
+    """Adaptive centres: is the momentum weighted by the confidence? Weighted scored better in the paper."""
+
+    def __post_init__(self) -> None:
+        if self.kind not in ("adaptive", "trainable"):
+            raise ValueError(f"kind must be adaptive or trainable, got {self.kind!r}")
+        if self.momentum not in ("weighted", "unweighted"):
+            raise ValueError(f"momentum must be weighted or unweighted, got {self.momentum!r}")
+
+
+def initial_centres(
+    num_classes: int, dim: int, *, generator: torch.Generator, dtype: torch.dtype = torch.float32
+) -> Tensor:
+    """(C, D) random centres, N(0, 0.01^2), on the generator's device.
+
+    Drawn in float32 whatever the dtype, so that runs of other precisions start alike. An adaptive centre forgets its
+    start at its first image; until then it is a random negative.
+    """
+    if num_classes < 1 or dim < 1:
+        raise ValueError(f"num_classes and dim must be positive, got {num_classes} and {dim}")
+    drawn = torch.randn(num_classes, dim, generator=generator, dtype=torch.float32, device=generator.device)
+    return drawn.mul_(INITIAL_STD).to(dtype)
+
+
+def student_teacher_cosine(student_unit_embeddings: Tensor, teacher_unit_embeddings: Tensor) -> Tensor:
+    """(B,) cosines in [-1, 1] of unit rows (B, D), without gradient, in float32 or wider."""
+    student, teacher = student_unit_embeddings.detach(), teacher_unit_embeddings.detach()
+    if student.shape != teacher.shape or student.ndim != 2:
+        raise ValueError(f"student {tuple(student.shape)} and teacher {tuple(teacher.shape)} must both be (B, D)")
+    dtype = torch.promote_types(torch.promote_types(student.dtype, teacher.dtype), torch.float32)
+    return (student.to(dtype) * teacher.to(dtype)).sum(-1).clamp(-1.0, 1.0)
+
+
+def centre_confidence(centre_rows: Tensor, teacher_embeddings: Tensor) -> Tensor:
+    """(B,) cosine of each stored centre row (not unit) to its sample's teacher embedding (B, D), cut to [1e-6, 1]."""
+    dtype = torch.promote_types(centre_rows.dtype, torch.float32)
+    rows, teacher = centre_rows.to(dtype), teacher_embeddings.to(dtype)
+    lengths = torch.linalg.vector_norm(rows, dim=-1) * torch.linalg.vector_norm(teacher, dim=-1)
+    return ((rows * teacher).sum(-1) / lengths.clamp(min=LEAST_CENTRE_NORM)).clamp(LEAST_MOMENTUM, 1.0)
+
+
+def centre_momentum(student_teacher_cosine: Tensor, confidence: Tensor, weighted: bool) -> Tensor:
+    """(B,) weight of the old centre, in [1e-6, 1]: the student-teacher cosine, times the confidence when weighted."""
+    cosine = student_teacher_cosine * confidence if weighted else student_teacher_cosine
+    return cosine.clamp(LEAST_MOMENTUM, 1.0)
+
+
+def unit_rows(rows: Tensor) -> Tensor:
+    """(N, D) rows divided by their norms, in float32 or wider; a zero row stays zero. Differentiable."""
+    wide = rows.to(torch.promote_types(rows.dtype, torch.float32))
+    return wide / torch.linalg.vector_norm(wide, dim=1, keepdim=True).clamp(min=LEAST_CENTRE_NORM)
+
+
+@dataclass(frozen=True, slots=True)
+class CentreStep:
+    """One step's update of the adaptive centres, written but not yet final."""
+
+    confidence: Tensor
+    """(G,) cosine of the centre as it was to the teacher's embedding, in [1e-6, 1]; 0 for ignored samples."""
+    momentum: Tensor
+    """(G,) weight the old centre kept, in [1e-6, 1]; 1 for ignored samples."""
+    update: CentreUpdate
+    """Rows before and after."""
+    unit_centres: Tensor
+    """(C, D) unit copy that follows the update."""
+
+    def commit_(self, ok: Tensor) -> None:
+        """Keep the step where `ok` (0-dim bool on the centres' device) is true, else restore every bit of the old."""
+        self.update.commit_(ok)
+        rows = torch.where(ok, self.update.new, self.update.old)
+        self.unit_centres.index_copy_(0, self.update.rows, unit_rows(rows).to(self.unit_centres.dtype))
+
+
+class AdaptiveCentres:
+    """Moving-average class centres and the unit copy of them that the softmax reads.
+
+    Ownership: replicated. Every rank holds all (C, D) centres outside DDP and applies the same update of the whole
+    global batch, from gathered cosines and teacher embeddings, so that replicas stay equal in every bit and nothing is
+    averaged. Samples of one identity are applied in the order of the global batch, each with the momentum computed from
+    the centre as it was before the step. Rows are not renormalised in storage: their length is the weight of their
+    memory. Checkpoints hold the (C, D) tensor; the unit copy is derived from it.
+
+    Memory: (C, D) in the master's dtype and (C, D) in `unit_dtype`. Per step only touched rows of both are rewritten.
+    """
+
+    def __init__(self, config: CentresConfig, class_centres: Tensor, *, unit_dtype: torch.dtype | None = None) -> None:
+        """Take ownership of `class_centres` (C, D), float32 or float64.
+
+        `unit_dtype` is what the softmax reads; None gives bfloat16 for float32 centres on CUDA, else the centres' own
+        dtype.
+
+        Raises:
+            ValueError: the config asks for trainable centres, or the tensor is not (C, D) float32 or float64.
+        """
+        if config.kind != "adaptive":
+            raise ValueError(f"centres.kind must be adaptive here, got {config.kind}")
+        if class_centres.ndim != 2 or class_centres.dtype not in (torch.float32, torch.float64):
+            raise ValueError(
+                "class_centres must be (C, D) float32 or float64, "
+                f"got {tuple(class_centres.shape)} {class_centres.dtype}"
+            )
+        self.config = config
+        self.class_centres = class_centres.detach()
+        if unit_dtype is None:
+            half = class_centres.is_cuda and class_centres.dtype == torch.float32
+            unit_dtype = torch.bfloat16 if half else class_centres.dtype
+        self._unit_centres = torch.empty_like(self.class_centres, dtype=unit_dtype)
+        self._rebuild_unit_centres()
+
+    @torch.no_grad()
+    def propose_update(self, teacher_embeddings: Tensor, labels: Tensor, student_teacher_cosine: Tensor) -> CentreStep:
+        """Apply one global batch, to be kept or undone by the step's `commit_`. Call it before the logits of the step.
+
+        Args:
+            teacher_embeddings: (G, D) unit rows in global order.
+            labels: (G,) int64 in [0, C), or -1 to skip.
+            student_teacher_cosine: (G,) in [-1, 1].
+
+        Raises:
+            ValueError: shapes disagree.
+        """
+        if student_teacher_cosine.shape != labels.shape or labels.ndim != 1:
+            raise ValueError(
+                f"labels {tuple(labels.shape)} and student_teacher_cosine {tuple(student_teacher_cosine.shape)} "
+                "must both be (G,)"
+            )
+        if teacher_embeddings.shape != (len(labels), self.class_centres.shape[1]):
+            raise ValueError(
+                f"teacher_embeddings must be ({len(labels)}, {self.class_centres.shape[1]}), "
+                f"got {tuple(teacher_embeddings.shape)}"
+            )
+        valid = labels >= 0
+        teacher = teacher_embeddings.to(self.class_centres.dtype)
+        confidence = centre_confidence(self.class_centres[labels.clamp(min=0)], teacher)
+        cosine = student_teacher_cosine.to(confidence.dtype)
+        momentum = centre_momentum(cosine, confidence, weighted=self.config.momentum == "weighted")
+        update = centre_update_(self.class_centres, teacher, labels, momentum)
+        self._unit_centres.index_copy_(0, update.rows, unit_rows(update.new).to(self._unit_centres.dtype))
+        return CentreStep(
+            confidence=torch.where(valid, confidence, 0.0),
+            momentum=torch.where(valid, momentum, 1.0),
+            update=update,
+            unit_centres=self._unit_centres,
+        )
+
+    def unit_centres(self) -> Tensor:
+        """(C, D) unit rows the softmax reads; the live copy, not to be written."""
+        return self._unit_centres
+
+    @torch.no_grad()
+    def target_centres(self, labels: Tensor) -> Tensor | None:
+        """(B, D) unit rows of the labels' centres from the master, or None where the unit copy is as precise as that.
+
+        A bfloat16 row is off by up to 0.25 in a logit of scale 64, which matters for the target alone.
+        """
+        if self._unit_centres.dtype == self.class_centres.dtype:
+            return None
+        return unit_rows(self.class_centres[labels.clamp(min=0)])
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """What a checkpoint stores: the live (C, D) centres."""
+        return {"class_centres": self.class_centres}
+
+    @torch.no_grad()
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Take over stored centres, in place.
+
+        Raises:
+            ValueError: other keys, shape or dtype than this object's.
+        """
+        _load_centres(self.class_centres, state)
+        self._rebuild_unit_centres()
+
+    def _rebuild_unit_centres(self) -> None:
+        """Renormalise every row, in pieces that keep the temporaries small."""
+        for first in range(0, len(self.class_centres), _REBUILD_ROWS):
+            piece = slice(first, first + _REBUILD_ROWS)
+            self._unit_centres[piece] = unit_rows(self.class_centres[piece])
+
+
+class TrainableCentres(nn.Module):
+    """Class centres learned by gradient, for training without a teacher.
+
+    Ownership: an ordinary (C, D) parameter, replicated; whoever reduces gradients over ranks reduces this one too.
+    """
+
+    def __init__(self, config: CentresConfig, class_centres: Tensor) -> None:
+        """Start from `class_centres` (C, D), float32 or float64.
+
+        Raises:
+            ValueError: the config asks for adaptive centres.
+        """
+        super().__init__()
+        if config.kind != "trainable":
+            raise ValueError(f"centres.kind must be trainable here, got {config.kind}")
+        self.class_centres = nn.Parameter(class_centres.detach().clone())
+
+    def unit_centres(self) -> Tensor:
+        """(C, D) unit rows, with gradient to the parameter."""
+        return unit_rows(self.class_centres)
+
+    def target_centres(self, labels: Tensor) -> None:
+        """None: the softmax takes its target rows from `unit_centres`, so that they get their gradient."""
+        return None
+
+
+def _load_centres(into: Tensor, state: dict[str, Tensor]) -> None:
+    if set(state) != {"class_centres"}:
+        raise ValueError(f"state of class centres must hold class_centres alone, got {sorted(state)}")
+    stored = state["class_centres"]
+    if stored.shape != into.shape or stored.dtype != into.dtype:
+        raise ValueError(
+            f"stored class_centres are {tuple(stored.shape)} {stored.dtype}, "
+            f"this run has {tuple(into.shape)} {into.dtype}"
+        )
+    into.copy_(stored)

@@ -1,0 +1,99 @@
+"""Geometry-aware margin: asks more of samples where the student lags behind a teacher who is sure of itself.
+
+The term is added to AdaFace's quality scaler before that is clipped, so it moves a lagging sample towards the margins
+of a high-quality one: a larger additive part and a smaller angular one. It does not simply add an angle. It is made of
+the confidence (cosine of the centre as it was before the step to the teacher's embedding) and of the student-teacher
+cosine, and carries no gradient. A ramp over the first epochs keeps it out while neither of them means anything yet.
+
+Source: github.com/rayyichen310/adadistill_with_adaface_loss, re-derived from its description.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GeometryMarginConfig:
+    """Extra margin where the student lags behind a confident teacher; for the adaface head with adaptive centres."""
+
+    mode: Literal["off", "adaptive", "static"] = "off"
+    """`adaptive` compares confidence with the student-teacher cosine; `static` looks at that cosine alone."""
+    weight: float = 1.0
+    """Multiplies the term after its ramp. At least 0. The origin's final recipe has 1."""
+    scale: float = 3.0
+    """Slope of the term in the lag. At least 0. The origin's final recipe has 3."""
+    warmup_epochs: float = 1.0
+    """Epochs, fractions allowed, over which the term is ramped up; 0 has it in full from the start."""
+    mask: float = 0.8
+    """`static` only: student-teacher cosines from here on get no term. In [-1, 1]."""
+    baseline: float = 0.25
+    """`static` only: subtracted from the term, negative results count as 0. In [0, 1]."""
+
+    def __post_init__(self) -> None:
+        if self.mode not in ("off", "adaptive", "static"):
+            raise ValueError(f"mode must be off, adaptive or static, got {self.mode!r}")
+        for name in ("weight", "scale", "warmup_epochs"):
+            if not 0.0 <= getattr(self, name) < float("inf"):
+                raise ValueError(f"{name} must be at least 0 and finite, got {getattr(self, name)}")
+        if not -1.0 <= self.mask <= 1.0:
+            raise ValueError(f"mask must be in [-1, 1], got {self.mask}")
+        if not 0.0 <= self.baseline <= 1.0:
+            raise ValueError(f"baseline must be in [0, 1], got {self.baseline}")
+
+
+def geometry_ramp(config: GeometryMarginConfig, fractional_epoch: float) -> float:
+    """Share of the term in force at `fractional_epoch` (epoch + step / steps per epoch), linear until full.
+
+    `adaptive` starts from 0, `static` (as it was published) from 1 / (warmup_epochs + 1); both are full after
+    `warmup_epochs`.
+    """
+    if config.warmup_epochs == 0.0:
+        return 1.0
+    if config.mode == "static":
+        return min(1.0, (fractional_epoch + 1.0) / (config.warmup_epochs + 1.0))
+    return min(1.0, max(0.0, fractional_epoch / config.warmup_epochs))
+
+
+def geometry_term(
+    config: GeometryMarginConfig, confidence: Tensor, student_teacher_cosine: Tensor, fractional_epoch: float
+) -> Tensor:
+    """What to add to the quality scaler of each sample before it is clipped.
+
+    Args:
+        config: mode and constants.
+        confidence: (B,) or (B, 1), cosine of the pre-step centre to the teacher's embedding, cut to [1e-6, 1].
+        student_teacher_cosine: (B,) or (B, 1), in [-1, 1].
+        fractional_epoch: epoch + step / steps per epoch, from 0.
+
+    Returns:
+        (B,) at least 0, weight and ramp included, without gradient; zeros when the mode is off.
+
+    Raises:
+        ValueError: shapes disagree.
+    """
+    confidence, cosine = _flat("confidence", confidence), _flat("student_teacher_cosine", student_teacher_cosine)
+    if confidence.shape != cosine.shape:
+        raise ValueError(
+            f"confidence {tuple(confidence.shape)} and student_teacher_cosine {tuple(cosine.shape)} must match"
+        )
+    weight = config.weight * geometry_ramp(config, fractional_epoch)
+    if config.mode == "adaptive":
+        return weight * config.scale * confidence * (confidence - cosine).clamp(min=0.0)
+    if config.mode == "static":
+        gap = torch.where(cosine < config.mask, (config.scale * (1.0 - cosine)).clamp(0.0, 1.0), 0.0)
+        return weight * (gap - config.baseline).clamp(min=0.0)
+    return torch.zeros_like(confidence)
+
+
+def _flat(name: str, values: Tensor) -> Tensor:
+    """(B,) detached, float32 or wider; the origin once added a (B, 1) to a (B,) and trained on (B, B)."""
+    if values.ndim == 2 and values.shape[1] == 1:
+        values = values.squeeze(1)
+    if values.ndim != 1:
+        raise ValueError(f"{name} must be (B,) or (B, 1), got {tuple(values.shape)}")
+    return values.detach().to(torch.promote_types(values.dtype, torch.float32))

@@ -1,0 +1,227 @@
+"""Adaptive and trainable centres: momentum, update, the unit copy, undo, state."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from adadistill.core.class_centres import (
+    AdaptiveCentres,
+    CentresConfig,
+    TrainableCentres,
+    centre_confidence,
+    centre_momentum,
+    initial_centres,
+    student_teacher_cosine,
+    unit_rows,
+)
+
+WEIGHTED, UNWEIGHTED = CentresConfig(), CentresConfig(momentum="unweighted")
+
+
+def units(rows: int, dim: int, seed: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    return normalize(torch.randn(rows, dim, generator=torch.Generator().manual_seed(seed), dtype=dtype))
+
+
+def test_momentum_of_the_worked_example():
+    cosine, confidence = torch.tensor([0.5]), torch.tensor([0.8])
+    torch.testing.assert_close(centre_momentum(cosine, confidence, weighted=True), torch.tensor([0.4]))
+    torch.testing.assert_close(centre_momentum(cosine, confidence, weighted=False), torch.tensor([0.5]))
+
+
+def test_momentum_stays_above_a_millionth_and_at_most_one():
+    cosine, confidence = torch.tensor([-1.0, 0.0, 1.0]), torch.ones(3)
+    torch.testing.assert_close(centre_momentum(cosine, confidence, weighted=True), torch.tensor([1e-6, 1e-6, 1.0]))
+
+
+def test_a_centre_across_from_its_teacher_embedding_jumps_to_it():
+    centres = AdaptiveCentres(WEIGHTED, torch.tensor([[0.6, 0.0]], dtype=torch.float64))
+    teacher = torch.tensor([[0.0, 1.0]], dtype=torch.float64)
+
+    step = centres.propose_update(teacher, torch.tensor([0]), torch.tensor([0.5], dtype=torch.float64))
+
+    assert step.confidence.tolist() == [1e-6]
+    assert step.momentum.tolist() == [1e-6], "0.5e-6 is clipped"
+    torch.testing.assert_close(centres.class_centres[0], torch.tensor([0.6e-6, 1 - 1e-6], dtype=torch.float64))
+
+
+def test_confidence_is_the_cosine_to_the_stored_row_of_any_length():
+    rows = torch.tensor([[0.1, 0.0], [3.0, 4.0], [-1.0, 0.0], [0.0, 0.0]], dtype=torch.float64)
+    teacher = torch.tensor([[1.0, 0.0]] * 4, dtype=torch.float64)
+    expected = torch.tensor([1.0, 0.6, 1e-6, 1e-6], dtype=torch.float64)
+    torch.testing.assert_close(centre_confidence(rows, teacher), expected)
+
+
+def test_student_teacher_cosine_is_clipped_wide_and_without_gradient():
+    student = units(4, 8, 0).requires_grad_()
+    cosine = student_teacher_cosine(student * 1.5, student)
+    assert cosine.tolist() == [1.0] * 4
+    assert not cosine.requires_grad
+    assert student_teacher_cosine(student.bfloat16(), student.half()).dtype == torch.float32
+    with pytest.raises(ValueError, match="must both be"):
+        student_teacher_cosine(student, student[:2])
+
+
+@pytest.mark.parametrize("config", [WEIGHTED, UNWEIGHTED])
+def test_a_step_follows_the_published_rule_and_reports_the_centre_as_it_was(config):
+    before = torch.randn(10, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(1)) * 0.3
+    centres = AdaptiveCentres(config, before.clone())
+    labels = torch.tensor([7, 0, 3])
+    teacher, cosine = units(3, 6, 2, torch.float64), torch.tensor([0.9, 0.2, -0.3], dtype=torch.float64)
+    confidence = torch.cosine_similarity(before[labels], teacher).clamp(1e-6, 1)
+    momentum = (cosine * confidence if config is WEIGHTED else cosine).clamp(1e-6, 1)
+    expected = before.clone()
+    expected[labels] = momentum[:, None] * before[labels] + (1 - momentum)[:, None] * teacher
+
+    step = centres.propose_update(teacher, labels, cosine)
+
+    torch.testing.assert_close(step.confidence, confidence)
+    torch.testing.assert_close(step.momentum, momentum)
+    torch.testing.assert_close(centres.class_centres, expected)
+
+
+def test_repeats_take_their_momentum_from_the_centre_before_the_step():
+    before = units(3, 4, 3, torch.float64) * 0.5
+    centres = AdaptiveCentres(WEIGHTED, before.clone())
+    teacher, cosine = units(2, 4, 4, torch.float64), torch.tensor([0.8, 0.6], dtype=torch.float64)
+    momentum = (cosine * torch.cosine_similarity(before[[1, 1]], teacher).clamp(1e-6, 1)).clamp(1e-6, 1)
+
+    centres.propose_update(teacher, torch.tensor([1, 1]), cosine)
+
+    once = momentum[0] * before[1] + (1 - momentum[0]) * teacher[0]
+    torch.testing.assert_close(centres.class_centres[1], momentum[1] * once + (1 - momentum[1]) * teacher[1])
+
+
+def test_ignored_samples_report_that_nothing_moved():
+    centres = AdaptiveCentres(WEIGHTED, units(3, 4, 5))
+    before = centres.class_centres.clone()
+    teacher = torch.full((2, 4), torch.nan)
+    step = centres.propose_update(teacher, torch.tensor([-1, -1]), torch.full((2,), torch.nan))
+    assert step.confidence.tolist() == [0.0, 0.0]
+    assert step.momentum.tolist() == [1.0, 1.0]
+    assert torch.equal(centres.class_centres, before)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    seed=st.integers(0, 10**6),
+    oks=st.lists(st.booleans(), min_size=1, max_size=5),
+    unit_dtype=st.sampled_from([None, torch.bfloat16]),
+)
+def test_the_unit_copy_follows_every_step_kept_or_undone_bit_for_bit(seed, oks, unit_dtype):
+    centres = AdaptiveCentres(
+        WEIGHTED, initial_centres(7, 16, generator=torch.Generator().manual_seed(seed)), unit_dtype=unit_dtype
+    )
+    generator = torch.Generator().manual_seed(seed)
+    for number, ok in enumerate(oks):
+        before, unit_before = centres.class_centres.clone(), centres.unit_centres().clone()
+        labels = torch.randint(-1, 7, (9,), generator=generator)
+        teacher = units(9, 16, seed + number)
+        if not ok:
+            teacher[number] = torch.nan
+        centres.propose_update(teacher, labels, torch.rand(9, generator=generator)).commit_(torch.tensor(ok))
+        if not ok:
+            assert torch.equal(centres.class_centres, before)
+            assert torch.equal(centres.unit_centres(), unit_before)
+    rebuilt = AdaptiveCentres(WEIGHTED, centres.class_centres.clone(), unit_dtype=unit_dtype)
+    assert torch.equal(centres.unit_centres(), rebuilt.unit_centres())
+
+
+@pytest.mark.parametrize("dim", [3, 64, 512])
+def test_a_row_normalises_to_the_same_bits_alone_as_among_all(dim):
+    rows = torch.randn(300, dim, generator=torch.Generator().manual_seed(6))
+    together = unit_rows(rows)
+    for count in (1, 2, 9, 128):
+        assert torch.equal(unit_rows(rows[:count]), together[:count])
+
+
+def test_a_coarser_copy_comes_with_target_rows_from_the_master():
+    centres = AdaptiveCentres(WEIGHTED, units(5, 8, 7) * 0.3, unit_dtype=torch.bfloat16)
+    assert centres.unit_centres().dtype == torch.bfloat16
+    target = centres.target_centres(torch.tensor([4, -1, 2]))
+    assert target is not None
+    torch.testing.assert_close(target[[0, 2]], unit_rows(centres.class_centres[[4, 2]]))
+    assert AdaptiveCentres(WEIGHTED, units(5, 8, 7)).target_centres(torch.tensor([4])) is None
+
+
+def test_state_is_loaded_in_place_with_its_unit_copy():
+    source = AdaptiveCentres(WEIGHTED, units(5, 8, 8) * 0.4)
+    target = AdaptiveCentres(WEIGHTED, torch.zeros(5, 8))
+    storage = target.class_centres.data_ptr()
+
+    target.load_state_dict({name: value.clone() for name, value in source.state_dict().items()})
+
+    assert target.class_centres.data_ptr() == storage
+    assert torch.equal(target.class_centres, source.class_centres)
+    assert torch.equal(target.unit_centres(), source.unit_centres())
+
+
+@pytest.mark.parametrize(
+    ("state", "message"),
+    [
+        ({}, r"must hold class_centres alone, got \[\]"),
+        (
+            {"class_centres": torch.zeros(4, 8)},
+            r"stored class_centres are \(4, 8\) torch.float32, this run has \(5, 8\)",
+        ),
+        ({"class_centres": torch.zeros(5, 8).double()}, "torch.float64"),
+    ],
+)
+def test_state_of_other_centres_is_refused(state, message):
+    with pytest.raises(ValueError, match=message):
+        AdaptiveCentres(WEIGHTED, torch.zeros(5, 8)).load_state_dict(state)
+
+
+def test_inputs_that_do_not_fit_are_refused():
+    centres = AdaptiveCentres(WEIGHTED, units(5, 8, 9))
+    labels, cosine = torch.tensor([0, 1]), torch.tensor([0.5, 0.5])
+    with pytest.raises(ValueError, match=r"teacher_embeddings must be \(2, 8\), got \(2, 7\)"):
+        centres.propose_update(torch.zeros(2, 7), labels, cosine)
+    with pytest.raises(ValueError, match=r"must both be \(G,\)"):
+        centres.propose_update(torch.zeros(2, 8), labels, cosine[:, None])
+    with pytest.raises(ValueError, match="float32 or float64, got"):
+        AdaptiveCentres(WEIGHTED, torch.zeros(5, 8).half())
+    with pytest.raises(ValueError, match=r"kind must be adaptive here, got trainable"):
+        AdaptiveCentres(CentresConfig(kind="trainable"), torch.zeros(5, 8))
+    with pytest.raises(ValueError, match=r"kind must be trainable here, got adaptive"):
+        TrainableCentres(WEIGHTED, torch.zeros(5, 8))
+
+
+def test_initial_centres_are_seeded_small_and_alike_in_every_precision():
+    drawn = [initial_centres(200, 64, generator=torch.Generator().manual_seed(s)) for s in (0, 0, 1)]
+    assert torch.equal(drawn[0], drawn[1])
+    assert not torch.equal(drawn[0], drawn[2])
+    assert drawn[0].std().item() == pytest.approx(0.01, rel=0.03)
+    wide = initial_centres(200, 64, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    assert torch.equal(wide.float(), drawn[0])
+    with pytest.raises(ValueError, match="must be positive, got 0 and 64"):
+        initial_centres(0, 64, generator=torch.Generator())
+
+
+def test_the_first_visit_forgets_the_random_start():
+    centres = AdaptiveCentres(WEIGHTED, initial_centres(4, 512, generator=torch.Generator().manual_seed(0)))
+    teacher = units(1, 512, 10)
+    step = centres.propose_update(teacher, torch.tensor([2]), torch.tensor([0.3]))
+    assert step.momentum.item() < 0.05
+    assert torch.cosine_similarity(centres.class_centres[2:3], teacher).item() > 0.99
+
+
+def test_trained_centres_learn_through_their_normalisation():
+    centres = TrainableCentres(CentresConfig(kind="trainable"), units(3, 4, 11, torch.float64) * 5)
+    assert torch.autograd.gradcheck(unit_rows, (centres.class_centres,))
+    unit = centres.unit_centres()
+    torch.testing.assert_close(unit.norm(dim=1), torch.ones(3, dtype=torch.float64))
+    (gradient,) = torch.autograd.grad(unit.square().sum(), centres.class_centres)
+    torch.testing.assert_close(gradient, torch.zeros(3, 4, dtype=torch.float64))
+    assert centres.target_centres(torch.tensor([0])) is None
+    assert list(centres.state_dict()) == ["class_centres"]
+
+
+@pytest.mark.parametrize(("field", "value"), [("kind", "frozen"), ("momentum", "alpha")])
+def test_values_out_of_range_are_refused_by_name(field, value):
+    with pytest.raises(ValueError, match=f"{field} must be"):
+        CentresConfig(**{field: value})
