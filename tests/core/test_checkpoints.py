@@ -1,0 +1,615 @@
+"""Saving: bits survive, training goes on, and no kill, full disk, dead rank or leftover costs a checkpoint."""
+
+from __future__ import annotations
+
+import logging
+import os
+import random
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import torch
+
+from adadistill.core import checkpoint_attempt, checkpoints
+from adadistill.core.checkpoints import (
+    CheckpointConfig,
+    CheckpointError,
+    CheckpointTimeoutError,
+    CheckpointWriteError,
+    CheckpointWriter,
+    NonFiniteCheckpointError,
+    Snapshot,
+    list_checkpoints,
+    load_checkpoint,
+    newest_valid_checkpoint,
+    verify_checkpoint,
+)
+
+TESTS = Path(__file__).resolve().parents[1]
+
+
+def snapshot_of(step: int, rank: int = 0) -> Snapshot:
+    """Every tensor tells the step; 7 rows do not divide by 2 or 3 ranks."""
+    return Snapshot(
+        model={"weight": torch.full((8, 8), float(step))},
+        optimiser={"momentum.weight": torch.full((8, 8), -float(step))},
+        optimiser_json={"lr": 0.1},
+        row_sharded={"centres": torch.arange(21.0).reshape(7, 3) + step},
+        rank_state={"rank": rank},
+        state={"step": step},
+    )
+
+
+def saved_steps(folder: Path) -> list[int]:
+    return [int(path.name.removeprefix("step-")) for path in list_checkpoints(folder)]
+
+
+def save_one(folder: Path, step: int, **arguments: object) -> Path:
+    with CheckpointWriter(folder, **({"keep": 3} | arguments)) as writer:
+        writer.save(step, snapshot_of(step))
+    return folder / f"step-{step:08d}"
+
+
+# --- What is saved
+
+
+def test_every_dtype_and_layout_survives_bit_for_bit(tmp_path):
+    base = torch.randn(6, 4, dtype=torch.float64)
+    nan_free_bits = torch.randint(-(2**15), 2**15, (64,), dtype=torch.int16)
+    bfloat16 = nan_free_bits.view(torch.bfloat16)
+    bfloat16 = torch.where(bfloat16.isfinite(), bfloat16, 0)
+    model = {
+        "float32": torch.randn(3, 5),
+        "negative_zero_and_denormal": torch.tensor([-0.0, 1e-45, 3e38]),
+        "float64": base,
+        "shares_storage": base[2:4],
+        "same_tensor_again": base,
+        "bfloat16": bfloat16,
+        "int64": torch.tensor([-(2**63), 2**63 - 1]),
+        "bool": torch.tensor([True, False]),
+        "scalar": torch.tensor(2.5),
+        "scalar_count": torch.tensor(7),
+        "empty": torch.empty(0, 3),
+        "transposed": torch.randn(4, 7).T,
+        "strided": torch.randn(10)[::3],
+        "expanded": torch.randn(3, 1).expand(3, 4),
+        "channels_last": torch.randn(2, 3, 4, 5).to(memory_format=torch.channels_last),
+        "parameter": torch.nn.Parameter(torch.randn(2, 2)),
+    }
+    with CheckpointWriter(tmp_path, keep=1) as writer:
+        writer.save(5, Snapshot(model=model, row_sharded={"centres": base.T}))
+    loaded = load_checkpoint(tmp_path / "step-00000005")
+
+    assert set(loaded.model) == set(model)
+    for name, tensor in model.items():
+        found = loaded.model[name]
+        assert (found.dtype, found.shape) == (tensor.dtype, tensor.shape), name
+        assert torch.equal(*(t.detach().contiguous().reshape(-1).view(torch.uint8) for t in (found, tensor))), name
+    assert torch.equal(loaded.row_sharded["centres"], base.T)
+    storages = {tensor.untyped_storage().data_ptr() for tensor in loaded.model.values() if tensor.numel()}
+    assert len(storages) == sum(tensor.numel() > 0 for tensor in model.values())
+
+
+def test_a_channels_last_network_reloads_into_a_plain_one(tmp_path):
+    network = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4)).to(
+        memory_format=torch.channels_last
+    )
+    network(torch.randn(2, 3, 8, 8)).sum().backward()
+    with CheckpointWriter(tmp_path, keep=1) as writer:
+        writer.save(1, Snapshot(model=network.state_dict()))
+    other = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4))
+    other.load_state_dict(load_checkpoint(tmp_path / "step-00000001").model)
+    assert all(
+        torch.equal(a, b) for a, b in zip(network.state_dict().values(), other.state_dict().values(), strict=True)
+    )
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_tensors_on_the_device_are_copied_at_once(tmp_path):
+    model = {
+        str(dtype): torch.randn(2, 3, 64, 64, device="cuda").to(dtype, memory_format=torch.channels_last)
+        for dtype in (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+    }
+    before = {name: tensor.cpu() for name, tensor in model.items()}
+    with CheckpointWriter(tmp_path, keep=1) as writer:
+        writer.save(1, Snapshot(model=model, row_sharded={"centres": model["torch.bfloat16"]}))
+        for tensor in model.values():
+            tensor.zero_()
+        model["torch.float16"][1, 2, 3, 4] = float("nan")
+        with pytest.raises(NonFiniteCheckpointError, match=r"model `torch\.float16`"):
+            writer.save(2, Snapshot(model=model))
+    loaded = load_checkpoint(tmp_path / "step-00000001")
+    assert all(torch.equal(loaded.model[name], tensor) for name, tensor in before.items())
+
+
+def test_json_comes_back_as_it_was(tmp_path):
+    state = {"float": 0.1 + 0.2, "tiny": 5e-324, "big": 2**80, "none": None, "text": "ε\n\ud800", "list": [1, [True]]}
+    with CheckpointWriter(tmp_path, keep=1) as writer:
+        writer.save(1, Snapshot(model={}, state=state, optimiser_json={"t": (1, 2)}, rank_state={"rng": "ff"}))
+    loaded = load_checkpoint(tmp_path / "step-00000001")
+    assert loaded.state == state
+    assert loaded.optimiser_json == {"t": [1, 2]}
+    assert loaded.rank_states == [{"rng": "ff"}]
+
+
+def test_changes_after_save_do_not_reach_the_checkpoint(tmp_path, monkeypatch):
+    gate = threading.Event()
+    write = checkpoint_attempt.write_bytes
+    monkeypatch.setattr(checkpoint_attempt, "write_bytes", lambda *a: (gate.wait(10), write(*a))[1])
+    snapshot = snapshot_of(1)
+    state = {"nested": {"epoch": 1}}
+    with CheckpointWriter(tmp_path, keep=1) as writer:
+        writer.save(1, Snapshot(model=snapshot.model, row_sharded=snapshot.row_sharded, state=state))
+        for tensor in (*snapshot.model.values(), *snapshot.row_sharded.values()):
+            tensor.fill_(99.0)
+        state["nested"]["epoch"] = 99
+        gate.set()
+    loaded = load_checkpoint(tmp_path / "step-00000001")
+    assert torch.equal(loaded.model["weight"], snapshot_of(1).model["weight"])
+    assert torch.equal(loaded.row_sharded["centres"], snapshot_of(1).row_sharded["centres"])
+    assert loaded.state == {"nested": {"epoch": 1}}
+
+
+def test_a_second_save_waits_for_the_first(tmp_path, monkeypatch):
+    gate = threading.Event()
+    write = checkpoint_attempt.write_bytes
+    monkeypatch.setattr(checkpoint_attempt, "write_bytes", lambda *a: (gate.wait(10), write(*a))[1])
+    with CheckpointWriter(tmp_path, keep=3) as writer:
+        writer.save(1, snapshot_of(1))
+        assert writer.last_saved is None
+        threading.Timer(0.1, gate.set).start()
+        writer.save(2, snapshot_of(2))
+        assert writer.last_saved == 1
+    assert saved_steps(tmp_path) == [1, 2]
+
+
+def test_a_step_just_saved_is_not_written_again(tmp_path):
+    with CheckpointWriter(tmp_path, keep=3) as writer:
+        writer.save(1, snapshot_of(1))
+        writer.wait()
+        before = (tmp_path / "step-00000001" / "MANIFEST.json").stat().st_ino
+        writer.save(1, snapshot_of(1))
+    assert (tmp_path / "step-00000001" / "MANIFEST.json").stat().st_ino == before
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("kind", ["model", "optimiser", "row_sharded"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_a_non_finite_tensor_is_refused_by_name_and_nothing_is_written(tmp_path, kind, value, dtype):
+    bad = torch.zeros(5, 3, dtype=dtype)
+    bad[4, 2] = value
+    with CheckpointWriter(tmp_path, keep=3) as writer:
+        writer.save(1, snapshot_of(1))
+        with pytest.raises(NonFiniteCheckpointError, match=f"{kind} `bad` holds NaN or infinity"):
+            writer.save(2, Snapshot(**({"model": {}} | {kind: {"bad": bad}})))
+        writer.save(3, snapshot_of(3))
+    assert saved_steps(tmp_path) == [1, 3]
+
+
+@pytest.mark.parametrize(
+    ("snapshot", "message"),
+    [
+        (Snapshot(model={}, state={"epochs": {3: 1}}), "state.epochs has the key 3"),
+        (Snapshot(model={}, state={"best": [1.0, float("nan")]}), r"state.best\[1\] is nan"),
+        (Snapshot(model={}, rank_state={"rng": b"00"}), "rank_state.rng is a bytes"),
+        (Snapshot(model={}, state={"loss": torch.tensor(1.0)}), "state.loss is a Tensor"),
+        (Snapshot(model={"a": torch.zeros(2, dtype=torch.complex64)}), "model `a` cannot be stored"),
+        (Snapshot(model={"a": torch.zeros(2, 2).to_sparse()}), "model `a` cannot be stored"),
+        (Snapshot(model={"a": torch.zeros(2, device="meta")}), "model `a` cannot be stored"),
+        (Snapshot(model={"__metadata__": torch.zeros(2)}), "safetensors keeps for itself"),
+        (Snapshot(model={}, row_sharded={"../up": torch.zeros(2, 2)}), "must be named in"),
+        (Snapshot(model={}, row_sharded={"centres": torch.tensor(1.0)}), "have rows"),
+    ],
+)
+def test_what_cannot_be_stored_exactly_is_refused_at_the_door(tmp_path, snapshot, message):
+    with (
+        CheckpointWriter(tmp_path, keep=1) as writer,
+        pytest.raises((ValueError, NonFiniteCheckpointError), match=message),
+    ):
+        writer.save(1, snapshot)
+    assert list(tmp_path.iterdir()) == []
+
+
+# --- Several ranks
+
+
+def save_on_ranks(folder: Path, step: int, world_size: int, token: str = "run") -> None:
+    def run(rank: int) -> None:
+        with CheckpointWriter(folder, keep=3, rank=rank, world_size=world_size, run_token=token) as writer:
+            writer.save(step, snapshot_of(step, rank))
+
+    with ThreadPoolExecutor(world_size) as pool:
+        list(pool.map(run, range(world_size)))
+
+
+@pytest.mark.parametrize("world_size", [2, 3, 9])
+def test_shards_of_any_number_of_ranks_load_as_the_whole(tmp_path, world_size):
+    save_on_ranks(tmp_path, 4, world_size)
+    path = tmp_path / "step-00000004"
+
+    loaded = load_checkpoint(path)
+
+    assert torch.equal(loaded.row_sharded["centres"], snapshot_of(4).row_sharded["centres"])
+    assert loaded.rank_states == [{"rank": rank} for rank in range(world_size)]
+    assert len(list(path.glob(f"centres-*-of-{world_size:02d}.safetensors"))) == world_size
+    assert not list(path.glob("done-*")), "notes between ranks are no part of a checkpoint"
+    verify_checkpoint(path)
+
+
+def test_leftovers_of_killed_runs_are_never_mixed_in_and_are_removed(tmp_path):
+    source = tmp_path / "other"
+    save_on_ranks(source, 4, 3, token="old")
+    for name in (".tmp-step-00000004-old-1", ".tmp-step-00000004-older-2", ".trash-step-00000001-old-1"):
+        shutil.copytree(source / "step-00000004", tmp_path / "run" / name)
+        for rank in (1, 2):
+            (tmp_path / "run" / name / f"done-{rank:02d}.json").write_text('{"shapes": {}, "files": []}')
+            (tmp_path / "run" / name / f"failed-{rank:02d}.json").write_text('{"error": "old"}')
+    (tmp_path / "run" / ".tmp-mine").mkdir()
+    (tmp_path / "run" / "notes.txt").write_text("keep me")
+
+    save_on_ranks(tmp_path / "run", 4, 2, token="new")
+
+    assert {path.name for path in (tmp_path / "run").iterdir()} == {"step-00000004", ".tmp-mine", "notes.txt"}
+    loaded = load_checkpoint(tmp_path / "run" / "step-00000004")
+    assert len(loaded.rank_states) == 2
+    assert torch.equal(loaded.row_sharded["centres"], snapshot_of(4).row_sharded["centres"])
+
+
+def test_one_rank_that_cannot_write_is_an_error_on_all_ranks_and_the_next_save_works(tmp_path, monkeypatch):
+    write = checkpoint_attempt.write_tensors
+    broken = threading.Event()
+
+    def write_tensors(path, *arguments):
+        if broken.is_set() and "-01-of-03" in path.name:
+            raise OSError(28, "No space left on device", str(path))
+        return write(path, *arguments)
+
+    monkeypatch.setattr(checkpoint_attempt, "write_tensors", write_tensors)
+    meeting = threading.Barrier(3)
+
+    def run(rank: int) -> str:
+        with CheckpointWriter(tmp_path, keep=3, rank=rank, world_size=3, run_token="t", peer_timeout_s=20) as writer:
+            writer.save(1, snapshot_of(1, rank))
+            writer.wait()
+            meeting.wait()
+            broken.set()
+            writer.save(2, snapshot_of(2, rank))
+            with pytest.raises(CheckpointError) as error:
+                writer.wait()
+            meeting.wait()
+            broken.clear()
+            writer.save(3, snapshot_of(3, rank))
+            return f"{type(error.value).__name__}: {error.value}"
+
+    started = time.monotonic()
+    with ThreadPoolExecutor(3) as pool:
+        errors = list(pool.map(run, range(3)))
+
+    assert time.monotonic() - started < 10, "nobody may wait for the time-out"
+    assert errors[1].startswith("CheckpointWriteError")
+    for rank in (0, 2):
+        assert "rank 1 failed with" in errors[rank] or "rank 0 failed with" in errors[rank]
+    assert all("No space left on device" in error for error in errors)
+    assert saved_steps(tmp_path) == [1, 3]
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+
+
+def test_a_rank_that_refuses_its_snapshot_is_an_error_on_all_ranks(tmp_path):
+    def run(rank: int) -> str:
+        writer = CheckpointWriter(tmp_path, keep=3, rank=rank, world_size=2, run_token="t", peer_timeout_s=20)
+        state = {"loss": float("nan")} if rank == 0 else {}
+        try:
+            writer.save(1, Snapshot(model={}, state=state))
+            writer.close()
+        except CheckpointError as error:
+            return f"{type(error).__name__}: {error}"
+        return "no error"
+
+    with ThreadPoolExecutor(2) as pool:
+        errors = list(pool.map(run, range(2)))
+    assert errors[0] == "NonFiniteCheckpointError: state.loss is nan; it is not saved"
+    assert "rank 0 failed with NonFiniteCheckpointError: state.loss is nan" in errors[1]
+    assert saved_steps(tmp_path) == []
+
+
+def test_ranks_that_disagree_about_the_arrays_are_refused(tmp_path):
+    def run(rank: int) -> str:
+        writer = CheckpointWriter(tmp_path, keep=3, rank=rank, world_size=2, run_token="t", peer_timeout_s=20)
+        writer.save(1, Snapshot(model={}, row_sharded={"centres": torch.zeros(4 + rank, 2)}))
+        with pytest.raises(CheckpointError) as error:
+            writer.close()
+        return str(error.value)
+
+    with ThreadPoolExecutor(2) as pool:
+        errors = list(pool.map(run, range(2)))
+    assert all("rank 1 has {'centres': 'torch.float32 (5, 2)'}" in error for error in errors)
+
+
+@pytest.mark.parametrize(("rank", "missing"), [(0, "files of rank 1"), (1, "from rank 0")])
+def test_waiting_for_a_dead_rank_ends_with_an_error_that_names_it(tmp_path, rank, missing):
+    writer = CheckpointWriter(tmp_path, keep=3, rank=rank, world_size=2, run_token="t", peer_timeout_s=0.2)
+    writer.save(1, snapshot_of(1))
+    with pytest.raises(CheckpointTimeoutError, match=missing):
+        writer.close()
+    assert saved_steps(tmp_path) == []
+
+
+def save_and_fail(writer: CheckpointWriter) -> None:
+    with writer:
+        writer.save(1, snapshot_of(1))
+        raise ZeroDivisionError
+
+
+def test_leaving_by_an_exception_does_not_wait_long_for_other_ranks(tmp_path, monkeypatch):
+    shorten = checkpoint_attempt.Patience.shorten
+    monkeypatch.setattr(checkpoint_attempt.Patience, "shorten", lambda self, limit_s: shorten(self, limit_s / 50))
+    started = time.monotonic()
+    writer = CheckpointWriter(tmp_path, keep=3, rank=0, world_size=2, run_token="t")
+    with pytest.raises(ZeroDivisionError):
+        save_and_fail(writer)
+    assert time.monotonic() - started < 5
+
+
+def test_leaving_by_an_exception_still_finishes_the_save_in_flight(tmp_path):
+    with pytest.raises(ZeroDivisionError):
+        save_and_fail(CheckpointWriter(tmp_path, keep=3))
+    assert saved_steps(tmp_path) == [1]
+
+
+# --- Failing disks
+
+
+def test_a_background_error_surfaces_at_the_next_save_once_and_older_checkpoints_stay(tmp_path, monkeypatch):
+    def no_space(path, *_):
+        raise OSError(28, "No space left on device", str(path))
+
+    with CheckpointWriter(tmp_path, keep=1) as writer:
+        writer.save(1, snapshot_of(1))
+        writer.wait()
+        with monkeypatch.context() as patch:
+            patch.setattr(checkpoint_attempt, "write_tensors", no_space)
+            writer.save(2, snapshot_of(2))
+            with pytest.raises(CheckpointWriteError, match=r"step 2 .*model\.safetensors: No space left on device"):
+                writer.save(3, snapshot_of(3))
+        assert [path.name for path in tmp_path.iterdir()] == ["step-00000001"], "the room is given back"
+        writer.save(4, snapshot_of(4))
+    assert saved_steps(tmp_path) == [4]
+
+
+def test_a_background_error_surfaces_at_close(tmp_path):
+    writer = CheckpointWriter(tmp_path / "checkpoints", keep=1)
+    shutil.rmtree(tmp_path / "checkpoints")
+    (tmp_path / "checkpoints").write_text("a file in the place of the folder: nothing can be written, root or not")
+    writer.save(1, snapshot_of(1))
+    with pytest.raises(CheckpointWriteError, match="Not a directory"):
+        writer.close()
+
+
+def test_a_folder_that_cannot_be_made_is_an_error_at_the_start(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(CheckpointWriteError, match="cannot create the checkpoint folder"):
+        CheckpointWriter(tmp_path / "file" / "checkpoints", keep=1)
+
+
+FULL_DISK = """
+import resource, sys
+from pathlib import Path
+import tests_support; tests_support.make_importable()
+import torch
+from adadistill.core.checkpoints import *
+folder = Path(sys.argv[1])
+snapshot = lambda size: Snapshot(model={"w": torch.zeros(size)})
+writer = CheckpointWriter(folder, keep=1)
+writer.save(1, snapshot(10)); writer.wait()
+resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, 1 << 16))    # no file may grow past 64 KiB
+writer.save(2, snapshot(1 << 20))
+try:
+    writer.close()
+except CheckpointWriteError as error:
+    print(error)
+"""
+
+
+def run_script(script: str, *arguments: object) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {"PYTHONPATH": str(TESTS), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", script, *map(str, arguments)]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
+
+
+def test_a_write_cut_off_by_the_system_leaves_the_older_checkpoint(tmp_path):
+    done = run_script(FULL_DISK, tmp_path)
+    assert "model.safetensors: File too large. Older ones are untouched" in done.stdout, done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["step-00000001"]
+    verify_checkpoint(tmp_path / "step-00000001")
+
+
+KILL_LOOP = """
+import os, random, signal, sys, time
+from pathlib import Path
+import tests_support; tests_support.make_importable()
+import torch
+torch.set_num_threads(1)
+from adadistill.core.checkpoints import *
+folder = Path(sys.argv[1])
+draw = random.Random(int(sys.argv[2]))
+start = 0
+for _ in range(int(sys.argv[3])):
+    reader, writer_end = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.close(reader)
+        with CheckpointWriter(folder, keep=2) as writer:
+            for step in range(start, start + 100_000):         # first the step of the last checkpoint once more
+                writer.save(step, Snapshot(model={"w": torch.full((20_000,), float(step))}, state={"step": step}))
+                writer.wait()
+                os.write(writer_end, step.to_bytes(8, "little"))
+    os.close(writer_end)
+    os.read(reader, 8)
+    time.sleep(draw.uniform(0.0, 0.12))
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    rest = b""
+    while piece := os.read(reader, 1 << 16):
+        rest += piece
+    os.close(reader)
+    completed = int.from_bytes(rest[-8:], "little") if rest else start
+    checkpoint, skipped = newest_valid_checkpoint(folder)
+    assert checkpoint is not None and checkpoint.step >= completed, (checkpoint, completed)
+    assert not skipped, skipped
+    assert checkpoint.state == {"step": checkpoint.step} and (checkpoint.model["w"] == checkpoint.step).all()
+    print("killed after", completed, "newest", checkpoint.step, sorted(path.name for path in folder.iterdir()))
+    start = checkpoint.step
+"""
+
+
+def test_kill_9_at_any_moment_leaves_the_last_completed_save_or_a_newer_one(tmp_path):
+    done = run_script(KILL_LOOP, tmp_path, random.Random().randrange(10**6), 12)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("killed after") == 12
+
+
+# --- Rotation
+
+
+def test_the_newest_checkpoints_stay(tmp_path):
+    with CheckpointWriter(tmp_path, keep=2) as writer:
+        for step in (0, 5, 10, 15, 20):
+            writer.save(step, snapshot_of(step))
+    assert saved_steps(tmp_path) == [15, 20]
+
+
+def test_a_damaged_checkpoint_neither_counts_nor_is_deleted(tmp_path, caplog):
+    for step in (1, 2, 3):
+        save_one(tmp_path, step, keep=9)
+    with open(tmp_path / "step-00000003" / "model.safetensors", "r+b") as file:
+        file.seek(-1, os.SEEK_END)
+        file.write(b"\x7f")
+
+    save_one(tmp_path, 4, keep=2)
+
+    assert saved_steps(tmp_path) == [2, 3, 4], "2 is the second newest valid one"
+    assert "a damaged checkpoint does not count" in caplog.text
+
+
+def test_what_is_not_ours_is_never_deleted(tmp_path):
+    save_one(tmp_path, 1)
+    (tmp_path / "step-00000002").mkdir()
+    (tmp_path / "step-00000002" / "holiday.jpg").write_bytes(b"photo")
+    (tmp_path / "elsewhere").mkdir()
+    outside = save_one(tmp_path / "elsewhere", 3)
+    (tmp_path / "step-00000003").symlink_to(outside)
+    (tmp_path / "best").mkdir()
+
+    save_one(tmp_path, 10, keep=1)
+
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "step-00000002", "step-00000003", "step-00000010", "elsewhere", "best",
+    }  # fmt: skip
+    assert (tmp_path / "step-00000002" / "holiday.jpg").read_bytes() == b"photo"
+    verify_checkpoint(outside)
+
+
+def test_a_run_that_went_back_keeps_its_new_checkpoint_and_the_later_ones(tmp_path, caplog):
+    for step in (10, 20, 30):
+        save_one(tmp_path, step, keep=9)
+    save_one(tmp_path, 15, keep=1)
+    assert saved_steps(tmp_path) == [15, 20, 30]
+    assert "is of a later step than the one just saved" in caplog.text
+
+
+def test_a_step_written_again_replaces_the_earlier_one(tmp_path):
+    path = save_one(tmp_path, 5)
+    before = (path / "MANIFEST.json").stat().st_ino
+    save_one(tmp_path, 5)
+    assert (path / "MANIFEST.json").stat().st_ino != before
+    assert [entry.name for entry in tmp_path.iterdir()] == ["step-00000005"]
+
+
+def test_between_the_two_renames_of_a_replacement_the_earlier_one_is_found(tmp_path, monkeypatch):
+    save_one(tmp_path, 4)
+    save_one(tmp_path, 5)
+    rename = os.rename
+    seen = []
+
+    def rename_and_look(source, target):
+        rename(source, target)
+        if ".replaced-" in str(target):
+            seen.append(newest_valid_checkpoint(tmp_path))
+
+    monkeypatch.setattr(checkpoint_attempt.os, "rename", rename_and_look)
+    save_one(tmp_path, 5)
+    (checkpoint, skipped), *_ = seen
+    assert (checkpoint.step, skipped) == (5, [])
+
+
+def test_a_damaged_step_written_again_is_set_aside(tmp_path):
+    path = save_one(tmp_path, 5)
+    (path / "state.json").write_text("{}")
+    save_one(tmp_path, 5)
+    verify_checkpoint(path)
+    checkpoint, skipped = newest_valid_checkpoint(tmp_path)
+    assert checkpoint.path == path
+    assert skipped == []
+    assert len(list(tmp_path.glob("step-00000005.replaced-*"))) == 1
+
+
+def test_a_failing_delete_is_a_warning_and_is_made_up_for_later(tmp_path, monkeypatch, caplog):
+    def refuse(path):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    with CheckpointWriter(tmp_path, keep=1) as writer:
+        writer.save(1, snapshot_of(1))
+        writer.wait()
+        with monkeypatch.context() as patch, caplog.at_level(logging.WARNING):
+            patch.setattr(checkpoints.shutil, "rmtree", refuse)
+            writer.save(2, snapshot_of(2))
+            writer.wait()
+        assert "could not delete the old checkpoint" in caplog.text
+        assert saved_steps(tmp_path) == [2]
+        writer.save(3, snapshot_of(3))
+    assert [path.name for path in tmp_path.iterdir()] == ["step-00000003"]
+
+
+# --- Arguments
+
+
+def test_settings_are_checked():
+    assert CheckpointConfig() == CheckpointConfig(every_steps=None, every_epochs=1, keep=3)
+    for arguments in ({"every_steps": 0}, {"every_epochs": -1}, {"keep": 0}):
+        with pytest.raises(ValueError, match=f"{next(iter(arguments))} must be at least 1"):
+            CheckpointConfig(**arguments)
+
+
+@pytest.mark.parametrize(
+    ("config", "due"),
+    [
+        (CheckpointConfig(), [10, 20, 30]),
+        (CheckpointConfig(every_epochs=2), [20]),
+        (CheckpointConfig(every_epochs=None, every_steps=7), [7, 14, 21, 28]),
+        (CheckpointConfig(every_epochs=None), []),
+        (CheckpointConfig(every_steps=15), [10, 15, 20, 30]),
+    ],
+)
+def test_saves_fall_due_by_steps_and_by_epochs(config, due):
+    assert [step for step in range(31) if config.is_due(step, steps_per_epoch=10)] == due
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"keep": 0}, "keep must be"),
+        ({"rank": 1}, "rank must be in"),
+        ({"world_size": 2}, "run_token must be given"),
+        ({"run_token": "../x"}, "letters and digits"),
+    ],
+)
+def test_writer_arguments_are_checked(tmp_path, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        CheckpointWriter(tmp_path, **({"keep": 1} | arguments))
