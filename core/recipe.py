@@ -1,0 +1,194 @@
+"""A recipe: everything that decides what a training run computes, read strictly from YAML.
+
+The sections are config classes that live beside what they configure; this file composes them, checks what no section
+can check alone, and gives a recipe its hash. A recipe names no device, no number of ranks and no output folder: these
+belong to a launch, so the same recipe resumes elsewhere. Paths in a recipe (`data.records`, `teacher.*`,
+`evaluation.sets`) are relative to the working directory of the launch, not to the recipe's file.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from adadistill.core.backbones import BackboneConfig
+from adadistill.core.checkpoints import CheckpointConfig
+from adadistill.core.class_centres import CentresConfig
+from adadistill.core.config_text import canonical_json, config_differences, dump_config
+from adadistill.core.evaluation import EvaluationConfig
+from adadistill.core.geometry_margin import GeometryMarginConfig
+from adadistill.core.heads import HeadConfig
+from adadistill.core.metrics_log import LogConfig
+from adadistill.core.non_finite import GuardConfig
+from adadistill.core.optimiser import OptimConfig
+from adadistill.core.precision import PrecisionName
+from adadistill.core.strict_yaml import LoadedConfig, RecipeError, parse_config, read_config
+from adadistill.core.teachers import TeacherConfig
+from adadistill.loaders.pipeline import DataConfig
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", re.ASCII)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Recipe:
+    """What a training run computes."""
+
+    name: str
+    """What reports call the run, and the default name of its folder. Letters, digits, `.`, `_` and `-`."""
+    seed: int = 2048
+    """Where every random stream starts: sample order, mirroring, initial weights and centres. In [0, 2^63). 2048 as in
+    insightface's training."""
+    data: DataConfig
+    """Training records and how they are read."""
+    teacher: TeacherConfig | None = None
+    """Where teacher embeddings come from. Needed by adaptive centres; leave it out (or null) to train without."""
+    student: BackboneConfig = field(default_factory=BackboneConfig)
+    """The network that is trained."""
+    head: HeadConfig = field(default_factory=HeadConfig)
+    """Margins of the loss."""
+    centres: CentresConfig = field(default_factory=CentresConfig)
+    """Class centres that the loss compares with."""
+    geometry_margin: GeometryMarginConfig = field(default_factory=GeometryMarginConfig)
+    """Extra margin where the student lags behind a confident teacher."""
+    optim: OptimConfig
+    """Optimiser, learning-rate schedule and length of training."""
+    precision: PrecisionName = "auto"
+    """Number format of the student: `auto` is bfloat16 autocast on CUDA and float32 on the CPU; float64 is for
+    comparing implementations. Norms, margins, softmax and moving averages are never below float32."""
+    compile: bool = False
+    """Run the student through `torch.compile`. Off: the first steps cost minutes, which long runs on CUDA earn back."""
+    deterministic: bool = False
+    """Only use algorithms that give the same bits again on the same hardware. Off, as some are slower on CUDA."""
+    guard: GuardConfig = field(default_factory=GuardConfig)
+    """What happens when a step is not finite."""
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    """Verification during training."""
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    """When the run is saved."""
+    log: LogConfig = field(default_factory=LogConfig)
+    """How often the run speaks."""
+
+    def __post_init__(self) -> None:
+        problems = [*self._own_problems(), *self._size_problems(), *self._method_problems()]
+        if problems:
+            raise ValueError("\n".join(problems))
+
+    def _own_problems(self) -> list[str]:
+        problems = []
+        if not _NAME.fullmatch(self.name):
+            problems.append(f"name must be letters, digits, '.', '_' and '-', at most 100, got {self.name[:120]!r}")
+        if not 0 <= self.seed < 2**63:
+            problems.append(f"seed must be in [0, 2^63), got {self.seed}")
+        return problems
+
+    def _size_problems(self) -> list[str]:
+        problems = []
+        if self.data.image_size % 16 != 0:
+            problems.append(f"data.image_size must be a multiple of 16 for any student, got {self.data.image_size}")
+        if self.data.global_batch_size < 2:
+            problems.append(
+                "data.global_batch_size must be at least 2, since batch norm and AdaFace's statistics need a spread, "
+                f"got {self.data.global_batch_size}"
+            )
+        if self.optim.warmup_epochs > self.optim.epochs:
+            problems.append(
+                f"optim.warmup_epochs must not exceed optim.epochs, got {self.optim.warmup_epochs} "
+                f"and {self.optim.epochs}"
+            )
+        return problems
+
+    def _method_problems(self) -> list[str]:
+        adaptive = self.centres.kind == "adaptive"
+        mode = self.geometry_margin.mode
+        problems = []
+        if adaptive and self.teacher is None:
+            problems.append(
+                "centres.kind adaptive averages the embeddings of a teacher, and there is no teacher; add one, or set "
+                "centres.kind to trainable"
+            )
+        if not adaptive and self.teacher is not None:
+            problems.append(
+                "teacher would not be used, since centres.kind is trainable; remove it (null), or set centres.kind to "
+                "adaptive"
+            )
+        if mode != "off" and self.head.kind != "adaface":
+            problems.append(f"geometry_margin.mode {mode} needs head.kind adaface, got {self.head.kind}")
+        if mode != "off" and not adaptive:
+            problems.append(f"geometry_margin.mode {mode} needs a teacher and centres.kind adaptive, got trainable")
+        return problems
+
+
+def load_recipe(recipe: Path | str, overrides: Iterable[str] = ()) -> Recipe:
+    """Read a recipe from a file, or a shipped one by its bare name.
+
+    Args:
+        recipe: path of a YAML file, or the name of a shipped recipe (`ms1mv2_ir50_to_mobilefacenet`). A file wins.
+        overrides: `key.path=value`, see `strict_yaml.read_config`.
+
+    Raises:
+        RecipeError: anything is wrong, with everything that is.
+    """
+    return resolve_recipe(recipe, overrides).config
+
+
+def resolve_recipe(recipe: Path | str, overrides: Iterable[str] = ()) -> LoadedConfig[Recipe]:
+    """As `load_recipe`, with where each value came from: a default, a line of a file, or an override."""
+    return read_config(Recipe, find_recipe(recipe), overrides)
+
+
+def parse_recipe(text: str | bytes, *, source: str = "recipe", overrides: Iterable[str] = ()) -> Recipe:
+    """A recipe from YAML text, such as `dump_recipe` gives. It cannot have a `base`.
+
+    Raises:
+        RecipeError: as `load_recipe`; `source` stands for the file.
+    """
+    return parse_config(Recipe, text, source=source, overrides=overrides).config
+
+
+def shipped_recipes() -> dict[str, Path]:
+    """Recipes that come with the package, by name."""
+    folder = Path(__file__).resolve().parent.parent / "recipes"
+    return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+
+
+def find_recipe(recipe: Path | str) -> Path:
+    """The file that a path or a bare name means.
+
+    Raises:
+        RecipeError: there is no such file and no shipped recipe of that name.
+    """
+    path = Path(recipe)
+    try:
+        if path.is_file():
+            return path
+        exists = path.exists()
+    except (OSError, ValueError):  # too long, or a NUL
+        exists = False
+    shipped = shipped_recipes()
+    name = path.name.removesuffix(".yaml")
+    if path.name == str(recipe) and name in shipped:
+        return shipped[name]
+    if exists:
+        raise RecipeError(str(recipe), ["is not a regular file"])
+    close = difflib.get_close_matches(name[:100], shipped, n=1)
+    suggestion = f"did you mean {close[0]}?" if close else f"shipped recipes: {', '.join(shipped)}"
+    raise RecipeError(str(recipe), [f"there is no such file, and no shipped recipe of that name; {suggestion}"])
+
+
+def dump_recipe(recipe: Recipe) -> str:
+    """YAML of every value, in a fixed order. Reading it gives an equal recipe with the same hash."""
+    return dump_config(recipe)
+
+
+def recipe_hash(recipe: Recipe) -> str:
+    """sha256 over all values, 64 hex digits. Comments, order of keys, base and overrides make no difference."""
+    return hashlib.sha256(canonical_json(recipe).encode("ascii")).hexdigest()
+
+
+def recipe_differences(first: Recipe, second: Recipe) -> list[str]:
+    """What differs between two recipes, by dotted key with both values: `optim.lr: 0.1 != 0.2`."""
+    return config_differences(first, second)
