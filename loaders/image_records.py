@@ -1,0 +1,230 @@
+"""The labelled images of a record file, by record id.
+
+Why: pipelines want `label, encoded bytes` for an id and nothing else. This is where a label becomes a class: it has to
+be a whole number in [0, num_classes), and the body has to begin like an image, before a record reaches a decoder or a
+GPU, where the same mistakes would surface as a hung kernel or not at all.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from adadistill.loaders.record_index import RecordIndex, load_record_index
+from adadistill.loaders.recordio import (
+    MAGIC,
+    MAX_EXACT_FLOAT,
+    BadBodyError,
+    BadFlagError,
+    BadLabelError,
+    Record,
+    RecordFile,
+)
+
+logger = logging.getLogger(__name__)
+
+_JPEG = b"\xff\xd8\xff"
+_IMAGE_BEGINNINGS = (_JPEG, b"\x89PNG", b"RIFF", b"GIF8", b"II*\0", b"MM\0*", b"\0\0\0\x0cjP  ")
+"""JPEG, PNG, WebP, GIF, TIFF, JPEG 2000. Not BMP: its two bytes are there by chance after a damaged label count."""
+_JPEG_WORD = 0x00FFD8FF  # the first three bytes as a little-endian word
+_CHUNK = 1 << 16
+_SAMPLED_RECORDS, _SAMPLED_BYTES = 256, 4096
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedImage:
+    """One training image as stored: `label` in [0, num_classes) and the encoded `body` (JPEG, sometimes PNG)."""
+
+    label: int
+    body: bytes
+
+
+class ImageRecords:
+    """The image records of a `.rec` file by record id: the ordinal by byte offset among all its image records.
+
+    The index is read on first use, the file is mapped on first use in each process. Threads may read concurrently; a
+    pickled copy takes the index along and maps the file anew.
+    """
+
+    def __init__(self, records: str | Path, index: str | Path | None = None, *, num_classes: int | None = None) -> None:
+        """Name the files; they are read later.
+
+        Args:
+            records: the `.rec` file.
+            index: its `.idx`; the one beside it where left out, rebuilt by scanning where it cannot be trusted.
+            num_classes: number of identities C; where left out it comes from the `property` file beside the records,
+                else from the identity records, else from all labels.
+
+        Raises:
+            FileNotFoundError: a named file does not exist.
+            ValueError: num_classes is not in [1, 2**24], all that float32 labels can tell apart.
+        """
+        self._file = RecordFile(records)
+        self._index_path = None if index is None else Path(index)
+        if self._index_path is not None and not self._index_path.is_file():
+            raise FileNotFoundError(f"no index at {index}; leave it out to use the one beside {records}, or a scan")
+        if num_classes is not None and not 1 <= num_classes <= MAX_EXACT_FLOAT:
+            raise ValueError(f"num_classes must be in [1, {MAX_EXACT_FLOAT}], got {num_classes}")
+        self._index: RecordIndex | None = None
+        self._labels: npt.NDArray[np.int64] | None = None
+        self._num_classes, self._classes_from = num_classes, "given by the caller"
+
+    def __repr__(self) -> str:
+        return f"ImageRecords({str(self.path)!r})"
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    @property
+    def path(self) -> Path:
+        """The `.rec` file."""
+        return self._file.path
+
+    @property
+    def index(self) -> RecordIndex:
+        """Offsets and keys of the images. Raises ValueError where the file holds none."""
+        if self._index is None:
+            index = load_record_index(self._file, self._index_path)
+            if not len(index):
+                raise ValueError(f"{self.path} holds no image records; check the recipe's `data.records`")
+            self._index = index
+        return self._index
+
+    @property
+    def num_classes(self) -> int:
+        """Number of identities C; labels are in [0, C)."""
+        if self._num_classes is None:
+            self._num_classes, self._classes_from = self._find_num_classes()
+        return self._num_classes
+
+    def read(self, record_id: int) -> EncodedImage:
+        """Label and encoded bytes of one image.
+
+        Raises:
+            IndexError: `record_id` is not in [0, len).
+            RecordError: the record is damaged, has no image, or its label is not a class.
+        """
+        return self._read(record_id, self._num_classes or self.num_classes, self._classes_from)
+
+    def where(self, record_id: int) -> str:
+        """Name one record in messages: file, id, key and byte."""
+        index = self.index
+        return f"{self.path}: record {record_id} (key {index.keys[record_id]}) at byte {index.offsets[record_id]}"
+
+    def labels(self) -> npt.NDArray[np.int64]:
+        """(N,) labels of all images, read from the whole file once and kept.
+
+        Touches the beginning of every record, and checks it on the way: on a cold disk nearly the whole file is read.
+
+        Raises:
+            RecordError: the first damaged record.
+        """
+        if self._labels is None:
+            self._labels = self._read_labels(self.num_classes, self._classes_from)
+        return self._labels
+
+    def fingerprint(self) -> str:
+        """sha256 that tells whether ids still mean the same images, cheap for any size of file.
+
+        Covers the file's size, the offsets of all images, and the first 4 KiB of 256 evenly spaced records (of all, in
+        small files). It does not depend on the keys, nor on how the index was made; it does not see a change inside one
+        of the other records that leaves every length as it was.
+        """
+        index = self.index
+        digest = hashlib.sha256(struct.pack("<QQ", self._file.size, len(index)))
+        digest.update(index.offsets.astype("<i8").tobytes())
+        sample = np.unique(np.linspace(0, len(index) - 1, _SAMPLED_RECORDS).astype(np.int64))
+        for offset, limit in zip(index.offsets[sample].tolist(), index.limits[sample].tolist(), strict=True):
+            digest.update(self._file.bytes_at(offset, min(limit, offset + _SAMPLED_BYTES)))
+        return digest.hexdigest()
+
+    def _read(self, record_id: int, num_classes: int, classes_from: str) -> EncodedImage:
+        index = self._index or self.index
+        if not 0 <= record_id < len(index.offsets):
+            raise IndexError(
+                f"record id must be in [0, {len(index)}), got {record_id}; {self.path} holds that many images"
+            )
+        offset, limit = index.offsets.item(record_id), index.limits.item(record_id)
+        record = self._file.read(offset, key=index.keys.item(record_id), record_id=int(record_id), limit=limit)
+        if not record.body.startswith(_JPEG):
+            self._check_body(record_id, record)
+        label = record.labels[0]
+        if not (0.0 <= label < num_classes and label.is_integer()):  # a NaN fails the first
+            reason = f"label {label!r} is not a whole number in [0, {num_classes}), {classes_from}"
+            raise BadLabelError(self.path, offset, reason, index.keys.item(record_id), int(record_id))
+        return EncodedImage(int(label), record.body)
+
+    def _check_body(self, record_id: int, record: Record) -> None:
+        """Refuse a body that is not JPEG and begins like no other image either."""
+        if record.body.startswith(_IMAGE_BEGINNINGS):
+            return
+        index = self.index
+        place = index.keys.item(record_id), int(record_id)
+        if not record.body:
+            raise BadBodyError(self.path, index.offsets.item(record_id), "it has no image (an empty body)", *place)
+        payload = (struct.pack(f"<{record.flag}f", *record.labels) if record.flag else b"") + record.body[:64]
+        for flag in range(17):
+            if flag != record.flag and payload[4 * flag :].startswith(_IMAGE_BEGINNINGS):
+                reason = f"its label count is {record.flag}, but an image begins after {flag} labels"
+                raise BadFlagError(self.path, index.offsets.item(record_id), reason, *place)
+        reason = f"its body begins like no image format: {record.body[:8].hex(' ')}"
+        raise BadBodyError(self.path, index.offsets.item(record_id), reason, *place)
+
+    def _find_num_classes(self) -> tuple[int, str]:
+        properties = self.path.with_name("property")
+        identities = self.index.num_identities
+        if properties.is_file():
+            count = _read_property(properties)
+            if identities not in (None, count):
+                logger.warning("%s says %d identities, %s has records of %d", properties, count, self.path, identities)
+            return count, f"from {properties}"
+        if identities is not None:
+            return identities, "counted by the identity records"
+        labels = self._read_labels(MAX_EXACT_FLOAT, "all that float32 labels can tell apart")
+        return int(labels.max()) + 1, "the largest label and 1"
+
+    def _read_labels(self, num_classes: int, classes_from: str) -> npt.NDArray[np.int64]:
+        """(N,) int64. Plain sound records are read many at once, all others one by one, in order."""
+        index = self.index
+        labels = np.empty(len(index), np.int64)
+        for start in range(0, len(index), _CHUNK):
+            chunk = slice(start, start + _CHUNK)
+            values, plain = _plain_labels(self._file, index.offsets[chunk], index.limits[chunk])
+            plain &= (values >= 0) & (values < num_classes) & (values == np.floor(values))  # NaN fails
+            labels[chunk] = np.where(plain, values, -1).astype(np.int64)
+            for record_id in (start + np.flatnonzero(~plain)).tolist():
+                labels[record_id] = self._read(record_id, num_classes, classes_from).label
+        labels.flags.writeable = False
+        return labels
+
+
+def _plain_labels(
+    file: RecordFile, offsets: npt.NDArray[np.int64], limits: npt.NDArray[np.int64]
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_]]:
+    """First labels of many records (n,), and whether each is a sound one-part record with a JPEG body."""
+    words = file.header_words(offsets)  # (n, 9)
+    length, flag = words[:, 1].astype(np.int64), words[:, 2].astype(np.int64)
+    plain = (words[:, 0] == MAGIC) & (offsets + ((length + 11) & ~3) == limits) & (24 + 4 * flag < length)
+    body_starts = np.where(plain, offsets + 32 + 4 * flag, 0)
+    body = file.header_words(body_starts)[:, 0]
+    plain &= (body & 0x00FFFFFF) == _JPEG_WORD
+    stored = np.where(flag > 0, words[:, 8], words[:, 3]).astype(np.uint32)
+    return stored.view(np.float32), plain
+
+
+def _read_property(path: Path) -> int:
+    """Number of identities from insightface's `property` file: `num_classes,height,width`, further lines ignored."""
+    first_line = path.read_text(encoding="utf-8", errors="replace").partition("\n")[0]
+    number = first_line.split(",")[0].strip()
+    if not (number.isascii() and number.isdigit() and 1 <= int(number) <= MAX_EXACT_FLOAT):
+        raise ValueError(
+            f"{path} must begin with `num_classes,height,width`, got {first_line[:80]!r}; "
+            "correct it, remove it, or set `data.num_classes` in the recipe"
+        )
+    return int(number)
