@@ -41,8 +41,7 @@ class SampleOrder:
         self.num_records = num_records
         self.global_batch_size = global_batch_size
         self.seed = seed
-        self._epoch = -1
-        self._permutation: Ids = np.empty(0, dtype=np.int64)
+        self._last: tuple[int, Ids] | None = None
 
     @property
     def steps_per_epoch(self) -> int:
@@ -50,12 +49,12 @@ class SampleOrder:
         return self.num_records // self.global_batch_size
 
     def permutation(self, epoch: int) -> Ids:
-        """(N,) int64, all record ids in the order of `epoch`. The last epoch asked for is kept."""
-        if epoch != self._epoch:
+        """(N,) int64, all record ids in the order of `epoch`. The last epoch asked for is kept; threads may share it."""
+        last = self._last
+        if last is None or last[0] != epoch:
             stream = np.random.Generator(np.random.PCG64(np.random.SeedSequence([self.seed, epoch])))
-            self._permutation = stream.permutation(self.num_records)
-            self._epoch = epoch
-        return self._permutation
+            last = self._last = (epoch, stream.permutation(self.num_records))
+        return last[1]
 
     def global_ids(self, epoch: int, step: int) -> Ids:
         """(G,) int64, the record ids of one step over all ranks.

@@ -1,0 +1,48 @@
+"""The loader bench runs on a handful of images, so that it cannot rot, and refuses to time wrong pixels."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import numpy as np
+import pytest
+import simplejpeg
+
+from adadistill.bench import loader
+from adadistill.bench.rows import read_rows
+from adadistill.loaders.recordio import RecordWriter
+
+TINY = ["--batch-size", "4", "--batches", "2", "--repeats", "1", "--workers", "1", "--device", "cpu"]
+
+
+@pytest.fixture
+def records(tmp_path: Path) -> Path:
+    path = tmp_path / "train.rec"
+    noise = np.random.RandomState(0)
+    with RecordWriter(path) as writer:
+        for number in range(10):
+            pixels = noise.randint(0, 256, (16, 16, 3), dtype=np.uint8)
+            writer.write(number, simplejpeg.encode_jpeg(pixels, quality=90), labels=0.0)
+    return path
+
+
+def test_each_pipeline_and_stage_gets_a_row(records, tmp_path, capsys):
+    rows_path = tmp_path / "rows.jsonl"
+    assert loader.main([str(records), *TINY, "--rows", str(rows_path)]) == 0
+    table = capsys.readouterr().out
+    rows = read_rows(rows_path)
+    measured = [(row["pipeline"], row["stage"]) for row in rows]
+    assert measured[:2] == [("cpu", "decode"), ("cpu", "batch")]
+    assert (("torch DataLoader + Pillow", "batch") in measured) == (importlib.util.find_spec("PIL") is not None)
+    for row in rows:
+        assert row["bench"] == "loader"
+        assert row["images_per_s"]["median"] > 0
+        assert row["pipeline"] in table
+
+
+def test_pixels_that_are_not_those_of_the_record_are_not_timed(records, monkeypatch):
+    decode = loader.decode_image
+    monkeypatch.setattr(loader, "decode_image", lambda body, where: decode(body, where=where) ^ 1)
+    with pytest.raises(ValueError, match=r"levels off; nothing was timed"):
+        loader.main([str(records), *TINY, "--decoders", "cpu"])
