@@ -1,0 +1,439 @@
+"""1:1 verification metrics over pairs of embeddings, each with its protocol in its name.
+
+Two families that must not be mixed:
+
+* The published ten-fold numbers, as insightface computes them and every paper quotes them: accuracy with the threshold
+  chosen on the other nine tenths, and TAR at a FAR with an interpolated threshold (`tar_10fold`). Reproduced exactly.
+* Strict numbers over all pairs: `tar_at_far` with the false-accept rate really at or under its target, withheld where
+  the set has too few different pairs to know, AUC and equal error rate.
+
+Pairs are compared by the squared L2 distance of unit embeddings, 2 - 2 cos, in [0, 4]. Everything runs in float64 on
+the host: each distance is put once into its threshold's bin and all thresholds are read from cumulative counts, so the
+thresholds of 6,000 pairs cost milliseconds.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Floats = npt.NDArray[np.floating[Any]]
+Bools = npt.NDArray[np.bool_]
+
+FOLDS = 10
+ACCURACY_THRESHOLDS: npt.NDArray[np.float64] = np.arange(0, 4, 0.01)
+"""(400,) squared distances tried for accuracy."""
+TAR_THRESHOLDS: npt.NDArray[np.float64] = np.arange(0, 4, 0.001)
+"""(4000,) squared distances that the false-accept rate is interpolated over."""
+PROTOCOL = (
+    "flip-sum of raw embeddings, then L2-normalised; squared L2 distance; ten contiguous unshuffled folds; "
+    "accuracy thresholds 0 to 4 step 0.01, strict <, first best; tar_10fold thresholds step 0.001, interpolated; "
+    "tar_strict and eer over all pairs, false-accept rate never above its target"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class FoldAccuracy:
+    """Published ten-fold accuracy."""
+
+    mean: float
+    std: float
+    """Population standard deviation over the folds."""
+    per_fold: tuple[float, ...]
+    thresholds: tuple[float, ...]
+    """The squared distance chosen for each fold on the other nine."""
+
+
+@dataclass(frozen=True, slots=True)
+class FoldTar:
+    """Published ten-fold TAR at a FAR."""
+
+    mean: float
+    std: float
+    """Population standard deviation over the folds."""
+    far: float
+    """False-accept rate met on the left-out folds, mean; not the target."""
+
+
+@dataclass(frozen=True, slots=True)
+class OperatingPoint:
+    """Strict true-accept rate over all pairs at a bounded false-accept rate."""
+
+    tar: float | None
+    """Share of same pairs accepted; None where it is withheld."""
+    far: float | None
+    """Share of different pairs accepted, at most the target."""
+    threshold: float | None
+    """A pair is accepted when its score is greater than this."""
+    reason: str | None
+    """Why the rate is withheld; None where it is given."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class VerificationResult:
+    """Every number of one verification set. None marks what is not defined; `notes` says why."""
+
+    name: str
+    pairs: int
+    same_pairs: int
+    protocol: str
+    accuracy: float | None
+    """Ten-fold accuracy in [0, 1], mean."""
+    accuracy_std: float | None
+    accuracy_per_fold: tuple[float, ...]
+    threshold: float
+    """Squared distance, the first of the 400 with the highest accuracy over all pairs."""
+    far_target: float
+    tar_10fold: float | None
+    """TAR at `far_target` as published: threshold interpolated on nine folds, applied to the tenth, mean."""
+    tar_10fold_std: float | None
+    far_10fold: float | None
+    """FAR that went with it on the left-out folds; may lie above the target."""
+    tar_strict: float | None
+    """TAR over all pairs with FAR at or under `far_target`; withheld with fewer different pairs than 1 / FAR."""
+    auc: float | None
+    """Area under the ROC curve."""
+    eer: float | None
+    """Rate at which false accepts equal false rejects."""
+    xnorm: float | None
+    """Mean L2 norm of the raw embeddings of both versions of every image; 20 to 25 for a healthy network."""
+    notes: Mapping[str, str]
+    """Field -> why it is None, or why to read it with care."""
+
+    def summary(self) -> str:
+        """One line for a log: ten-fold accuracy and TAR, mean norm."""
+        parts = [f"accuracy {_percent(self.accuracy, self.accuracy_std)}"]
+        parts.append(f"TAR@FAR={self.far_target:g} {_percent(self.tar_10fold, self.tar_10fold_std)} (10-fold)")
+        if self.xnorm is not None:
+            parts.append(f"XNorm {self.xnorm:.4g}")
+        return "  ".join(parts)
+
+    def to_json(self) -> dict[str, Any]:
+        """All fields as JSON types."""
+        return dataclasses.asdict(self)
+
+
+class NonFiniteEmbeddingsError(ValueError):
+    """Embeddings of a verification set are NaN or infinite; no score can be trusted."""
+
+
+def flip_sum(embeddings: Floats, mirrored_embeddings: Floats) -> npt.NDArray[np.float64]:
+    """Fuse both versions of each image as published: sum of the raw embeddings, then unit length.
+
+    Args:
+        embeddings: (N, D) raw, of the images as stored.
+        mirrored_embeddings: (N, D) raw, of the images flipped left to right.
+
+    Returns:
+        (N, D) float64 unit rows; a sum of exactly zero stays zero.
+    """
+    total = embeddings.astype(np.float64) + mirrored_embeddings.astype(np.float64)  # (N, D)
+    norms = np.linalg.norm(total, axis=1, keepdims=True)
+    return total / np.where(norms == 0.0, 1.0, norms)
+
+
+def mean_norm(embeddings: Floats, mirrored_embeddings: Floats) -> float:
+    """XNorm: mean L2 norm over the raw (N, D) embeddings of both versions."""
+    both = np.concatenate([embeddings, mirrored_embeddings]).astype(np.float64)  # (2N, D)
+    return float(np.linalg.norm(both, axis=1).mean())
+
+
+def check_finite(name: str, embeddings: Floats) -> None:
+    """Refuse (2P, D) embeddings with a NaN or an infinity, naming set, image and pair.
+
+    Raises:
+        NonFiniteEmbeddingsError: names the first of them and says how many there are.
+    """
+    damaged = np.flatnonzero(~np.isfinite(embeddings).all(axis=1))
+    if damaged.size:
+        first = int(damaged[0])
+        raise NonFiniteEmbeddingsError(
+            f"verification set {name}: {damaged.size} of {len(embeddings)} embeddings are not finite, first image "
+            f"{first} (pair {first // 2}). The network gives NaN or infinity; its weights are the place to look"
+        )
+
+
+def pair_distances(unit_embeddings: Floats) -> npt.NDArray[np.float64]:
+    """(2P, D) unit rows -> (P,) squared L2 distance of rows 2i and 2i + 1."""
+    rows = unit_embeddings.astype(np.float64)
+    return np.square(rows[0::2] - rows[1::2]).sum(axis=1)
+
+
+def ten_fold_accuracy(distances: Floats, same: Bools) -> FoldAccuracy:
+    """Accuracy as published: each contiguous tenth with the first best threshold of the other nine.
+
+    Args:
+        distances: (P,) squared L2 of unit embeddings; a pair counts as same when its distance is strictly smaller than
+            the threshold.
+        same: (P,) bool.
+
+    Raises:
+        ValueError: fewer pairs than folds, shapes disagree, or distances are not finite.
+
+    Source: the LFW protocol as in insightface; equal to trying 400 thresholds one by one.
+    """
+    _check_pairs(distances, same, at_least=FOLDS)
+    folds = _fold_of_pair(len(same))
+    correct = _correct_counts(distances, same, folds, ACCURACY_THRESHOLDS)  # (FOLDS, 400)
+    best = (correct.sum(axis=0) - correct).argmax(axis=1)  # (FOLDS,), first best on the other nine
+    per_fold = correct[np.arange(FOLDS), best] / np.bincount(folds)
+    return FoldAccuracy(
+        mean=float(per_fold.mean()),
+        std=float(per_fold.std()),
+        per_fold=tuple(per_fold.tolist()),
+        thresholds=tuple(ACCURACY_THRESHOLDS[best].tolist()),
+    )
+
+
+def best_threshold(distances: Floats, same: Bools) -> float:
+    """The first of the 400 squared distances with the highest accuracy over all (P,) pairs."""
+    _check_pairs(distances, same, at_least=1)
+    everything = np.zeros(len(same), dtype=np.int64)
+    return float(ACCURACY_THRESHOLDS[_correct_counts(distances, same, everything, ACCURACY_THRESHOLDS)[0].argmax()])
+
+
+def ten_fold_tar(distances: Floats, same: Bools, *, far: float = 1e-3) -> FoldTar:
+    """TAR at a FAR as published: threshold interpolated linearly on nine folds, TAR and FAR met on the tenth.
+
+    Where several thresholds give one FAR, the last of them stands for it; without that the interpolation is undefined.
+    The threshold is 0 where no FAR of the nine folds reaches the target.
+
+    Args:
+        distances, same: (P,), as for `ten_fold_accuracy`.
+        far: target, in (0, 1).
+
+    Raises:
+        ValueError: fewer pairs than folds, or a fold without same pairs (its TAR is undefined) or without different
+            pairs (its FAR is).
+    """
+    _check_pairs(distances, same, at_least=FOLDS)
+    _check_far(far)
+    folds = _fold_of_pair(len(same))
+    obstacle = _one_sided_fold(same)
+    if obstacle is not None:
+        raise ValueError(obstacle)
+    false_accepts = _accepted_counts(distances[~same], folds[~same], TAR_THRESHOLDS)  # (FOLDS, 4000)
+    negatives = np.bincount(folds[~same], minlength=FOLDS)
+    tars, fars = np.zeros(FOLDS), np.zeros(FOLDS)
+    for fold in range(FOLDS):
+        others = (false_accepts.sum(axis=0) - false_accepts[fold]) / (negatives.sum() - negatives[fold])  # (4000,)
+        accepted = distances < _interpolated_threshold(others, far)
+        tars[fold] = accepted[(folds == fold) & same].mean()
+        fars[fold] = accepted[(folds == fold) & ~same].mean()
+    return FoldTar(mean=float(tars.mean()), std=float(tars.std()), far=float(fars.mean()))
+
+
+def tar_at_far(scores: Floats, same: Bools, *, far: float = 1e-4) -> OperatingPoint:
+    """Verification rate over all pairs at a false-accept rate that is met, never exceeded.
+
+    Args:
+        scores: (P,) similarities, larger for more alike (for distances, their negatives).
+        same: (P,) bool.
+        far: target, in (0, 1]. Among equal scores all are accepted or none.
+
+    Returns:
+        The rate, or the reason why it is withheld: no same pairs, or fewer different pairs than 1 / far, so that one
+        false accept would already exceed the target and the rate would be a guess.
+    """
+    _check_pairs(scores, same, at_least=0)
+    _check_far(far)
+    negatives = -np.sort(-scores[~same].astype(np.float64))  # descending
+    positives = scores[same].astype(np.float64)
+    # 1e-9 keeps a product such as 0.001 * 3000, which may round below 3, at 3 allowed accepts.
+    allowed = math.floor(far * len(negatives) + 1e-9)
+    if len(positives) == 0:
+        return OperatingPoint(None, None, None, "no same pairs")
+    if allowed < 1:
+        needed = math.ceil(1.0 / far - 1e-9)
+        return OperatingPoint(
+            None, None, None, f"{len(negatives)} different pairs, {needed} are needed for FAR {far:g}"
+        )
+    threshold = negatives[allowed] if allowed < len(negatives) else -math.inf
+    return OperatingPoint(
+        tar=float((positives > threshold).mean()),
+        far=float((negatives > threshold).mean()),
+        threshold=float(threshold),
+        reason=None,
+    )
+
+
+def area_under_roc(scores: Floats, same: Bools) -> float:
+    """Probability that a same pair scores above a different pair, ties counted half.
+
+    Args:
+        scores: (P,) similarities.
+        same: (P,) bool.
+
+    Raises:
+        ValueError: there are only same or only different pairs.
+    """
+    false_rates, true_rates = _roc(scores, same)
+    return float((np.diff(false_rates) * (true_rates[1:] + true_rates[:-1])).sum() / 2.0)
+
+
+def equal_error_rate(scores: Floats, same: Bools) -> float:
+    """Error rate where false accepts equal false rejects, linear between neighbouring operating points.
+
+    Args:
+        scores: (P,) similarities.
+        same: (P,) bool.
+
+    Raises:
+        ValueError: there are only same or only different pairs.
+    """
+    false_accepts, true_accepts = _roc(scores, same)
+    false_rejects = 1.0 - true_accepts
+    excess = false_accepts - false_rejects  # rises from -1 to 1
+    after = int(np.argmax(excess >= 0.0))
+    step = excess[after] - excess[after - 1]
+    weight = -excess[after - 1] / step  # 0: the point before, 1: the point after
+    return float(false_accepts[after - 1] + weight * (false_accepts[after] - false_accepts[after - 1]))
+
+
+def verification_result(
+    name: str, unit_embeddings: Floats, same: Bools, *, xnorm: float | None = None, far: float = 1e-3
+) -> VerificationResult:
+    """All metrics of one set; what a set cannot define is None with its reason.
+
+    Args:
+        name: of the set, in errors and reports.
+        unit_embeddings: (2P, D) unit rows, pair i = rows 2i and 2i + 1.
+        same: (P,) bool.
+        xnorm: mean norm of the raw embeddings, if known.
+        far: false-accept rate for both TARs.
+
+    Raises:
+        NonFiniteEmbeddingsError: an embedding is NaN or infinite.
+        ValueError: shapes disagree, or there are no pairs.
+    """
+    if unit_embeddings.ndim != 2 or len(unit_embeddings) != 2 * len(same) or same.ndim != 1:
+        raise ValueError(
+            f"verification set {name}: a pair has two rows, but embeddings are {unit_embeddings.shape} "
+            f"and flags {same.shape}"
+        )
+    check_finite(name, unit_embeddings)
+    distances = pair_distances(unit_embeddings)
+    same = same.astype(np.bool_)
+    accuracy = ten_fold_accuracy(distances, same) if len(same) >= FOLDS else None
+    one_sided_fold = _one_sided_fold(same)
+    tar = ten_fold_tar(distances, same, far=far) if one_sided_fold is None else None
+    strict = tar_at_far(-distances, same, far=far)
+    one_class = "no different pairs" if same.all() else "no same pairs" if not same.any() else None
+    notes: dict[str, str] = {}
+    if accuracy is None:
+        notes["accuracy"] = f"{len(same)} pairs cannot be cut into {FOLDS} folds"
+    elif one_class is not None:
+        notes["accuracy"] = f"{one_class}: judging every pair alike scores 100 %"
+    if one_sided_fold is not None:
+        notes["tar_10fold"] = one_sided_fold
+    elif (~same).sum() * far < 1.0 - 1e-9:
+        notes["tar_10fold"] = f"{(~same).sum()} different pairs: interpolated between none and one false accept"
+    if strict.reason is not None:
+        notes["tar_strict"] = strict.reason
+    if one_class is not None:
+        notes["auc"] = notes["eer"] = one_class
+    return VerificationResult(
+        name=name,
+        pairs=len(same),
+        same_pairs=int(same.sum()),
+        protocol=PROTOCOL,
+        accuracy=accuracy.mean if accuracy else None,
+        accuracy_std=accuracy.std if accuracy else None,
+        accuracy_per_fold=accuracy.per_fold if accuracy else (),
+        threshold=best_threshold(distances, same),
+        far_target=far,
+        tar_10fold=tar.mean if tar else None,
+        tar_10fold_std=tar.std if tar else None,
+        far_10fold=tar.far if tar else None,
+        tar_strict=strict.tar,
+        auc=None if one_class else area_under_roc(-distances, same),
+        eer=None if one_class else equal_error_rate(-distances, same),
+        xnorm=xnorm,
+        notes=notes,
+    )
+
+
+def _percent(rate: float | None, deviation: float | None) -> str:
+    if rate is None or deviation is None:
+        return "undefined"
+    return f"{100.0 * rate:.2f} +- {100.0 * deviation:.2f} %"
+
+
+def _fold_of_pair(pairs: int) -> npt.NDArray[np.int64]:
+    """(P,) contiguous tenths; the first P mod 10 of them have one pair more."""
+    sizes = np.full(FOLDS, pairs // FOLDS)
+    sizes[: pairs % FOLDS] += 1
+    return np.repeat(np.arange(FOLDS), sizes)
+
+
+def _one_sided_fold(same: Bools) -> str | None:
+    """Which tenth lacks same or different pairs, so that its TAR or FAR is undefined; None where none does."""
+    if len(same) < FOLDS:
+        return f"{len(same)} pairs cannot be cut into {FOLDS} folds"
+    folds = _fold_of_pair(len(same))
+    for kind, members in (("same", same), ("different", ~same)):
+        empty = np.flatnonzero(np.bincount(folds[members], minlength=FOLDS) == 0)
+        if empty.size:
+            return f"{empty.size} of {FOLDS} folds hold no {kind} pairs, the first is fold {empty[0]} (from 0)"
+    return None
+
+
+def _accepted_counts(distances: Floats, folds: npt.NDArray[np.int64], thresholds: Floats) -> npt.NDArray[np.int64]:
+    """(FOLDS, T): how many of each fold's distances are strictly smaller than each threshold."""
+    bins = len(thresholds) + 1
+    first_accepting = np.searchsorted(thresholds, distances.astype(np.float64), side="right")  # (P,) in [0, T]
+    counts = np.bincount(folds * bins + first_accepting, minlength=FOLDS * bins)
+    return counts.reshape(FOLDS, bins)[:, :-1].cumsum(axis=1)
+
+
+def _correct_counts(
+    distances: Floats, same: Bools, folds: npt.NDArray[np.int64], thresholds: Floats
+) -> npt.NDArray[np.int64]:
+    """(FOLDS, T): pairs judged rightly, in integers, so that ties between thresholds are exact."""
+    true_accepts = _accepted_counts(distances[same], folds[same], thresholds)
+    false_accepts = _accepted_counts(distances[~same], folds[~same], thresholds)
+    negatives = np.bincount(folds[~same], minlength=FOLDS)[:, None]
+    return true_accepts + negatives - false_accepts
+
+
+def _interpolated_threshold(false_rates: Floats, far: float) -> float:
+    """Threshold at which the rising (T,) false-accept rates reach `far`; 0 where they never do."""
+    if false_rates[-1] < far:
+        return 0.0
+    last_of_equals = np.append(false_rates[1:] > false_rates[:-1], True)
+    return float(np.interp(far, false_rates[last_of_equals], TAR_THRESHOLDS[last_of_equals]))
+
+
+def _roc(scores: Floats, same: Bools) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """False- and true-accept rates from accepting nothing to accepting everything, one point per distinct score."""
+    _check_pairs(scores, same, at_least=0)
+    if same.all() or not same.any():
+        raise ValueError(f"a ROC curve needs same and different pairs, got {int(same.sum())} same of {len(same)}")
+    order = np.argsort(-scores, kind="stable")
+    last_of_equals = np.append(np.diff(scores[order]) != 0, True)
+    true_accepts = np.cumsum(same[order])[last_of_equals]
+    false_accepts = np.cumsum(~same[order])[last_of_equals]
+    return (
+        np.concatenate([[0.0], false_accepts / false_accepts[-1]]),
+        np.concatenate([[0.0], true_accepts / true_accepts[-1]]),
+    )
+
+
+def _check_pairs(values: Floats, same: Bools, *, at_least: int) -> None:
+    if values.shape != same.shape or values.ndim != 1 or same.dtype != np.bool_:
+        raise ValueError(f"values {values.shape} and flags {same.shape} {same.dtype} must be (P,) and (P,) bool")
+    if len(same) < at_least:
+        raise ValueError(f"{len(same)} pairs; at least {at_least} are needed")
+    if not np.isfinite(values).all():
+        raise ValueError(f"{int((~np.isfinite(values)).sum())} of {len(values)} values are not finite")
+
+
+def _check_far(far: float) -> None:
+    if not 0.0 < far <= 1.0:
+        raise ValueError(f"far must be in (0, 1], got {far}")

@@ -1,0 +1,227 @@
+"""Verification sets: the field's `.bin` files of image pairs, read safely, written, and decoded to pixels.
+
+A `.bin` is a pickle of (encoded images, same flags): pair i is images 2i and 2i + 1, and flag i says whether both show
+one person. Such files travel between strangers, so they are read by an allow-list (`allow_list_unpickler.py`), never by
+`pickle.load`. Both layouts met in practice are read: images as bytes and as (N,) or (N, 1) uint8 arrays, flags as bool,
+numpy bool or 0 and 1; pickles of Python 2 and 3.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from adadistill.loaders.allow_list_unpickler import (
+    PickleDamagedError,
+    PickleRefusedError,
+    StoredArray,
+    load_plain_pickle,
+)
+from adadistill.loaders.pixels import decode_image
+
+MAX_FILE_BYTES = 2 << 30
+"""Larger files are refused; the largest public set has some 200 MB."""
+
+_JPEG = b"\xff\xd8"
+_PNG = b"\x89PNG"
+_PROTOCOL = 4  # fixed, so that a set has the same bytes whichever Python wrote it; insightface's `pickle.load` reads it
+
+
+class VerificationSetError(ValueError):
+    """A file is not a verification set, or not one that can be used."""
+
+
+class UnsafePickleError(VerificationSetError):
+    """A file asks the unpickler for more than a verification set needs: it may be an attack, and nothing of it ran."""
+
+
+@dataclass(frozen=True, slots=True)
+class VerificationPairs:
+    """P pairs of encoded images with their flags."""
+
+    name: str
+    """File stem, for example `lfw`."""
+    images: list[bytes]
+    """2P encoded images, JPEG or PNG; pair i is images 2i and 2i + 1."""
+    same: npt.NDArray[np.bool_]
+    """(P,) bool, True where both images show one person."""
+    path: Path
+    """The file, named in errors."""
+
+
+def read_verification_bin(path: str | Path) -> VerificationPairs:
+    """Read a verification set without executing anything it contains.
+
+    Raises:
+        OSError: the file cannot be read.
+        UnsafePickleError: the file asks for anything but lists, bytes, flags and plain arrays of them, or declares
+            lengths made to exhaust memory.
+        VerificationSetError: incomplete or not a set; the message says which part of it is not what it should be.
+
+    Memory: the file, and once more its content. Source: insightface's `.bin` format.
+    """
+    path = Path(path)
+    with path.open("rb") as file:
+        data = file.read(MAX_FILE_BYTES + 1)
+    if len(data) > MAX_FILE_BYTES:
+        raise VerificationSetError(f"{path}: larger than {MAX_FILE_BYTES:,} bytes; verification sets are not")
+    try:
+        content = load_plain_pickle(data)
+    except PickleRefusedError as error:
+        raise UnsafePickleError(f"{path}: {error}. Hostile or damaged; nothing of it was run") from None
+    except PickleDamagedError as error:
+        raise VerificationSetError(f"{path}: not a verification set: {error}") from None
+    if not isinstance(content, (tuple, list)) or len(content) != 2:
+        raise VerificationSetError(f"{path}: holds {_described(content)}, not the pair (images, same flags)")
+    same = _flags(content[1], path)
+    images = _images(content[0], path)
+    _check_counts(len(images), len(same), str(path))
+    return VerificationPairs(name=path.stem, images=images, same=same, path=path)
+
+
+def write_verification_bin(
+    path: str | Path, images: Sequence[bytes], same: Sequence[bool] | npt.NDArray[np.bool_]
+) -> None:
+    """Write a set as insightface writes it: a pickle of (list of bytes, list of bool). The file appears whole or not.
+
+    Args:
+        path: ends in `.bin` by custom; its stem becomes the set's name.
+        images: 2P encoded images, JPEG or PNG; pair i is images 2i and 2i + 1. The published ten-fold protocol cuts the
+            pairs into contiguous tenths, so each tenth should hold same and different pairs.
+        same: P flags.
+
+    Raises:
+        VerificationSetError: counts disagree, or an image is neither JPEG nor PNG.
+    """
+    path = Path(path)
+    bodies = [_checked_image(bytes(body), index, path) for index, body in enumerate(images)]
+    flags = [bool(flag) for flag in same]
+    _check_counts(len(bodies), len(flags), str(path))
+    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
+    try:
+        with partial.open("wb") as file:
+            pickle.dump((bodies, flags), file, protocol=_PROTOCOL)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def decode_pairs(
+    pairs: VerificationPairs, image_size: int, *, first: int = 0, stop: int | None = None, threads: int | None = None
+) -> npt.NDArray[np.uint8]:
+    """Decode a set's images, or those in [first, stop), to RGB pixels of one size.
+
+    Args:
+        image_size: side in pixels. Images of another size are scaled (bilinear, antialiased) until their shorter side
+            fits, then cropped about the centre; images of this size are taken as they are.
+        first, stop: range of image indices, for example one rank's share.
+        threads: that decode beside each other; default one per CPU, at most 8.
+
+    Returns:
+        (2P, image_size, image_size, 3) uint8, or (stop - first, ...).
+
+    Raises:
+        ImageDecodeError: an image is damaged; the message names set, image and pair.
+    """
+    stop = len(pairs.images) if stop is None else stop
+    pixels = np.empty((stop - first, image_size, image_size, 3), dtype=np.uint8)
+
+    def decode(index: int) -> None:
+        where = f"{pairs.path} image {index} (pair {index // 2})"
+        pixels[index - first] = fit_square(decode_image(pairs.images[index], where=where), image_size)
+
+    with ThreadPoolExecutor(threads or min(8, os.cpu_count() or 1)) as pool:
+        for _ in pool.map(decode, range(first, stop)):  # the first error, by image order, is raised here
+            pass
+    return pixels
+
+
+def fit_square(image: npt.NDArray[np.uint8], side: int) -> npt.NDArray[np.uint8]:
+    """(H, W, 3) uint8 -> (side, side, 3): shorter side scaled to `side`, then a centre crop. Its own size: unchanged.
+
+    The public code scales likewise (without antialiasing, and bicubic) and then fails on images that are not square.
+    """
+    height, width = image.shape[:2]
+    if height == side and width == side:
+        return image
+    short = min(height, width)
+    size = [max(side, height * side // short), max(side, width * side // short)]
+    planes = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)[None].float()  # (1, 3, H, W)
+    scaled = torch.nn.functional.interpolate(planes, size=size, mode="bilinear", antialias=True)
+    top, left = (size[0] - side) // 2, (size[1] - side) // 2
+    square = scaled[0, :, top : top + side, left : left + side]  # (3, side, side)
+    return square.round().clamp(0, 255).to(torch.uint8).permute(1, 2, 0).contiguous().numpy()
+
+
+def _images(content: object, path: Path) -> list[bytes]:
+    if not isinstance(content, (tuple, list)):
+        raise VerificationSetError(f"{path}: the images are {_described(content)}, not a list of encoded images")
+    return [_checked_image(_image_bytes(image, index, path), index, path) for index, image in enumerate(content)]
+
+
+def _image_bytes(image: object, index: int, path: Path) -> bytes:
+    if isinstance(image, bytes):
+        return image
+    if not isinstance(image, StoredArray) or image.dtype != np.uint8:
+        raise VerificationSetError(f"{path}: image {index} is {_described(image)}, neither bytes nor a uint8 array")
+    if not _is_vector(image.shape):
+        raise VerificationSetError(
+            f"{path}: image {index} is an array of shape {image.shape}; encoded images are (N,) or (N, 1)"
+        )
+    return image.body
+
+
+def _checked_image(body: bytes, index: int, path: Path) -> bytes:
+    if not body.startswith((_JPEG, _PNG)):
+        starts = body[:4].hex() or "nothing"
+        raise VerificationSetError(
+            f"{path}: image {index} ({len(body)} bytes, starts with {starts}) is neither JPEG nor PNG"
+        )
+    return body
+
+
+def _flags(content: object, path: Path) -> npt.NDArray[np.bool_]:
+    if isinstance(content, StoredArray) and _is_vector(content.shape):
+        values = content.to_numpy().reshape(-1)
+        if not np.isin(values, (0, 1)).all():
+            raise VerificationSetError(f"{path}: the same flags are integers other than 0 and 1")
+        return values.astype(np.bool_)
+    if not isinstance(content, (tuple, list)):
+        raise VerificationSetError(f"{path}: the same flags are {_described(content)}, not a list of flags")
+    for index, flag in enumerate(content):
+        if not isinstance(flag, int) or flag not in (0, 1):
+            raise VerificationSetError(f"{path}: same flag {index} is {_described(flag)}, not a flag")
+    return np.array(content, dtype=np.bool_)
+
+
+def _check_counts(images: int, flags: int, where: str) -> None:
+    if images != 2 * flags:
+        raise VerificationSetError(f"{where}: {images} images for {flags} flags; a pair is two images and one flag")
+    if flags == 0:
+        raise VerificationSetError(f"{where}: holds no pairs")
+
+
+def _is_vector(shape: tuple[int, ...]) -> bool:
+    """True for (N,), (N, 1), (1, N) ...: one side at most is not 1."""
+    return len(shape) >= 1 and sum(side != 1 for side in shape) <= 1
+
+
+def _described(value: object) -> str:
+    """A stranger's object in few words; its own text is not printed."""
+    if isinstance(value, StoredArray):
+        return f"an array of shape {value.shape} and dtype {value.dtype}"
+    if isinstance(value, int) and abs(value) < 1_000_000:
+        return f"the number {int(value)}"
+    if isinstance(value, (tuple, list)):
+        return f"a {type(value).__name__} of {len(value)}"
+    return f"of type {type(value).__name__}"
