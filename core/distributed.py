@@ -1,0 +1,143 @@
+"""Ranks, their process group, and the few collectives that training needs.
+
+torchrun says who we are through the environment (RANK, WORLD_SIZE, LOCAL_RANK); without it a run is one process and no
+group is made. Collectives keep global batch order: rank 0's rows first.
+"""
+
+from __future__ import annotations
+
+import datetime
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+COLLECTIVE_TIMEOUT = datetime.timedelta(minutes=20)
+"""Longer than any evaluation or checkpoint between two collectives, short enough that a dead rank ends the run."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Ranks:
+    """Who this process is among all processes of the run, and the device it computes on."""
+
+    rank: int = 0
+    world_size: int = 1
+    local_rank: int = 0
+    device: torch.device = torch.device("cpu")
+
+    @property
+    def is_main(self) -> bool:
+        """True on the one rank that speaks and writes shared files."""
+        return self.rank == 0
+
+
+class LaunchError(RuntimeError):
+    """The environment or the device does not fit a launch."""
+
+
+@contextmanager
+def distributed_session(device: str | None = None) -> Iterator[Ranks]:
+    """Read the ranks from the environment, choose the device, and hold a process group for as long as needed.
+
+    Args:
+        device: `cpu`, `cuda` (the local rank's), `cuda:N` (for all ranks), or None: CUDA where there is one.
+
+    Raises:
+        LaunchError: torchrun's variables are incomplete or out of range, or there is no such device.
+    """
+    rank, world_size, local_rank = _ranks_from_environment()
+    chosen = _device(device, local_rank)
+    if chosen.type == "cuda":
+        torch.cuda.set_device(chosen)
+    ranks = Ranks(rank=rank, world_size=world_size, local_rank=local_rank, device=chosen)
+    if world_size == 1:
+        yield ranks
+        return
+    # NCCL refuses two ranks on one device; gloo carries CUDA tensors too, so shared-GPU tests still run.
+    shared_gpu = chosen.type == "cuda" and (device or "").startswith("cuda:")
+    backend = "nccl" if chosen.type == "cuda" and not shared_gpu else "gloo"
+    dist.init_process_group(backend, timeout=COLLECTIVE_TIMEOUT, device_id=chosen if backend == "nccl" else None)
+    try:
+        yield ranks
+    finally:
+        dist.destroy_process_group()
+
+
+def gather_rows(rows: Tensor, ranks: Ranks) -> Tensor:
+    """(B, ...) of every rank -> (R * B, ...) in rank order, equal on all ranks. No gradient flows through."""
+    rows = rows.detach()
+    if ranks.world_size == 1:
+        return rows
+    gathered = rows.new_empty((ranks.world_size * rows.shape[0], *rows.shape[1:]))
+    dist.all_gather_into_tensor(gathered, rows.contiguous())
+    return gathered
+
+
+def average_(tensor: Tensor, ranks: Ranks) -> Tensor:
+    """Replace a floating tensor by its mean over ranks, in place; equal bits on all ranks."""
+    if ranks.world_size > 1:
+        dist.all_reduce(tensor)
+        tensor.div_(ranks.world_size)
+    return tensor
+
+
+def barrier(ranks: Ranks) -> None:
+    """Wait for every rank."""
+    if ranks.world_size > 1:
+        dist.barrier()
+
+
+def broadcast_text(text: str, ranks: Ranks) -> str:
+    """Rank 0's text on every rank."""
+    if ranks.world_size == 1:
+        return text
+    box = [text]
+    dist.broadcast_object_list(box, src=0)
+    return box[0]
+
+
+def local_slice(global_rows: Tensor, ranks: Ranks) -> Tensor:
+    """This rank's rows of something that `gather_rows` made, as a view."""
+    local = global_rows.shape[0] // ranks.world_size
+    return global_rows[ranks.rank * local : (ranks.rank + 1) * local]
+
+
+def _ranks_from_environment() -> tuple[int, int, int]:
+    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
+    present = [name for name in names if name in os.environ]
+    if not present or ("WORLD_SIZE" not in present and "RANK" not in present):
+        return 0, 1, 0
+    if len(present) < len(names):
+        missing = ", ".join(name for name in names if name not in present)
+        raise LaunchError(f"{missing} missing from the environment beside {', '.join(present)}; launch with torchrun")
+    try:
+        rank, world_size, local_rank = (int(os.environ[name]) for name in names)
+    except ValueError:
+        raise LaunchError("RANK, WORLD_SIZE and LOCAL_RANK must be integers; launch with torchrun") from None
+    if not 0 <= rank < world_size or local_rank < 0:
+        raise LaunchError(f"RANK {rank}, WORLD_SIZE {world_size}, LOCAL_RANK {local_rank} do not fit together")
+    return rank, world_size, local_rank
+
+
+def _device(name: str | None, local_rank: int) -> torch.device:
+    if name is None:
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise LaunchError(f"unknown device {name!r}; use cpu, cuda or cuda:N") from None
+    if device.type == "cpu":
+        return device
+    if device.type != "cuda":
+        raise LaunchError(f"device {name!r} is not supported; use cpu, cuda or cuda:N")
+    index = local_rank if device.index is None else device.index
+    if index >= torch.cuda.device_count():
+        raise LaunchError(
+            f"local rank {local_rank} wants CUDA device {index}, this machine has {torch.cuda.device_count()}; "
+            "start fewer processes per node or use --device cpu"
+        )
+    return torch.device("cuda", index)

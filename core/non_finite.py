@@ -1,0 +1,77 @@
+"""Nothing non-finite is kept: the decision whether a step may be committed, taken on the device.
+
+A step is finite when every sample of the global batch is (its image, embedding and teacher embedding) and so is the
+gradient. Both are known on every rank without a collective of their own: sample flags travel with the gathered cosines
+and norms, and the gradient has been averaged. Where the step is not finite, parameters, momentum, centres and
+statistics keep their bits. With `stop` the guard also refuses every later step, so that the state stays as it was
+before the first bad one, however late the host looks.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GuardConfig:
+    """What to do about a non-finite step. It is never committed."""
+
+    on_nonfinite: Literal["stop", "skip"] = "stop"
+    """stop: end the run and name the records; skip: go on, at most `max_skips` times. Stopping is the default, because
+    skipping hides bad hyper-parameters."""
+    max_skips: int = 10
+    """Steps that may be skipped in a run before it stops after all. Not negative."""
+
+    def __post_init__(self) -> None:
+        if self.max_skips < 0:
+            raise ValueError(f"max_skips must not be negative, got {self.max_skips}")
+
+
+class NonFiniteError(RuntimeError):
+    """A step was not finite. `record_ids`: the samples to blame, or the whole global batch where none stands out."""
+
+    def __init__(self, message: str, record_ids: list[int]) -> None:
+        super().__init__(message)
+        self.record_ids = record_ids
+
+
+class NonFiniteGuard:
+    """Device-side state of the decision; replicated, equal on all ranks. Not saved: a saved run was finite.
+
+    Args:
+        global_batch_size: G, samples per step over all ranks.
+    """
+
+    def __init__(self, config: GuardConfig, global_batch_size: int, device: torch.device) -> None:
+        self.config = config
+        self.halted = torch.zeros((), dtype=torch.bool, device=device)
+        self.rejected_steps = torch.zeros((), dtype=torch.int64, device=device)
+        self.last_rejected = torch.full((), -1, dtype=torch.int64, device=device)
+        """Global step of the newest rejected step (with `stop`: of the first), -1 if none."""
+        self.bad_samples = torch.zeros(global_batch_size, dtype=torch.bool, device=device)
+
+    def admit(self, *, finite_samples: Tensor, gradient_norm: Tensor, global_step: int) -> Tensor:
+        """Whether this step may be committed, as a 0-dim bool on the device.
+
+        Args:
+            finite_samples: (G,) bool, equal on all ranks.
+            gradient_norm: 0-dim, of the averaged gradient.
+            global_step: 0-based step of the run.
+        """
+        finite = finite_samples.all() & torch.isfinite(gradient_norm)
+        rejected = ~finite & ~self.halted
+        self.rejected_steps += rejected
+        self.last_rejected = torch.where(rejected, global_step, self.last_rejected)
+        self.bad_samples = torch.where(rejected, ~finite_samples, self.bad_samples)
+        if self.config.on_nonfinite == "stop":
+            self.halted = self.halted | rejected
+        return finite & ~self.halted
+
+    def must_stop(self, rejected_steps: int) -> bool:
+        """Host side: whether this many rejected steps end the run."""
+        allowed = 0 if self.config.on_nonfinite == "stop" else self.config.max_skips
+        return rejected_steps > allowed

@@ -1,0 +1,132 @@
+"""The student's optimiser and its learning rate as a function of the position in training.
+
+SGD with momentum and weight decay on every parameter (AdaDistill, method 1.4), torch's fused implementation: it also
+skips its update on the device where a step was not finite, so that no host has to look (see `core/non_finite.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class OptimConfig:
+    """Optimiser, learning-rate schedule and length of training."""
+
+    epochs: int
+    """Passes over the records. Positive."""
+    lr: float = 0.1
+    """Learning rate at a global batch of `lr_batch_size`; used is lr * global batch / lr_batch_size. Positive."""
+    lr_batch_size: int = 512
+    """Samples per step that `lr` is meant for. Positive; 512 in AdaDistill."""
+    milestones: tuple[int, ...] = ()
+    """0-based epochs at whose start the rate is multiplied by `gamma`. Ascending, in (0, epochs)."""
+    gamma: float = 0.1
+    """Factor at each milestone. In (0, 1]."""
+    warmup_epochs: float = 0.0
+    """Length W of the warm-up, stepped every iteration: at epoch e (fractional) the factor is ((e + 1) / (W + 1))^2,
+    as in the origin: with W = 1 it rises from a quarter of the rate to all of it. 0 is off."""
+    momentum: float = 0.9
+    """SGD momentum. In [0, 1)."""
+    weight_decay: float = 5e-4
+    """L2 penalty on every parameter, batch norm and PReLU included, as published. Not negative."""
+    clip_norm: float | None = 5.0
+    """L2 norm to which the student's gradient is clipped; null is off. Positive."""
+    backend: Literal["torch"] = "torch"
+    """Implementation of the optimiser: torch's fused SGD."""
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "lr", "lr_batch_size"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+        if not 0.0 < self.gamma <= 1.0:
+            raise ValueError(f"gamma must be in (0, 1], got {self.gamma}")
+        if self.warmup_epochs < 0.0:
+            raise ValueError(f"warmup_epochs must not be negative, got {self.warmup_epochs}")
+        if not 0.0 <= self.momentum < 1.0:
+            raise ValueError(f"momentum must be in [0, 1), got {self.momentum}")
+        if self.weight_decay < 0.0:
+            raise ValueError(f"weight_decay must not be negative, got {self.weight_decay}")
+        if self.clip_norm is not None and self.clip_norm <= 0.0:
+            raise ValueError(f"clip_norm must be positive or null, got {self.clip_norm}")
+        previous = 0
+        for milestone in self.milestones:
+            if milestone <= previous or milestone >= self.epochs:
+                raise ValueError(f"milestones must ascend inside (0, {self.epochs}), got {list(self.milestones)}")
+            previous = milestone
+
+
+def learning_rate(config: OptimConfig, *, global_batch_size: int, epoch: int, step: int, steps_per_epoch: int) -> float:
+    """Learning rate of one step.
+
+    Args:
+        epoch: 0-based epoch; `step`: 0-based step within it.
+
+    Source: method 1.4 and 3.4 (scaling per 512 images, squared warm-up per step, drops at the start of epochs).
+    """
+    rate = config.lr * global_batch_size / config.lr_batch_size
+    rate *= config.gamma ** sum(epoch >= milestone for milestone in config.milestones)
+    fractional_epoch = epoch + step / steps_per_epoch
+    if fractional_epoch < config.warmup_epochs:
+        rate *= ((fractional_epoch + 1.0) / (config.warmup_epochs + 1.0)) ** 2
+    return rate
+
+
+def build_optimiser(parameters: Iterable[nn.Parameter], config: OptimConfig) -> torch.optim.SGD:
+    """Fused SGD over all trainable parameters, momentum starting at zero.
+
+    Zero momentum from the start equals torch's lazy start (the first buffer is the first gradient), and is finite even
+    when the very first step is skipped.
+    """
+    optimiser = torch.optim.SGD(
+        [parameter for parameter in parameters if parameter.requires_grad],
+        lr=config.lr,
+        momentum=config.momentum,
+        weight_decay=config.weight_decay,
+        fused=True,
+    )
+    for group in optimiser.param_groups:
+        for parameter in group["params"]:
+            optimiser.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+    return optimiser
+
+
+def step_where_finite(optimiser: torch.optim.SGD, *, lr: float, finite: Tensor) -> None:
+    """One update at rate `lr`, done on the device only where `finite` (0-dim bool) holds; no host sync.
+
+    Uses the protocol between torch's gradient scaler and its fused optimisers: `found_inf` of 1 leaves parameters and
+    momentum as they are.
+    """
+    for group in optimiser.param_groups:
+        group["lr"] = lr
+    optimiser.grad_scale = None  # type: ignore[attr-defined]
+    optimiser.found_inf = (~finite).to(torch.float32)  # type: ignore[attr-defined]
+    optimiser.step()
+
+
+def momentum_tensors(optimiser: torch.optim.SGD, names: dict[nn.Parameter, str]) -> dict[str, Tensor]:
+    """Momentum buffers by parameter name, for a checkpoint."""
+    return {
+        names[p]: optimiser.state[p]["momentum_buffer"] for group in optimiser.param_groups for p in group["params"]
+    }
+
+
+def load_momentum(optimiser: torch.optim.SGD, names: dict[nn.Parameter, str], saved: dict[str, Tensor]) -> None:
+    """Put saved momentum buffers back, strictly.
+
+    Raises:
+        ValueError: names or shapes differ from this optimiser's.
+    """
+    current = momentum_tensors(optimiser, names)
+    if current.keys() != saved.keys():
+        differing = sorted(current.keys() ^ saved.keys())
+        raise ValueError(f"optimiser state does not fit, these momentum buffers are on one side only: {differing}")
+    for name, buffer in current.items():
+        if buffer.shape != saved[name].shape:
+            raise ValueError(f"momentum of {name} is {tuple(saved[name].shape)}, expected {tuple(buffer.shape)}")
+        buffer.copy_(saved[name])

@@ -1,0 +1,287 @@
+"""From a recipe to a finished run: builds every part, in the order in which mistakes are cheapest to find.
+
+Files first (records, teacher, verification sets, the run folder), then networks, then the loop takes over.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from adadistill.core.backbones import build_backbone
+from adadistill.core.checkpoints import Checkpoint, CheckpointWriter, load_checkpoint, newest_valid_checkpoint
+from adadistill.core.class_centres import AdaptiveCentres, TrainableCentres, initial_centres
+from adadistill.core.distributed import Ranks, barrier, broadcast_text
+from adadistill.core.evaluation import VerificationSets
+from adadistill.core.metrics_log import MetricsFile
+from adadistill.core.network_checkpoint import describe_network
+from adadistill.core.non_finite import NonFiniteGuard
+from adadistill.core.norm_statistics import NormStatistics
+from adadistill.core.objectives import ClassificationObjective, DistillationObjective, Objective
+from adadistill.core.precision import Precision, resolve_precision
+from adadistill.core.recipe import Recipe, dump_recipe, parse_recipe, recipe_differences, recipe_hash
+from adadistill.core.run_folder import RunFolder, describe_environment
+from adadistill.core.seeding import derive_seed, seed_process, stream
+from adadistill.core.stop_signal import listen_for_stop
+from adadistill.core.teachers import ImageTeacher, RecordTeacher, build_teacher
+from adadistill.core.training import LoopConfig, Trainer, TrainingResult
+from adadistill.core.training_step import TrainingStep
+from adadistill.loaders.image_records import ImageRecords
+from adadistill.loaders.pipeline import build_pipeline
+from adadistill.loaders.sample_order import SampleOrder
+
+logger = logging.getLogger(__name__)
+
+
+# Keys that change how a run is fed, watched or saved, not what it computes; a resumed run may have others.
+_HARMLESS = ("log.", "checkpoint.", "evaluation.", "data.workers:", "data.prefetch:", "data.decoder:", "name:")
+
+
+class ResumeError(ValueError):
+    """A run cannot go on from where it was told to."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Parts:
+    """What a run is made of once its files have been found good."""
+
+    records: ImageRecords
+    order: SampleOrder
+    precision: Precision
+    teacher: ImageTeacher | RecordTeacher | None
+    sets: VerificationSets | None
+
+
+def run_training(
+    recipe: Recipe,
+    folder: str | Path,
+    *,
+    ranks: Ranks,
+    resume: str = "none",
+    resume_allow: Sequence[str] = (),
+    student: nn.Module | None = None,
+) -> TrainingResult:
+    """Train what a recipe describes into a run folder.
+
+    Args:
+        resume: `none` starts a new run; `auto` goes on from the folder's newest checkpoint that verifies, or starts
+            one; a path goes on from that checkpoint.
+        resume_allow: dotted recipe keys that may differ from the checkpoint's recipe.
+        student: a network to train instead of the recipe's, images -> (B, embedding_dim); for tests and experiments.
+
+    Raises:
+        ResumeError: the checkpoint belongs to another recipe, or fits this run in no way.
+        NonFiniteError, StopRequested: see `Trainer.run`.
+    """
+    parts = _open_parts(recipe, ranks)
+    run_folder = RunFolder(folder)
+    checkpoint = _find_checkpoint(run_folder, resume, ranks)
+    if checkpoint is not None:
+        _refuse_other_recipe(recipe, checkpoint, resume_allow)
+    run_folder.start(
+        recipe_yaml=dump_recipe(recipe),
+        environment=describe_environment(world_size=ranks.world_size),
+        resuming=resume != "none",
+        rank=ranks.rank,
+    )
+    barrier(ranks)
+
+    seed_process(recipe.seed, rank=ranks.rank)
+    step = _build_step(recipe, parts, ranks, student)
+    mirror_seed = derive_seed(recipe.seed, "mirror")
+    pipeline = build_pipeline(
+        recipe.data,
+        parts.records,
+        parts.order,
+        rank=ranks.rank,
+        world_size=ranks.world_size,
+        device=ranks.device,
+        mirror_seed=mirror_seed,
+        dtype=parts.precision.image_dtype,
+        channels_last=parts.precision.channels_last,
+    )
+    metrics_file = MetricsFile(run_folder.metrics if ranks.is_main else None)
+    writer = CheckpointWriter(
+        run_folder.checkpoints,
+        keep=recipe.checkpoint.keep,
+        rank=ranks.rank,
+        world_size=ranks.world_size,
+        run_token=broadcast_text(secrets.token_hex(8), ranks),
+    )
+    try:
+        with writer, listen_for_stop() as stop:
+            trainer = Trainer(
+                _loop_config(recipe, mirror_seed),
+                order=parts.order,
+                pipeline=pipeline,
+                step=step,
+                precision=parts.precision,
+                ranks=ranks,
+                metrics_file=metrics_file,
+                checkpoints=writer,
+                sets=parts.sets,
+                folder=run_folder.path,
+                state={
+                    "recipe_hash": recipe_hash(recipe),
+                    "recipe": dump_recipe(recipe),
+                    "records": parts.records.fingerprint(),
+                    "network": describe_network(recipe.student, recipe.data.image_size),
+                },
+            )
+            if checkpoint is not None:
+                _restore(trainer, checkpoint, ranks)
+            return trainer.run(stop)
+    finally:
+        pipeline.close()
+        metrics_file.close()
+
+
+def _open_parts(recipe: Recipe, ranks: Ranks) -> _Parts:
+    """Open every file the run reads; whatever is wrong with one is said here."""
+    if recipe.deterministic:
+        torch.use_deterministic_algorithms(True)
+        torch.backends.cudnn.benchmark = False
+    elif ranks.device.type == "cuda":
+        torch.backends.cudnn.benchmark = True
+    precision = resolve_precision(recipe.precision, ranks.device)
+    records = ImageRecords(recipe.data.records, recipe.data.index, num_classes=recipe.data.num_classes)
+    order = SampleOrder(len(records), recipe.data.global_batch_size, derive_seed(recipe.seed, "sample_order"))
+    order.local_batch_size(ranks.world_size)
+    teacher = None
+    if recipe.teacher is not None:
+        teacher = build_teacher(
+            recipe.teacher,
+            num_records=len(records),
+            image_size=recipe.data.image_size,
+            embedding_dim=recipe.student.embedding_dim,
+            mirrors=recipe.data.mirror_probability > 0.0,
+            device=ranks.device,
+            dtype=precision.dtype,
+            autocast_dtype=precision.autocast_dtype,
+            channels_last=precision.channels_last,
+        )
+    sets = None
+    if recipe.evaluation.sets:
+        sets = VerificationSets.load(
+            recipe.evaluation.sets, recipe.data.image_size, rank=ranks.rank, world_size=ranks.world_size
+        )
+    if ranks.is_main:
+        logger.info(
+            "%s: %d images of %d identities, %d steps per epoch of %d images over %d rank(s) on %s",
+            recipe.data.records,
+            len(records),
+            records.num_classes,
+            order.steps_per_epoch,
+            order.global_batch_size,
+            ranks.world_size,
+            ranks.device,
+        )
+    return _Parts(records=records, order=order, precision=precision, teacher=teacher, sets=sets)
+
+
+def _build_step(recipe: Recipe, parts: _Parts, ranks: Ranks, student: nn.Module | None) -> TrainingStep:
+    if student is None:
+        student = build_backbone(recipe.student, recipe.data.image_size, generator=derive_seed(recipe.seed, "student"))
+    return TrainingStep(
+        student=student,
+        objective=_build_objective(recipe, parts, ranks),
+        optim=recipe.optim,
+        guard=NonFiniteGuard(recipe.guard, recipe.data.global_batch_size, ranks.device),
+        precision=parts.precision,
+        ranks=ranks,
+        compile_student=recipe.compile,
+    )
+
+
+def _build_objective(recipe: Recipe, parts: _Parts, ranks: Ranks) -> Objective:
+    dtype = parts.precision.dtype
+    centres = initial_centres(
+        parts.records.num_classes,
+        recipe.student.embedding_dim,
+        generator=stream(recipe.seed, "class_centres"),
+        dtype=dtype,
+    ).to(ranks.device)
+    statistics = NormStatistics.start(dtype=dtype, device=ranks.device)
+    if parts.teacher is None:
+        return ClassificationObjective(
+            head=recipe.head,
+            centres=TrainableCentres(recipe.centres, centres),
+            statistics=statistics,
+            ranks=ranks,
+        )
+    return DistillationObjective(
+        head=recipe.head,
+        geometry=recipe.geometry_margin,
+        # Under bfloat16 autocast the softmax reads a bfloat16 copy of the centres; exact precisions read exact centres.
+        centres=AdaptiveCentres(
+            recipe.centres, centres, unit_dtype=None if parts.precision.autocast_dtype is not None else dtype
+        ),
+        teacher=parts.teacher,
+        statistics=statistics,
+        ranks=ranks,
+    )
+
+
+def _loop_config(recipe: Recipe, mirror_seed: int) -> LoopConfig:
+    return LoopConfig(
+        epochs=recipe.optim.epochs,
+        log_every=recipe.log.every,
+        evaluate_every_epochs=recipe.evaluation.every_epochs,
+        evaluation_batch_size=recipe.evaluation.batch_size,
+        checkpoint=recipe.checkpoint,
+        mirror_seed=mirror_seed,
+        mirror_probability=recipe.data.mirror_probability,
+    )
+
+
+def _find_checkpoint(run_folder: RunFolder, resume: str, ranks: Ranks) -> Checkpoint | None:
+    """The checkpoint to go on from; all ranks take the one that rank 0 found."""
+    if resume == "none":
+        return None
+    if resume != "auto":
+        return load_checkpoint(resume)
+    path, found = "", None
+    if ranks.is_main:
+        found, skipped = newest_valid_checkpoint(run_folder.path)
+        for bad, reason in skipped:
+            logger.warning("checkpoint %s is passed over: %s", bad, reason)
+        path = "" if found is None else str(found.path)
+    path = broadcast_text(path, ranks)
+    if ranks.is_main or not path:
+        return found
+    return load_checkpoint(path)
+
+
+def _refuse_other_recipe(recipe: Recipe, checkpoint: Checkpoint, resume_allow: Sequence[str]) -> None:
+    if checkpoint.state.get("recipe_hash") == recipe_hash(recipe):
+        return
+    saved = checkpoint.state.get("recipe")
+    if not isinstance(saved, str):
+        raise ResumeError(f"{checkpoint.path} is no training checkpoint: it holds no recipe")
+    allowed = (*_HARMLESS, *(f"{key}:" for key in resume_allow))
+    saved_recipe = parse_recipe(saved, source=str(checkpoint.path))
+    differences = [line for line in recipe_differences(saved_recipe, recipe) if not line.startswith(allowed)]
+    if differences:
+        raise ResumeError(
+            f"{checkpoint.path} was saved by another recipe; differences (checkpoint != now):\n  "
+            + "\n  ".join(differences)
+            + "\n  Use the recipe it was saved with (recipe.resolved.yaml), or allow keys with --resume-allow KEY"
+        )
+
+
+def _restore(trainer: Trainer, checkpoint: Checkpoint, ranks: Ranks) -> None:
+    try:
+        notes = trainer.restore(checkpoint)
+    except (ValueError, RuntimeError, KeyError, TypeError) as error:
+        raise ResumeError(f"{checkpoint.path} does not fit this run: {error}") from error
+    if ranks.is_main:
+        position = trainer.position
+        logger.info("resumed from %s at epoch %d, step %d", checkpoint.path, position.epoch, position.step)
+        for note in notes:
+            logger.warning("%s", note)

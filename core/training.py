@@ -1,0 +1,350 @@
+"""The training loop: batches in order, one step each, and what happens between steps.
+
+The position (epoch, step) is all the loop knows about where it is; order, flips and learning rates are functions of it.
+Everything the loop is made of comes in from `core/run.py`, so that tests can run it with parts of their own.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from adadistill.core.checkpoints import Checkpoint, CheckpointConfig, CheckpointWriter, Snapshot
+from adadistill.core.distributed import Ranks
+from adadistill.core.evaluation import VerificationSets, evaluate_sets
+from adadistill.core.lagged_readback import LaggedReadback
+from adadistill.core.metrics_log import MetricsFile, ProgressBar, StepMetrics, log_line
+from adadistill.core.non_finite import NonFiniteError
+from adadistill.core.objectives import GlobalSamples
+from adadistill.core.optimiser import learning_rate, load_momentum, momentum_tensors
+from adadistill.core.precision import Precision
+from adadistill.core.seeding import random_state, restore_random_state
+from adadistill.core.stop_signal import StopRequested, StopSignal
+from adadistill.core.training_step import TrainingStep
+from adadistill.core.verification import VerificationResult
+from adadistill.loaders.augmentation import mirror_flags
+from adadistill.loaders.batch import Batch
+from adadistill.loaders.pipeline import ImagePipeline
+from adadistill.loaders.sample_order import SampleOrder
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Position:
+    """Where training is: the next step to do."""
+
+    epoch: int = 0
+    step: int = 0
+    """0-based step within the epoch."""
+    evaluated: bool = True
+    """False between the save at the end of an epoch and its evaluation, so that a resumed run evaluates first."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LoopConfig:
+    """The numbers of the loop, out of a recipe."""
+
+    epochs: int
+    log_every: int
+    evaluate_every_epochs: int
+    evaluation_batch_size: int
+    checkpoint: CheckpointConfig
+    mirror_seed: int
+    mirror_probability: float
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingResult:
+    """What a finished run reached."""
+
+    metrics: dict[str, float]
+    """Values of the last log line."""
+    evaluations: dict[str, VerificationResult]
+    """Of the last evaluation, by set."""
+    images_per_s: float
+    """Over the whole call, evaluation and saving excluded."""
+
+
+class Trainer:
+    """One run, from its position to its end.
+
+    Args:
+        step: student, objective, optimiser.
+        checkpoints: None to save nothing.
+        sets: verification sets, decoded; None to evaluate nothing.
+        metrics_file: writes on rank 0.
+        folder: run folder, for the dump of a non-finite step; None writes none.
+        state: JSON values every checkpoint carries (recipe hash, network description).
+    """
+
+    def __init__(
+        self,
+        config: LoopConfig,
+        *,
+        order: SampleOrder,
+        pipeline: ImagePipeline,
+        step: TrainingStep,
+        precision: Precision,
+        ranks: Ranks,
+        metrics_file: MetricsFile,
+        checkpoints: CheckpointWriter | None = None,
+        sets: VerificationSets | None = None,
+        folder: Path | None = None,
+        state: dict[str, Any] | None = None,
+    ) -> None:
+        self.config = config
+        self.position = Position()
+        self.step = step
+        self._order = order
+        self._pipeline = pipeline
+        self._precision = precision
+        self._ranks = ranks
+        self._metrics_file = metrics_file
+        self._checkpoints = checkpoints
+        self._sets = sets
+        self._folder = folder
+        self._state = state or {}
+        self._readback = LaggedReadback(ranks.device)
+        self._skips_reported = 0
+        self._last_metrics: dict[str, float] = {}
+        self._last_evaluations: dict[str, VerificationResult] = {}
+        self._total_steps = config.epochs * order.steps_per_epoch
+        self._metrics = self._new_metrics()
+        self._bar = ProgressBar(self._total_steps, ranks)
+        self._trained_images, self._trained_s = 0, 0.0
+
+    @property
+    def global_step(self) -> int:
+        """Finished steps of the run."""
+        return self.position.epoch * self._order.steps_per_epoch + self.position.step
+
+    def run(self, stop: StopSignal) -> TrainingResult:
+        """Train to the end of the last epoch.
+
+        Raises:
+            NonFiniteError: a step was not finite; nothing of it was kept.
+            StopRequested: a signal arrived on some rank; the position has been saved.
+        """
+        self._metrics = self._new_metrics()
+        if not self.position.evaluated:
+            self._evaluate()
+        for epoch in range(self.position.epoch, self.config.epochs):
+            self._train_epoch(epoch, stop)
+            self._finish_epoch(epoch)
+        if self._checkpoints is not None:
+            self._checkpoints.wait()
+        self._bar.clear()
+        images_per_s = self._trained_images / self._trained_s if self._trained_s else 0.0
+        return TrainingResult(self._last_metrics, self._last_evaluations, images_per_s)
+
+    def save(self) -> None:
+        """Save the position now, in the background; every rank must call it."""
+        if self._checkpoints is None:
+            return
+        self._heed(self._readback.drain())  # a checkpoint must not hide a rejected step behind it
+        started = time.perf_counter()
+        names = self.step.parameter_names()
+        objective = self.step.objective
+        snapshot = Snapshot(
+            model=self.step.student.state_dict(),
+            optimiser={
+                **{f"momentum.{name}": value for name, value in momentum_tensors(self.step.optimiser, names).items()},
+                **objective.tensors(),
+            },
+            row_sharded=objective.row_sharded(),
+            rank_state=random_state(self._ranks.device),
+            state={
+                **self._state,
+                "position": {
+                    "epoch": self.position.epoch,
+                    "step": self.position.step,
+                    "evaluated": self.position.evaluated,
+                },
+                "steps_per_epoch": self._order.steps_per_epoch,
+            },
+        )
+        self._checkpoints.save(self.global_step, snapshot)
+        self._metrics.exclude(time.perf_counter() - started)
+
+    def restore(self, checkpoint: Checkpoint) -> list[str]:
+        """Take over a checkpoint; what could not be restored exactly is returned, a sentence each.
+
+        Raises:
+            ValueError: its tensors do not fit this run.
+        """
+        with torch.no_grad():
+            self.step.student.load_state_dict(checkpoint.model, strict=True)
+        prefix = "momentum."
+        momentum = {n.removeprefix(prefix): t for n, t in checkpoint.optimiser.items() if n.startswith(prefix)}
+        others = {n: t for n, t in checkpoint.optimiser.items() if not n.startswith(prefix)}
+        load_momentum(self.step.optimiser, self.step.parameter_names(), momentum)
+        self.step.objective.load(row_sharded=checkpoint.row_sharded, tensors=others)
+        self.step.running_statistics.remember()
+        self.position = Position(**checkpoint.state["position"])
+        if len(checkpoint.rank_states) == self._ranks.world_size:
+            restore_random_state(checkpoint.rank_states[self._ranks.rank], self._ranks.device)
+            return []
+        return [
+            f"random state (dropout) starts anew: it was saved by {len(checkpoint.rank_states)} ranks, "
+            f"this run has {self._ranks.world_size}"
+        ]
+
+    def _train_epoch(self, epoch: int, stop: StopSignal) -> None:
+        for batch, wait_s in _timed(self._pipeline.epoch(epoch, self.position.step)):
+            started = time.perf_counter()
+            asked = self._train_step(batch, stop, wait_s)
+            self._trained_s += wait_s + time.perf_counter() - started
+            self._trained_images += self._order.global_batch_size
+            if self.global_step % self.config.log_every == 0:
+                self._log()
+            self._bar.update(self.global_step)
+            if asked:
+                self._stop(stop)
+            at_end = self.position.step == 0
+            if not at_end and self.config.checkpoint.is_due(self.global_step, self._order.steps_per_epoch):
+                self.save()
+
+    def _train_step(self, batch: Batch, stop: StopSignal, wait_s: float) -> bool:
+        """One step; advances the position. Whether all ranks have agreed to stop."""
+        steps_per_epoch = self._order.steps_per_epoch
+        lr = learning_rate(
+            self.step.optim,
+            global_batch_size=self._order.global_batch_size,
+            epoch=batch.epoch,
+            step=batch.step,
+            steps_per_epoch=steps_per_epoch,
+        )
+        record_ids = self._order.global_ids(batch.epoch, batch.step)
+        mirrored = mirror_flags(self.config.mirror_seed, batch.epoch, record_ids, self.config.mirror_probability)
+        outcome = self.step.run(
+            batch,
+            GlobalSamples(record_ids=record_ids, mirrored=mirrored),
+            lr=lr,
+            fractional_epoch=batch.epoch + batch.step / steps_per_epoch,
+            global_step=self.global_step,
+            stop=stop.requested,
+        )
+        self._metrics.add(outcome.metrics, lr=lr, wait_s=wait_s)
+        at_end = batch.step + 1 == steps_per_epoch
+        if at_end:
+            self.position = Position(batch.epoch + 1, 0, evaluated=not self._evaluation_is_due(batch.epoch))
+        else:
+            self.position = Position(batch.epoch, batch.step + 1)
+        return self._heed(self._readback.push(outcome.signals))
+
+    def _finish_epoch(self, epoch: int) -> None:
+        """Save and evaluate as due; the save comes first, so that a kill during evaluation costs no training."""
+        last = epoch + 1 == self.config.epochs
+        if last or self.config.checkpoint.is_due(self.global_step, self._order.steps_per_epoch):
+            self.save()
+        self._heed(self._readback.drain())
+        if not self.position.evaluated:
+            self._evaluate()
+        if last and self._metrics.pending:
+            self._log()
+
+    def _evaluation_is_due(self, epoch: int) -> bool:
+        last = epoch + 1 == self.config.epochs
+        return self._sets is not None and (last or (epoch + 1) % self.config.evaluate_every_epochs == 0)
+
+    def _evaluate(self) -> None:
+        assert self._sets is not None, "only runs with verification sets are ever left unevaluated"
+        started = time.perf_counter()
+        self._last_evaluations = evaluate_sets(
+            self.step.student,
+            self._sets,
+            ranks=self._ranks,
+            batch_size=self.config.evaluation_batch_size,
+            precision=self._precision,
+        )
+        seconds = time.perf_counter() - started
+        self._metrics.exclude(seconds)
+        self.position = replace(self.position, evaluated=True)
+        if self._ranks.is_main:
+            self._bar.clear()
+            for name, result in self._last_evaluations.items():
+                logger.info("after epoch %d  %s  %s", self.position.epoch, name, result.summary())
+                self._metrics_file.write(
+                    "evaluation",
+                    step=self.global_step,
+                    epoch=self.position.epoch,
+                    set=name,
+                    seconds=round(seconds, 3),
+                    **result.to_json(),
+                )
+
+    def _log(self) -> None:
+        self._last_metrics = values = self._metrics.take(step=self.global_step)
+        if self._ranks.is_main:
+            self._bar.clear()
+            line = log_line(values, step=self.global_step, total_steps=self._total_steps, epoch=self.position.epoch)
+            logger.info("%s", line)
+            self._metrics_file.write("train", step=self.global_step, epoch=self.position.epoch, **values)
+
+    def _heed(self, signals: list[int] | None) -> bool:
+        """Act on what the device reported: raise on a rejected step, return whether a stop was agreed."""
+        if signals is None:
+            return False
+        rejected, newest, stop = signals
+        if rejected > self._skips_reported:
+            self._report_rejection(rejected, newest)
+        return bool(stop)
+
+    def _report_rejection(self, rejected: int, global_step: int) -> None:
+        """A step was not finite: name its records, and stop unless the recipe tolerates it."""
+        self._skips_reported = rejected
+        guard = self.step.guard
+        epoch, step = divmod(global_step, self._order.steps_per_epoch)
+        ids = self._order.global_ids(epoch, step)
+        blamed = ids[guard.bad_samples.cpu().numpy()]
+        what = "the samples with" if len(blamed) else "the gradient, no single sample; its batch has"
+        blamed = blamed if len(blamed) else ids
+        shown = ", ".join(str(i) for i in blamed[:16]) + (f", ... ({len(blamed)} in all)" if len(blamed) > 16 else "")
+        message = f"step {global_step} (epoch {epoch}, step {step}) is not finite: {what} record ids {shown}"
+        values = {"step": global_step, "epoch": epoch, "step_of_epoch": step, "record_ids": blamed.tolist()}
+        stops = guard.must_stop(rejected)
+        if self._ranks.is_main:
+            self._metrics_file.write("non_finite", stopped=stops, **values)
+            if self._folder is not None:
+                (self._folder / f"non_finite-step-{global_step:08d}.json").write_text(
+                    json.dumps(values, indent=1) + "\n"
+                )
+        if stops:
+            raise NonFiniteError(
+                f"{message}. Nothing of it was kept, and the last checkpoint is intact. Look at these records "
+                "(a broken image or teacher embedding), lower optim.lr, or set guard.on_nonfinite=skip",
+                blamed.tolist(),
+            )
+        logger.warning("%s; skipped (%d of at most %d)", message, rejected, guard.config.max_skips)
+
+    def _stop(self, stop: StopSignal) -> None:
+        if self._metrics.pending:
+            self._log()
+        self.save()
+        if self._checkpoints is not None:
+            self._checkpoints.wait()
+        self._metrics_file.write("stop", step=self.global_step, epoch=self.position.epoch)
+        raise StopRequested(stop.exit_code)
+
+    def _new_metrics(self) -> StepMetrics:
+        return StepMetrics(
+            global_batch_size=self._order.global_batch_size, total_steps=self._total_steps, ranks=self._ranks
+        )
+
+
+def _timed(batches: Iterator[Batch]) -> Iterator[tuple[Batch, float]]:
+    """Each batch with the seconds that the loop waited for it."""
+    while True:
+        started = time.perf_counter()
+        batch = next(batches, None)
+        if batch is None:
+            return
+        yield batch, time.perf_counter() - started

@@ -1,0 +1,123 @@
+"""One step of training: forward, loss, backward, update; committed only where it is finite.
+
+Nothing here makes the host wait for the device. What the host has to know (was a step rejected, was a stop asked for)
+leaves the step as a small device tensor.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from adadistill.core.batch_norm_sync import RunningStatistics
+from adadistill.core.distributed import Ranks
+from adadistill.core.non_finite import NonFiniteGuard
+from adadistill.core.objectives import GlobalSamples, Objective
+from adadistill.core.optimiser import OptimConfig, build_optimiser, step_where_finite
+from adadistill.core.precision import Precision
+from adadistill.loaders.batch import Batch
+
+
+@dataclass(frozen=True, slots=True)
+class StepOutcome:
+    """What one step reports; everything is on the device."""
+
+    metrics: dict[str, Tensor]
+    """0-dim values of this rank."""
+    signals: Tensor
+    """(3,) int64, equal on all ranks: rejected steps so far, newest rejected step (-1: none), stop requested (0, 1)."""
+
+
+class TrainingStep:
+    """Student, objective and optimiser, and the order in which a step uses them.
+
+    Args:
+        student: images -> raw embeddings; moved to the device here. Only it is wrapped in DDP.
+        compile_student: run the student through `torch.compile`.
+    """
+
+    def __init__(
+        self,
+        *,
+        student: nn.Module,
+        objective: Objective,
+        optim: OptimConfig,
+        guard: NonFiniteGuard,
+        precision: Precision,
+        ranks: Ranks,
+        compile_student: bool = False,
+    ) -> None:
+        memory_format = torch.channels_last if precision.channels_last else torch.preserve_format
+        self.student = student.to(device=ranks.device, dtype=precision.dtype, memory_format=memory_format)  # type: ignore[call-overload]
+        self.objective = objective
+        self.guard = guard
+        self.optim = optim
+        self.running_statistics = RunningStatistics(self.student)
+        self._precision = precision
+        self._ranks = ranks
+        self._parameters = [parameter for parameter in self.student.parameters() if parameter.requires_grad]
+        self.optimiser = build_optimiser([*self._parameters, *objective.parameters()], optim)
+        self._forward = self._wrap(compile_student)
+
+    def run(
+        self, batch: Batch, samples: GlobalSamples, *, lr: float, fractional_epoch: float, global_step: int, stop: bool
+    ) -> StepOutcome:
+        """Train on one batch.
+
+        Args:
+            batch: this rank's slice; `samples`: the whole global batch it belongs to.
+            lr: learning rate of this step.
+            fractional_epoch: epoch + step / steps per epoch, for warm-ups.
+            global_step: 0-based step of the run.
+            stop: whether this process was asked to stop.
+        """
+        self.student.train()
+        self.optimiser.zero_grad(set_to_none=True)
+        dtype = self._precision.autocast_dtype
+        with torch.autocast(self._ranks.device.type, dtype=dtype, enabled=dtype is not None):
+            embeddings = self._forward(batch.images)
+        step = self.objective.step(embeddings, batch, samples, fractional_epoch=fractional_epoch, stop=stop)
+        step.loss.backward()
+        self.objective.reduce_gradients_(self._ranks)
+        gradient_norm = self._clip()
+
+        finite = self.guard.admit(
+            finite_samples=step.finite_samples, gradient_norm=gradient_norm, global_step=global_step
+        )
+        step_where_finite(self.optimiser, lr=lr, finite=finite)
+        self.objective.commit_(finite)
+        self.running_statistics.commit_(finite, self._ranks)
+        signals = torch.stack(
+            [self.guard.rejected_steps, self.guard.last_rejected, step.stop_requested.to(torch.int64)]
+        )
+        return StepOutcome(metrics={**step.metrics, "gradient_norm": gradient_norm}, signals=signals)
+
+    def parameter_names(self) -> dict[nn.Parameter, str]:
+        """Names of all trained parameters, for the optimiser's part of a checkpoint."""
+        names = {parameter: f"student.{name}" for name, parameter in self.student.named_parameters()}
+        names.update({parameter: f"objective.{index}" for index, parameter in enumerate(self.objective.parameters())})
+        return names
+
+    def _wrap(self, compile_student: bool) -> nn.Module:
+        network: nn.Module = self.student
+        if self._ranks.world_size > 1:
+            device = self._ranks.device
+            # Buffers are averaged by RunningStatistics; a static graph lets DDP overlap without searching for leaves.
+            network = DistributedDataParallel(
+                network,
+                device_ids=[device.index] if device.type == "cuda" else None,
+                broadcast_buffers=False,
+                gradient_as_bucket_view=True,
+                static_graph=True,
+            )
+        return torch.compile(network) if compile_student else network  # type: ignore[return-value]
+
+    def _clip(self) -> Tensor:
+        """Clip the student's gradient; its 0-dim norm before clipping."""
+        if self.optim.clip_norm is None:
+            gradients = [parameter.grad for parameter in self._parameters if parameter.grad is not None]
+            return torch.nn.utils.get_total_norm(gradients)
+        return torch.nn.utils.clip_grad_norm_(self._parameters, self.optim.clip_norm)

@@ -1,0 +1,52 @@
+"""`adadistill VERB ...`: finds the entry point of a verb and hands it the rest of the line.
+
+Nothing else is imported here, so that `adadistill --help` answers at once; torch is loaded by the verb that needs it.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Sequence
+
+VERBS = {
+    "train": ("adadistill.recipes.train", "train a student (or a teacher) from a recipe, in one process"),
+    "evaluate": ("adadistill.recipes.evaluate", "score a checkpoint on verification sets"),
+    "convert": ("adadistill.recipes.convert", "turn public weights into a checkpoint, to serve as a teacher"),
+    "demo": ("adadistill.recipes.demo", "distil on synthetic faces, from data to report, in minutes on a CPU"),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a verb; returns its exit code."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(_usage())
+        return 0 if arguments else 2
+    verb, *rest = arguments
+    if verb not in VERBS:
+        import difflib
+
+        near = difflib.get_close_matches(verb, VERBS, n=1)
+        hint = f"; did you mean `{near[0]}`?" if near else ""
+        print(f"adadistill: unknown verb {verb!r}{hint}\n\n{_usage()}", file=sys.stderr)
+        return 2
+    return int(importlib.import_module(VERBS[verb][0]).main(rest) or 0)
+
+
+def _usage() -> str:
+    width = max(map(len, VERBS))
+    lines = [f"  {verb:<{width}}  {what}" for verb, (_, what) in VERBS.items()]
+    return "\n".join(
+        [
+            "usage: adadistill VERB ...",
+            "",
+            *lines,
+            "",
+            "`adadistill VERB --help` tells more. On several GPUs: torchrun -m adadistill.recipes.train RECIPE ...",
+        ]
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

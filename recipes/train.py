@@ -1,0 +1,93 @@
+"""Train what a recipe describes: `adadistill train RECIPE`, or under torchrun on several devices.
+
+    adadistill train RECIPE [key.path=value ...] [--out FOLDER] [--resume auto|none|PATH]
+    torchrun --standalone --nproc_per_node=2 -m adadistill.recipes.train RECIPE ...
+
+Exit codes: 0 finished; 1 the run failed (a non-finite step, a damaged record, a checkpoint that could not be written);
+2 the recipe, a file it names or the launch is wrong; 143 stopped by SIGTERM after saving (130 by SIGINT).
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from adadistill.core.checkpoints import CheckpointError
+from adadistill.core.distributed import LaunchError, distributed_session
+from adadistill.core.host_memory import keep_freed_memory
+from adadistill.core.non_finite import NonFiniteError
+from adadistill.core.recipe import load_recipe
+from adadistill.core.run import run_training
+from adadistill.core.run_folder import RunFolderError
+from adadistill.core.stop_signal import StopRequested
+from adadistill.core.training import TrainingResult
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Parse, train, report; returns the exit code."""
+    arguments = _parser().parse_args(argv)
+    keep_freed_memory()
+    try:
+        recipe = load_recipe(arguments.recipe, arguments.overrides)
+        folder = arguments.out or Path("runs") / recipe.name
+        with distributed_session(arguments.device) as ranks:
+            _set_up_logging(speaks=ranks.is_main)
+            result = run_training(
+                recipe, folder, ranks=ranks, resume=arguments.resume, resume_allow=arguments.resume_allow
+            )
+            if ranks.is_main:
+                _report(result, Path(folder))
+    except StopRequested as stop:
+        logging.getLogger("adadistill").info("%s; go on with --resume auto", stop)
+        return stop.exit_code
+    except (NonFiniteError, CheckpointError) as error:
+        return _fail(error, 1)
+    except (ValueError, OSError, LaunchError, RunFolderError) as error:
+        return _fail(error, 2)
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="adadistill train", description=__doc__, formatter_class=_Formatter)
+    parser.add_argument("recipe", help="YAML file, or the name of a recipe that ships with the package")
+    parser.add_argument("overrides", nargs="*", metavar="key.path=value", help="replace values of the recipe")
+    parser.add_argument("--out", type=Path, help="run folder (default: runs/<name of the recipe>)")
+    parser.add_argument("--resume", default="none", help="auto, none (default), or a checkpoint directory")
+    parser.add_argument(
+        "--resume-allow",
+        action="append",
+        default=[],
+        metavar="KEY",
+        help="recipe key that may have changed",
+    )
+    parser.add_argument("--device", help="cpu, cuda or cuda:N (default: CUDA where there is one)")
+    return parser
+
+
+class _Formatter(argparse.RawDescriptionHelpFormatter):
+    """Keeps the line breaks of the module's docstring."""
+
+
+def _set_up_logging(*, speaks: bool) -> None:
+    """Rank 0 says what happens, the others only what went wrong."""
+    logging.basicConfig(
+        format="%(asctime)s  %(message)s", datefmt="%H:%M:%S", level=logging.INFO if speaks else logging.ERROR
+    )
+
+
+def _report(result: TrainingResult, folder: Path) -> None:
+    print(f"finished: {folder}  ({result.images_per_s:.0f} images/s)")
+    for name, evaluation in result.evaluations.items():
+        print(f"  {name:<16} {evaluation.summary()}")
+
+
+def _fail(error: Exception, code: int) -> int:
+    print(f"{type(error).__name__}: {error}", file=sys.stderr)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

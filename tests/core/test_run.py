@@ -1,0 +1,252 @@
+"""A run from recipe to checkpoint: it learns, resumes bit for bit, keeps nothing non-finite and stops when asked."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tiny_training import NanImages, tiny_recipe, write_tiny_records
+
+import adadistill.core.training as training
+from adadistill.core.checkpoints import Checkpoint, load_checkpoint, newest_valid_checkpoint
+from adadistill.core.distributed import Ranks
+from adadistill.core.non_finite import NonFiniteError
+from adadistill.core.run import ResumeError, run_training
+from adadistill.core.run_folder import RunFolderError
+from adadistill.core.stop_signal import StopRequested
+from adadistill.core.teachers import TeacherError
+
+RANKS = Ranks()
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("tiny")
+    write_tiny_records(folder)
+    return folder
+
+
+def _newest(folder: Path) -> Checkpoint:
+    checkpoint, skipped = newest_valid_checkpoint(folder)
+    assert checkpoint is not None
+    assert not skipped
+    return checkpoint
+
+
+def _assert_same_state(one: Checkpoint, other: Checkpoint) -> None:
+    assert one.step == other.step
+    assert one.state == other.state
+    assert one.rank_states == other.rank_states
+    for part in ("model", "optimiser", "row_sharded"):
+        ours, theirs = getattr(one, part), getattr(other, part)
+        assert ours.keys() == theirs.keys()
+        assert ours
+        for name, tensor in ours.items():
+            assert torch.equal(tensor, theirs[name]), f"{part} {name}"
+
+
+def _metrics(folder: Path, event: str) -> list[dict[str, object]]:
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [row for row in rows if row["event"] == event]
+
+
+def test_a_run_leaves_a_whole_folder_and_learns(data: Path, tmp_path: Path):
+    recipe = tiny_recipe(data, optim__epochs=6, optim__milestones="[5]", optim__lr_batch_size=8)
+    result = run_training(recipe, tmp_path / "run", ranks=RANKS)
+
+    folder = tmp_path / "run"
+    names = {path.name for path in folder.iterdir()}
+    assert {"recipe.resolved.yaml", "environment.json", "metrics.jsonl", "checkpoints", "report"} <= names
+    rows = _metrics(folder, "train")
+    assert [row["step"] for row in rows] == [*range(3, 37, 3)]
+    assert {
+        "loss", "lr", "images_per_s", "wait_share", "centre_momentum", "confidence", "student_teacher_cosine",
+        "geometry", "margins_clipped", "gradient_norm", "peak_mib", "eta_s",
+    } <= rows[0].keys()  # fmt: skip
+    losses = [row["loss"] for row in rows]
+    assert sum(losses[-3:]) < sum(losses[:3]) - 10
+    assert result.metrics["loss"] == rows[-1]["loss"]
+    assert _newest(folder).state["position"] == {"epoch": 6, "step": 0, "evaluated": True}
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_a_run_resumed_at_any_step_equals_one_that_never_stopped(data: Path, tmp_path: Path, dropout: float):
+    recipe = tiny_recipe(data, checkpoint__every_steps=1, checkpoint__keep=100, student__dropout=dropout)
+    run_training(recipe, tmp_path / "whole", ranks=RANKS)
+    whole = _newest(tmp_path / "whole")
+
+    # 6 steps an epoch: the first step, mid-epoch, the edges of the epoch, the last step.
+    for step in (1, 3, 5, 6, 7, 11):
+        folder = tmp_path / f"from-{step}"
+        start = tmp_path / "whole" / "checkpoints" / f"step-{step:08d}"
+        torch.manual_seed(step)
+        run_training(recipe, folder, ranks=RANKS, resume=str(start))
+        _assert_same_state(_newest(folder), whole)
+
+
+def test_resume_auto_goes_on_where_a_signal_stopped_the_run(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    recipe = tiny_recipe(data, optim__epochs=3)
+    run_training(recipe, tmp_path / "whole", ranks=RANKS)
+
+    original, steps = training.Trainer._train_step, []
+
+    def interrupted(self: training.Trainer, *arguments: object) -> bool:
+        steps.append(self.global_step)
+        if len(steps) == 8:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return original(self, *arguments)
+
+    monkeypatch.setattr(training.Trainer, "_train_step", interrupted)
+    with pytest.raises(StopRequested) as stopped:
+        run_training(recipe, tmp_path / "run", ranks=RANKS, resume="auto")
+    assert stopped.value.exit_code == 143
+    assert _newest(tmp_path / "run").step == 8
+
+    run_training(recipe, tmp_path / "run", ranks=RANKS, resume="auto")
+    assert steps[8] == 8
+    _assert_same_state(_newest(tmp_path / "run"), _newest(tmp_path / "whole"))
+
+
+def test_verification_sets_are_scored_as_often_as_told_and_after_the_last_epoch(data: Path, tmp_path: Path):
+    recipe = tiny_recipe(
+        data,
+        optim__epochs=5,
+        evaluation__sets=f"['{data}/pairs.bin']",
+        evaluation__every_epochs=2,
+        evaluation__batch_size=7,
+    )
+    result = run_training(recipe, tmp_path / "run", ranks=RANKS)
+    rows = _metrics(tmp_path / "run", "evaluation")
+    assert [(row["epoch"], row["set"], row["pairs"]) for row in rows] == [(n, "pairs", 20) for n in (2, 4, 5)]
+    assert result.evaluations["pairs"].accuracy == rows[-1]["accuracy"]
+
+
+def test_a_run_killed_between_saving_and_evaluating_an_epoch_evaluates_it_first(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    recipe = tiny_recipe(data, evaluation__sets=f"['{data}/pairs.bin']", checkpoint__every_epochs=1, checkpoint__keep=9)
+    run_training(recipe, tmp_path / "whole", ranks=RANKS)
+
+    def killed(self: training.Trainer) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(training.Trainer, "_evaluate", killed)
+        with pytest.raises(KeyboardInterrupt):
+            run_training(recipe, tmp_path / "run", ranks=RANKS)
+    run_training(recipe, tmp_path / "run", ranks=RANKS, resume="auto")
+
+    for folder in ("whole", "run"):
+        assert [row["epoch"] for row in _metrics(tmp_path / folder, "evaluation")] == [1, 2]
+    _assert_same_state(_newest(tmp_path / "run"), _newest(tmp_path / "whole"))
+
+
+def test_a_second_run_does_not_overwrite_the_first(data: Path, tmp_path: Path):
+    recipe = tiny_recipe(data, optim__epochs=1, optim__milestones="[]")
+    run_training(recipe, tmp_path / "run", ranks=RANKS)
+    with pytest.raises(RunFolderError, match="already holds a run"):
+        run_training(recipe, tmp_path / "run", ranks=RANKS)
+
+
+def test_resuming_with_another_recipe_names_the_differences_unless_they_are_allowed(data: Path, tmp_path: Path):
+    run_training(tiny_recipe(data, optim__epochs=1, optim__milestones="[]"), tmp_path / "run", ranks=RANKS)
+    longer = tiny_recipe(data, optim__epochs=2, optim__milestones="[]")
+    with pytest.raises(ResumeError, match=r"optim\.epochs: 1 != 2"):
+        run_training(longer, tmp_path / "run", ranks=RANKS, resume="auto")
+    run_training(longer, tmp_path / "run", ranks=RANKS, resume="auto", resume_allow=["optim.epochs"])
+    assert _newest(tmp_path / "run").step == 12
+
+
+def _damage(monkeypatch: pytest.MonkeyPatch, *, epoch: int, step: int, sample: int) -> None:
+    import adadistill.core.run as run
+
+    original = run.build_pipeline
+    monkeypatch.setattr(run, "build_pipeline", lambda *a, **k: NanImages(original(*a, **k), epoch, step, sample))
+
+
+@pytest.mark.parametrize("teacher", ["stored", "none"])
+def test_a_non_finite_image_stops_the_run_before_the_update_and_is_named(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, teacher: str
+):
+    changes = {} if teacher == "stored" else {
+        "teacher": "null", "centres__kind": "trainable", "geometry_margin__mode": "off",
+    }  # fmt: skip
+    recipe = tiny_recipe(data, checkpoint__every_steps=1, checkpoint__keep=100, **changes)
+    _damage(monkeypatch, epoch=1, step=2, sample=5)
+
+    with pytest.raises(NonFiniteError) as stopped:
+        run_training(recipe, tmp_path / "run", ranks=RANKS)
+
+    from adadistill.core.seeding import derive_seed
+    from adadistill.loaders.sample_order import SampleOrder
+
+    culprit = int(SampleOrder(48, 8, derive_seed(5, "sample_order")).global_ids(1, 2)[5])
+    assert culprit in stopped.value.record_ids
+    assert str(culprit) in str(stopped.value)
+    dump = json.loads((tmp_path / "run" / "non_finite-step-00000008.json").read_text())
+    assert dump["step"] == 8
+    assert culprit in dump["record_ids"]
+    last = _newest(tmp_path / "run")
+    assert last.step == 8
+    for part in (last.model, last.optimiser, last.row_sharded):
+        assert all(torch.isfinite(tensor).all() for tensor in part.values())
+
+
+def test_skipping_a_non_finite_step_keeps_all_state_and_goes_on(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    recipe = tiny_recipe(data, checkpoint__every_steps=1, checkpoint__keep=100, guard__on_nonfinite="skip")
+    _damage(monkeypatch, epoch=0, step=3, sample=0)
+    run_training(recipe, tmp_path / "run", ranks=RANKS)
+
+    before = load_checkpoint(tmp_path / "run" / "checkpoints" / "step-00000003")
+    after = load_checkpoint(tmp_path / "run" / "checkpoints" / "step-00000004")
+    for part in ("optimiser", "row_sharded", "model"):
+        for name, tensor in getattr(before, part).items():
+            if not name.endswith("num_batches_tracked"):
+                assert torch.equal(tensor, getattr(after, part)[name]), name
+    assert _newest(tmp_path / "run").step == 12
+
+
+def test_skips_have_a_budget(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    recipe = tiny_recipe(data, guard__on_nonfinite="skip", guard__max_skips=0)
+    _damage(monkeypatch, epoch=0, step=3, sample=0)
+    with pytest.raises(NonFiniteError):
+        run_training(recipe, tmp_path / "run", ranks=RANKS)
+
+
+def test_a_teacher_that_does_not_fit_stops_the_run_at_the_door(data: Path, tmp_path: Path):
+    with pytest.raises(TeacherError, match=r"16-d embeddings, the student's are 32-d"):
+        run_training(tiny_recipe(data, student__embedding_dim=32), tmp_path / "run", ranks=RANKS)
+    np.save(tmp_path / "short.npy", np.ones((47, 2, 16), dtype=np.float16))
+    with pytest.raises(TeacherError, match="47 records, the training file has 48"):
+        run_training(tiny_recipe(data, teacher__embeddings=tmp_path / "short.npy"), tmp_path / "run", ranks=RANKS)
+    np.save(tmp_path / "plain.npy", np.ones((48, 1, 16), dtype=np.float16))
+    with pytest.raises(TeacherError, match="mirror_probability"):
+        run_training(tiny_recipe(data, teacher__embeddings=tmp_path / "plain.npy"), tmp_path / "run", ranks=RANKS)
+    with pytest.raises(TeacherError, match="no such file"):
+        run_training(tiny_recipe(data, teacher__embeddings=tmp_path / "none.npy"), tmp_path / "run", ranks=RANKS)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_checkpoint_of_ours_teaches(data: Path, tmp_path: Path):
+    own = {"teacher": "null", "centres__kind": "trainable", "geometry_margin__mode": "off", "head__kind": "arcface"}
+    run_training(tiny_recipe(data, **own), tmp_path / "teacher", ranks=RANKS)
+    recipe = tiny_recipe(data, teacher__embeddings="null", teacher__checkpoint=tmp_path / "teacher")
+    result = run_training(recipe, tmp_path / "student", ranks=RANKS)
+    assert -1.0 <= result.metrics["student_teacher_cosine"] <= 1.0
+    assert "class_centres" in _newest(tmp_path / "student").row_sharded
+
+
+def test_no_thread_outlives_a_run(data: Path, tmp_path: Path):
+    before = set(threading.enumerate())
+    run_training(tiny_recipe(data, optim__epochs=1, optim__milestones="[]"), tmp_path / "run", ranks=RANKS)
+    assert set(threading.enumerate()) <= before

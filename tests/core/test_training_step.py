@@ -1,0 +1,94 @@
+"""One step on each kind of device: eager, compiled and in bfloat16 it minimises the same loss."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from adadistill.bench.step import build_step
+
+DEVICES = [
+    "cpu",
+    pytest.param(
+        "cuda",
+        marks=[
+            pytest.mark.gpu,
+            pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
+        ],
+    ),
+]
+
+
+def _first_losses(device: str, *, precision: str = "float32", compiled: bool = False, steps: int = 3) -> list[float]:
+    step, batch, samples = build_step(
+        arch="mobilefacenet", width=0.25, image_size=32, batch_size=16, identities=50, precision=precision,
+        compiled=compiled, device=torch.device(device),
+    )  # fmt: skip
+    losses = []
+    for number in range(steps):
+        out = step.run(batch, samples, lr=0.02, fractional_epoch=2.0, global_step=number, stop=False)
+        losses.append(out.metrics["loss"].item())
+    return losses
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_steps_on_one_batch_lower_its_loss(device: str):
+    losses = _first_losses(device, steps=6)
+    assert all(math.isfinite(loss) for loss in losses)
+    assert losses[-1] < losses[0]
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_bfloat16_starts_at_the_loss_of_float32(device: str):
+    # The embeddings are off by 2^-8 a layer, margins and softmax by nothing: a few per cent of a loss near 30.
+    exact, rounded = _first_losses(device, steps=1)[0], _first_losses(device, precision="bfloat16", steps=1)[0]
+    assert rounded == pytest.approx(exact, rel=0.03)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_a_compiled_student_takes_the_same_steps(precision: str):
+    eager = _first_losses("cuda", precision=precision)
+    compiled = _first_losses("cuda", precision=precision, compiled=True)
+    assert compiled == pytest.approx(eager, rel=1e-3 if precision == "float32" else 0.03)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_a_step_does_not_make_the_host_wait():
+    step, batch, samples = build_step(
+        arch="mobilefacenet", width=0.25, image_size=32, batch_size=16, identities=50, precision="bfloat16",
+        compiled=False, device=torch.device("cuda"),
+    )  # fmt: skip
+    for _ in range(2):
+        step.run(batch, samples, lr=0.02, fractional_epoch=2.0, global_step=0, stop=False)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        step.run(batch, samples, lr=0.02, fractional_epoch=2.0, global_step=0, stop=False)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_the_cpu_and_the_gpu_agree_on_the_first_losses():
+    assert _first_losses("cuda") == pytest.approx(_first_losses("cpu"), rel=2e-3)
+
+
+def test_a_student_without_batch_norm_trains_too():
+    from tiny_training import PlainStudent
+
+    step, batch, samples = build_step(
+        arch="mobilefacenet", width=0.25, image_size=32, batch_size=16, identities=50, precision="float32",
+        compiled=False, device=torch.device("cpu"),
+    )  # fmt: skip
+    plain = type(step)(
+        student=PlainStudent(512), objective=step.objective, optim=step.optim, guard=step.guard,
+        precision=step._precision, ranks=step._ranks,
+    )  # fmt: skip
+    out = plain.run(batch, samples, lr=0.02, fractional_epoch=2.0, global_step=0, stop=False)
+    assert math.isfinite(out.metrics["loss"].item())
+    assert out.signals.tolist() == [0, -1, 0]
