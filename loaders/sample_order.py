@@ -49,7 +49,7 @@ class SampleOrder:
         return self.num_records // self.global_batch_size
 
     def permutation(self, epoch: int) -> Ids:
-        """(N,) int64, all record ids in the order of `epoch`. The last epoch asked for is kept; threads may share it."""
+        """(N,) int64, all record ids in the order of `epoch`. The last one asked for is kept; threads may share it."""
         last = self._last
         if last is None or last[0] != epoch:
             stream = np.random.Generator(np.random.PCG64(np.random.SeedSequence([self.seed, epoch])))
