@@ -26,7 +26,7 @@ from torch.autograd.function import once_differentiable
 
 _SLICE_BYTES = 4 << 20
 """Inputs handled at a time in backward. The gradient and two results beside them stay in a last-level cache (1 to 4 MiB
-measured alike on an EPYC 9004, all at once takes 1.7 times as long), and an operation is long against starting threads."""
+measured alike on an EPYC 9004, all at once takes 1.7 times as long); an operation is long against starting threads."""
 
 
 def prelu_reference(inputs: Tensor, slopes: Tensor) -> Tensor:
@@ -41,7 +41,7 @@ def prelu(inputs: Tensor, slopes: Tensor) -> Tensor:
         ValueError: there is not one slope per channel.
     """
     if inputs.ndim < 2 or slopes.shape != inputs.shape[1:2]:
-        raise ValueError(f"slopes must be ({inputs.shape[1:2]}), one per channel, got {tuple(slopes.shape)}")
+        raise ValueError(f"slopes must hold one number per channel of {tuple(inputs.shape)}, got {tuple(slopes.shape)}")
     if torch.compiler.is_compiling() or not torch.is_grad_enabled():
         return F.prelu(inputs, slopes)
     if inputs.device.type != "cpu" or inputs.dtype != slopes.dtype:

@@ -1,0 +1,148 @@
+"""MobileFaceNet: the 1.2 M parameter student of AdaDistill, and insightface's wider variant of the same name.
+
+Both are a stride-2 stem, a grouped 3x3 convolution, three stages of inverted bottlenecks (each opened by a block of
+stride 2), a 1x1 convolution and one depthwise convolution as large as the last grid ("global depthwise convolution")
+instead of pooling, so that each grid cell has a weight of its own. They are two networks whose state dicts do not fit
+each other; here they are called `mobilefacenet` (1,199,488 parameters) and `mbf` (2,059,520).
+
+Source: MobileFaceNets, arXiv:1804.07573; shapes as in the released code of AdaDistill and of insightface's
+arcface_torch.
+"""
+
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from adadistill.core.backbones.layers import (
+    ConvUnit,
+    EmbeddingLayer,
+    grid_side,
+    initialise_,
+    kaiming_fan_out_,
+    scaled_channels,
+)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StageShape:
+    """One stage of bottlenecks at a common resolution; channel counts are those at width 1."""
+
+    channels: int
+    """Channels of the trunk, in and out of each block but the first's input."""
+    first_hidden: int
+    """Channels inside the first block, which halves the resolution and has no shortcut."""
+    hidden: int
+    """Channels inside the others."""
+    blocks: int
+    """Number of the others."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MobileFaceNetShape:
+    """What tells the variants apart; channel counts are those at width 1."""
+
+    stem_channels: int
+    stem_group_size: int
+    """Channels per group of the second convolution; 1 is depthwise."""
+    stages: tuple[StageShape, StageShape, StageShape]
+    final_channels: int
+    affine_output: bool
+    """Whether the last batch norm has a weight and a bias."""
+
+
+MOBILEFACENET = MobileFaceNetShape(
+    stem_channels=64,
+    stem_group_size=1,
+    stages=(
+        StageShape(channels=64, first_hidden=128, hidden=128, blocks=4),
+        StageShape(channels=128, first_hidden=256, hidden=256, blocks=6),
+        StageShape(channels=128, first_hidden=512, hidden=256, blocks=2),
+    ),
+    final_channels=512,
+    affine_output=False,
+)
+
+MBF = MobileFaceNetShape(
+    stem_channels=128,
+    stem_group_size=2,
+    stages=(
+        StageShape(channels=128, first_hidden=128, hidden=128, blocks=4),
+        StageShape(channels=256, first_hidden=256, hidden=256, blocks=6),
+        StageShape(channels=256, first_hidden=512, hidden=256, blocks=2),
+    ),
+    final_channels=512,
+    affine_output=True,
+)
+
+
+class Bottleneck(nn.Module):
+    """1x1 expansion, 3x3 depthwise, 1x1 projection without activation; plus the input where `shortcut` is set."""
+
+    def __init__(self, in_channels: int, out_channels: int, hidden: int, *, stride: int, shortcut: bool) -> None:
+        super().__init__()
+        self.shortcut = shortcut
+        self.expand = ConvUnit(in_channels, hidden)
+        self.depthwise = ConvUnit(hidden, hidden, 3, stride=stride, groups=hidden)
+        self.project = ConvUnit(hidden, out_channels, activation=False)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        outputs = self.project(self.depthwise(self.expand(inputs)))
+        return inputs + outputs if self.shortcut else outputs
+
+
+class MobileFaceNet(nn.Module):
+    """Images (B, 3, image_size, image_size) RGB in [-1, 1] -> raw embeddings (B, embedding_dim).
+
+    Args:
+        shape: `MOBILEFACENET` or `MBF`.
+        image_size: pixels, a multiple of 16; the global depthwise kernel spans image_size / 16 cells.
+        embedding_dim: D.
+        width: multiplies every channel count, the hidden ones too, each rounded to a multiple of 8.
+        dropout: probability before the last linear map; the public networks have none.
+
+    Raises:
+        ValueError: image_size is no positive multiple of 16.
+    """
+
+    def __init__(
+        self, shape: MobileFaceNetShape, *, image_size: int, embedding_dim: int, width: float, dropout: float
+    ) -> None:
+        super().__init__()
+        self.shape = shape
+        stem_channels = scaled_channels(shape.stem_channels, width)
+        self.stem = ConvUnit(3, stem_channels, 3, stride=2)
+        self.stem_grouped = ConvUnit(stem_channels, stem_channels, 3, groups=stem_channels // shape.stem_group_size)
+        self.stages = nn.ModuleList()
+        channels = stem_channels
+        for stage in shape.stages:
+            self.stages.append(_stage(stage, channels, width))
+            channels = scaled_channels(stage.channels, width)
+        final_channels = scaled_channels(shape.final_channels, width)
+        self.final = ConvUnit(channels, final_channels)
+        self.pool = ConvUnit(
+            final_channels, final_channels, grid_side(image_size), padding=0, groups=final_channels, activation=False
+        )
+        self.embed = EmbeddingLayer(
+            final_channels, embedding_dim, bias=False, affine=shape.affine_output, dropout=dropout
+        )
+
+    def forward(self, images: Tensor) -> Tensor:
+        features = self.stem_grouped(self.stem(images))  # (B, stem, H/2, W/2)
+        for stage in self.stages:
+            features = stage(features)  # H and W halve
+        features = self.pool(self.final(features))  # (B, final, 1, 1)
+        return self.embed(features)  # (B, D)
+
+    def initialise_(self, generator: torch.Generator | None = None) -> None:
+        """Draw all weights anew: Kaiming normal, fan out. `generator` None is torch's global one."""
+        initialise_(self, partial(kaiming_fan_out_, generator=generator))
+
+
+def _stage(stage: StageShape, in_channels: int, width: float) -> nn.Sequential:
+    channels = scaled_channels(stage.channels, width)
+    first_hidden, hidden = scaled_channels(stage.first_hidden, width), scaled_channels(stage.hidden, width)
+    first = Bottleneck(in_channels, channels, first_hidden, stride=2, shortcut=False)
+    others = [Bottleneck(channels, channels, hidden, stride=1, shortcut=True) for _ in range(stage.blocks)]
+    return nn.Sequential(first, *others)

@@ -1,0 +1,265 @@
+"""Strict conversion of published state dicts into our own networks.
+
+Public networks name their tensors in four ways; ours have one. The rules, ours on the left (`*` is `weight`, `bias` or
+a batch norm's statistics):
+
+    ours                            iresnet*                     ir*
+    stem.{conv,norm,act}.*          {conv1,bn1,prelu}.*          input_layer.{0,1,2}.*
+    stages.S.I.norm.*               layer{S+1}.I.bn1.*           body.N.res_layer.0.*
+    stages.S.I.first.conv.*         layer{S+1}.I.conv1.*         body.N.res_layer.1.*
+    stages.S.I.first.{norm,act}.*   layer{S+1}.I.{bn2,prelu}.*   body.N.res_layer.{2,3}.*
+    stages.S.I.second.{conv,norm}.* layer{S+1}.I.{conv2,bn3}.*   body.N.res_layer.{4,5}.*
+    stages.S.I.shortcut.{conv,norm} layer{S+1}.I.downsample.{0,1} body.N.shortcut_layer.{0,1}
+    norm.*                          bn2.*                        output_layer.0.*
+    embed.{linear,norm}.*           {fc,features}.*              output_layer.{3,4}.*
+
+    with N = I + the blocks of all stages before S
+
+    ours                            mobilefacenet                mbf
+    stem / stem_grouped             conv1 / conv2_dw             layers.0 / layers.1
+    stages.{0,1,2}.0                conv_{23,34,45}              layers.{2,4,6}
+    stages.{0,1,2}.I, I > 0         conv_{3,4,5}.model.{I-1}     layers.{3,5,7}.layers.{I-1}
+      {expand,depthwise,project}      {conv,conv_dw,project}       layers.{0,1,2}
+      {conv,norm,act}.*               {conv,bn,prelu}.*            layers.{0,1,2}.*
+    final                           conv_6_sep                   conv_sep
+    pool                            output_layer.conv_6_dw       features.layers.0
+    embed.{linear,norm}.*           output_layer.{linear,bn}.*   features.layers.{2,3}.*
+
+Nothing is guessed: a tensor that is missing, not expected or of another shape is an error that names all of them,
+because a teacher of which one layer stayed random still trains a student, only a worse one.
+
+Source: key names of insightface arcface_torch, AdaFace, CVLface and AdaDistill (method 5.1 to 5.4).
+"""
+
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
+from typing import Final
+
+import torch
+from torch import Tensor, nn
+
+from adadistill.core.backbones.ir import IR
+from adadistill.core.backbones.iresnet import IResNet
+from adadistill.core.backbones.mobilefacenet import MBF, MobileFaceNet
+
+WRAPPER_PREFIXES: Final[tuple[str, ...]] = ("module.", "_orig_mod.", "model.", "net.")
+"""What DistributedDataParallel, torch.compile, Lightning (AdaFace) and CVLface put before the names of a network."""
+
+ADAFACE_HEAD_KEYS: Final[frozenset[str]] = frozenset({"head.kernel", "head.t", "head.batch_mean", "head.batch_std"})
+"""The margin head that an AdaFace checkpoint holds beside the network: class centres and norm statistics."""
+
+_PROBLEMS_SHOWN = 40
+
+
+def convert_public_weights(public: Mapping[str, Tensor], network: nn.Module) -> dict[str, Tensor]:
+    """Return the tensors of a public state dict under the names of `network`, one of ours, which is not changed.
+
+    Args:
+        public: state dict of the public implementation of the same architecture, image size and embedding length;
+            wrapper prefixes and an AdaFace head are removed first (`strip_wrappers`).
+        network: what `build_backbone` returns; may be on any device or dtype. Tensors keep the dtype they come in.
+
+    Raises:
+        ValueError: tensors are missing, not expected, of another shape or not finite; the text lists them.
+        TypeError: `network` is none of our backbones.
+    """
+    bare = strip_wrappers(public)
+    own = network.state_dict()
+    names = public_names(network)
+    unexpected = bare.keys() - set(names.values())
+    problems = [f"missing {public}" for public in names.values() if public not in bare]
+    problems += [f"not expected {public} {list(bare[public].shape)}" for public in bare if public in unexpected]
+    converted = {name: bare[public] for name, public in names.items() if public in bare}
+    for name, tensor in converted.items():
+        if tensor.shape != own[name].shape:
+            expected = list(own[name].shape)
+            problems.append(f"{names[name]} is {list(tensor.shape)}, this network needs {expected}")
+        elif tensor.is_floating_point() != own[name].is_floating_point():
+            problems.append(f"{names[name]} is {tensor.dtype}, this network needs {own[name].dtype}")
+        elif not torch.isfinite(tensor).all():
+            problems.append(f"{names[name]} holds values that are not finite")
+    if problems:
+        raise ValueError(_report(problems, len(own)))
+    return converted
+
+
+def load_public_weights(network: nn.Module, public: Mapping[str, Tensor]) -> None:
+    """Copy a public state dict into `network`; on an error, see `convert_public_weights`, it is left as it was."""
+    network.load_state_dict(convert_public_weights(public, network))
+
+
+def public_names(network: nn.Module) -> dict[str, str]:
+    """Return, for every tensor of `network`'s state dict in order, its name in the public implementation.
+
+    Raises:
+        TypeError: `network` is none of our backbones.
+    """
+    rules = _rules_for(network)
+    blocks_per_stage = [len(list(stage.children())) for stage in network.get_submodule("stages").children()]
+    return {name: _public_name(name, rules, blocks_per_stage) for name in network.state_dict()}
+
+
+def strip_wrappers(public: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return `public` without the prefixes that wrappers added, and without the margin head of an AdaFace checkpoint.
+
+    A prefix is removed only where every name has it, but for `head.*` beside `model.*`, as AdaFace saves them. Such a
+    head is dropped only where it is exactly AdaFace's (`ADAFACE_HEAD_KEYS`); otherwise its tensors stay, to be reported
+    as not expected.
+    """
+    head = {name: tensor for name, tensor in public.items() if name.startswith("head.")}
+    tensors = {name: tensor for name, tensor in public.items() if name not in head}
+    if head and not all(name.startswith("model.") for name in tensors):
+        return dict(public)
+    while prefix := _common_prefix(tensors):
+        tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
+    return tensors if "head.kernel" in head and head.keys() <= ADAFACE_HEAD_KEYS else {**tensors, **head}
+
+
+def swap_colour_order_(network: nn.Module) -> None:
+    """Make a network trained on BGR images take RGB ones, or the reverse, by reordering its first convolution."""
+    with torch.no_grad():
+        weight = network.get_parameter("stem.conv.weight")  # (channels, 3, 3, 3)
+        weight.copy_(weight.flip(1))
+
+
+def _common_prefix(names: Iterable[str]) -> str | None:
+    names = list(names)
+    matching = (prefix for prefix in WRAPPER_PREFIXES if names and all(name.startswith(prefix) for name in names))
+    return next(matching, None)
+
+
+def _report(problems: Sequence[str], expected: int) -> str:
+    shown = [f"  {problem}" for problem in problems[:_PROBLEMS_SHOWN]]
+    if len(problems) > len(shown):
+        shown.append(f"  and {len(problems) - len(shown)} more")
+    heading = f"state dict does not fit this network of {expected} tensors, {len(problems)} problems:"
+    return "\n".join([heading, *shown])
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _NameRules:
+    """How one public implementation names the modules of a network."""
+
+    outside: Mapping[str, str]
+    """Modules outside the stages: our path -> public path."""
+    block: Callable[[int, int, Sequence[int]], str]
+    """(stage, index in it, blocks of every stage) -> public path of a block."""
+    inside: Mapping[str, str]
+    """Modules inside a block: our path below the block -> public path below it."""
+
+
+def _public_name(name: str, rules: _NameRules, blocks_per_stage: Sequence[int]) -> str:
+    path, _, leaf = name.rpartition(".")
+    in_stage = re.fullmatch(r"stages\.(\d+)\.(\d+)\.(.+)", path)
+    if in_stage is None:
+        return f"{rules.outside[path]}.{leaf}"
+    stage, index, below = int(in_stage[1]), int(in_stage[2]), in_stage[3]
+    return f"{rules.block(stage, index, blocks_per_stage)}.{rules.inside[below]}.{leaf}"
+
+
+def _rules_for(network: nn.Module) -> _NameRules:
+    if isinstance(network, MobileFaceNet):
+        return _MBF_RULES if network.shape == MBF else _MOBILEFACENET_RULES
+    if isinstance(network, IResNet):
+        return _IRESNET_RULES
+    if isinstance(network, IR):
+        return _IR_RULES
+    raise TypeError(f"no public names are known for {type(network).__name__}")
+
+
+def _nested(units: Mapping[str, str], parts: Mapping[str, str]) -> dict[str, str]:
+    """Return the paths of every part of every unit: {u.p: U.P}."""
+    return {f"{unit}.{part}": f"{units[unit]}.{parts[part]}" for unit, part in product(units, parts)}
+
+
+def _iresnet_block(stage: int, index: int, blocks_per_stage: Sequence[int]) -> str:
+    return f"layer{stage + 1}.{index}"
+
+
+def _ir_block(stage: int, index: int, blocks_per_stage: Sequence[int]) -> str:
+    return f"body.{sum(blocks_per_stage[:stage]) + index}"
+
+
+def _mobilefacenet_block(stage: int, index: int, blocks_per_stage: Sequence[int]) -> str:
+    return ("conv_23", "conv_34", "conv_45")[stage] if index == 0 else f"conv_{stage + 3}.model.{index - 1}"
+
+
+def _mbf_block(stage: int, index: int, blocks_per_stage: Sequence[int]) -> str:
+    return f"layers.{2 * stage + 2}" if index == 0 else f"layers.{2 * stage + 3}.layers.{index - 1}"
+
+
+_IRESNET_RULES = _NameRules(
+    outside={
+        "stem.conv": "conv1",
+        "stem.norm": "bn1",
+        "stem.act": "prelu",
+        "norm": "bn2",
+        "embed.linear": "fc",
+        "embed.norm": "features",
+    },
+    block=_iresnet_block,
+    inside={
+        "norm": "bn1",
+        "first.conv": "conv1",
+        "first.norm": "bn2",
+        "first.act": "prelu",
+        "second.conv": "conv2",
+        "second.norm": "bn3",
+        "shortcut.conv": "downsample.0",
+        "shortcut.norm": "downsample.1",
+    },
+)
+
+_IR_RULES = _NameRules(
+    outside={
+        "stem.conv": "input_layer.0",
+        "stem.norm": "input_layer.1",
+        "stem.act": "input_layer.2",
+        "norm": "output_layer.0",
+        "embed.linear": "output_layer.3",
+        "embed.norm": "output_layer.4",
+    },
+    block=_ir_block,
+    inside={
+        "norm": "res_layer.0",
+        "first.conv": "res_layer.1",
+        "first.norm": "res_layer.2",
+        "first.act": "res_layer.3",
+        "second.conv": "res_layer.4",
+        "second.norm": "res_layer.5",
+        "shortcut.conv": "shortcut_layer.0",
+        "shortcut.norm": "shortcut_layer.1",
+    },
+)
+
+_ADADISTILL_UNIT = {"conv": "conv", "norm": "bn", "act": "prelu"}
+
+_MOBILEFACENET_RULES = _NameRules(
+    outside={
+        **_nested(
+            {"stem": "conv1", "stem_grouped": "conv2_dw", "final": "conv_6_sep", "pool": "output_layer.conv_6_dw"},
+            _ADADISTILL_UNIT,
+        ),
+        "embed.linear": "output_layer.linear",
+        "embed.norm": "output_layer.bn",
+    },
+    block=_mobilefacenet_block,
+    inside=_nested({"expand": "conv", "depthwise": "conv_dw", "project": "project"}, _ADADISTILL_UNIT),
+)
+
+_MBF_UNIT = {"conv": "layers.0", "norm": "layers.1", "act": "layers.2"}
+
+_MBF_RULES = _NameRules(
+    outside={
+        **_nested(
+            {"stem": "layers.0", "stem_grouped": "layers.1", "final": "conv_sep", "pool": "features.layers.0"},
+            _MBF_UNIT,
+        ),
+        "embed.linear": "features.layers.2",
+        "embed.norm": "features.layers.3",
+    },
+    block=_mbf_block,
+    inside=_nested({"expand": "layers.0", "depthwise": "layers.1", "project": "layers.2"}, _MBF_UNIT),
+)

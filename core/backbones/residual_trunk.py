@@ -1,0 +1,61 @@
+"""Trunk of the improved residual networks, shared by `iresnet.py` and `ir.py`.
+
+Both families are the same pre-activation residual network; they differ in the first shortcut of stage 1, in the last
+batch norm, in dropout and in initialisation. There is no pooling in the stem, no activation after the sum, and the
+stride of a block sits in its second convolution.
+
+Source: ArcFace, arXiv:1801.07698, section 3.2 ("improved residual unit").
+"""
+
+from torch import Tensor, nn
+
+from adadistill.core.backbones.layers import ConvUnit, scaled_channels
+
+STAGE_CHANNELS = (64, 128, 256, 512)
+"""Channels of the four stages at width 1; the stem has those of the first."""
+
+DEPTHS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 14, 3), 100: (3, 13, 30, 3)}
+"""Blocks per stage by the number that names the network; IR calls the last one 101."""
+
+
+class ResidualBlock(nn.Module):
+    """Batch norm, 3x3 convolution, batch norm, PReLU, 3x3 convolution with stride, batch norm; plus the shortcut.
+
+    (B, in_channels, H, W) -> (B, out_channels, H / stride, W / stride). The shortcut is a 1x1 convolution with batch
+    norm where `project` is set, otherwise plain subsampling (the identity at stride 1).
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, *, stride: int, project: bool) -> None:
+        super().__init__()
+        self.stride = stride
+        self.norm = nn.BatchNorm2d(in_channels)
+        self.first = ConvUnit(in_channels, out_channels, 3)
+        self.second = ConvUnit(out_channels, out_channels, 3, stride=stride, activation=False)
+        self.shortcut = ConvUnit(in_channels, out_channels, 1, stride=stride, activation=False) if project else None
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        outputs = self.second(self.first(self.norm(inputs)))
+        if self.shortcut is not None:
+            return outputs + self.shortcut(inputs)
+        return outputs + (inputs if self.stride == 1 else inputs[:, :, :: self.stride, :: self.stride])
+
+
+def residual_stages(blocks_per_stage: tuple[int, ...], width: float, *, project_every_stage: bool) -> nn.ModuleList:
+    """Return the four stages, each halving the resolution in its first block.
+
+    Args:
+        blocks_per_stage: a value of `DEPTHS`.
+        width: multiplies the channel counts, each rounded to a multiple of 8.
+        project_every_stage: give the first block of every stage a learned shortcut; otherwise only where the number of
+            channels changes.
+    """
+    stages = nn.ModuleList()
+    in_channels = scaled_channels(STAGE_CHANNELS[0], width)
+    for blocks, base_channels in zip(blocks_per_stage, STAGE_CHANNELS, strict=True):
+        channels = scaled_channels(base_channels, width)
+        project = project_every_stage or channels != in_channels
+        first = ResidualBlock(in_channels, channels, stride=2, project=project)
+        others = [ResidualBlock(channels, channels, stride=1, project=False) for _ in range(blocks - 1)]
+        stages.append(nn.Sequential(first, *others))
+        in_channels = channels
+    return stages

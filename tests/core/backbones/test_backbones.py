@@ -1,0 +1,229 @@
+"""What every backbone promises: size, shapes, seeded weights, float32 at the end, either memory format, compilation."""
+
+import pytest
+import torch
+from torch import nn
+
+from adadistill.core.backbones import BACKBONE_NAMES, BackboneConfig, build_backbone
+from adadistill.core.backbones.layers import EmbeddingLayer, scaled_channels
+
+# Counted from the public definitions at 112 x 112 and 512-d (method 5.2 and 5.3).
+PARAMETERS = {
+    "mobilefacenet": 1_199_488,
+    "mbf": 2_059_520,
+    "iresnet18": 24_025_600,
+    "iresnet34": 34_139_328,
+    "iresnet50": 43_590_848,
+    "iresnet100": 65_156_160,
+    "ir18": 24_020_352,
+    "ir34": 34_134_080,
+    "ir50": 43_585_600,
+    "ir101": 65_150_912,
+}
+
+# The smallest of each family: every kind of layer, little time.
+FAMILIES = ("mobilefacenet", "mbf", "iresnet18", "ir18")
+
+
+def small(arch, image_size=32, *, seed=0, **fields):
+    config = BackboneConfig(arch=arch, **{"embedding_dim": 24, "width": 0.125, **fields})
+    return build_backbone(config, image_size, generator=seed)
+
+
+def images(count, image_size, dtype=torch.float32):
+    generator = torch.Generator().manual_seed(7)
+    return torch.rand(count, 3, image_size, image_size, generator=generator, dtype=dtype) * 2 - 1
+
+
+def count_parameters(network):
+    return sum(parameter.numel() for parameter in network.parameters())
+
+
+def test_every_architecture_has_a_known_parameter_count():
+    assert set(PARAMETERS) == set(BACKBONE_NAMES)
+
+
+@pytest.mark.parametrize("arch", BACKBONE_NAMES)
+def test_parameter_count_is_the_published_one(arch):
+    assert count_parameters(build_backbone(BackboneConfig(arch=arch), 112, generator=0)) == PARAMETERS[arch]
+
+
+def test_mobilefacenet_at_128_dimensions_has_the_published_parameter_count():
+    network = build_backbone(BackboneConfig(arch="mobilefacenet", embedding_dim=128), 112, generator=0)
+    assert count_parameters(network) == 1_002_880
+
+
+# One grid cell, several, and an odd number of them.
+@pytest.mark.parametrize("image_size", [16, 32, 48])
+@pytest.mark.parametrize("arch", FAMILIES)
+def test_maps_images_of_any_multiple_of_16_to_embeddings(arch, image_size):
+    network = small(arch, image_size)
+    embeddings = network(images(3, image_size))
+    assert embeddings.shape == (3, 24)
+    assert embeddings.dtype == torch.float32
+    assert torch.isfinite(embeddings).all()
+    embeddings.square().sum().backward()
+    assert all(torch.isfinite(p.grad).all() for p in network.parameters() if p.requires_grad)
+
+
+@pytest.mark.parametrize("image_size", [0, 8, 100, 113])
+@pytest.mark.parametrize("arch", FAMILIES)
+def test_refuses_image_sizes_that_are_no_multiples_of_16(arch, image_size):
+    with pytest.raises(ValueError, match=f"image_size must be a positive multiple of 16, got {image_size}"):
+        small(arch, image_size)
+
+
+def test_global_depthwise_kernel_of_mobilefacenet_spans_the_grid():
+    assert small("mobilefacenet", 112).pool.conv.kernel_size == (7, 7)
+    assert small("mobilefacenet", 48).pool.conv.kernel_size == (3, 3)
+
+
+@pytest.mark.parametrize("arch", FAMILIES)
+def test_same_seed_gives_the_same_weights_and_leaves_the_global_generator_alone(arch):
+    before = torch.get_rng_state()
+    first, again, other = small(arch, seed=3), small(arch, seed=3), small(arch, seed=4)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert all(torch.equal(a, b) for a, b in zip(first.state_dict().values(), again.state_dict().values(), strict=True))
+    assert not torch.equal(first.embed.linear.weight, other.embed.linear.weight)
+
+
+def test_generator_and_seed_are_the_same_thing():
+    config = BackboneConfig(width=0.125)
+    by_seed = build_backbone(config, 32, generator=11)
+    by_generator = build_backbone(config, 32, generator=torch.Generator().manual_seed(11))
+    assert torch.equal(by_seed.embed.linear.weight, by_generator.embed.linear.weight)
+
+
+def test_no_generator_draws_from_the_global_one():
+    config = BackboneConfig(width=0.125)
+    torch.manual_seed(5)
+    by_global = build_backbone(config, 32)
+    assert torch.equal(by_global.embed.linear.weight, build_backbone(config, 32, generator=5).embed.linear.weight)
+
+
+def test_weights_are_drawn_as_the_public_implementations_draw_them():
+    # Wide enough that a standard deviation is known to some percent.
+    ir, iresnet, mobile = (
+        build_backbone(BackboneConfig(arch=a, width=0.5), 32, generator=0)
+        for a in ("ir18", "iresnet18", "mobilefacenet")
+    )
+    kernel = ir.stages[3][1].first.conv.weight  # (256, 256, 3, 3): fan_out 2304
+    assert kernel.std().item() == pytest.approx((2 / 2304) ** 0.5, rel=0.02)
+    assert ir.embed.linear.weight.std().item() == pytest.approx((2 / 512) ** 0.5, rel=0.02)
+    assert (ir.embed.linear.bias == 0).all()
+    assert iresnet.stages[3][1].first.conv.weight.std().item() == pytest.approx(0.1, rel=0.02)
+    bound = (256 * 4) ** -0.5
+    assert iresnet.embed.linear.weight.abs().max().item() == pytest.approx(bound, rel=1e-3)
+    assert 0 < iresnet.embed.linear.bias.abs().max().item() <= bound
+    assert mobile.final.conv.weight.std().item() == pytest.approx((2 / 256) ** 0.5, rel=0.05)
+    for network in (ir, iresnet, mobile):
+        for module in network.modules():
+            if isinstance(module, nn.PReLU):
+                assert (module.weight == 0.25).all()
+            if isinstance(module, nn.BatchNorm2d):
+                assert (module.weight == 1).all()
+                assert (module.bias == 0).all()
+                assert (module.running_var == 1).all()
+                assert (module.running_mean == 0).all()
+                assert module.num_batches_tracked == 0
+
+
+def test_last_norm_is_affine_only_where_the_public_one_is():
+    frozen = small("iresnet18").embed.norm
+    assert not frozen.weight.requires_grad
+    assert (frozen.weight == 1).all()
+    assert frozen.bias.requires_grad
+    assert small("mbf").embed.norm.weight.requires_grad
+    assert small("ir18").embed.norm.weight is None
+    assert small("mobilefacenet").embed.norm.weight is None
+
+
+def test_width_multiplies_trunk_and_hidden_channels_in_multiples_of_8():
+    assert [scaled_channels(64, width) for width in (0.01, 0.3, 0.5, 0.69, 1.0, 1.5)] == [8, 16, 32, 48, 64, 96]
+    half = build_backbone(BackboneConfig(width=0.5), 48, generator=0)
+    block = half.stages[1][1]
+    assert (block.expand.conv.in_channels, block.expand.conv.out_channels) == (64, 128)
+    assert half.pool.conv.groups == 256
+    channels = {module.num_features for module in half.modules() if isinstance(module, nn.BatchNorm2d)}
+    assert all(count % 8 == 0 for count in channels)
+
+
+@pytest.mark.parametrize(("arch", "expected"), [("ir18", 0.4), ("iresnet18", 0.0), ("mobilefacenet", 0.0)])
+def test_dropout_defaults_to_the_architectures_own(arch, expected):
+    def probability(network):
+        return getattr(network.embed.dropout, "p", 0.0)
+
+    assert probability(small(arch)) == expected
+    assert probability(small(arch, dropout=0.2)) == 0.2
+    assert probability(small(arch, dropout=0.0)) == 0.0
+
+
+def test_training_without_dropout_draws_no_random_numbers():
+    network = small("mobilefacenet").train()
+    before = torch.get_rng_state()
+    network(images(2, 32))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"arch": "resnet50"}, "arch must be one of mobilefacenet, mbf"),
+        ({"embedding_dim": 0}, "embedding_dim must be positive, got 0"),
+        ({"width": 0.0}, r"width must be in \(0, 8\], got 0.0"),
+        ({"width": float("nan")}, "width must be in"),
+        ({"dropout": 1.0}, r"dropout must be in \[0, 1\) or null, got 1.0"),
+    ],
+)
+def test_config_refuses_values_out_of_range(fields, message):
+    with pytest.raises(ValueError, match=message):
+        BackboneConfig(**fields)
+
+
+@pytest.mark.parametrize("arch", FAMILIES)
+def test_memory_format_does_not_change_the_embeddings(arch):
+    network = small(arch, 48, dropout=0.0).double().train()
+    x = images(4, 48, torch.float64)
+    with torch.no_grad():
+        expected = network(x)
+        network.to(memory_format=torch.channels_last)
+        actual = network(x.contiguous(memory_format=torch.channels_last))
+    torch.testing.assert_close(actual, expected, rtol=1e-10, atol=1e-10)
+
+
+def test_features_are_flattened_channel_major_from_either_memory_format():
+    layer = EmbeddingLayer(2 * 9, 2 * 9, bias=False, affine=False, dropout=0.0).eval()
+    nn.init.eye_(layer.linear.weight)
+    layer.norm.eps = 0.0
+    features = torch.arange(18.0).reshape(1, 2, 3, 3)
+    expected = torch.arange(18.0).reshape(1, 18)
+    with torch.no_grad():
+        assert torch.equal(layer(features), expected)
+        assert torch.equal(layer(features.contiguous(memory_format=torch.channels_last)), expected)
+
+
+@pytest.mark.parametrize("arch", FAMILIES)
+def test_last_linear_and_norm_stay_in_float32_under_autocast(arch):
+    network = small(arch).train()
+    seen = {}
+    network.embed.linear.register_forward_hook(lambda _, inputs, output: seen.update(linear=output.dtype))
+    network.embed.register_forward_hook(lambda _, inputs, output: seen.update(features=inputs[0].dtype))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        embeddings = network(images(4, 32))
+    assert seen == {"features": torch.bfloat16, "linear": torch.float32}
+    assert embeddings.dtype == torch.float32
+    embeddings.square().sum().backward()
+    assert all(p.grad.dtype == torch.float32 for p in network.parameters() if p.requires_grad)
+
+
+# One of each kind of block; the others consist of the same modules.
+@pytest.mark.parametrize("arch", ["mobilefacenet", "ir18"])
+def test_traces_into_one_graph_for_training(arch):
+    network = small(arch, 16, dropout=0.0).train()
+    x = images(2, 16)
+    with torch.no_grad():
+        expected = network(x)
+    # fullgraph makes a graph break an error; the backend runs the traced operations as they are, no compiler needed.
+    actual = torch.compile(network, fullgraph=True, backend="eager")(x)
+    torch.testing.assert_close(actual, expected)
+    actual.sum().backward()

@@ -1,0 +1,191 @@
+"""Conversion of public state dicts: exact against the golden outputs, and strict."""
+
+import json
+import zlib
+
+import numpy as np
+import pytest
+import torch
+from tests_support import golden_files
+from torch import Tensor, nn
+
+from adadistill.core.backbones import BackboneConfig, build_backbone
+from adadistill.core.backbones.public_weights import (
+    ADAFACE_HEAD_KEYS,
+    convert_public_weights,
+    load_public_weights,
+    public_names,
+    strip_wrappers,
+    swap_colour_order_,
+)
+
+GOLDEN_BACKBONES = [path for path in golden_files("backbone_*.npz") if path.stem != "backbone_images"]
+FAMILIES = ("mobilefacenet", "mbf", "iresnet18", "ir18")
+
+# First and last tensor of each public implementation, and one inside a block of a later stage.
+PUBLIC_KEYS = {
+    "mobilefacenet": ("conv1.conv.weight", "conv_4.model.2.conv_dw.prelu.weight", "output_layer.bn.running_var"),
+    "mbf": ("layers.0.layers.0.weight", "layers.5.layers.2.layers.1.layers.2.weight", "features.layers.3.weight"),
+    "iresnet18": ("conv1.weight", "layer3.0.downsample.1.running_mean", "features.bias"),
+    "ir18": ("input_layer.0.weight", "body.5.res_layer.3.weight", "output_layer.4.running_var"),
+}
+
+
+def small(arch, **fields):
+    return build_backbone(BackboneConfig(arch=arch, embedding_dim=16, width=0.125, **fields), 32, generator=1)
+
+
+def golden_tensor(key: str, shape: list[int]) -> Tensor:
+    """The float64 tensor that the golden cases give to a public key (golden README)."""
+    generator = np.random.RandomState(zlib.crc32(key.encode()) & 0x7FFFFFFF)
+    if key.endswith("num_batches_tracked"):
+        return torch.tensor(0)
+    if key.endswith("running_var"):
+        values = generator.uniform(0.5, 1.5, shape)
+    elif key.endswith("running_mean"):
+        values = generator.normal(0.0, 0.1, shape)
+    elif len(shape) < 2:
+        values = generator.uniform(0.5, 1.0, shape)
+    else:
+        values = generator.normal(0.0, 1.0 / np.sqrt(np.prod(shape[1:])), shape)
+    return torch.from_numpy(np.asarray(values))
+
+
+def public_state_dict(network):
+    """The public state dict that converts into the weights of `network`: the conversion's names, read backwards."""
+    own = network.state_dict()
+    return {public: own[name].clone() for name, public in public_names(network).items()}
+
+
+@pytest.mark.golden
+@pytest.mark.parametrize("case", GOLDEN_BACKBONES, ids=lambda path: path.stem)
+def test_converted_network_gives_the_public_output(case, golden_dir):
+    with np.load(golden_dir / "backbone_images.npz") as arrays:
+        images = torch.from_numpy(arrays["images_u8"]).double() / 127.5 - 1.0
+    arch = case.stem.removeprefix("backbone_")
+    with np.load(case) as arrays:
+        expected = torch.from_numpy(arrays["output"])
+        expected_norm = torch.from_numpy(arrays["norm"]) if "norm" in arrays else None
+        public = {key: golden_tensor(key, shape) for key, shape in json.loads(str(arrays["keys"]))}
+    config = BackboneConfig(arch=arch, embedding_dim=expected.shape[1])
+    network = build_backbone(config, images.shape[-1], generator=0).double().eval()
+    load_public_weights(network, public)
+    with torch.inference_mode():
+        embeddings = network(images)
+    if expected_norm is not None:
+        norm = embeddings.norm(dim=1, keepdim=True)
+        torch.testing.assert_close(norm, expected_norm.reshape(norm.shape), rtol=1e-9, atol=0.0)
+        embeddings = embeddings / norm
+    scale = expected.abs().max().item()
+    torch.testing.assert_close(embeddings, expected, rtol=1e-9, atol=1e-9 * scale)
+
+
+@pytest.mark.golden
+def test_golden_backbones_are_there(golden_dir):
+    assert GOLDEN_BACKBONES, f"no backbone_*.npz in {golden_dir}"
+
+
+@pytest.mark.parametrize("arch", FAMILIES)
+def test_public_keys_are_those_of_the_public_implementation(arch):
+    assert set(PUBLIC_KEYS[arch]) <= public_state_dict(small(arch)).keys()
+
+
+@pytest.mark.parametrize(
+    "prefix", ["", "module.", "model.", "net.", "model.net.", "_orig_mod.module.", "module.model."]
+)
+@pytest.mark.parametrize("arch", FAMILIES)
+def test_wrapper_prefixes_are_stripped(arch, prefix):
+    source = small(arch)
+    wrapped = {prefix + name: tensor for name, tensor in public_state_dict(source).items()}
+    target = build_backbone(BackboneConfig(arch=arch, embedding_dim=16, width=0.125), 32, generator=2)
+    load_public_weights(target, wrapped)
+    for name, tensor in source.state_dict().items():
+        assert torch.equal(target.state_dict()[name], tensor), name
+
+
+def test_prefix_that_only_some_names_have_is_kept():
+    mixed = {"module.conv1.weight": torch.zeros(1), "bn1.weight": torch.zeros(1)}
+    assert strip_wrappers(mixed) == mixed
+
+
+def test_head_of_an_adaface_checkpoint_is_dropped():
+    network = small("ir18")
+    checkpoint = {f"model.{name}": tensor for name, tensor in public_state_dict(network).items()}
+    checkpoint |= {name: torch.zeros(1) for name in ADAFACE_HEAD_KEYS}
+    assert convert_public_weights(checkpoint, network).keys() == network.state_dict().keys()
+
+
+def test_head_is_kept_and_reported_when_anything_else_stands_beside_the_network():
+    network = small("ir18")
+    checkpoint = {f"model.{name}": tensor for name, tensor in public_state_dict(network).items()}
+    checkpoint |= {"head.kernel": torch.zeros(16, 5), "head.margin": torch.zeros(1)}
+    with pytest.raises(ValueError, match="2 problems") as error:
+        convert_public_weights(checkpoint, network)
+    assert "not expected head.kernel [16, 5]" in str(error.value)
+    assert "not expected head.margin [1]" in str(error.value)
+
+
+@pytest.mark.parametrize("arch", FAMILIES)
+def test_every_problem_is_in_one_error(arch):
+    network = small(arch)
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    public = public_state_dict(network)
+    missing, misshapen, poisoned = PUBLIC_KEYS[arch]
+    shape = list(public[misshapen].shape)
+    del public[missing]
+    public[misshapen] = torch.zeros(3, 5)
+    public[poisoned] = torch.full_like(public[poisoned], torch.nan)
+    public["se_block.fc1.weight"] = torch.zeros(4, 8)
+    with pytest.raises(ValueError, match="4 problems") as error:
+        load_public_weights(network, public)
+    text = str(error.value)
+    assert f"missing {missing}" in text
+    assert "not expected se_block.fc1.weight [4, 8]" in text
+    assert f"{misshapen} is [3, 5], this network needs {shape}" in text
+    assert f"{poisoned} holds values that are not finite" in text
+    assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())
+
+
+def test_integer_tensor_in_place_of_weights_is_reported():
+    network = small("iresnet18")
+    public = public_state_dict(network)
+    public["bn1.weight"] = public["bn1.weight"].to(torch.int64)
+    with pytest.raises(ValueError, match=r"bn1.weight is torch.int64, this network needs torch.float32"):
+        convert_public_weights(public, network)
+
+
+def test_weights_of_another_architecture_do_not_load():
+    with pytest.raises(ValueError, match=r"and \d+ more$"):
+        load_public_weights(small("ir18"), public_state_dict(small("iresnet18")))
+
+
+def test_weights_for_another_image_size_do_not_load():
+    public = public_state_dict(small("iresnet18"))
+    larger = build_backbone(BackboneConfig(arch="iresnet18", embedding_dim=16, width=0.125), 48, generator=0)
+    with pytest.raises(ValueError, match=r"fc.weight is \[16, 256\], this network needs \[16, 576\]"):
+        load_public_weights(larger, public)
+
+
+def test_empty_state_dict_is_an_error():
+    with pytest.raises(ValueError, match="missing"):
+        convert_public_weights({}, small("mobilefacenet"))
+
+
+def test_constant_weight_of_the_iresnet_output_stays_frozen_after_loading():
+    network = small("iresnet18")
+    load_public_weights(network, public_state_dict(network))
+    assert not network.embed.norm.weight.requires_grad
+
+
+def test_swapped_network_sees_bgr_images_as_the_original_sees_rgb():
+    network = small("ir18").double().eval()
+    images = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    with torch.no_grad():
+        expected = network(images)
+        swap_colour_order_(network)
+        torch.testing.assert_close(network(images.flip(1)), expected)
+
+
+def test_networks_that_are_none_of_ours_are_refused():
+    with pytest.raises(TypeError, match="no public names are known for Linear"):
+        convert_public_weights({}, nn.Linear(2, 2))

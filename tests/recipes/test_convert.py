@@ -1,0 +1,105 @@
+"""`adadistill convert`: from a public weight file to a checkpoint that loads as a teacher."""
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from adadistill.core.backbones import BackboneConfig, build_backbone
+from adadistill.core.backbones.public_weights import public_names
+from adadistill.core.network_checkpoint import load_network
+from adadistill.recipes.convert import main
+
+CPU = torch.device("cpu")
+SMALL = ["--image-size", "16", "--embedding-dim", "8"]
+
+
+def public_weights(arch, prefix=""):
+    network = build_backbone(BackboneConfig(arch=arch, embedding_dim=8), 16, generator=5).eval()
+    own = network.state_dict()
+    return network, {prefix + public: own[name] for name, public in public_names(network).items()}
+
+
+def convert(source, out, arch, *options):
+    return main([str(source), str(out), "--arch", arch, *SMALL, *options])
+
+
+def embeddings(network, *, bgr=False):
+    images = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    with torch.inference_mode():
+        return network(images.flip(1) if bgr else images)
+
+
+@pytest.mark.parametrize(
+    ("arch", "prefix", "suffix"),
+    [
+        ("mobilefacenet", "module.", ".pth"),
+        ("mbf", "", ".pt"),
+        ("iresnet18", "", ".pth"),
+        ("ir18", "model.net.", ".safetensors"),
+    ],
+)
+def test_converted_checkpoint_loads_and_gives_the_same_embeddings(tmp_path, capsys, arch, prefix, suffix):
+    network, public = public_weights(arch, prefix)
+    source = tmp_path / f"weights{suffix}"
+    if suffix == ".safetensors":
+        save_file(public, source)
+    else:
+        torch.save(public, source)
+    assert convert(source, tmp_path / "teacher", arch) == 0
+    loaded = load_network(tmp_path / "teacher", device=CPU)
+    assert loaded.backbone == BackboneConfig(arch=arch, embedding_dim=8)
+    assert loaded.image_size == 16
+    assert torch.equal(embeddings(loaded.network), embeddings(network))
+    assert "trained on rgb" in capsys.readouterr().out
+
+
+def test_adaface_checkpoint_is_turned_from_bgr_to_rgb_and_loses_its_head(tmp_path, capsys):
+    network, public = public_weights("ir18", "model.")
+    public["head.kernel"] = torch.zeros(8, 5)
+    torch.save({"state_dict": public}, tmp_path / "adaface.ckpt")
+    assert convert(tmp_path / "adaface.ckpt", tmp_path / "teacher", "ir18") == 0
+    loaded = load_network(tmp_path / "teacher", device=CPU)
+    # The original sees BGR: it must say of a BGR image what the converted network says of the RGB one.
+    torch.testing.assert_close(embeddings(loaded.network), embeddings(network, bgr=True))
+    assert "ir18 (adaface, trained on bgr" in capsys.readouterr().out
+
+
+def test_colour_of_ir_weights_that_nothing_tells_must_be_given(tmp_path, capsys):
+    network, public = public_weights("ir18")
+    torch.save(public, tmp_path / "ir18.pth")
+    assert convert(tmp_path / "ir18.pth", tmp_path / "teacher", "ir18") == 2
+    assert "pass --format adaface|cvlface or --colour rgb|bgr" in capsys.readouterr().err
+    assert not (tmp_path / "teacher").exists()
+    assert convert(tmp_path / "ir18.pth", tmp_path / "teacher", "ir18", "--colour", "rgb") == 0
+    assert torch.equal(embeddings(load_network(tmp_path / "teacher", device=CPU).network), embeddings(network))
+
+
+def test_weights_that_do_not_fit_write_nothing(tmp_path, capsys):
+    _, public = public_weights("iresnet18")
+    del public["fc.bias"]
+    torch.save(public, tmp_path / "r18.pth")
+    assert convert(tmp_path / "r18.pth", tmp_path / "teacher", "iresnet18") == 2
+    assert "missing fc.bias" in capsys.readouterr().err
+    assert not (tmp_path / "teacher").exists()
+
+
+def test_format_must_publish_the_architecture(tmp_path, capsys):
+    _, public = public_weights("mbf")
+    torch.save(public, tmp_path / "mbf.pth")
+    assert convert(tmp_path / "mbf.pth", tmp_path / "teacher", "mbf", "--format", "adaface") == 2
+    assert "adaface publishes no mbf; its format must be one of insightface" in capsys.readouterr().err
+
+
+def test_a_folder_in_use_is_not_overwritten(tmp_path, capsys):
+    _, public = public_weights("mbf")
+    torch.save(public, tmp_path / "mbf.pth")
+    (tmp_path / "teacher").mkdir()
+    (tmp_path / "teacher" / "notes.txt").write_text("mine")
+    assert convert(tmp_path / "mbf.pth", tmp_path / "teacher", "mbf") == 2
+    assert "exists already and is not an empty folder" in capsys.readouterr().err
+    assert [path.name for path in (tmp_path / "teacher").iterdir()] == ["notes.txt"]
+
+
+def test_absent_source_is_named(tmp_path, capsys):
+    assert convert(tmp_path / "absent.pth", tmp_path / "teacher", "mbf") == 2
+    assert "absent.pth is not a file" in capsys.readouterr().err
