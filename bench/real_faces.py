@@ -65,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--device")
     parser.add_argument("--runs", type=Path, help="folder for the run folders (default: a temporary one)")
     parser.add_argument("--rows", help="JSONL file for the rows (default: print only)")
-    arguments = parser.parse_args(argv)
+    arguments = parser.parse_intermixed_args(argv)
     keep_freed_memory()
     logging.basicConfig(format="%(asctime)s  %(message)s", datefmt="%H:%M:%S", level=logging.INFO)
     with tempfile.TemporaryDirectory() as temporary, distributed_session(arguments.device) as ranks:

@@ -76,7 +76,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=Path("runs/demo"), help="folder (default: runs/demo)")
     parser.add_argument("--seeds", type=int, default=3, help="students of each kind (default: 3)")
     parser.add_argument("overrides", nargs="*", metavar="key.path=value", help="replace values of all three recipes")
-    arguments = parser.parse_args(argv)
+    arguments = parser.parse_intermixed_args(argv)
     if arguments.seeds < 1:
         parser.error(f"--seeds must be at least 1, got {arguments.seeds}")
     out: Path = arguments.out

@@ -24,11 +24,14 @@ from adadistill.core.run import run_training
 from adadistill.core.run_folder import RunFolderError
 from adadistill.core.stop_signal import StopRequested
 from adadistill.core.training import TrainingResult
+from adadistill.loaders.dali_pipeline import DaliBatchError, DaliMissingError
+from adadistill.loaders.pixels import ImageDecodeError
+from adadistill.loaders.recordio import RecordError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse, train, report; returns the exit code."""
-    arguments = _parser().parse_args(argv)
+    arguments = _parser().parse_intermixed_args(argv)
     keep_freed_memory()
     try:
         recipe = load_recipe(arguments.recipe, arguments.overrides)
@@ -43,9 +46,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except StopRequested as stop:
         logging.getLogger("adadistill").info("%s; go on with --resume auto", stop)
         return stop.exit_code
-    except (NonFiniteError, CheckpointError) as error:
+    except (NonFiniteError, CheckpointError, RecordError, ImageDecodeError, DaliBatchError) as error:
         return _fail(error, 1)
-    except (ValueError, OSError, LaunchError, RunFolderError) as error:
+    except (ValueError, OSError, LaunchError, RunFolderError, DaliMissingError) as error:
         return _fail(error, 2)
     return 0
 
