@@ -44,6 +44,7 @@ def jobs(faces: Path | None) -> list[Job]:
         Job("step mobilefacenet", (*step, "--precision", "bfloat16", "--compile", "eager", "compiled"), 150),
         Job("step iresnet50", (*step, "--arch", "iresnet50", "--precision", "bfloat16", "--batch-size", "512"), 90),
         Job("step float32", (*step, "--precision", "float32", "--steps", "50"), 60),
+        Job("centre update", (*_bench("kernels.bench_centre_update"), "--rows", "centre_update.jsonl"), 40),
         Job(
             "margin softmax",
             ("-m", "adadistill.bench.kernels.bench_margin_softmax", "--rows", "margin_softmax.jsonl"),

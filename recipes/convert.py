@@ -18,6 +18,7 @@ from typing import Final
 from adadistill.core.backbones import BACKBONE_NAMES, BackboneConfig, build_backbone
 from adadistill.core.backbones.public_weights import load_public_weights, swap_colour_order_
 from adadistill.core.backbones.weight_files import read_weight_file
+from adadistill.core.checkpoints import CheckpointError
 from adadistill.core.network_checkpoint import save_network
 
 
@@ -51,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             weight_format=options.format,
             colour=options.colour,
         )
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, CheckpointError) as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return 2
     return 0

@@ -1,0 +1,73 @@
+"""The centre update alone: one global batch against C centres, repeated labels included.
+
+Isolates the ordered merge and its undo; leaves out teacher, cosines and the softmax's unit copy. Before timing, the
+result must equal applying one sample after the other in float64. `sequential` is that loop, on the rows it touches.
+
+    python -m adadistill.bench.kernels.bench_centre_update --batch 1024 --classes 85742
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Callable, Sequence
+
+import torch
+
+from adadistill.bench.rows import append_row, spread
+from adadistill.kernels.centre_update import centre_update_, centre_update_reference
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure, print and append rows."""
+    parser = argparse.ArgumentParser(prog="python -m adadistill.bench.kernels.bench_centre_update", description=__doc__)
+    parser.add_argument("--batch", type=int, nargs="+", default=[1024])
+    parser.add_argument("--classes", type=int, default=85_742)
+    parser.add_argument("--dim", type=int, default=512)
+    parser.add_argument("--repeats", type=int, default=20)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--rows", help="JSONL file for the rows (default: print only)")
+    arguments = parser.parse_args(argv)
+    device = torch.device(arguments.device)
+    for batch in arguments.batch:
+        generator = torch.Generator().manual_seed(0)
+        centres = torch.randn(arguments.classes, arguments.dim, generator=generator).mul_(0.01)
+        teacher = torch.nn.functional.normalize(torch.randn(batch, arguments.dim, generator=generator), dim=1)
+        labels = torch.randint(min(arguments.classes, batch), (batch,), generator=generator)
+        momentum = torch.rand(batch, generator=generator)
+        truth = centre_update_reference(centres.double(), teacher.double(), labels, momentum.double())
+        inputs = [tensor.to(device) for tensor in (centres, teacher, labels, momentum)]
+        ok = torch.tensor(True, device=device)
+
+        def update(inputs: list[torch.Tensor] = inputs, ok: torch.Tensor = ok) -> None:
+            centre_update_(*inputs).commit_(ok)
+
+        update()
+        torch.testing.assert_close(inputs[0].double().cpu(), truth, rtol=1e-5, atol=1e-6)
+        forms: dict[str, Callable[[], object]] = {"ours": update}
+        if device.type == "cpu":
+            few = [tensor[: labels.max() + 1] if index == 0 else tensor for index, tensor in enumerate(inputs)]
+            forms["sequential"] = lambda few=few: centre_update_reference(*few)  # type: ignore[misc]
+        for name, function in forms.items():
+            times = spread([1e3 * _seconds(function, device) for _ in range(arguments.repeats + 2)][2:])
+            append_row(
+                arguments.rows, bench="centre_update", form=name, batch=batch, classes=arguments.classes,
+                dim=arguments.dim, device=str(device), ms=times,
+            )  # fmt: skip
+            print(f"centre update  batch {batch:<5} {name:<11} {times['median']:>9.3f} ms")
+    return 0
+
+
+def _seconds(function: Callable[[], object], device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    started = time.perf_counter()
+    function()
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - started
+
+
+if __name__ == "__main__":
+    sys.exit(main())

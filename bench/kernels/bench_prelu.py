@@ -1,0 +1,75 @@
+"""PReLU forward and backward alone, on feature maps of a MobileFaceNet: torch's own against ours.
+
+Isolates one activation; leaves out the convolutions and norms around it. Before timing, gradients must agree. The share
+of memory bandwidth counts the 5 passes over the feature map that any PReLU with a backward must make.
+
+    python -m adadistill.bench.kernels.bench_prelu --batch 128
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from adadistill.bench.rows import append_row, spread
+from adadistill.kernels.prelu import prelu, prelu_reference
+
+LAYERS = ((64, 56), (128, 28), (256, 14), (512, 7))
+"""(channels, side) of feature maps in a MobileFaceNet at 112 x 112."""
+
+PASSES = 5  # forward reads and writes; backward reads gradient and input and writes a gradient
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure, print and append rows."""
+    parser = argparse.ArgumentParser(prog="python -m adadistill.bench.kernels.bench_prelu", description=__doc__)
+    parser.add_argument("--batch", type=int, default=128)
+    parser.add_argument("--repeats", type=int, default=20)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--rows", help="JSONL file for the rows (default: print only)")
+    arguments = parser.parse_args(argv)
+    device = torch.device(arguments.device)
+    for channels, side in LAYERS:
+        inputs = torch.randn(arguments.batch, channels, side, side, generator=torch.Generator().manual_seed(0))
+        inputs = inputs.to(device).contiguous(memory_format=torch.channels_last).requires_grad_()
+        slopes = torch.full((channels,), 0.25, device=device, requires_grad=True)
+        _check(inputs, slopes)
+        for name, function in (("torch", prelu_reference), ("ours", prelu)):
+            seconds = [_seconds(function, inputs, slopes) for _ in range(arguments.repeats + 2)][2:]
+            times = spread([1e3 * s for s in seconds])
+            gb_per_s = PASSES * inputs.numel() * inputs.element_size() / times["median"] / 1e6
+            append_row(
+                arguments.rows, bench="prelu", form=name, batch=arguments.batch, channels=channels, side=side,
+                device=str(device), ms=times, gb_per_s=gb_per_s,
+            )  # fmt: skip
+            print(f"prelu {channels:>4} x {side:<3} {name:<6} {times['median']:>9.3f} ms  {gb_per_s:>7.1f} GB/s")
+    return 0
+
+
+def _check(inputs: Tensor, slopes: Tensor) -> None:
+    ours, reference = (
+        torch.autograd.grad(function(inputs, slopes).square().sum(), (inputs, slopes))
+        for function in (prelu, prelu_reference)
+    )
+    for one, other in zip(ours, reference, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
+
+
+def _seconds(function: Callable[[Tensor, Tensor], Tensor], inputs: Tensor, slopes: Tensor) -> float:
+    if inputs.is_cuda:
+        torch.cuda.synchronize()
+    started = time.perf_counter()
+    outputs = function(inputs, slopes)
+    torch.autograd.grad(outputs, (inputs, slopes), grad_outputs=outputs.detach())
+    if inputs.is_cuda:
+        torch.cuda.synchronize()
+    return time.perf_counter() - started
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,88 @@
+"""Every bench runs tiny on the CPU and leaves rows that can be read again, so that none rots until a GPU is at hand."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from tiny_training import write_tiny_records
+
+from adadistill.bench import gpu_check, real_faces, rows, step
+from adadistill.bench.kernels import bench_centre_update, bench_prelu
+
+
+def test_the_step_bench(tmp_path: Path):
+    arguments = "--width 0.125 --image-size 32 --batch-size 8 --identities 20 --steps 2 --warmup 1 --device cpu"
+    assert (
+        step.main([*arguments.split(), "--precision", "float32", "bfloat16", "--rows", str(tmp_path / "r.jsonl")]) == 0
+    )
+    found = rows.read_rows(tmp_path / "r.jsonl")
+    assert [row["precision"] for row in found] == ["float32", "bfloat16"]
+    assert all(row["images_per_s"]["median"] > 0 for row in found)
+
+
+def test_the_prelu_bench(tmp_path: Path):
+    assert (
+        bench_prelu.main(["--batch", "2", "--repeats", "2", "--device", "cpu", "--rows", str(tmp_path / "r.jsonl")])
+        == 0
+    )
+    assert {row["form"] for row in rows.read_rows(tmp_path / "r.jsonl")} == {"torch", "ours"}
+
+
+def test_the_centre_update_bench(tmp_path: Path):
+    arguments = ["--batch", "7", "16", "--classes", "50", "--dim", "8", "--repeats", "2", "--device", "cpu"]
+    assert bench_centre_update.main([*arguments, "--rows", str(tmp_path / "r.jsonl")]) == 0
+    assert {row["form"] for row in rows.read_rows(tmp_path / "r.jsonl")} == {"ours", "sequential"}
+
+
+@pytest.mark.parametrize("kind", ["distilled", "baseline"])
+def test_the_real_faces_bench(tmp_path: Path, kind: str):
+    write_tiny_records(tmp_path)
+    (tmp_path / "teacher.npy").rename(tmp_path / "teacher_embeddings.npy")
+    (tmp_path / "pairs.bin").rename(tmp_path / "faces_holdout.bin")
+    small = ["data.image_size=32", "data.global_batch_size=8", "student={width: 0.125, embedding_dim: 16}",
+             "optim={epochs: 1, milestones: [], warmup_epochs: 0}"]  # fmt: skip
+    assert real_faces.main(
+        [str(tmp_path), *small, "--kinds", kind, "--seeds", "3", "--device", "cpu", "--rows", str(tmp_path / "r.jsonl")]
+    ) == 0  # fmt: skip
+    (row,) = rows.read_rows(tmp_path / "r.jsonl")
+    assert (row["kind"], row["seed"], row["set"]) == (kind, 3, "faces_holdout")
+    assert 0.0 <= row["accuracy"] <= 1.0
+
+
+def test_the_gpu_check_runs_jobs_by_priority_within_its_budget(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    listed = [
+        gpu_check.Job("good", ("-c", "print('ran')"), 60),
+        gpu_check.Job("bad", ("-c", "raise SystemExit(3)"), 60),
+        gpu_check.Job("endless", ("-c", "import time; time.sleep(60)"), 1),
+    ]
+    monkeypatch.setattr(gpu_check, "jobs", lambda faces: listed)
+    assert gpu_check.main(["--minutes", "2"]) == 1
+    table = capsys.readouterr().out.splitlines()[-3:]
+    assert [line.split()[1:3] for line in table] == [["ok", table[0].split()[2]], ["exit", "3"], ["too", "slow"]]
+    assert gpu_check.main(["--minutes", "0.1"]) == 0
+    assert capsys.readouterr().out.count("skipped") == 3
+
+
+def test_the_gpu_check_starts_with_the_gpu_tests_and_knows_the_real_faces(tmp_path: Path):
+    names = [job.name for job in gpu_check.jobs(tmp_path)]
+    assert names[0] == "gpu tests"
+    assert {"loader", "real faces, 3 seeds"} <= set(names)
+    for job in gpu_check.jobs(tmp_path):
+        if job.command[1].startswith("adadistill."):
+            assert (
+                Path(gpu_check.ROOT) / (job.command[1].removeprefix("adadistill.").replace(".", "/") + ".py")
+            ).is_file()
+
+
+def test_committed_rows_can_be_read():
+    for path in sorted(rows.RESULTS.glob("*.jsonl")):
+        assert rows.read_rows(path), f"{path} is empty"
+
+
+def test_a_row_that_says_too_little_is_refused(tmp_path: Path):
+    (tmp_path / "r.jsonl").write_text('{"bench": "x"}\n')
+    with pytest.raises(ValueError, match="line 1"):
+        rows.read_rows(tmp_path / "r.jsonl")
