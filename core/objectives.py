@@ -11,7 +11,7 @@ changes first and keep them only when told that the step was finite.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Generic, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -97,7 +97,31 @@ class Objective(Protocol):
         ...
 
 
-class DistillationObjective:
+Centres = TypeVar("Centres", AdaptiveCentres, TrainableCentres)
+
+
+class _CentresAndStatistics(Generic[Centres]):
+    """The state that both objectives own, and its way in and out of a checkpoint."""
+
+    centres: Centres
+    statistics: NormStatistics
+    ranks: Ranks
+
+    def row_sharded(self) -> dict[str, Tensor]:
+        """See `Objective.row_sharded`."""
+        return self.centres.state_dict()
+
+    def tensors(self) -> dict[str, Tensor]:
+        """See `Objective.tensors`."""
+        return self.statistics.state_dict()
+
+    def load(self, *, row_sharded: dict[str, Tensor], tensors: dict[str, Tensor]) -> None:
+        """See `Objective.load`."""
+        self.centres.load_state_dict(row_sharded)
+        self.statistics = NormStatistics.from_state_dict(tensors, device=self.ranks.device)
+
+
+class DistillationObjective(_CentresAndStatistics[AdaptiveCentres]):
     """AdaDistill's adaptive centres with AdaFace, ArcFace or CosFace margins and the geometry-aware margin.
 
     Args:
@@ -170,19 +194,6 @@ class DistillationObjective:
     def reduce_gradients_(self, ranks: Ranks) -> None:
         """Nothing to do."""
 
-    def row_sharded(self) -> dict[str, Tensor]:
-        """See `Objective.row_sharded`."""
-        return self.centres.state_dict()
-
-    def tensors(self) -> dict[str, Tensor]:
-        """See `Objective.tensors`."""
-        return self.statistics.state_dict()
-
-    def load(self, *, row_sharded: dict[str, Tensor], tensors: dict[str, Tensor]) -> None:
-        """See `Objective.load`."""
-        self.centres.load_state_dict(row_sharded)
-        self.statistics = NormStatistics.from_state_dict(tensors, device=self.ranks.device)
-
     def _teacher_embeddings(self, batch: Batch, samples: GlobalSamples) -> Tensor:
         """(G, D) unit embeddings of the global batch: gathered from a network, read from a store."""
         if isinstance(self.teacher, ImageTeacher):
@@ -190,7 +201,7 @@ class DistillationObjective:
         return self.teacher.rows(samples.record_ids, samples.mirrored)
 
 
-class ClassificationObjective:
+class ClassificationObjective(_CentresAndStatistics[TrainableCentres]):
     """Margin softmax against class centres trained by gradient: the baseline without a teacher.
 
     Args:
@@ -238,19 +249,6 @@ class ClassificationObjective:
         gradient = self.centres.class_centres.grad
         assert gradient is not None, "reduce_gradients_ follows backward"
         average_(gradient, ranks)
-
-    def row_sharded(self) -> dict[str, Tensor]:
-        """See `Objective.row_sharded`."""
-        return self.centres.state_dict()
-
-    def tensors(self) -> dict[str, Tensor]:
-        """See `Objective.tensors`."""
-        return self.statistics.state_dict()
-
-    def load(self, *, row_sharded: dict[str, Tensor], tensors: dict[str, Tensor]) -> None:
-        """See `Objective.load`."""
-        self.centres.load_state_dict(row_sharded)
-        self.statistics = NormStatistics.from_state_dict(tensors, device=self.ranks.device)
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,7 @@ import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -33,7 +34,7 @@ from adadistill.core.teachers import ImageTeacher, RecordTeacher, build_teacher
 from adadistill.core.training import LoopConfig, Trainer, TrainingResult
 from adadistill.core.training_step import TrainingStep
 from adadistill.loaders.image_records import ImageRecords
-from adadistill.loaders.pipeline import build_pipeline
+from adadistill.loaders.pipeline import ImagePipeline, build_pipeline
 from adadistill.loaders.sample_order import SampleOrder
 
 logger = logging.getLogger(__name__)
@@ -84,6 +85,7 @@ def run_training(
     checkpoint = _find_checkpoint(run_folder, resume, ranks)
     if checkpoint is not None:
         _refuse_other_recipe(recipe, checkpoint, resume_allow)
+        _refuse_other_records(parts.records, checkpoint)
     run_folder.start(
         recipe_yaml=dump_recipe(recipe),
         environment=describe_environment(world_size=ranks.world_size),
@@ -94,18 +96,7 @@ def run_training(
 
     seed_process(recipe.seed, rank=ranks.rank)
     step = _build_step(recipe, parts, ranks, student)
-    mirror_seed = derive_seed(recipe.seed, "mirror")
-    pipeline = build_pipeline(
-        recipe.data,
-        parts.records,
-        parts.order,
-        rank=ranks.rank,
-        world_size=ranks.world_size,
-        device=ranks.device,
-        mirror_seed=mirror_seed,
-        dtype=parts.precision.image_dtype,
-        channels_last=parts.precision.channels_last,
-    )
+    pipeline = _build_pipeline(recipe, parts, ranks)
     metrics_file = MetricsFile(run_folder.metrics if ranks.is_main else None)
     writer = CheckpointWriter(
         run_folder.checkpoints,
@@ -117,7 +108,7 @@ def run_training(
     try:
         with writer, listen_for_stop() as stop:
             trainer = Trainer(
-                _loop_config(recipe, mirror_seed),
+                _loop_config(recipe),
                 order=parts.order,
                 pipeline=pipeline,
                 step=step,
@@ -127,12 +118,7 @@ def run_training(
                 checkpoints=writer,
                 sets=parts.sets,
                 folder=run_folder.path,
-                state={
-                    "recipe_hash": recipe_hash(recipe),
-                    "recipe": dump_recipe(recipe),
-                    "records": parts.records.fingerprint(),
-                    "network": describe_network(recipe.student, recipe.data.image_size),
-                },
+                state=_identity(recipe, parts),
             )
             if checkpoint is not None:
                 _restore(trainer, checkpoint, ranks)
@@ -199,6 +185,20 @@ def _build_step(recipe: Recipe, parts: _Parts, ranks: Ranks, student: nn.Module 
     )
 
 
+def _build_pipeline(recipe: Recipe, parts: _Parts, ranks: Ranks) -> ImagePipeline:
+    return build_pipeline(
+        recipe.data,
+        parts.records,
+        parts.order,
+        rank=ranks.rank,
+        world_size=ranks.world_size,
+        device=ranks.device,
+        mirror_seed=derive_seed(recipe.seed, "mirror"),
+        dtype=parts.precision.image_dtype,
+        channels_last=parts.precision.channels_last,
+    )
+
+
 def _build_objective(recipe: Recipe, parts: _Parts, ranks: Ranks) -> Objective:
     dtype = parts.precision.dtype
     centres = initial_centres(
@@ -228,14 +228,24 @@ def _build_objective(recipe: Recipe, parts: _Parts, ranks: Ranks) -> Objective:
     )
 
 
-def _loop_config(recipe: Recipe, mirror_seed: int) -> LoopConfig:
+def _identity(recipe: Recipe, parts: _Parts) -> dict[str, Any]:
+    """What every checkpoint says of the run it belongs to."""
+    return {
+        "recipe_hash": recipe_hash(recipe),
+        "recipe": dump_recipe(recipe),
+        "records": parts.records.fingerprint(),
+        "network": describe_network(recipe.student, recipe.data.image_size),
+    }
+
+
+def _loop_config(recipe: Recipe) -> LoopConfig:
     return LoopConfig(
         epochs=recipe.optim.epochs,
         log_every=recipe.log.every,
         evaluate_every_epochs=recipe.evaluation.every_epochs,
         evaluation_batch_size=recipe.evaluation.batch_size,
         checkpoint=recipe.checkpoint,
-        mirror_seed=mirror_seed,
+        mirror_seed=derive_seed(recipe.seed, "mirror"),
         mirror_probability=recipe.data.mirror_probability,
     )
 
@@ -272,6 +282,15 @@ def _refuse_other_recipe(recipe: Recipe, checkpoint: Checkpoint, resume_allow: S
             f"{checkpoint.path} was saved by another recipe; differences (checkpoint != now):\n  "
             + "\n  ".join(differences)
             + "\n  Use the recipe it was saved with (recipe.resolved.yaml), or allow keys with --resume-allow KEY"
+        )
+
+
+def _refuse_other_records(records: ImageRecords, checkpoint: Checkpoint) -> None:
+    """Centres and sample order belong to the very records they were made from."""
+    if checkpoint.state.get("records") != records.fingerprint():
+        raise ResumeError(
+            f"{checkpoint.path} was saved while training on other records than {records.path} holds now; "
+            "class centres and sample order do not carry over. Point data.records at the file of that run"
         )
 
 

@@ -172,6 +172,19 @@ def _damage(monkeypatch: pytest.MonkeyPatch, *, epoch: int, step: int, sample: i
     monkeypatch.setattr(run, "build_pipeline", lambda *a, **k: NanImages(original(*a, **k), epoch, step, sample))
 
 
+def test_resuming_on_other_records_is_refused(data: Path, tmp_path: Path):
+    run_training(tiny_recipe(data, optim__epochs=1, optim__milestones="[]"), tmp_path / "run", ranks=RANKS)
+    write_tiny_records(tmp_path / "other", images=9)
+    other = tiny_recipe(
+        data, data__records=tmp_path / "other" / "train.rec", teacher__embeddings=tmp_path / "other" / "teacher.npy"
+    )
+    with pytest.raises(ResumeError, match="other records"):
+        run_training(
+            other, tmp_path / "run", ranks=RANKS, resume="auto",
+            resume_allow=["data.records", "teacher.embeddings", "optim.epochs", "optim.milestones"],
+        )  # fmt: skip
+
+
 @pytest.mark.parametrize("teacher", ["stored", "none"])
 def test_a_non_finite_image_stops_the_run_before_the_update_and_is_named(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, teacher: str
