@@ -18,7 +18,8 @@ from pathlib import Path
 from adadistill.core.backbones import BackboneConfig
 from adadistill.core.checkpoints import CheckpointConfig
 from adadistill.core.class_centres import CentresConfig
-from adadistill.core.config_text import canonical_json, config_differences, dump_config
+from adadistill.core.config.strict_yaml import LoadedConfig, RecipeError, parse_config, read_config
+from adadistill.core.config.text import canonical_json, config_differences, dump_config
 from adadistill.core.evaluation import EvaluationConfig
 from adadistill.core.geometry_margin import GeometryMarginConfig
 from adadistill.core.heads import HeadConfig
@@ -26,7 +27,6 @@ from adadistill.core.metrics_log import LogConfig
 from adadistill.core.non_finite import GuardConfig
 from adadistill.core.optimiser import OptimConfig
 from adadistill.core.precision import PrecisionName
-from adadistill.core.strict_yaml import LoadedConfig, RecipeError, parse_config, read_config
 from adadistill.core.teachers import TeacherConfig
 from adadistill.loaders.pipeline import DataConfig
 

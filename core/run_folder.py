@@ -3,7 +3,7 @@
     recipe.resolved.yaml   the whole recipe, defaults and overrides included; reloads to the same hash
     environment.json       versions, devices, commit, command line, date of the start; `resumed`: those of each resume
     metrics.jsonl          one line per logged step
-    checkpoints/           see `checkpoint_files`
+    checkpoints/           see `checkpoints/files.py`
     report/                tables and figures
 
 A folder holds one run: starting another one in it is refused. Run folders get shared, so nothing of the process
@@ -28,7 +28,7 @@ from typing import Any
 
 import torch
 
-from adadistill.core.checkpoint_files import list_checkpoints
+from adadistill.core.checkpoints.files import list_checkpoints
 
 _log = logging.getLogger(__name__)
 

@@ -184,7 +184,7 @@ def write_reports(
     Returns:
         The paths of the JSON and the CSV file.
     """
-    from adadistill.core.checkpoint_files import MODEL_NAME, read_manifest
+    from adadistill.core.checkpoints.files import MODEL_NAME, read_manifest
 
     report = {
         "checkpoint": str(loaded.path),

@@ -17,8 +17,8 @@ from pathlib import Path
 from types import NoneType
 from typing import Any, Literal, get_args, get_origin
 
-from adadistill.core.config_schema import alternatives, config_schema, section_class
-from adadistill.core.config_text import dump_value
+from adadistill.core.config.schema import alternatives, config_schema, section_class
+from adadistill.core.config.text import dump_value
 from adadistill.core.recipe import Recipe
 
 _INTRODUCTION = """\

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from adadistill.core.config_schema import dotted_keys, section_class
+from adadistill.core.config.schema import dotted_keys, section_class
 from adadistill.core.recipe import Recipe
 from adadistill.recipes.recipe_reference import field_documentation, main, recipe_reference
 

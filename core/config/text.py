@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
 from typing import Any, Final, get_args, get_origin
 
-from adadistill.core.config_schema import alternatives, config_schema
+from adadistill.core.config.schema import alternatives, config_schema
 
 _SAFE_WORD: Final = re.compile(r"[A-Za-z_/][A-Za-z0-9_./-]*", re.ASCII)
 _RESERVED_WORDS: Final = frozenset(("true", "false", "null", "yes", "no", "on", "off", "y", "n", "nan", "inf", "none"))

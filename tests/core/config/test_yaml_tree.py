@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import pytest
 
-from adadistill.core.yaml_tree import (
+from adadistill.core.config.yaml_tree import (
     ListNode,
     MapNode,
     ScalarNode,

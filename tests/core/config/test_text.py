@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import pytest
 import yaml
 
-from adadistill.core.config_text import canonical_json, config_differences, dump_config, dump_value, leaf_keys
+from adadistill.core.config.text import canonical_json, config_differences, dump_config, dump_value, leaf_keys
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -2,9 +2,9 @@
 
 `CheckpointWriter.save` copies the state to the CPU at once, so that training goes on and may change it, and a
 background thread writes it; at most one save is in flight. What is written, and how it is read again, is said in
-`checkpoint_files`.
+`files`.
 
-How several ranks write one checkpoint is said in `checkpoint_attempt`. The ranks must share the folder.
+How several ranks write one checkpoint is said in `attempt`. The ranks must share the folder.
 
 Deleting is timid: only what verified as a checkpoint of ours and is older than `keep` newer valid ones goes. A
 checkpoint that failed verification is neither counted nor deleted.
@@ -29,42 +29,27 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adadistill.core.checked_files import STORABLE_DTYPES
-from adadistill.core.checkpoint_attempt import Attempt, CheckpointTimeoutError, CheckpointWriteError, HostCopy, Patience
-from adadistill.core.checkpoint_files import (
+from adadistill.core.checkpoints.attempt import (
+    Attempt,
+    CheckpointWriteError,
+    HostCopy,
+    Patience,
+)
+from adadistill.core.checkpoints.checked_files import STORABLE_DTYPES
+from adadistill.core.checkpoints.files import (
     MODEL_NAME,
     OPTIMISER_JSON_NAME,
     OPTIMISER_NAME,
     ROWS_KEY,
     STATE_NAME,
-    Checkpoint,
     CheckpointError,
     list_checkpoints,
-    load_checkpoint,
-    newest_valid_checkpoint,
     rank_state_name,
-    resolve_checkpoint,
     row_range,
     shard_name,
     step_of,
     verify_checkpoint,
 )
-
-__all__ = [
-    "Checkpoint",
-    "CheckpointConfig",
-    "CheckpointError",
-    "CheckpointTimeoutError",
-    "CheckpointWriteError",
-    "CheckpointWriter",
-    "NonFiniteCheckpointError",
-    "Snapshot",
-    "list_checkpoints",
-    "load_checkpoint",
-    "newest_valid_checkpoint",
-    "resolve_checkpoint",
-    "verify_checkpoint",
-]
 
 _log = logging.getLogger(__name__)
 

@@ -15,8 +15,8 @@ from dataclasses import MISSING, is_dataclass
 from types import NoneType
 from typing import Any, Final, Literal, get_args, get_origin
 
-from adadistill.core.config_schema import ConfigSchema, alternatives, config_schema, dotted_keys, section_class
-from adadistill.core.yaml_tree import ListNode, MapNode, Node, ScalarNode, resolve_plain, show_text
+from adadistill.core.config.schema import ConfigSchema, alternatives, config_schema, dotted_keys, section_class
+from adadistill.core.config.yaml_tree import ListNode, MapNode, Node, ScalarNode, resolve_plain, show_text
 
 MAX_SUGGESTIONS = 50  # a hostile file can hold tens of thousands of unknown keys, and looking for a near name is slow
 

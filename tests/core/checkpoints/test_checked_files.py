@@ -11,8 +11,8 @@ import pytest
 import safetensors.torch
 import torch
 
-from adadistill.core import checked_files
-from adadistill.core.checked_files import CheckedFileError, FileRecord, check_file, read_bytes, read_tensors
+from adadistill.core.checkpoints import checked_files
+from adadistill.core.checkpoints.checked_files import CheckedFileError, FileRecord, check_file, read_bytes, read_tensors
 
 
 def one_of_each_dtype() -> dict[str, torch.Tensor]:

@@ -16,7 +16,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from adadistill.core import checkpoint_attempt, checkpoints
 from adadistill.core.checkpoints import (
     CheckpointConfig,
     CheckpointError,
@@ -30,8 +29,10 @@ from adadistill.core.checkpoints import (
     newest_valid_checkpoint,
     verify_checkpoint,
 )
+from adadistill.core.checkpoints import attempt as checkpoint_attempt
+from adadistill.core.checkpoints import writer as checkpoints
 
-TESTS = Path(__file__).resolve().parents[1]
+TESTS = Path(__file__).resolve().parents[2]
 
 
 def snapshot_of(step: int, rank: int = 0) -> Snapshot:

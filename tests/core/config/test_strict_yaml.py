@@ -12,8 +12,8 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from adadistill.core.config_text import canonical_json, config_differences, dump_config
-from adadistill.core.strict_yaml import LoadedConfig, RecipeError, parse_config, read_config
+from adadistill.core.config.strict_yaml import LoadedConfig, RecipeError, parse_config, read_config
+from adadistill.core.config.text import canonical_json, config_differences, dump_config
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from adadistill.core.checkpoint_files import (
+from adadistill.core.checkpoints import CheckpointWriter, Snapshot
+from adadistill.core.checkpoints.files import (
     CheckpointError,
     Manifest,
     list_checkpoints,
@@ -20,7 +21,6 @@ from adadistill.core.checkpoint_files import (
     verify_checkpoint,
     write_manifest_text,
 )
-from adadistill.core.checkpoints import CheckpointWriter, Snapshot
 
 FILES = (
     "MANIFEST.json",

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic, TypeVar
 
-from adadistill.core.config_reader import find_node, read_config_nodes, show_node
-from adadistill.core.config_text import leaf_keys
-from adadistill.core.yaml_tree import (
+from adadistill.core.config.reader import find_node, read_config_nodes, show_node
+from adadistill.core.config.text import leaf_keys
+from adadistill.core.config.yaml_tree import (
     MAX_BYTES,
     MapNode,
     Node,

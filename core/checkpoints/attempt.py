@@ -30,8 +30,8 @@ from typing import Any
 
 from torch import Tensor
 
-from adadistill.core.checked_files import FileRecord, sync_folder, write_bytes, write_tensors
-from adadistill.core.checkpoint_files import (
+from adadistill.core.checkpoints.checked_files import FileRecord, sync_folder, write_bytes, write_tensors
+from adadistill.core.checkpoints.files import (
     MANIFEST_NAME,
     CheckpointError,
     Manifest,

@@ -31,7 +31,7 @@ from typing import Any
 
 from torch import Tensor
 
-from adadistill.core.checked_files import (
+from adadistill.core.checkpoints.checked_files import (
     CheckedFileError,
     FileRecord,
     TensorHeader,

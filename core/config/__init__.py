@@ -1,0 +1,1 @@
+"""YAML to frozen dataclasses, strictly; knows nothing of what is configured."""
