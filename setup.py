@@ -16,7 +16,7 @@ EXTRAS = {
     "tensorboard": ["tensorboard"],
     "wandb": ["wandb"],
     "vision": ["torchvision"],
-    "dev": ["pytest>=8", "hypothesis", "ruff", "mypy", "types-PyYAML", "pillow"],
+    "dev": ["pytest>=8", "pytest-xdist", "hypothesis", "ruff", "mypy", "types-PyYAML", "pillow"],
 }
 
 setup(

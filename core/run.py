@@ -16,7 +16,13 @@ import torch
 from torch import nn
 
 from adadistill.core.backbones import build_backbone
-from adadistill.core.checkpoints import Checkpoint, CheckpointWriter, load_checkpoint, newest_valid_checkpoint
+from adadistill.core.checkpoints import (
+    Checkpoint,
+    CheckpointWriter,
+    load_checkpoint,
+    newest_valid_checkpoint,
+    resolve_checkpoint,
+)
 from adadistill.core.class_centres import AdaptiveCentres, TrainableCentres, initial_centres
 from adadistill.core.distributed import Ranks, barrier, broadcast_text
 from adadistill.core.evaluation import VerificationSets
@@ -72,7 +78,7 @@ def run_training(
 
     Args:
         resume: `none` starts a new run; `auto` goes on from the folder's newest checkpoint that verifies, or starts
-            one; a path goes on from that checkpoint.
+            one; a path goes on from that checkpoint, or from the newest valid one of that run folder.
         resume_allow: dotted recipe keys that may differ from the checkpoint's recipe.
         student: a network to train instead of the recipe's, images -> (B, embedding_dim); for tests and experiments.
 
@@ -255,7 +261,7 @@ def _find_checkpoint(run_folder: RunFolder, resume: str, ranks: Ranks) -> Checkp
     if resume == "none":
         return None
     if resume != "auto":
-        return load_checkpoint(resume)
+        return load_checkpoint(resolve_checkpoint(resume))
     path, found = "", None
     if ranks.is_main:
         found, skipped = newest_valid_checkpoint(run_folder.path)

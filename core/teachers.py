@@ -145,6 +145,8 @@ class StoredEmbeddings:
     def rows(self, record_ids: npt.NDArray[np.int64], mirrored: npt.NDArray[np.bool_]) -> Tensor:
         """See `RecordTeacher.rows`."""
         chosen = torch.from_numpy(self._rows[record_ids, mirrored.astype(np.int64)])
+        if self._device.type == "cuda":
+            chosen = chosen.pin_memory()  # from pageable memory the copy would wait for everything queued before it
         return F.normalize(chosen.to(self._device, non_blocking=True).to(self._dtype), dim=1)
 
     def _check_sample(self) -> None:

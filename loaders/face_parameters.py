@@ -155,7 +155,7 @@ PICTURE_RANGES: Ranges = {
 }
 
 SKIN_WAVES = tuple(
-    (down, across) for down in range(5) for across in range(5) if 0 < (down + 1) // 2 + (across + 1) // 2 < 3
+    (down, across) for down in range(5) for across in range(5) if 0 < (down + 1) // 2 + (across + 1) // 2 < 4
 )
 """The waves the skin's pattern is made of: products of one of (1, cos a, sin a, cos 2a, sin 2a) down the face and one
 across, as pairs of indices; a quarter turn is half a face. Neither the constant nor the finest are among them."""
@@ -220,7 +220,7 @@ def draw_identity(seed: int, identities: NDArray[np.int64]) -> tuple[Parameters,
     keys = _keys(seed, _STREAM_IDENTITY, identities)
     face = _draw(keys, IDENTITY_RANGES)
     uniform = _uniform(keys, 2 * len(SKIN_WAVES), first=1000).reshape(len(keys), 2, -1) * 2.0 - 1.0
-    bright, ruddy = math.sqrt(3.0) * uniform[:, 0], math.sqrt(0.15) * uniform[:, 1]  # (n, K)
+    bright, ruddy = math.sqrt(3.0) * uniform[:, 0], math.sqrt(0.4) * uniform[:, 1]  # (n, K)
     amplitudes = np.stack([bright + ruddy, bright, bright - ruddy], axis=1)  # (n, 3, K)
     frequency = np.array([(down + 1) // 2 + (across + 1) // 2 for down, across in SKIN_WAVES])
     odd_across = np.array([across in (2, 4) for _, across in SKIN_WAVES])

@@ -58,7 +58,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("recipe", help="YAML file, or the name of a recipe that ships with the package")
     parser.add_argument("overrides", nargs="*", metavar="key.path=value", help="replace values of the recipe")
     parser.add_argument("--out", type=Path, help="run folder (default: runs/<name of the recipe>)")
-    parser.add_argument("--resume", default="none", help="auto, none (default), or a checkpoint directory")
+    parser.add_argument("--resume", default="none", help="auto, none (default), a checkpoint, or a run folder")
     parser.add_argument(
         "--resume-allow",
         action="append",
