@@ -119,7 +119,7 @@ class Trainer:
         self._total_steps = config.epochs * order.steps_per_epoch
         self._metrics = self._new_metrics()
         self._bar = ProgressBar(self._total_steps, ranks)
-        self._trained_images, self._trained_s = 0, 0.0
+        self._trained_images, self._trained_s, self._saving_s = 0, 0.0, 0.0
 
     @property
     def global_step(self) -> int:
@@ -134,7 +134,7 @@ class Trainer:
             StopRequested: a signal arrived on some rank; the position has been saved.
         """
         self._metrics = self._new_metrics()
-        if not self.position.evaluated:
+        if not self.position.evaluated and self._sets is not None:
             self._evaluate()
         for epoch in range(self.position.epoch, self.config.epochs):
             self._train_epoch(epoch, stop)
@@ -172,7 +172,9 @@ class Trainer:
             },
         )
         self._checkpoints.save(self.global_step, snapshot)
-        self._metrics.exclude(time.perf_counter() - started)
+        seconds = time.perf_counter() - started
+        self._saving_s += seconds
+        self._metrics.exclude(seconds)
 
     def restore(self, checkpoint: Checkpoint) -> list[str]:
         """Take over a checkpoint; what could not be restored exactly is returned, a sentence each.
@@ -198,10 +200,9 @@ class Trainer:
         ]
 
     def _train_epoch(self, epoch: int, stop: StopSignal) -> None:
+        started, saving_s = time.perf_counter(), self._saving_s
         for batch, wait_s in _timed(self._pipeline.epoch(epoch, self.position.step)):
-            started = time.perf_counter()
             asked = self._train_step(batch, stop, wait_s)
-            self._trained_s += wait_s + time.perf_counter() - started
             self._trained_images += self._order.global_batch_size
             if self.global_step % self.config.log_every == 0:
                 self._log()
@@ -211,6 +212,9 @@ class Trainer:
             at_end = self.position.step == 0
             if not at_end and self.config.checkpoint.is_due(self.global_step, self._order.steps_per_epoch):
                 self.save()
+        if self._ranks.device.type == "cuda":
+            torch.cuda.synchronize(self._ranks.device)  # the host is ahead; speed counts finished work
+        self._trained_s += time.perf_counter() - started - (self._saving_s - saving_s)
 
     def _train_step(self, batch: Batch, stop: StopSignal, wait_s: float) -> bool:
         """One step; advances the position. Whether all ranks have agreed to stop."""
@@ -256,7 +260,7 @@ class Trainer:
         return self._sets is not None and (last or (epoch + 1) % self.config.evaluate_every_epochs == 0)
 
     def _evaluate(self) -> None:
-        assert self._sets is not None, "only runs with verification sets are ever left unevaluated"
+        assert self._sets is not None, "an evaluation is due only where there are verification sets"
         started = time.perf_counter()
         self._last_evaluations = evaluate_sets(
             self.step.student,

@@ -97,9 +97,9 @@ IDENTITY_RANGES: Ranges = {
 
 PICTURE_RANGES: Ranges = {
     # Pose of the head and place in the frame. The ranges of yaw ... shift are multiplied by the pose knob.
-    "yaw": (-0.42, 0.42),
-    "pitch": (-0.22, 0.22),
-    "roll": (-0.18, 0.18),
+    "yaw": (-0.40, 0.40),
+    "pitch": (-0.21, 0.21),
+    "roll": (-0.17, 0.17),
     "log_scale": (-0.11, 0.11),
     "shift_across": (-0.10, 0.10),
     "shift_down": (-0.10, 0.10),
@@ -215,16 +215,16 @@ def draw_identity(seed: int, identities: NDArray[np.int64]) -> tuple[Parameters,
 
     Returns:
         the parameters of IDENTITY_RANGES, each (n, 1) float32, and (n, 3, K) float32 amplitudes of the K skin waves in
-        red, green and blue, of standard deviation about 1/2 for the lowest and falling with frequency.
+        red, green and blue, of standard deviation about 1/3 for the lowest and falling with frequency.
     """
     keys = _keys(seed, _STREAM_IDENTITY, identities)
     face = _draw(keys, IDENTITY_RANGES)
     uniform = _uniform(keys, 2 * len(SKIN_WAVES), first=1000).reshape(len(keys), 2, -1) * 2.0 - 1.0
     bright, ruddy = math.sqrt(3.0) * uniform[:, 0], math.sqrt(0.4) * uniform[:, 1]  # (n, K)
-    amplitudes = np.stack([bright + ruddy, bright, bright - ruddy], axis=1)  # (n, 3, K)
+    amplitudes = np.stack([bright + ruddy, bright, bright - 0.4 * ruddy], axis=1)  # (n, 3, K)
     frequency = np.array([(down + 1) // 2 + (across + 1) // 2 for down, across in SKIN_WAVES])
     odd_across = np.array([across in (2, 4) for _, across in SKIN_WAVES])
-    strength = np.where(odd_across, 0.6, 1.0) / (1.0 + frequency)  # faces are nearly symmetric
+    strength = np.where(odd_across, 0.6, 1.0) / (2.0 + frequency)  # faces are nearly symmetric
     return face, (amplitudes * strength).astype(np.float32)
 
 

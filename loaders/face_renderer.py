@@ -139,7 +139,7 @@ def render_clean(
     shares, behind = layers.shares()
     colours = np.stack(layers.colours, axis=2)  # (n, 3, L)
     brightness, shine = _shading(surface, face, picture, lighting)
-    image = np.matmul(skin_waves * (skin * np.float32(0.5 * texture))[:, :, None], _skin_basis(surface))  # (n, 3, P)
+    image = np.matmul(skin_waves * (skin * np.float32(0.6 * texture))[:, :, None], _skin_basis(surface))  # (n, 3, P)
     image *= shares[:, skin_layer, None]
     image += np.matmul(colours[:, :, :lit], shares[:, :lit])
     image *= brightness[:, None]

@@ -66,7 +66,7 @@ class SyntheticFacesConfig:
     blurred, noisy and worth about 7 x 7 pixels."""
     highest_quality: float = 1.0
     pose: float = 1.0
-    """Multiplies yaw (at 1 up to 24 degrees), pitch (13), roll (10), zoom and shift. In [0, 2]."""
+    """Multiplies yaw (at 1 up to 23 degrees), pitch (12), roll (10), zoom and shift. In [0, 2]."""
     lighting: float = 1.0
     """Multiplies how uneven and how coloured the light is and how far exposure and contrast are off. In [0, 2]."""
     texture: float = 1.0
