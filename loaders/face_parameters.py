@@ -97,9 +97,9 @@ IDENTITY_RANGES: Ranges = {
 
 PICTURE_RANGES: Ranges = {
     # Pose of the head and place in the frame. The ranges of yaw ... shift are multiplied by the pose knob.
-    "yaw": (-0.40, 0.40),
-    "pitch": (-0.21, 0.21),
-    "roll": (-0.17, 0.17),
+    "yaw": (-0.34, 0.34),
+    "pitch": (-0.17, 0.17),
+    "roll": (-0.16, 0.16),
     "log_scale": (-0.11, 0.11),
     "shift_across": (-0.10, 0.10),
     "shift_down": (-0.10, 0.10),

@@ -66,14 +66,14 @@ class SyntheticFacesConfig:
     blurred, noisy and worth about 7 x 7 pixels."""
     highest_quality: float = 1.0
     pose: float = 1.0
-    """Multiplies yaw (at 1 up to 23 degrees), pitch (12), roll (10), zoom and shift. In [0, 2]."""
+    """Multiplies yaw (at 1 up to 19 degrees), pitch (10), roll (9), zoom and shift. In [0, 2]."""
     lighting: float = 1.0
     """Multiplies how uneven and how coloured the light is and how far exposure and contrast are off. In [0, 2]."""
     texture: float = 1.0
     """Multiplies the strength of the skin's texture, part of the identity. In [0, 3]."""
     glasses: float = 0.15
     """Probability of glasses, a quarter of them dark, whoever the person is. In [0, 1]."""
-    occlusion: float = 0.15
+    occlusion: float = 0.1
     """Probability of something in front of the face. In [0, 1]."""
 
     def __post_init__(self) -> None:
