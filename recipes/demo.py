@@ -37,8 +37,8 @@ from adadistill.loaders.synthetic_faces import SyntheticFacesConfig, write_synth
 IMAGE_SIZE = 32
 PAIRS = 3000
 TEACHER_FACES = SyntheticFacesConfig(image_size=IMAGE_SIZE, seed=7, identities=800, images_per_identity=20)
-STUDENT_FACES = SyntheticFacesConfig(image_size=IMAGE_SIZE, seed=7, identities=100, images_per_identity=20)
-"""The first hundred people of the teacher's; a student sees fewer people and fewer images, as students do."""
+STUDENT_FACES = SyntheticFacesConfig(image_size=IMAGE_SIZE, seed=7, identities=100, images_per_identity=10)
+"""A hundred of the teacher's people, half as many images of each: a student sees less than its teacher did."""
 
 STANDARD_ERRORS = 10.0
 
