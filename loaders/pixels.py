@@ -1,4 +1,4 @@
-"""Encoded image to pixels, pixels to network input: one definition of each for every path that feeds a network.
+"""Encoded image to pixels, pixels to network input: what every path that feeds a network does, in one place.
 
 Decoding is simplejpeg (libjpeg-turbo, exact upsampling and IDCT). Dimensions are read from the header before anything
 is allocated, so an 8 KB file that claims 20,000 x 20,000 pixels costs nothing but an error.
@@ -7,6 +7,7 @@ is allocated, so an 8 KB file that claims 20,000 x 20,000 pixels costs nothing b
 from __future__ import annotations
 
 import io
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +16,9 @@ from torch import Tensor
 
 MAX_SIDE = 2048
 """Larger images are refused: faces are 112 pixels wide, and header fields come from strangers."""
+
+_IMAGES_AT_ONCE = 4
+"""Images normalised by one call on the CPU: 600 KB of float32, which stays in cache over the three passes."""
 
 _JPEG = b"\xff\xd8"
 _PNG = b"\x89PNG\r\n\x1a\n"
@@ -93,6 +97,20 @@ def to_network_input(
         compute_dtype, memory_format=torch.channels_last if channels_last else torch.contiguous_format
     )
     return images.sub_(127.5).div_(127.5).to(dtype)
+
+
+def write_network_input(images_u8: npt.NDArray[np.uint8], images: npt.NDArray[np.floating[Any]]) -> None:
+    """`to_network_input` for a thread among many, bit for bit: (n, H, W, 3) into the memory of (n, 3, H, W).
+
+    In numpy, because torch would start a team of OpenMP threads for each decode thread, and the teams fight over the
+    cores: ten times slower on two busy ones. It also takes 25 us per image on one core where torch takes 70.
+    """
+    for first in range(0, len(images), _IMAGES_AT_ONCE):
+        block = slice(first, first + _IMAGES_AT_ONCE)
+        for channel in range(3):
+            images[block, channel] = images_u8[block, :, :, channel]
+        np.subtract(images[block], 127.5, out=images[block])
+        np.divide(images[block], 127.5, out=images[block])
 
 
 def _decode_png(body: bytes, where: str) -> npt.NDArray[np.uint8]:

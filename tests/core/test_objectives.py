@@ -140,13 +140,12 @@ def test_a_non_finite_image_is_blamed_even_where_the_embedding_is_finite():
 
 
 def test_the_target_centre_already_knows_this_step_s_teacher():
-    student, teacher, labels, centres = _random_case()
+    _, teacher, labels, centres = _random_case()
     objective = _objective(teacher, centres, geometry=GeometryMarginConfig())
     out = objective.step(teacher.clone() * 20, _batch(labels), _samples(8), fractional_epoch=0.0, stop=False)
     # A student equal to the teacher has cosine 1 to it, so the untouched centres jump to the teacher's embeddings.
     assert out.metrics["student_teacher_cosine"] == pytest.approx(1.0)
     assert out.metrics["target_cosine"] > 0.6
-    assert student.shape == teacher.shape
 
 
 def test_a_stop_request_is_reported():
