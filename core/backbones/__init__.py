@@ -93,17 +93,26 @@ def build_backbone(
     """
     if isinstance(generator, int):
         generator = torch.Generator().manual_seed(generator)
+    network = backbone_skeleton(config, image_size)
+    network.to_empty(device="cpu")
+    network.initialise_(generator)
+    return network
+
+
+def backbone_skeleton(config: BackboneConfig, image_size: int) -> _Network:
+    """Return the network on the meta device: names and shapes without memory, drawn from no generator.
+
+    Raises:
+        ValueError: image_size is no positive multiple of 16.
+    """
     # Modules initialise themselves from the global generator when they are made; on the meta device that draws nothing.
     with torch.device("meta"):
-        network = _CONSTRUCTORS[config.arch](
+        return _CONSTRUCTORS[config.arch](
             image_size=image_size,
             embedding_dim=config.embedding_dim,
             width=config.width,
             dropout=_dropout(config),
         )
-    network.to_empty(device="cpu")
-    network.initialise_(generator)
-    return network
 
 
 def _dropout(config: BackboneConfig) -> float:

@@ -10,7 +10,7 @@ from adadistill.core.network_checkpoint import load_network
 from adadistill.recipes.convert import main
 
 CPU = torch.device("cpu")
-SMALL = ["--image-size", "16", "--embedding-dim", "8"]
+SMALL = ["--image-size", "16"]
 
 
 def public_weights(arch, prefix=""):

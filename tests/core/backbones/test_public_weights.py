@@ -1,13 +1,11 @@
 """Conversion of public state dicts: exact against the golden outputs, and strict."""
 
-import json
-import zlib
-
 import numpy as np
 import pytest
 import torch
+from golden_weights import golden_state_dict
 from tests_support import golden_files
-from torch import Tensor, nn
+from torch import nn
 
 from adadistill.core.backbones import BackboneConfig, build_backbone
 from adadistill.core.backbones.public_weights import (
@@ -35,22 +33,6 @@ def small(arch, **fields):
     return build_backbone(BackboneConfig(arch=arch, embedding_dim=16, width=0.125, **fields), 32, generator=1)
 
 
-def golden_tensor(key: str, shape: list[int]) -> Tensor:
-    """The float64 tensor that the golden cases give to a public key (golden README)."""
-    generator = np.random.RandomState(zlib.crc32(key.encode()) & 0x7FFFFFFF)
-    if key.endswith("num_batches_tracked"):
-        return torch.tensor(0)
-    if key.endswith("running_var"):
-        values = generator.uniform(0.5, 1.5, shape)
-    elif key.endswith("running_mean"):
-        values = generator.normal(0.0, 0.1, shape)
-    elif len(shape) < 2:
-        values = generator.uniform(0.5, 1.0, shape)
-    else:
-        values = generator.normal(0.0, 1.0 / np.sqrt(np.prod(shape[1:])), shape)
-    return torch.from_numpy(np.asarray(values))
-
-
 def public_state_dict(network):
     """The public state dict that converts into the weights of `network`: the conversion's names, read backwards."""
     own = network.state_dict()
@@ -66,7 +48,7 @@ def test_converted_network_gives_the_public_output(case, golden_dir):
     with np.load(case) as arrays:
         expected = torch.from_numpy(arrays["output"])
         expected_norm = torch.from_numpy(arrays["norm"]) if "norm" in arrays else None
-        public = {key: golden_tensor(key, shape) for key, shape in json.loads(str(arrays["keys"]))}
+    public = golden_state_dict(case)
     config = BackboneConfig(arch=arch, embedding_dim=expected.shape[1])
     network = build_backbone(config, images.shape[-1], generator=0).double().eval()
     load_public_weights(network, public)

@@ -1,0 +1,67 @@
+"""A public state dict says which network it is, and sometimes who published it."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from golden_weights import golden_shapes
+from tests_support import golden_files
+
+from adadistill.core.backbones import BACKBONE_NAMES, BackboneConfig, build_backbone
+from adadistill.core.backbones.public_formats import recognise_backbone, resolve_publisher
+from adadistill.core.backbones.public_weights import public_names
+
+
+def _public(arch: str, prefix: str = "") -> dict[str, torch.Tensor]:
+    network = build_backbone(BackboneConfig(arch=arch, embedding_dim=24), 16, generator=0)
+    own = network.state_dict()
+    return {prefix + public: own[name] for name, public in public_names(network).items()}
+
+
+@pytest.mark.parametrize("arch", BACKBONE_NAMES)
+def test_every_network_is_recognised_by_its_tensors(arch: str):
+    assert recognise_backbone(_public(arch)) == BackboneConfig(arch=arch, embedding_dim=24)
+
+
+@pytest.mark.parametrize("prefix", ["module.", "model.", "net.", "model.net.", "_orig_mod.module."])
+def test_wrappers_do_not_hide_a_network(prefix: str):
+    assert recognise_backbone(_public("ir18", prefix)).arch == "ir18"
+
+
+@pytest.mark.golden
+@pytest.mark.parametrize("path", golden_files("backbone_*[!s].npz"), ids=lambda path: path.stem)
+def test_public_implementations_are_recognised(path):
+    public = {name: torch.empty(tuple(shape), device="meta") for name, shape in golden_shapes(path).items()}
+    assert recognise_backbone(public).arch == path.stem.removeprefix("backbone_")
+
+
+def test_a_missing_tensor_does_not_hide_a_network():
+    public = _public("iresnet34")
+    del public["fc.weight"], public["conv1.weight"]
+    assert recognise_backbone(public).arch == "iresnet34"
+
+
+@pytest.mark.parametrize("names", [["blocks.0.attn.qkv.weight", "pos_embed"], ["foo." + name for name in ("a", "b")]])
+def test_other_networks_are_refused_with_a_way_out(names: list[str]):
+    with pytest.raises(ValueError, match=r"no network we know.*ONNX"):
+        recognise_backbone({name: torch.zeros(1) for name in names})
+
+
+@pytest.mark.parametrize(
+    ("wanted", "arch", "names", "publisher"),
+    [
+        ("auto", "iresnet50", ["conv1.weight"], "insightface"),
+        ("auto", "mobilefacenet", ["conv1.conv.weight"], "adadistill"),
+        ("auto", "ir50", ["model.input_layer.0.weight", "head.kernel"], "adaface"),
+        ("auto", "ir50", ["model.net.input_layer.0.weight"], "cvlface"),
+        ("auto", "ir50", ["input_layer.0.weight"], None),
+        ("adaface", "ir50", ["input_layer.0.weight"], "adaface"),
+    ],
+)
+def test_publishers(wanted: str, arch: str, names: list[str], publisher: str | None):
+    assert resolve_publisher(wanted, arch, names) == publisher
+
+
+def test_a_publisher_of_other_networks_is_refused():
+    with pytest.raises(ValueError, match="insightface publishes no ir50; its format must be one of adaface, cvlface"):
+        resolve_publisher("insightface", "ir50", [])
