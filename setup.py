@@ -10,7 +10,8 @@ found = find_namespace_packages(include=[p for f in FOLDERS for p in (f, f"{f}.*
 EXTRAS = {
     "dali13": ["nvidia-dali-cuda130>=2.3"],
     "dali12": ["nvidia-dali-cuda120>=2.3"],
-    "onnx": ["onnx", "onnxruntime"],
+    "onnx": ["onnx", "onnxruntime>=1.20"],
+    "onnx-gpu": ["onnx", "onnxruntime-gpu>=1.20"],
     "report": ["matplotlib"],
     "arrow": ["pyarrow"],
     "tensorboard": ["tensorboard"],

@@ -51,6 +51,10 @@ ADAFACE_HEAD_KEYS: Final[frozenset[str]] = frozenset({"head.kernel", "head.t", "
 """The margin head that an AdaFace checkpoint holds beside the network: class centres and norm statistics."""
 
 _PROBLEMS_SHOWN = 40
+_NOT_EXPECTED = "not expected"
+_READABLE_DTYPES: Final = frozenset(
+    {torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.int64, torch.int32, torch.int16, torch.uint8}
+)
 
 
 def convert_public_weights(public: Mapping[str, Tensor], network: nn.Module) -> dict[str, Tensor]:
@@ -70,12 +74,14 @@ def convert_public_weights(public: Mapping[str, Tensor], network: nn.Module) -> 
     names = public_names(network)
     unexpected = bare.keys() - set(names.values())
     problems = [f"missing {public}" for public in names.values() if public not in bare]
-    problems += [f"not expected {public} {list(bare[public].shape)}" for public in bare if public in unexpected]
+    problems += [f"{_NOT_EXPECTED} {public} {list(bare[public].shape)}" for public in bare if public in unexpected]
     converted = {name: bare[public] for name, public in names.items() if public in bare}
     for name, tensor in converted.items():
         if tensor.shape != own[name].shape:
             expected = list(own[name].shape)
             problems.append(f"{names[name]} is {list(tensor.shape)}, this network needs {expected}")
+        elif tensor.layout != torch.strided or tensor.dtype not in _READABLE_DTYPES or tensor.is_meta:
+            problems.append(f"{names[name]} is no plain tensor of numbers: {tensor.layout}, {tensor.dtype}")
         elif tensor.is_floating_point() != own[name].is_floating_point():
             problems.append(f"{names[name]} is {tensor.dtype}, this network needs {own[name].dtype}")
         elif not torch.isfinite(tensor).all():
@@ -131,7 +137,11 @@ def _common_prefix(names: Iterable[str]) -> str | None:
 
 
 def _report(problems: Sequence[str], expected: int) -> str:
-    shown = [f"  {problem}" for problem in problems[:_PROBLEMS_SHOWN]]
+    strangers = [problem for problem in problems if problem.startswith(_NOT_EXPECTED)]
+    others = [problem for problem in problems if not problem.startswith(_NOT_EXPECTED)]
+    # Some of each kind: a wrong prefix makes every tensor missing, and only the unexpected names show the prefix.
+    strangers_shown = strangers[: max(_PROBLEMS_SHOWN // 2, _PROBLEMS_SHOWN - len(others))]
+    shown = [f"  {problem}" for problem in [*others[: _PROBLEMS_SHOWN - len(strangers_shown)], *strangers_shown]]
     if len(problems) > len(shown):
         shown.append(f"  and {len(problems) - len(shown)} more")
     heading = f"state dict does not fit this network of {expected} tensors, {len(problems)} problems:"

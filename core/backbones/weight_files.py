@@ -99,7 +99,7 @@ def _reason(error: Exception) -> str:
     """torch's message is a page on how to load the file unsafely; what matters is the object that it names."""
     if refused := re.search(r"GLOBAL (\S+)", str(error)):
         return f"it asks for {refused[1]}"
-    lines = str(error).strip().splitlines()
+    lines = [line for line in str(error).strip().splitlines() if "weights_only" not in line]
     return f"{type(error).__name__} {lines[0] if lines else ''}".strip()
 
 

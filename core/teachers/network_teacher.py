@@ -1,73 +1,68 @@
-"""Teachers: where the unit embeddings that students learn from come from.
-
-Two kinds, behind two small protocols. A network embeds the images of the rank's own batch (its results are gathered); a
-store of embeddings is read by record id and view, by every rank for the whole global batch, since the sample order is a
-function. A teacher that does not load, or does not fit the student or the records, stops the run at the door.
-"""
+"""A frozen network as a teacher that looks at every batch: folded, in the formats that run fast, and compiled."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Protocol, runtime_checkable
+import copy
+from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from adadistill.core.network_checkpoint import load_network
+from adadistill.core.precision import Precision
+from adadistill.core.teachers.batch_norm_folding import fold_batch_norms_
+from adadistill.core.teachers.config import TeacherConfig
+from adadistill.core.teachers.interface import LoadedTeacher
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class TeacherConfig:
-    """Source of the teacher's embeddings; exactly one of the fields is set."""
-
-    checkpoint: str | None = None
-    """A checkpoint of ours: its directory, or a run folder, whose newest valid checkpoint is taken. The network runs
-    on every batch. Foreign weights are brought in with `adadistill convert`."""
-    embeddings: str | None = None
-    """`.npy` file of stored embeddings, (N, V, D) floating point: row = record id, view 0 as stored, view 1 mirrored.
-    The teacher then costs nothing; V = 1 serves recipes that never mirror."""
-
-    def __post_init__(self) -> None:
-        if (self.checkpoint is None) == (self.embeddings is None):
-            raise ValueError("needs exactly one of checkpoint, embeddings")
+def computes_in_torch(network: nn.Module) -> bool:
+    """False where a part of it has a runtime of its own (an ONNX file), whose number formats are not ours to choose."""
+    return all(getattr(module, "compilable", True) for module in network.modules())
 
 
-class TeacherError(ValueError):
-    """A teacher cannot be loaded, or does not fit the student or the records."""
+def compiles_in_loop(loaded: LoadedTeacher, config: TeacherConfig, device: torch.device) -> bool:
+    """Whether the recipe's teacher is compiled: as it says, or on CUDA wherever it can be."""
+    if config.compile is None:
+        return device.type == "cuda" and computes_in_torch(loaded.body)
+    return config.compile
 
 
-@runtime_checkable
-class ImageTeacher(Protocol):
-    """A teacher that looks at images."""
-
-    embedding_dim: int
-
-    def embed(self, images: Tensor) -> Tensor:
-        """(B, 3, H, W) network input -> (B, D) unit embeddings in float32 or better, without gradient."""
-        ...
-
-
-@runtime_checkable
-class RecordTeacher(Protocol):
-    """A teacher whose embeddings are known by record."""
-
-    embedding_dim: int
-
-    def rows(self, record_ids: npt.NDArray[np.int64], mirrored: npt.NDArray[np.bool_]) -> Tensor:
-        """(n,) record ids and mirror flags -> (n, D) unit embeddings in float32 or better, on the training device."""
-        ...
+def in_loop_teacher(
+    loaded: LoadedTeacher, config: TeacherConfig, *, precision: Precision, device: torch.device, batch_size: int
+) -> NetworkTeacher:
+    """The recipe's teacher as training runs it: whoever checks it or fills a cache with it runs the same."""
+    return NetworkTeacher(
+        loaded.network(),
+        embedding_dim=loaded.identity.embedding_dim,
+        device=device,
+        dtype=precision.dtype,
+        autocast_dtype=precision.autocast_dtype,
+        channels_last=precision.channels_last,
+        compile=compiles_in_loop(loaded, config, device),
+        batch_size=batch_size,
+    )
 
 
 class NetworkTeacher:
-    """A frozen network in evaluation mode, outside DDP.
+    """A frozen copy of a network in evaluation mode, outside DDP. The network that it is made of stays as it is.
+
+    A network that computes elsewhere than in torch (an ONNX file) says so by an attribute `compilable = False` on one
+    of its modules. It is not copied, computes as its own runtime was told to, and takes contiguous float32 images.
 
     Args:
-        network: images -> raw embeddings (B, D); its parameters are frozen here.
-        autocast_dtype: of the backbone on CUDA, or None for the network's own precision.
+        network: images (n, 3, H, W), RGB in [-1, 1] -> raw embeddings (n, D).
+        dtype: of the returned embeddings, and of the network where `autocast_dtype` is None: float32 or float64.
+        autocast_dtype: what all but norms and the embedding layer compute in.
+        channels_last: memory format of images and weights.
+        fold_batch_norm: fold norms into the maps beside them, the same embeddings up to rounding.
+        compile: run it through `torch.compile`. The first call takes the time to compile; a later one that would have
+            to compile again is an error: a teacher that does so every few steps is slower than one that never does.
+        batch_size: images in each run of the network: fewer are padded, more are cut, and it only ever sees one shape.
+            None runs whatever comes; `compile` needs one.
+        compile_backend: of `torch.compile`.
+
+    Raises:
+        ValueError: another dtype, a batch size under 1, or compilation of what cannot be compiled.
     """
 
     def __init__(
@@ -79,143 +74,105 @@ class NetworkTeacher:
         dtype: torch.dtype = torch.float32,
         autocast_dtype: torch.dtype | None = None,
         channels_last: bool = False,
+        fold_batch_norm: bool = True,
+        compile: bool = False,
+        batch_size: int | None = None,
+        compile_backend: str = "inductor",
     ) -> None:
-        memory_format = torch.channels_last if channels_last else torch.preserve_format
-        self.network = network.to(device=device, dtype=dtype, memory_format=memory_format)  # type: ignore[call-overload]
-        self.network.eval().requires_grad_(False)
+        in_torch = computes_in_torch(network)
+        _check(dtype=dtype, compile=compile, batch_size=batch_size, in_torch=in_torch)
         self.embedding_dim = embedding_dim
         self._device = device
-        self._autocast_dtype = autocast_dtype
+        self._dtype = dtype
+        self._autocast_dtype = autocast_dtype if in_torch else None
+        self._image_dtype = (autocast_dtype or dtype) if in_torch else torch.float32
+        self._memory_format = torch.channels_last if channels_last and in_torch else torch.contiguous_format
+        self._batch_size = batch_size
+        if in_torch:
+            network = copy.deepcopy(network).eval().to(dtype)
+            if fold_batch_norm:
+                fold_batch_norms_(network)
+            if autocast_dtype is not None:
+                _cast_weights_(network, autocast_dtype)
+            network.to(memory_format=self._memory_format)  # type: ignore[call-overload]
+        self.network = network.to(device).eval().requires_grad_(False)
+        self._compiled: Any = None
+        self._compiled_shape: torch.Size | None = None
+        if compile:
+            self._compiled = torch.compile(network, fullgraph=True, dynamic=False, backend=compile_backend)
 
     def embed(self, images: Tensor) -> Tensor:
-        """See `ImageTeacher.embed`. A zero embedding stays zero."""
+        """See `ImageTeacher.embed`. A zero embedding stays zero.
+
+        Images in another dtype or memory format are converted. The result is a constant to autograd, and may enter a
+        graph even where the caller is in inference mode.
+
+        Raises:
+            RuntimeError: the compiled network would have to be compiled again for this call.
+        """
+        # What is made in inference mode cannot enter a graph, so only the network runs in it.
+        with torch.inference_mode(False), torch.no_grad():
+            return F.normalize(self._raw_embeddings(images).to(self._dtype), dim=1)
+
+    def _raw_embeddings(self, images: Tensor) -> Tensor:
+        rows = self._batch_size
+        if rows is None:
+            return self._run(images)
+        if len(images) == 0:
+            return images.new_empty(0, self.embedding_dim)  # there is no last image to pad with
+        return torch.cat([self._run(_padded(chunk, rows))[: len(chunk)] for chunk in images.split(rows)])
+
+    def _run(self, images: Tensor) -> Tensor:
+        images = images.detach().to(self._device, self._image_dtype).contiguous(memory_format=self._memory_format)
+        if self._compiled is not None and images.is_inference():
+            images = images.clone()  # the compiler takes what was made in inference mode for another kind of input
         autocast = torch.autocast(
             self._device.type, dtype=self._autocast_dtype, enabled=self._autocast_dtype is not None
         )
-        with torch.no_grad(), autocast:
-            embeddings = self.network(images)
-        return F.normalize(embeddings.to(torch.promote_types(embeddings.dtype, torch.float32)), dim=1)
+        with torch.inference_mode(), autocast:
+            return self.network(images) if self._compiled is None else self._run_compiled(images)
+
+    def _run_compiled(self, images: Tensor) -> Tensor:
+        if self._compiled_shape is None:
+            embeddings = self._compiled(images)
+            self._compiled_shape = images.shape
+            return embeddings
+        try:
+            with torch.compiler.set_stance("fail_on_recompile"):
+                return self._compiled(images)
+        except RuntimeError as error:
+            if "fail_on_recompile" not in str(error):
+                raise
+            raise RuntimeError(
+                f"the teacher was compiled for images {tuple(self._compiled_shape)} and would need compiling again "
+                f"for images {tuple(images.shape)} or changed settings of torch. Keep both as they were, or set "
+                f"teacher.compile to false.\n{error}"
+            ) from error
 
 
-class StoredEmbeddings:
-    """Rows of a memory-mapped `.npy` file, normalised again in float32 after reading.
+def _check(*, dtype: torch.dtype, compile: bool, batch_size: int | None, in_torch: bool) -> None:
+    if dtype not in (torch.float32, torch.float64):
+        raise ValueError(f"embeddings of a teacher are float32 or float64, got {dtype}; see autocast_dtype")
+    if batch_size is not None and batch_size < 1:
+        raise ValueError(f"batch_size must be positive, got {batch_size}")
+    if compile and not in_torch:
+        raise ValueError("this teacher does not compute in torch and cannot be compiled; set teacher.compile to false")
+    if compile and batch_size is None:
+        raise ValueError("a compiled teacher needs a batch_size: every other number of images would be compiled anew")
 
-    Args:
-        path: (N, V, D) float16, float32 or float64.
-        num_records: image records of the training file; must equal N.
-        embedding_dim: of the student; must equal D.
-        mirrors: whether training mirrors images, so that V must be at least 2.
 
-    Raises:
-        TeacherError: not such a file, or it does not fit; rows that are zero or not finite.
+def _cast_weights_(network: nn.Module, dtype: torch.dtype) -> None:
+    """Store in `dtype` what autocast would otherwise cast in every step.
+
+    Norms keep float32, in which they compute whatever their input is, and so does the embedding layer, which leaves
+    autocast and computes in the dtype of its weights.
     """
-
-    def __init__(
-        self,
-        path: str | Path,
-        *,
-        num_records: int,
-        embedding_dim: int,
-        mirrors: bool,
-        device: torch.device,
-        dtype: torch.dtype = torch.float32,
-    ) -> None:
-        self.path = Path(path)
-        self._rows = _open_embeddings(self.path)
-        self._device = device
-        self._dtype = dtype
-        self.embedding_dim = embedding_dim
-        records, views, dim = self._rows.shape
-        if records != num_records:
-            raise TeacherError(
-                f"{path} holds embeddings of {records} records, the training file has {num_records} image records; "
-                "embeddings must be made from the same records, row = record id"
-            )
-        if dim != embedding_dim:
-            raise TeacherError(
-                f"{path} holds {dim}-d embeddings, the student's are {embedding_dim}-d; set student.embedding_dim={dim}"
-            )
-        if mirrors and views < 2:
-            raise TeacherError(
-                f"{path} holds {views} view of each record, but data.mirror_probability is not 0: "
-                "store the mirrored image's embedding as view 1, or set data.mirror_probability=0"
-            )
-        self._check_sample()
-
-    def rows(self, record_ids: npt.NDArray[np.int64], mirrored: npt.NDArray[np.bool_]) -> Tensor:
-        """See `RecordTeacher.rows`."""
-        chosen = torch.from_numpy(self._rows[record_ids, mirrored.astype(np.int64)])
-        if self._device.type == "cuda":
-            chosen = chosen.pin_memory()  # from pageable memory the copy would wait for everything queued before it
-        return F.normalize(chosen.to(self._device, non_blocking=True).to(self._dtype), dim=1)
-
-    def _check_sample(self) -> None:
-        sample = np.unique(np.linspace(0, len(self._rows) - 1, num=min(len(self._rows), 1000)).astype(np.int64))
-        norms = np.linalg.norm(self._rows[sample].astype(np.float64), axis=2)  # (sample, V)
-        bad = ~(np.isfinite(norms) & (norms > 0.0))
-        if bad.any():
-            record, view = (int(i) for i in np.argwhere(bad)[0])
-            raise TeacherError(
-                f"{self.path}: the embedding of record {sample[record]}, view {view}, has norm {norms[record, view]}"
-            )
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d | nn.PReLU):
+            module.to(dtype)
 
 
-def build_teacher(
-    config: TeacherConfig,
-    *,
-    num_records: int,
-    image_size: int,
-    embedding_dim: int,
-    mirrors: bool,
-    device: torch.device,
-    dtype: torch.dtype = torch.float32,
-    autocast_dtype: torch.dtype | None = None,
-    channels_last: bool = False,
-) -> ImageTeacher | RecordTeacher:
-    """Load the teacher of a recipe and check that it fits student and records.
-
-    Raises:
-        TeacherError: it does not fit. Loading errors keep their own types, with the path in their text.
-    """
-    if config.embeddings is not None:
-        return StoredEmbeddings(
-            config.embeddings,
-            num_records=num_records,
-            embedding_dim=embedding_dim,
-            mirrors=mirrors,
-            device=device,
-            dtype=dtype,
-        )
-    assert config.checkpoint is not None, "TeacherConfig has exactly one source"
-    loaded = load_network(config.checkpoint, device=torch.device("cpu"))
-    if loaded.backbone.embedding_dim != embedding_dim:
-        raise TeacherError(
-            f"teacher {config.checkpoint} gives {loaded.backbone.embedding_dim}-d embeddings, the student's are "
-            f"{embedding_dim}-d; class centres live in one space, so set student.embedding_dim to the teacher's"
-        )
-    if loaded.image_size != image_size:
-        raise TeacherError(
-            f"teacher {config.checkpoint} takes {loaded.image_size} x {loaded.image_size} images, "
-            f"the recipe's are {image_size} x {image_size}"
-        )
-    return NetworkTeacher(
-        loaded.network,
-        embedding_dim=embedding_dim,
-        device=device,
-        dtype=dtype,
-        autocast_dtype=autocast_dtype,
-        channels_last=channels_last,
-    )
-
-
-def _open_embeddings(path: Path) -> npt.NDArray[np.floating]:
-    try:
-        rows = np.load(path, mmap_mode="r", allow_pickle=False)
-    except FileNotFoundError:
-        raise TeacherError(f"{path}: no such file of teacher embeddings") from None
-    except (OSError, ValueError, EOFError) as error:
-        raise TeacherError(f"{path} is not an .npy file of embeddings: {error}") from None
-    if not isinstance(rows, np.ndarray) or rows.ndim != 3 or rows.dtype.kind != "f" or 0 in rows.shape:
-        found = f"{rows.shape} {rows.dtype}" if isinstance(rows, np.ndarray) else type(rows).__name__
-        raise TeacherError(f"{path} must hold (N, V, D) floating point embeddings, found {found}")
-    return rows
+def _padded(images: Tensor, rows: int) -> Tensor:
+    """The images (n, 3, H, W) followed by copies of the last one, `rows` in all."""
+    missing = rows - len(images)
+    return torch.cat([images, images[-1:].expand(missing, -1, -1, -1)]) if missing else images

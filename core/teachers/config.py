@@ -1,0 +1,138 @@
+"""The `teacher` section of a recipe: one network from one of four sources, its embeddings on disk, or both."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+from adadistill.core.backbones import BackboneName
+from adadistill.core.teachers.preprocessing import check_statistics
+
+WeightFormat: TypeAlias = Literal["auto", "adadistill", "insightface", "adaface", "cvlface"]
+Provider: TypeAlias = Literal["auto", "cpu", "cuda"]
+
+NETWORK_SOURCES = ("checkpoint", "weights", "cvlface", "onnx")
+
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TeacherConfig:
+    """Source of the teacher's embeddings: a network (checkpoint, weights, cvlface or onnx), rows on disk, or both."""
+
+    checkpoint: str | None = None
+    """A checkpoint of ours: its directory, or a run folder, whose newest valid checkpoint is taken."""
+    weights: str | None = None
+    """Public weights: insightface's `.pth`/`.pt`, AdaFace's `.ckpt`, AdaDistill's, or `.safetensors` of any of them."""
+    cvlface: str | None = None
+    """A CVLface IR network: a repository on the Hugging Face Hub (`minchul/cvlface_adaface_ir50_webface4m`), a folder
+    laid out like one, or the short names `cvlface_ir50` and `cvlface_ir101`."""
+    onnx: str | None = None
+    """An ONNX file with one image input and one embedding output; needs the extra onnx, and `color`, `mean`, `std`."""
+    embeddings: str | None = None
+    """`.npy` file of stored embeddings, (N, V, D) floating point: row = record id, view 0 as stored, view 1 mirrored.
+    Nothing binds it to the records; `adadistill cache import` makes a cache of it, which is bound. V = 1 serves recipes
+    that never mirror."""
+    cache: str | None = None
+    """Folder of cached embeddings. With a network it must have been made by that very network (`adadistill cache build`
+    makes it), and the network does not run in training; alone, its own header says where it came from."""
+    arch: BackboneName | None = None
+    """Architecture of `weights`. Left out: recognised by the names of the tensors."""
+    format: WeightFormat = "auto"
+    """Who published `weights`, which tells the colour order: adaface is BGR, the others RGB. auto: by the names."""
+    color: Literal["rgb", "bgr", "auto"] | None = None
+    """Channel order the network was trained on. Left out: what its source says. auto: both orders are scored on pairs
+    of faces, the result is reported, and a source that says otherwise is refused."""
+    color_set: str | None = None
+    """Verification set (`.bin`) on which `color: auto` scores. Left out: pairs made from the training records."""
+    mean: tuple[float, ...] | None = None
+    """Mean of each input channel on the scale of 0 to 1, in the network's channel order. Left out: 0.5, as everywhere
+    in face recognition; an ONNX file must say."""
+    std: tuple[float, ...] | None = None
+    """Standard deviation of each input channel on the scale of 0 to 1. Left out: 0.5; an ONNX file must say."""
+    sha256: str | None = None
+    """What the weights (or the ONNX file) must hash to, 64 hex digits. Left out: not checked, but recorded."""
+    revision: str | None = None
+    """Commit of the `cvlface` repository, 40 hex digits. Left out: the one in the lock file, else the newest, which is
+    then locked."""
+    lock: str = "teachers.lock.json"
+    """File that pins each `cvlface` source to a revision and hashes, written when a source is first used. Keep it with
+    the recipes."""
+    provider: Provider = "auto"
+    """Where onnxruntime computes. auto: on CUDA where the run is and onnxruntime can, else on the CPU, with a warning
+    where that is slower than it could be."""
+    compile: bool | None = None
+    """Run the network through `torch.compile`. Left out: on CUDA. Not for ONNX."""
+    cache_on_device: bool = False
+    """Hold the whole cache in the memory of the training device: N x V x D x 2 bytes, 12 GB for MS1MV2."""
+    cache_verify: bool = True
+    """Check the checksum of every block before training, the work shared by the ranks: seconds, and the disk is read
+    once. Off: only sizes and header are checked, and a flipped bit is not found."""
+
+    def __post_init__(self) -> None:
+        problems = self._source_problems() + self._value_problems()
+        if problems:
+            raise ValueError("\n".join(problems))
+
+    @property
+    def source(self) -> str | None:
+        """Name of the field that says where the network comes from, None where there is only a cache or embeddings."""
+        return next((name for name in NETWORK_SOURCES if getattr(self, name) is not None), None)
+
+    def _source_problems(self) -> list[str]:
+        named = [name for name in (*NETWORK_SOURCES, "embeddings") if getattr(self, name) is not None]
+        problems = []
+        if len(named) > 1 or (not named and self.cache is None):
+            listed = ", ".join((*NETWORK_SOURCES, "embeddings"))
+            found = " and ".join(named) or "none"
+            problems.append(f"needs exactly one of {listed} (or a cache alone), got {found}")
+        if self.embeddings is not None and self.cache is not None:
+            problems.append("embeddings and cache are two stores of the same thing; keep one")
+        for name in (*NETWORK_SOURCES, "embeddings", "cache", "color_set", "lock"):
+            if getattr(self, name) == "":
+                problems.append(f"{name} must be a path or a name, got an empty text")
+        return problems
+
+    def _value_problems(self) -> list[str]:
+        problems = []
+        belongs = {
+            "arch": ("weights",),
+            "revision": ("cvlface",),
+            "color": NETWORK_SOURCES,
+            "mean": NETWORK_SOURCES,
+            "std": NETWORK_SOURCES,
+            "sha256": NETWORK_SOURCES,
+            "compile": ("checkpoint", "weights", "cvlface"),
+        }
+        for name, sources in belongs.items():
+            if getattr(self, name) is not None and self.source not in sources:
+                problems.append(f"{name} is for {', '.join(sources)}, got it with {self.source or 'no network'}")
+        if self.format != "auto" and self.source != "weights":
+            problems.append(f"format is for weights, got it with {self.source or 'no network'}")
+        if self.provider != "auto" and self.source != "onnx":
+            problems.append(f"provider is for onnx, got it with {self.source or 'no network'}")
+        if self.color_set is not None and self.color != "auto":
+            problems.append("color_set is what color: auto scores on; set color to auto, or remove it")
+        if self.onnx is not None:
+            missing = [name for name in ("color", "mean", "std") if getattr(self, name) is None]
+            if missing:
+                problems.append(
+                    f"an ONNX file does not say how it wants its images: {', '.join(missing)} missing. insightface's "
+                    "files take color: rgb, mean: [0.5, 0.5, 0.5], std: [0.5, 0.5, 0.5]"
+                )
+        if (self.mean is None) != (self.std is None):
+            problems.append("mean and std belong together, got one of them")
+        elif self.mean is not None and self.std is not None:
+            try:
+                check_statistics(self.mean, self.std)
+            except ValueError as error:
+                problems.append(str(error))
+        if self.sha256 is not None and not _SHA256.fullmatch(self.sha256):
+            problems.append(f"sha256 must be 64 lower-case hex digits, got {self.sha256!r}")
+        if self.revision is not None and not _COMMIT.fullmatch(self.revision):
+            problems.append(f"revision must be a full commit, 40 lower-case hex digits, got {self.revision!r}")
+        if self.cache is None and (self.cache_on_device or not self.cache_verify):
+            problems.append("cache_on_device and cache_verify are about a cache, and there is none")
+        return problems

@@ -1,0 +1,200 @@
+"""Files of a repository on the Hugging Face Hub at one commit: a few that we name, never what the repository lists.
+
+`huggingface_hub` downloads and caches (HF_HUB_CACHE, HF_TOKEN, HF_ENDPOINT, HF_HUB_OFFLINE as everywhere). What it does
+not do is done here: a file is taken only at a full commit, its size is known before it is fetched, what lies in the
+cache is read without asking the network, and every failure is one sentence that says what to do.
+
+The library joins the server's ETag to its cache path as it is, so a hostile endpoint could write anywhere; what the
+server offers is looked at before anything is fetched.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from adadistill.core.config.yaml_tree import show_text
+from adadistill.core.teachers.interface import TeacherError
+
+REPOSITORY_ID: Final = re.compile(r"{0}/{0}".format(r"[A-Za-z0-9](?:\w|-(?!-)|\.(?!\.))*(?<![-.])"), re.ASCII)
+"""owner/name, without what would be another place in a file system or a URL."""
+
+_COMMIT: Final = re.compile(r"[0-9a-f]{40}")
+_SHA256: Final = re.compile(r"[0-9a-f]{64}")
+_ETAG: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+_TIMEOUT_S: Final = 30.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class HubListing:
+    """What the Hub says of a repository at a commit."""
+
+    revision: str
+    """Full commit, 40 hex digits."""
+    files: frozenset[str]
+    """Every path that it lists, unchecked: for looking names up, not for opening them."""
+    sha256: Mapping[str, str]
+    """Of the files that the Hub keeps as large files (LFS), 64 hex digits by path."""
+
+
+class HubRepository:
+    """One model repository.
+
+    Args:
+        repo_id: `owner/name`, as `REPOSITORY_ID` wants it.
+        endpoint: address of the Hub; None for HF_ENDPOINT, else huggingface.co.
+        cache_dir: where files are kept; None for HF_HUB_CACHE.
+    """
+
+    def __init__(self, repo_id: str, *, endpoint: str | None = None, cache_dir: Path | None = None) -> None:
+        from huggingface_hub import constants
+
+        self.repo_id = repo_id
+        self._endpoint = endpoint
+        self.cache_dir = Path(constants.HF_HUB_CACHE if cache_dir is None else cache_dir)
+        self.offline: bool = constants.HF_HUB_OFFLINE
+        """Whether HF_HUB_OFFLINE forbids the network."""
+
+    def listing(self, revision: str | None) -> HubListing:
+        """Ask the Hub which commit `revision` is (None: the newest), and what it holds. Raises TeacherError."""
+        from huggingface_hub import HfApi
+
+        with self._explained(revision, "asked what it holds"):
+            info = HfApi(endpoint=self._endpoint).model_info(
+                self.repo_id, revision=revision, files_metadata=True, timeout=_TIMEOUT_S
+            )
+            siblings = {str(sibling.rfilename): sibling.lfs for sibling in info.siblings or ()}
+            stated = {name: lfs.sha256 for name, lfs in siblings.items() if lfs}
+        commit = info.sha
+        if not isinstance(commit, str) or not _COMMIT.fullmatch(commit):
+            raise TeacherError(f"{self.repo_id}: the Hub names no commit, got {show_text(repr(commit))}")
+        if revision not in (None, commit):
+            raise TeacherError(f"{self.repo_id}: asked for revision {revision}, the Hub answered with {commit}")
+        broken = [name for name, sha256 in stated.items() if not _SHA256.fullmatch(str(sha256))]
+        if broken:
+            raise TeacherError(f"{self.repo_id}: the Hub states no sha256 for {show_text(broken[0])}")
+        return HubListing(revision=commit, files=frozenset(siblings), sha256=stated)
+
+    def cached(self, revision: str, name: str) -> Path | None:
+        """Path of a file in the local cache, None where it is not there. Raises TeacherError for one that leads out."""
+        from huggingface_hub import try_to_load_from_cache
+
+        found = try_to_load_from_cache(self.repo_id, name, cache_dir=self.cache_dir, revision=revision)
+        return self._inside_cache(Path(found), name) if isinstance(found, str) else None
+
+    def fetch(self, revision: str, name: str, *, max_bytes: int) -> Path:
+        """Path of a file at a commit in the local cache, downloaded first where it is not there.
+
+        Args:
+            revision: full commit, 40 hex digits.
+            name: path inside the repository, one that we chose.
+            max_bytes: a larger file is not downloaded.
+
+        Raises:
+            TeacherError: it cannot be had, is too large, or would lie outside the cache.
+        """
+        found = self.cached(revision, name)
+        if found is not None:
+            return found
+        if self.offline:
+            raise TeacherError(
+                f"{self.repo_id}: HF_HUB_OFFLINE is set and {name} of revision {revision} is not in {self.cache_dir}; "
+                f"where the Hub can be reached, run `hf download {self.repo_id} {name} --revision {revision}`"
+            )
+        from huggingface_hub import hf_hub_download
+
+        with self._explained(revision, f"asked for {name}"):
+            self._check_offer(revision, name, max_bytes)
+            path = hf_hub_download(
+                self.repo_id, name, revision=revision, cache_dir=self.cache_dir, endpoint=self._endpoint
+            )
+        return self._inside_cache(Path(path), name)
+
+    def _check_offer(self, revision: str, name: str, max_bytes: int) -> None:
+        """Look at what the server would send before anything is written."""
+        from huggingface_hub import get_hf_file_metadata, hf_hub_url
+
+        url = hf_hub_url(self.repo_id, name, revision=revision, endpoint=self._endpoint)
+        offer = get_hf_file_metadata(url, timeout=_TIMEOUT_S)
+        where = f"{self.repo_id}, {name}"
+        if offer.commit_hash != revision:
+            answered = show_text(str(offer.commit_hash))
+            raise TeacherError(f"{where}: asked for revision {revision}, the server answered with {answered}")
+        if offer.etag is None or not _ETAG.fullmatch(offer.etag):
+            raise TeacherError(f"{where}: the server's ETag {show_text(repr(offer.etag))} cannot name a cached file")
+        if offer.size is not None and offer.size > max_bytes:
+            raise TeacherError(
+                f"{where} has {offer.size:,} bytes, more than the {max_bytes:,} that such a file can have"
+            )
+
+    def _inside_cache(self, path: Path, name: str) -> Path:
+        """The path itself (its end tells the kind of file) once what it leads to is known to lie in the cache."""
+        try:
+            target = path.resolve(strict=True)
+            if target.is_relative_to(self.cache_dir.resolve()) and target.is_file():
+                return path
+        except (OSError, RuntimeError) as error:  # RuntimeError: a loop of links, before Python 3.13
+            raise TeacherError(f"{path} cannot be read: {error}") from None
+        raise TeacherError(
+            f"{self.repo_id}: {name} in the cache leads to {target}, which is no file inside {self.cache_dir}; "
+            f"remove {path} and run again"
+        )
+
+    @contextmanager
+    def _explained(self, revision: str | None, doing: str) -> Iterator[None]:
+        """Turn what the library and its HTTP client raise into one sentence that says what to do."""
+        from huggingface_hub.errors import HfHubHTTPError
+
+        # The base of the library's own error is its HTTP client's (requests, httpx or httpx2, by version), whose errors
+        # of transport are not all OSErrors; hf_xet raises plain RuntimeErrors. The rest is what an answer that is not a
+        # Hub's leads to inside the library.
+        transport: tuple[type[BaseException], ...] = (OSError, RuntimeError, *HfHubHTTPError.__bases__)
+        not_a_hub = (ValueError, TypeError, LookupError, AttributeError)
+        try:
+            yield
+        except TeacherError:
+            raise
+        except transport as error:
+            raise TeacherError(f"{self.repo_id}: {self._reason(error, revision, doing)}") from None
+        except not_a_hub as error:
+            raise TeacherError(
+                f"{self.repo_id}: {doing}, the answer is not that of a Hugging Face Hub ({_first_line(error)}); check "
+                "HF_ENDPOINT"
+            ) from None
+
+    def _reason(self, error: BaseException, revision: str | None, doing: str) -> str:
+        from huggingface_hub import errors
+
+        if isinstance(error, errors.GatedRepoError):
+            return "the repository is gated; accept its terms on its page, and set HF_TOKEN to a token of that account"
+        if isinstance(error, errors.RepositoryNotFoundError):
+            return (
+                "the Hub has no such repository, or does not show it to you, and there is no folder of that name here; "
+                "check the name, and set HF_TOKEN where it is private"
+            )
+        if isinstance(error, errors.RevisionNotFoundError):
+            return f"the repository has no revision {revision}; correct teacher.revision, or the lock file's entry"
+        if isinstance(error, errors.EntryNotFoundError) and not isinstance(error, errors.LocalEntryNotFoundError):
+            return f"{doing}, but revision {revision} has no such file; it is no CVLface network as they are published"
+        if isinstance(error, errors.HfHubHTTPError):
+            return (
+                f"{doing}, the Hub answered HTTP {error.response.status_code}; check name and HF_TOKEN, try again "
+                "later, or use a folder that holds the files"
+            )
+        if isinstance(error, OSError) and error.filename is not None:
+            return (
+                f"the cache {self.cache_dir} cannot be written: {_first_line(error)}; set HF_HUB_CACHE to another one"
+            )
+        return (
+            f"{doing}, the Hub could not be reached ({_first_line(error.__cause__ or error)}); check the network, or "
+            "download the files where there is one and name their folder as the teacher"
+        )
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return show_text(f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__, 200)

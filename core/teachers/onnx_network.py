@@ -1,0 +1,497 @@
+"""An ONNX file as a teacher: checked before anything of it runs, then run by onnxruntime on torch's own memory.
+
+The file is a stranger's. Its protobuf is read without its external data, every external file is held to the model's own
+folder and to the size that the model states, and no library of custom operators is ever registered, so nothing but
+onnxruntime's own kernels can run. What it claims is then tried on three images: an exporter that forgot `eval()`, fixed
+the batch in the middle of the graph, or wrote NaNs is found here and not in the student's accuracy.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from types import ModuleType
+from typing import Any, Final
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from adadistill.core.teachers.config import Provider
+from adadistill.core.teachers.interface import LoadedTeacher, TeacherError, TeacherIdentity
+from adadistill.core.teachers.preprocessing import Preprocessing
+from adadistill.core.teachers.weight_source import file_sha256
+
+MAX_MODEL_BYTES: Final = (1 << 31) - 1
+"""What a protobuf can hold; larger networks keep their weights in external data."""
+MAX_FIXED_BATCH: Final = 4096
+"""A larger fixed batch is refused: a single image would be padded to it, and memory is taken for all of it."""
+SAME_EMBEDDING: Final = 0.999
+"""Least cosine between an image's embeddings alone and in company. Rounding, by other kernels for another batch size,
+leaves it far above, in float16 too; the statistics of another batch do not."""
+
+_CPU: Final = "CPUExecutionProvider"
+_CUDA: Final = "CUDAExecutionProvider"
+_SILENT: Final = 4  # onnxruntime's level FATAL: errors are raised, and texts on stderr would say them twice
+_FORMATS: Final[Mapping[str, torch.dtype]] = {"FLOAT": torch.float32, "FLOAT16": torch.float16}
+_NUMPY: Final[Mapping[torch.dtype, type[np.generic]]] = {torch.float32: np.float32, torch.float16: np.float16}
+
+_log = logging.getLogger(__name__)
+
+
+def load_onnx(path: Path, *, image_size: int, device: torch.device, provider: Provider) -> LoadedTeacher:
+    """Load an ONNX file with one image input (B, 3, H, W) and one embedding output (B, D).
+
+    Args:
+        path: `.onnx` file; its external data, if any, lies in the same folder or below.
+        image_size: side of the images that it will be given, in pixels.
+        device: where the run computes. `provider: auto` follows it, and falls back to the CPU with a warning where
+            onnxruntime was installed without CUDA.
+        provider: where onnxruntime computes.
+
+    Returns:
+        The network with its identity. sha256: of the file; where it has external data, of the lines
+        "name NUL sha256 LF" of the file and then of each external file, sorted by name (in UTF-8, external names as the
+        model spells them). An ONNX file says nothing of colour order or normalisation: `preprocessing` is the project's
+        own until the caller puts the recipe's in its place.
+
+    Raises:
+        TeacherError: onnx or onnxruntime is missing, or cannot use the provider; the file is damaged, unsafe, or takes
+            or gives something else; or its embeddings are not finite, or depend on the other images of a batch.
+
+    Threads: onnxruntime gets as many as torch has now. Deterministic kernels are asked for; on CUDA, convolutions may
+    use TF32, and their algorithm is chosen by rule rather than by timing.
+    """
+    onnx, onnxruntime = _import_packages()
+    model, digest = _read_model(path, onnx)
+    try:
+        externals = _external_files(model, path, onnx)
+        signature = _signature(model, path, image_size, onnx)
+    except UnicodeDecodeError as error:  # protobuf decodes a text when it is looked at
+        raise TeacherError(f"{path}: a damaged ONNX file: a name in it is no UTF-8 ({error})") from error
+    providers = _providers(provider, device, onnxruntime, path)
+    _forget_wrong_batch(model, signature)
+    session = _open_session(model, path, providers, onnxruntime)
+    network = OnnxNetwork(
+        session,
+        signature,
+        embedding_dim=_embedding_dim(session, signature, path, onnxruntime),
+        device=device if providers[0][0] == _CUDA else torch.device("cpu"),
+    ).eval()
+    _try_two_images(network, path, onnxruntime)
+    identity = TeacherIdentity(
+        kind="onnx",
+        name=path.name,
+        arch="onnx",
+        sha256=_combined_sha256(path.name, digest, externals),
+        embedding_dim=network.embedding_dim,
+        image_size=image_size,
+        preprocessing=Preprocessing(),
+    )
+    return LoadedTeacher(network, identity, stated_color=None)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Signature:
+    """What a network takes and gives."""
+
+    input_name: str
+    input_dtype: torch.dtype
+    output_name: str
+    output_dtype: torch.dtype
+    image_size: int
+    """Side of the square images it is run on, in pixels."""
+    batch: int | None
+    """Images per call, None where any number will do."""
+
+
+class OnnxNetwork(nn.Module):
+    """An onnxruntime session as a module without parameters: (B, 3, H, W) images -> (B, D) float32 raw embeddings.
+
+    Args:
+        session: an `onnxruntime.InferenceSession`.
+        device: where the session computes. Images and embeddings may live elsewhere; they are then copied.
+
+    No gradient passes, and autocast does not reach into it: it computes in the file's own formats.
+    """
+
+    compilable = False
+    """torch.compile cannot look into a session, and would only break its graph around it."""
+
+    def __init__(self, session: Any, signature: Signature, *, embedding_dim: int, device: torch.device) -> None:
+        super().__init__()
+        self.signature = signature
+        self.embedding_dim = embedding_dim
+        self._session = session
+        self._device = _indexed(device)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images as the network wants them, any floating dtype and memory format -> embeddings on the same device.
+
+        A network with a fixed batch runs as often as needed; its last batch is filled up with copies of the last image,
+        whose embeddings are cut off again.
+
+        Raises:
+            ValueError: the images have another shape.
+        """
+        side = self.signature.image_size
+        if images.shape[1:] != (3, side, side):
+            raise ValueError(f"images must be (B, 3, {side}, {side}), got {tuple(images.shape)}")
+        inputs = images.detach().to(self._device, self.signature.input_dtype).contiguous()
+        count = len(inputs)
+        size = self.signature.batch or max(count, 1)
+        embeddings = inputs.new_empty((count, self.embedding_dim), dtype=self.signature.output_dtype)  # (B, D)
+        whole = count - count % size
+        for first in range(0, whole, size):
+            self._run(inputs[first : first + size], embeddings[first : first + size])
+        if whole < count:
+            rest = inputs[whole:]
+            filled = torch.cat([rest, rest[-1:].expand(size - len(rest), -1, -1, -1)])  # (size, 3, H, W)
+            filled_embeddings = embeddings.new_empty((size, self.embedding_dim))
+            self._run(filled, filled_embeddings)
+            embeddings[whole:] = filled_embeddings[: len(rest)]
+        return embeddings.to(images.device, torch.float32)
+
+    def _run(self, images: Tensor, embeddings: Tensor) -> None:
+        """Run the session on contiguous images, into `embeddings`, both where and as it wants them: nothing is copied.
+
+        onnxruntime computes on a CUDA stream of its own. It must not start before torch has written the images, so the
+        current stream is waited for; it returns when its own stream is done, so what torch does next is in order.
+        """
+        if self._device.type == "cuda":
+            torch.cuda.current_stream(self._device).synchronize()
+        place = (self._device.type, self._device.index or 0)
+        binding = self._session.io_binding()
+        binding.bind_input(
+            self.signature.input_name, *place, _NUMPY[images.dtype], tuple(images.shape), images.data_ptr()
+        )
+        binding.bind_output(
+            self.signature.output_name, *place, _NUMPY[embeddings.dtype], tuple(embeddings.shape), embeddings.data_ptr()
+        )
+        self._session.run_with_iobinding(binding)
+        binding.synchronize_outputs()
+
+
+def _import_packages() -> tuple[ModuleType, ModuleType]:
+    try:
+        import onnx
+        import onnxruntime
+    except ImportError as error:
+        raise TeacherError(
+            f"an ONNX teacher needs onnx and onnxruntime ({error}); install them: pip install 'adadistill[onnx]'. "
+            "To run it on CUDA, put onnxruntime-gpu in place of onnxruntime"
+        ) from error
+    return onnx, onnxruntime
+
+
+def _read_model(path: Path, onnx: ModuleType) -> tuple[Any, str]:
+    """The model without its external data, and the sha256 of the very bytes it was read from."""
+    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+
+    if not path.is_file():
+        raise TeacherError(f"{path} is not a file")
+    with path.open("rb") as file:
+        data = file.read(MAX_MODEL_BYTES + 1)
+    if len(data) > MAX_MODEL_BYTES:
+        raise TeacherError(
+            f"{path}: more than {MAX_MODEL_BYTES:,} bytes, which no protobuf can hold; export with external data"
+        )
+    try:
+        model = onnx.load_model_from_string(data)
+    except DecodeError as error:
+        raise TeacherError(f"{path}: not an ONNX file, or a damaged one: {_one_line(error)}") from error
+    # A few bytes of anything often decode as a message without fields.
+    if not model.ir_version or not model.graph.node or not model.opset_import:
+        raise TeacherError(f"{path}: not an ONNX file: it has no graph, or no version of ONNX or of its operators")
+    return model, hashlib.sha256(data).hexdigest()
+
+
+def _external_files(model: Any, path: Path, onnx: ModuleType) -> dict[str, Path]:
+    """Names of all external files, as the model spells them -> where they really are; each checked to be allowed."""
+    files: dict[str, Path] = {}
+    for tensor in _external_tensors(model, onnx):
+        where = f"{path}: external data of tensor {tensor.name!r}"
+        fields = {entry.key: entry.value for entry in tensor.external_data}
+        if len(fields) != len(tensor.external_data):
+            raise TeacherError(f"{where}: a key is given twice, {[entry.key for entry in tensor.external_data]}")
+        location = fields.get("location", "")
+        if not isinstance(location, str):  # protobuf gives bytes, or raises, where a text is no UTF-8
+            raise TeacherError(f"{where}: location {location!r} is no UTF-8; the file is damaged, or an attack")
+        if location not in files:
+            files[location] = _external_file(location, path.parent, where)
+        _check_extent(fields, files[location], where)
+    return files
+
+
+def _external_tensors(message: Any, onnx: ModuleType) -> Iterator[Any]:
+    """Every tensor kept outside the file: initialisers, sparse ones, attributes, subgraphs, functions, wherever.
+
+    Walks messages by their own description, so that no place is forgotten; a protobuf nests 100 deep at most. Looks
+    into no tensor, whose values it would copy.
+    """
+    if isinstance(message, onnx.TensorProto):
+        if message.data_location == onnx.TensorProto.EXTERNAL:
+            yield message
+        return
+    for field, value in message.ListFields():
+        if field.message_type is not None:
+            for child in [value] if hasattr(value, "ListFields") else value:
+                yield from _external_tensors(child, onnx)
+
+
+def _external_file(location: str, folder: Path, where: str) -> Path:
+    """Where an external file is, links followed; refused unless that is a file in the model's folder or below.
+
+    onnxruntime gives `*/_ORT_MEM_ADDR_/*` a meaning of its own, an address in memory, hence no `*`.
+    """
+    for name in (PurePosixPath(location), PureWindowsPath(location)):
+        if not name.parts or name.anchor or ".." in name.parts or "*" in location or not location.isprintable():
+            raise TeacherError(
+                f"{where}: location {location!r} is not a plain path inside the model's folder; "
+                "such a file may be an attack, and nothing of it was read"
+            )
+    found = (folder / location).resolve()
+    if not found.is_relative_to(folder.resolve()):
+        raise TeacherError(
+            f"{where}: {location!r} is a link to {found}, outside the model's folder; put the file itself there"
+        )
+    if not found.is_file():
+        raise TeacherError(f"{where}: there is no file {folder / location}; it belongs beside the model")
+    return found
+
+
+def _check_extent(fields: Mapping[str, str], file: Path, where: str) -> None:
+    """Refuse bytes [offset, offset + length) that the file does not have."""
+    extent = {}
+    for key in ("offset", "length"):
+        text = fields.get(key, "0")
+        if not (text.isascii() and text.isdigit() and len(text) <= 18):
+            raise TeacherError(f"{where}: {key} must be a number of bytes, got {text[:40]!r}")
+        extent[key] = int(text)
+    size = file.stat().st_size
+    stop = extent["offset"] + extent["length"]
+    if stop > size:
+        raise TeacherError(f"{where}: {file.name} has {size} bytes, the model needs {stop}; it was cut, copy it again")
+
+
+def _combined_sha256(name: str, digest: str, externals: Mapping[str, Path]) -> str:
+    """See `load_onnx`."""
+    if not externals:
+        return digest
+    lines = [(name, digest), *((external, file_sha256(file)) for external, file in sorted(externals.items()))]
+    return hashlib.sha256("".join(f"{name}\0{digest}\n" for name, digest in lines).encode()).hexdigest()
+
+
+def _signature(model: Any, path: Path, image_size: int, onnx: ModuleType) -> Signature:
+    """What the graph declares of its one input and its one output, checked."""
+    constants = {tensor.name for tensor in model.graph.initializer}  # before IR version 4, listed among the inputs
+    inputs = [value for value in model.graph.input if value.name not in constants]
+    outputs = list(model.graph.output)
+    if len(inputs) != 1:
+        raise TeacherError(f"{path}: a teacher takes one input, the images; this has {_listed(inputs, onnx)}")
+    if len(outputs) != 1:
+        raise TeacherError(
+            f"{path}: a teacher gives one output, the embeddings; this has {_listed(outputs, onnx)}. Export the "
+            "embeddings alone, or cut the others off (onnx.utils.extract_model)"
+        )
+    taken, given = inputs[0], outputs[0]
+    batch = _check_input(taken, path, image_size, onnx)
+    if (shape := _shape(given)) is not None and len(shape) != 2:
+        raise TeacherError(f"{path}: the output must be (B, D) embeddings, got {_listed(outputs, onnx)}")
+    return Signature(
+        input_name=taken.name,
+        input_dtype=_dtype(taken, path, onnx),
+        output_name=given.name,
+        output_dtype=_dtype(given, path, onnx),
+        image_size=image_size,
+        batch=batch,
+    )
+
+
+def _check_input(value: Any, path: Path, image_size: int, onnx: ModuleType) -> int | None:
+    """Refuse anything but (B, 3, image_size, image_size), sizes left open included; the batch if it is fixed."""
+    shape, described = _shape(value), _listed([value], onnx)
+    if shape is None or len(shape) != 4:
+        raise TeacherError(f"{path}: the input must be images (B, 3, H, W), got {described}")
+    batch, channels, height, width = shape
+    if channels not in (3, None) or (channels is None and width == 3):
+        hint = "; channels must come first: export from (B, 3, H, W), or transpose in the graph" if width == 3 else ""
+        raise TeacherError(f"{path}: the input must be images (B, 3, H, W), got {described}{hint}")
+    if height not in (image_size, None) or width not in (image_size, None):
+        raise TeacherError(
+            f"{path}: the input takes {height or 'any'} x {width or 'any'} images, the recipe's are "
+            f"{image_size} x {image_size}"
+        )
+    if batch is not None and not 1 <= batch <= MAX_FIXED_BATCH:
+        raise TeacherError(f"{path}: a fixed batch must be 1 to {MAX_FIXED_BATCH} images, got {described}")
+    return batch
+
+
+def _dtype(value: Any, path: Path, onnx: ModuleType) -> torch.dtype:
+    found = _FORMATS.get(_type_name(value, onnx))
+    if found is None:
+        raise TeacherError(f"{path}: inputs and outputs are float or float16 tensors, got {_listed([value], onnx)}")
+    return found
+
+
+def _type_name(value: Any, onnx: ModuleType) -> str:
+    """`FLOAT`, `INT64` ..., or the number that onnx has no name for."""
+    number = value.type.tensor_type.elem_type
+    known = onnx.TensorProto.DataType
+    return str(known.Name(number)) if number in known.values() else f"type {number}"
+
+
+def _shape(value: Any) -> tuple[int | None, ...] | None:
+    """Declared sizes, None for one left open (a name, -1 or nothing); None where not even their number is declared."""
+    if not value.type.tensor_type.HasField("shape"):
+        return None
+    sizes = (size.dim_value if size.HasField("dim_value") else -1 for size in value.type.tensor_type.shape.dim)
+    return tuple(None if size < 0 else size for size in sizes)
+
+
+def _listed(values: list[Any], onnx: ModuleType) -> str:
+    """Names, types and shapes, at most eight, as `'data' FLOAT (?, 3, 112, 112)`."""
+    texts = []
+    for value in values[:8]:
+        kind = value.type.WhichOneof("value")
+        if kind != "tensor_type":
+            texts.append(f"{value.name[:80]!r}, which is no tensor")
+            continue
+        shape = _shape(value)
+        sizes = "of any shape" if shape is None else f"({', '.join('?' if s is None else str(s) for s in shape)})"
+        texts.append(f"{value.name[:80]!r} {_type_name(value, onnx)} {sizes}")
+    rest = [f"and {len(values) - 8} more"] if len(values) > 8 else []
+    return ", ".join(texts + rest) or "none"
+
+
+def _providers(provider: Provider, device: torch.device, onnxruntime: ModuleType, path: Path) -> list[tuple[str, dict]]:
+    """Execution providers with their options, by preference."""
+    cpu: list[tuple[str, dict]] = [(_CPU, {})]
+    if provider == "cuda" and device.type != "cuda":
+        raise TeacherError(f"{path}: provider cuda needs a run on CUDA, this one is on {device}")
+    if provider == "cpu" or device.type != "cuda":
+        return cpu
+    if _CUDA not in onnxruntime.get_available_providers():
+        problem = f"{path}: this onnxruntime has no CUDA (pip install onnxruntime-gpu in place of onnxruntime)"
+        if provider == "cuda":
+            raise TeacherError(f"{problem}; or set provider: cpu")
+        _log.warning("%s; the teacher runs on the CPU, which is slow", problem)
+        return cpu
+    options = {
+        "device_id": str(_indexed(device).index),
+        "arena_extend_strategy": "kSameAsRequested",  # the default doubles, and the memory is torch's too
+        "cudnn_conv_algo_search": "HEURISTIC",  # the default times all of them, for every batch size and in every run
+    }
+    return [(_CUDA, options), *cpu]
+
+
+def _indexed(device: torch.device) -> torch.device:
+    """`cuda` -> `cuda:N`, N the current device; others unchanged."""
+    if device.type == "cuda" and device.index is None:
+        return torch.device("cuda", torch.cuda.current_device())
+    return device
+
+
+def _forget_wrong_batch(model: Any, signature: Signature) -> None:
+    """Remove the output's declared shape where it contradicts an open batch, since onnxruntime would insist on it.
+
+    insightface's exporter opens the batch of the input afterwards and leaves the output at (1, 512).
+    """
+    declared = model.graph.output[0].type.tensor_type
+    shape = _shape(model.graph.output[0])
+    if signature.batch is None and shape is not None and shape[0] is not None:
+        declared.ClearField("shape")
+
+
+def _open_session(model: Any, path: Path, providers: list[tuple[str, dict]], onnxruntime: ModuleType) -> Any:
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = _SILENT
+    options.use_deterministic_compute = True
+    options.intra_op_num_threads = torch.get_num_threads()
+    options.inter_op_num_threads = 1
+    # Threads that spin for work take it from decoders. MobileFaceNet on 2 CPU cores, 2 threads, images/s with spinning
+    # and without: 375 and 291 on an idle machine, 79 and 128 beside other work.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.add_session_config_entry("session.load_model_format", "ONNX")
+    # A model given as bytes has no folder of its own. Bytes, so that what was checked is what runs.
+    options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(path.parent.resolve()))
+    wanted = [name for name, _ in providers]
+    try:
+        session = onnxruntime.InferenceSession(
+            model.SerializeToString(), options, providers=providers, enable_fallback=False
+        )
+    except _errors(onnxruntime) as error:
+        raise TeacherError(f"{path}: onnxruntime cannot load it on {wanted[0]}: {_one_line(error)}") from error
+    if session.get_providers()[0] != wanted[0]:
+        raise TeacherError(
+            f"{path}: onnxruntime was asked for {wanted[0]} and took {', '.join(session.get_providers())}; its CUDA "
+            "and cuDNN libraries do not fit this machine. Install those that it wants, or set provider: cpu"
+        )
+    return session
+
+
+def _embedding_dim(session: Any, signature: Signature, path: Path, onnxruntime: ModuleType) -> int:
+    """D, learnt from a black image, since a file need not declare it, nor tell the truth."""
+    batch, side = signature.batch or 1, signature.image_size
+    black = np.zeros((batch, 3, side, side), dtype=_NUMPY[signature.input_dtype])
+    try:
+        shape = session.run([signature.output_name], {signature.input_name: black})[0].shape
+    except _errors(onnxruntime) as error:
+        raise TeacherError(f"{path}: cannot embed a black image: {_one_line(error)}") from error
+    if len(shape) != 2 or shape[0] != batch or shape[1] == 0:
+        raise TeacherError(f"{path}: {batch} images gave an output of shape {shape}, not ({batch}, D) embeddings")
+    return int(shape[1])
+
+
+def _try_two_images(network: OnnxNetwork, path: Path, onnxruntime: ModuleType) -> None:
+    """Refuse a network whose embeddings are no vectors, or differ between an image alone and in company.
+
+    A network in training mode normalises by the batch that it sees, or drops out at random.
+    """
+    images = _contrasting_images(network.signature.image_size)
+    try:
+        alone = torch.cat([network(images[:1]), network(images[1:])])  # (2, D)
+        together = network(images)  # (2, D)
+    except _errors(onnxruntime) as error:
+        raise TeacherError(
+            f"{path}: its input declares any number of images, but it cannot embed two: {_one_line(error)}. Export it "
+            "with a dynamic batch throughout, or with a fixed one"
+        ) from error
+    lengths = together.norm(dim=1)
+    if not (lengths.isfinite() & alone.norm(dim=1).isfinite() & (lengths > 0.0)).all():
+        raise TeacherError(
+            f"{path}: two test images gave embeddings of lengths {', '.join(f'{length:.4g}' for length in lengths)}, "
+            "which cannot be made unit vectors; its weights are damaged, or overflow float16"
+        )
+    cosine = F.cosine_similarity(alone.double(), together.double()).min().item()
+    if cosine < SAME_EMBEDDING:
+        raise TeacherError(
+            f"{path}: an image's embedding depends on the other images of its batch, or on chance (cosine "
+            f"{cosine:.4f} to itself, at least {SAME_EMBEDDING} wanted); it was probably exported in training mode. "
+            "Export it after eval()"
+        )
+
+
+def _contrasting_images(side: int) -> Tensor:
+    """(2, 3, side, side) in [-1, 1]: full-range noise and a dark ramp, whose statistics could hardly differ more."""
+    noise = torch.rand((3, side, side), generator=torch.Generator().manual_seed(0)) * 2 - 1
+    ramp = torch.linspace(-1.0, -0.6, side).expand(3, side, side)
+    return torch.stack([noise, ramp])
+
+
+def _errors(onnxruntime: ModuleType) -> tuple[type[Exception], ...]:
+    """What onnxruntime raises: its own types, without a common base; RuntimeError, where memory is bound; and
+    UnicodeDecodeError, where its message quotes what is no text.
+    """
+    state = onnxruntime.capi.onnxruntime_pybind11_state
+    own = (value for value in vars(state).values() if isinstance(value, type) and issubclass(value, Exception))
+    return (*own, RuntimeError, UnicodeDecodeError)
+
+
+def _one_line(error: Exception) -> str:
+    """A library's message on one line, cut where it becomes a listing."""
+    return " ".join(str(error).split())[:300]

@@ -1,0 +1,73 @@
+"""Public weight files as teachers: insightface's and AdaDistill's `.pth`, AdaFace's `.ckpt`, CVLface's tensors.
+
+Read as data alone (`core/backbones/weight_files.py`), converted strictly: a tensor too many or too few is an error,
+since a teacher of which one layer stayed random still trains a student, only a worse one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+from adadistill.core.backbones import BackboneConfig, BackboneName, build_backbone
+from adadistill.core.backbones.public_formats import FORMATS, recognise_backbone, resolve_publisher
+from adadistill.core.backbones.public_weights import load_public_weights
+from adadistill.core.backbones.weight_files import read_weight_file
+from adadistill.core.teachers.interface import LoadedTeacher, TeacherError, TeacherIdentity
+from adadistill.core.teachers.preprocessing import Color, Preprocessing
+
+_CHUNK = 1 << 20
+
+
+def load_weights(
+    path: Path, *, arch: BackboneName | None, weight_format: str, color: str | None, image_size: int
+) -> LoadedTeacher:
+    """Load a public weight file into our own network.
+
+    Args:
+        path: `.pth`, `.pt`, `.ckpt` or `.safetensors`.
+        arch: what it holds; None to recognise it.
+        weight_format: who published it, or `auto`.
+        color: of the recipe; settles the order where nothing tells who trained the network.
+        image_size: pixels it was trained on; another size does not fit the last layer.
+
+    Raises:
+        FileNotFoundError, WeightFileError: the file cannot be read.
+        TeacherError: it is another network, or nothing tells its colour order.
+    """
+    public = read_weight_file(path)
+    try:
+        backbone = recognise_backbone(public)
+        if arch is not None:
+            backbone = BackboneConfig(arch=arch, embedding_dim=backbone.embedding_dim)
+        publisher = resolve_publisher(weight_format, backbone.arch, public)
+        network = build_backbone(backbone, image_size, generator=0)
+        load_public_weights(network, public)
+    except ValueError as error:
+        raise TeacherError(f"{path}: {error}") from None
+    stated: Color | None = None if publisher is None else FORMATS[publisher].color
+    if stated is None and color is None:
+        raise TeacherError(
+            f"{path}: the names of these {backbone.arch} tensors do not tell whether AdaFace (bgr) or CVLface (rgb) "
+            "trained them, and the wrong colour order costs accuracy silently; set teacher.format to adaface or "
+            "cvlface, or teacher.color to rgb, bgr, or auto, which tries both"
+        )
+    identity = TeacherIdentity(
+        kind="weights",
+        name=path.name,
+        arch=backbone.arch,
+        sha256=file_sha256(path),
+        embedding_dim=backbone.embedding_dim,
+        image_size=image_size,
+        preprocessing=Preprocessing(color=stated or "rgb"),
+    )
+    return LoadedTeacher(network.eval(), identity, stated)
+
+
+def file_sha256(path: Path) -> str:
+    """sha256 of a file's bytes, 64 hex digits, read as a stream."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(_CHUNK):
+            digest.update(block)
+    return digest.hexdigest()

@@ -1,0 +1,81 @@
+"""A cached teacher gives the rows of the record and the view, from the file or from the device's memory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from adadistill.core.teachers import CachedTeacher, RecordTeacher
+from adadistill.loaders.teacher_cache import MIRRORED, PLAIN, CacheHeader, CacheView, TeacherCache, create_or_resume
+
+CPU = torch.device("cpu")
+
+
+def _cache(folder: Path, rows: np.ndarray, views: tuple[CacheView, ...]) -> TeacherCache:
+    records, _, dim = rows.shape
+    header = CacheHeader(
+        num_records=records,
+        embedding_dim=dim,
+        views=views,
+        block_records=7,
+        teacher={"sha256": "0" * 64},
+        records={"fingerprint": "1" * 64, "num_records": records},
+        built={},
+    )
+    with create_or_resume(folder, header, main=True) as writer:
+        for block in writer.pending().tolist():
+            span = header.block_record_range(block)
+            writer.write_block(block, rows[span.start : span.stop].astype(np.float16))
+    return TeacherCache(folder)
+
+
+def _unit_rows(records: int, views: int, dim: int = 12) -> np.ndarray:
+    rows = np.random.RandomState(0).normal(size=(records, views, dim))
+    return rows / np.linalg.norm(rows, axis=2, keepdims=True)
+
+
+@pytest.mark.parametrize("on_device", [False, True])
+@pytest.mark.parametrize("views", [(PLAIN, MIRRORED), (MIRRORED, PLAIN), (MIRRORED, CacheView(
+    kind="augmented", seed=1, view=0, policy="{}"), PLAIN)])  # fmt: skip
+def test_rows_are_those_of_the_record_and_the_view(tmp_path: Path, views: tuple[CacheView, ...], on_device: bool):
+    rows = _unit_rows(20, len(views))
+    teacher = CachedTeacher(_cache(tmp_path / "cache", rows, views), mirrors=True, device=CPU, on_device=on_device)
+    ids, mirrored = np.array([7, 0, 19, 7]), np.array([False, True, True, True])
+
+    found = teacher.rows(ids, mirrored)
+
+    wanted = rows[ids, [views.index(MIRRORED if flag else PLAIN) for flag in mirrored]]
+    assert isinstance(teacher, RecordTeacher)
+    assert found.dtype == torch.float32
+    np.testing.assert_allclose(found.numpy(), wanted, atol=2**-11)
+    torch.testing.assert_close(found.norm(dim=1), torch.ones(4), rtol=0, atol=1e-6)
+
+
+def test_memory_and_file_give_the_same_bits(tmp_path: Path):
+    cache = _cache(tmp_path / "cache", _unit_rows(33, 2), (PLAIN, MIRRORED))
+    ids, mirrored = np.arange(33), np.arange(33) % 3 == 0
+    mapped = CachedTeacher(cache, mirrors=True, device=CPU, dtype=torch.float64)
+    resident = CachedTeacher(cache, mirrors=True, device=CPU, dtype=torch.float64, on_device=True)
+    assert torch.equal(mapped.rows(ids, mirrored), resident.rows(ids, mirrored))
+    assert mapped.rows(ids, mirrored).dtype == torch.float64
+
+
+def test_plain_rows_are_enough_where_nothing_is_mirrored(tmp_path: Path):
+    cache = _cache(tmp_path / "cache", _unit_rows(5, 1), (PLAIN,))
+    assert CachedTeacher(cache, mirrors=False, device=CPU).rows(np.array([4]), np.array([False])).shape == (1, 12)
+    with pytest.raises(ValueError, match="lacks a view"):
+        CachedTeacher(cache, mirrors=True, device=CPU)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("on_device", [False, True])
+def test_rows_on_a_gpu_are_those_on_the_cpu(tmp_path: Path, on_device: bool):
+    cache = _cache(tmp_path / "cache", _unit_rows(33, 2), (PLAIN, MIRRORED))
+    ids, mirrored = np.arange(33)[::-1].copy(), np.arange(33) % 2 == 0
+    expected = CachedTeacher(cache, mirrors=True, device=CPU).rows(ids, mirrored)
+    found = CachedTeacher(cache, mirrors=True, device=torch.device("cuda"), on_device=on_device).rows(ids, mirrored)
+    torch.testing.assert_close(found.cpu(), expected, rtol=0, atol=1e-6)

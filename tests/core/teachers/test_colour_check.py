@@ -1,0 +1,464 @@
+"""The colour order of a teacher is found by trying both, decided only on evidence, and the same on every rank."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import textwrap
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import simplejpeg
+import torch
+from tests_support import DATA
+from tiny_training import PlainStudent
+from torch import nn
+
+from adadistill.core.distributed import Ranks
+from adadistill.core.teachers import colour_check
+from adadistill.core.teachers.colour_check import (
+    LEAST_PAIRS,
+    ColourPairs,
+    ColourResult,
+    pairs_from_records,
+    pairs_from_set,
+    resolve_color,
+    score_colour_orders,
+)
+from adadistill.core.teachers.config import TeacherConfig
+from adadistill.core.teachers.interface import LoadedTeacher, TeacherError, TeacherIdentity
+from adadistill.core.teachers.preprocessing import Color, Preprocessing
+from adadistill.loaders.image_records import ImageRecords
+from adadistill.loaders.pixels import decode_image
+from adadistill.loaders.recordio import write_insightface_records
+from adadistill.loaders.verification_pairs import VerificationSetError, write_verification_bin
+
+TESTS = Path(__file__).resolve().parent.parent.parent
+CPU = torch.device("cpu")
+SIDE = 8
+AUTO = TeacherConfig(checkpoint="unused", color="auto")
+
+
+class FirstChannel(nn.Module):
+    """Sees nothing but its first input channel: red in one order, blue in the other."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return images[:, 0].flatten(1)
+
+
+class Reversed(nn.Module):
+    """The same network, trained on the other order."""
+
+    def __init__(self, body: nn.Module) -> None:
+        super().__init__()
+        self.body = body
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.body(images.flip(1))
+
+
+class Grey(nn.Module):
+    """Blind to colour: the mean of the channels, for a network of random weights."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = PlainStudent()
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.body(images.mean(dim=1, keepdim=True).expand(-1, 3, -1, -1))
+
+
+def teacher(body: nn.Module, stated: Color | None = None) -> LoadedTeacher:
+    identity = TeacherIdentity(
+        kind="weights",
+        name="faces.pth",
+        arch="mobilefacenet",
+        sha256="0" * 64,
+        embedding_dim=16,
+        image_size=SIDE,
+        preprocessing=Preprocessing(color=stated or "rgb"),
+    )
+    return LoadedTeacher(body.eval(), identity, stated)
+
+
+def faces(people: int, images: int, *, red: float, blue: float, seed: int = 0) -> np.ndarray:
+    """(people, images, SIDE, SIDE, 3) uint8: who it is shows in red and in blue, under so much noise in each."""
+    draw = np.random.default_rng(seed)
+    who = draw.normal(size=(people, 1, SIDE, SIDE, 1))
+    noise = draw.normal(size=(people, images, SIDE, SIDE, 3)) * np.array([red, 1.0, blue])
+    return np.clip(128 + 25 * (who + noise), 0, 255).astype(np.uint8)
+
+
+def couples(people: int, *, red: float, blue: float, seed: int = 0) -> ColourPairs:
+    """A couple of images of each person, compared within and with the next person."""
+    images = torch.from_numpy(faces(people, 2, red=red, blue=blue, seed=seed).reshape(-1, SIDE, SIDE, 3))
+    first = 2 * np.arange(people)
+    pairs = np.concatenate([np.stack([first, first + 1], 1), np.stack([first, (first + 3) % len(images)], 1)])
+    return ColourPairs(images, pairs, np.arange(len(pairs)) < people, "drawn faces")
+
+
+def write_faces(folder: Path, people: int, images: int, *, red: float = 0.5, blue: float = 3.0) -> ImageRecords:
+    pixels = faces(people, images, red=red, blue=blue)
+    encoded = [
+        (label, simplejpeg.encode_jpeg(image, quality=100, colorsubsampling="444"))
+        for label, group in enumerate(pixels)
+        for image in group
+    ]
+    folder.mkdir(exist_ok=True)
+    return ImageRecords(write_insightface_records(folder, encoded, image_size=(SIDE, SIDE)))
+
+
+# --- scores ------------------------------------------------------------------------------------------------------
+
+
+def test_the_order_that_shows_more_of_who_it_is_wins():
+    result = score_colour_orders(teacher(FirstChannel()), couples(100, red=0.5, blue=1.0), device=CPU)
+
+    assert result.better == "rgb"
+    assert result.z > 3.0
+    assert result.rgb.separation > result.bgr.separation
+    assert result.rgb.auc > result.bgr.auc
+    assert result.rgb.same_cosine - result.rgb.different_cosine > 0.5
+    assert (result.same_pairs, result.different_pairs) == (100, 100)
+
+
+@pytest.mark.parametrize("body", [FirstChannel(), PlainStudent()])
+def test_a_network_of_the_other_order_gets_the_same_scores_the_other_way_round(body):
+    pairs = couples(60, red=0.3, blue=1.5)
+    ours = score_colour_orders(teacher(body), pairs, device=CPU, batch_size=7)
+    theirs = score_colour_orders(teacher(Reversed(body)), pairs, device=CPU, batch_size=7)
+    assert (theirs.rgb, theirs.bgr, theirs.z) == (ours.bgr, ours.rgb, -ours.z)
+
+
+def test_a_random_backbone_that_looks_at_red_alone_is_found_rgb():
+    body = PlainStudent()
+    with torch.no_grad():
+        body.convolutions[0].weight[:, 1:] = 0.0
+    result = score_colour_orders(teacher(body), couples(150, red=0.3, blue=4.0), device=CPU)
+    assert result.better == "rgb"
+
+
+def test_a_network_blind_to_colour_stays_undecided():
+    result = score_colour_orders(teacher(Grey()), couples(150, red=0.3, blue=2.0), device=CPU)
+    assert result.better is None
+    assert abs(result.gap) < 1e-4
+
+
+def test_a_difference_too_small_to_matter_decides_nothing_however_consistent_it_is():
+    class MostlyGreen(nn.Module):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return (images[:, 1] + 1e-3 * images[:, 0]).flatten(1)
+
+    pairs = couples(200, red=0.1, blue=0.1)
+    pairs.images_u8[..., 2] = 128  # nothing to see
+    result = score_colour_orders(teacher(MostlyGreen()), pairs, device=CPU)
+    assert result.z > 3.0
+    assert 0.0 < result.gap < 0.01
+    assert result.better is None
+
+
+def test_z_knows_the_size_of_chance_where_both_orders_are_equally_good():
+    # Both channels carry equally noisy copies of the same faces: what remains is chance, which z must know the size of.
+    z = [
+        score_colour_orders(teacher(FirstChannel()), couples(50, red=1.0, blue=1.0, seed=seed), device=CPU).z
+        for seed in range(80)
+    ]
+    assert 0.5 < np.std(z) < 1.25  # 80 draws know a deviation to 8 %; the bootstrap errs to the careful side
+    assert np.mean(np.abs(z) >= 3.0) <= 0.025
+
+
+def test_strangers_met_by_several_faces_are_not_counted_as_more_evidence():
+    # Every image in five comparisons: z must still have unit variance.
+    z = []
+    for seed in range(40):
+        base = couples(40, red=1.0, blue=1.0, seed=seed)
+        first = 2 * np.arange(40)
+        strangers = [np.stack([first, (first + 2 * step + 1) % 80], 1) for step in range(1, 6)]
+        pairs = np.concatenate([np.stack([first, first + 1], 1), *strangers])
+        many = ColourPairs(base.images_u8, pairs, np.arange(len(pairs)) < 40, "drawn faces")
+        z.append(score_colour_orders(teacher(FirstChannel()), many, device=CPU).z)
+    assert 0.5 < np.std(z) < 1.35  # 40 draws know a deviation to 11 %
+
+
+def test_scores_do_not_depend_on_the_order_that_the_teacher_has_now():
+    loaded = teacher(FirstChannel())
+    bgr = replace(loaded, identity=replace(loaded.identity, preprocessing=Preprocessing(color="bgr")))
+    pairs = couples(30, red=0.5, blue=1.0)
+    assert score_colour_orders(loaded, pairs, device=CPU) == score_colour_orders(bgr, pairs, device=CPU)
+
+
+def test_a_result_survives_json_and_says_itself_in_two_lines():
+    result = score_colour_orders(teacher(FirstChannel()), couples(30, red=0.5, blue=2.0), device=CPU)
+    assert ColourResult.from_json(json.loads(json.dumps(result.to_json()))) == result
+    first, second = result.summary().splitlines()
+    assert "rgb is better" in first
+    assert "30 same and 30 different pairs of drawn faces" in first
+    assert f"d' {result.bgr.separation:.3f}" in second
+
+
+def test_a_network_that_gives_nan_is_refused():
+    body = PlainStudent()
+    with torch.no_grad():
+        body.linear.bias[0] = float("nan")
+    with pytest.raises(TeacherError, match=r"faces\.pth gives NaN or infinity for 60 of 60 images"):
+        score_colour_orders(teacher(body), couples(30, red=1.0, blue=1.0), device=CPU)
+
+
+def test_embeddings_that_are_all_alike_or_zero_score_nothing():
+    class Constant(nn.Module):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return images.new_zeros(len(images), 4)
+
+    result = score_colour_orders(teacher(Constant()), couples(30, red=1.0, blue=1.0), device=CPU)
+    assert (result.better, result.z, result.rgb.separation, result.rgb.auc) == (None, 0.0, 0.0, 0.5)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA")
+def test_a_gpu_finds_what_the_cpu_finds_and_hands_the_network_back():
+    body, pairs = PlainStudent(), couples(60, red=0.3, blue=1.5)
+    on_cpu = score_colour_orders(teacher(body), pairs, device=CPU)
+    on_gpu = score_colour_orders(teacher(body), pairs, device=torch.device("cuda", 0))
+    assert on_gpu.rgb.separation == pytest.approx(on_cpu.rgb.separation, abs=0.01)
+    assert {parameter.device.type for parameter in body.parameters()} == {"cpu"}
+
+
+# --- pairs -------------------------------------------------------------------------------------------------------
+
+
+def test_pairs_of_records_are_of_whom_their_flags_say(tmp_path):
+    records = write_faces(tmp_path / "faces", 30, 3)
+    who = {decode_image(records.read(i).body, where="").tobytes(): records.read(i).label for i in range(len(records))}
+    assert len(who) == 90  # every image is unlike every other, so pixels tell whose they are
+
+    found = pairs_from_records(records, image_size=SIDE, pairs=25)
+
+    labels = np.array([who[image.tobytes()] for image in found.images_u8.numpy()])
+    assert found.images_u8.shape == (50, SIDE, SIDE, 3)
+    assert len({image.tobytes() for image in found.images_u8.numpy()}) == 50  # no image twice
+    assert np.array_equal(labels[found.pairs[:, 0]] == labels[found.pairs[:, 1]], found.same)
+    assert found.same.sum() == 25
+    assert (~found.same).sum() == 25 * 8
+    assert len(np.unique(labels[::2])) == 25  # with 30 identities nobody comes twice
+
+
+def test_equal_arguments_give_equal_pairs_and_another_seed_others(tmp_path):
+    records = write_faces(tmp_path / "faces", 30, 4)
+    first, again, other = (pairs_from_records(records, image_size=SIDE, pairs=40, seed=seed) for seed in (1, 1, 2))
+    assert torch.equal(first.images_u8, again.images_u8)
+    assert np.array_equal(first.pairs, again.pairs)
+    assert not torch.equal(first.images_u8, other.images_u8)
+
+
+def test_few_identities_with_many_images_come_again_only_after_all_came(tmp_path):
+    records = write_faces(tmp_path / "faces", 5, 10)
+    found = pairs_from_records(records, image_size=SIDE, pairs=400)
+    assert found.same.sum() == 25  # every image in one couple
+    assert (~found.same).sum() >= LEAST_PAIRS
+
+
+@pytest.mark.parametrize(("people", "images"), [(60, 1), (1, 60), (19, 2)])
+def test_records_without_enough_pairs_are_refused_with_the_counts(tmp_path, people, images):
+    records = write_faces(tmp_path / "faces", people, images)
+    with pytest.raises(TeacherError, match=rf"{people * images} records of {people} identities .* teacher.color_set"):
+        pairs_from_records(records, image_size=SIDE)
+
+
+@pytest.mark.parametrize("records", [1, 63, 65536, 65537, 70000, 5_800_000])
+def test_of_large_files_evenly_spread_windows_are_looked_at(records):
+    ids = colour_check._sampled_ids(records)
+    assert len(ids) <= 65536
+    assert ids[0] == 0
+    assert ids[-1] == records - 1
+    assert (np.diff(ids) > 0).all()
+    assert (np.diff(ids) == 1).mean() >= 0.98 if records > 1 else True  # neighbours, where sorted files have couples
+
+
+def test_pairs_of_a_set_are_evenly_spread_over_both_kinds(tmp_path):
+    pixels = faces(100, 2, red=1.0, blue=1.0).reshape(200, SIDE, SIDE, 3)
+    same = np.arange(100) % 4 == 0
+    write_verification_bin(tmp_path / "set.bin", [simplejpeg.encode_jpeg(image) for image in pixels], same)
+
+    everything = pairs_from_set(tmp_path / "set.bin", image_size=SIDE)
+    some = pairs_from_set(tmp_path / "set.bin", image_size=SIDE, pairs=40)
+
+    assert np.array_equal(everything.same, same)
+    assert np.array_equal(everything.pairs, np.arange(200).reshape(100, 2))
+    assert everything.origin == "set.bin"
+    assert (some.same.sum(), (~some.same).sum()) == (20, 20)
+    rows = {image.tobytes() for image in everything.images_u8.numpy()}
+    assert all(image.tobytes() in rows for image in some.images_u8.numpy())
+
+
+def test_a_set_of_one_kind_is_refused(tmp_path):
+    images = [simplejpeg.encode_jpeg(image) for image in faces(30, 2, red=1.0, blue=1.0).reshape(60, SIDE, SIDE, 3)]
+    write_verification_bin(tmp_path / "set.bin", images, [True] * 30)
+    with pytest.raises(TeacherError, match="30 same and 0 different pairs; 20 of each"):
+        pairs_from_set(tmp_path / "set.bin", image_size=SIDE)
+
+
+# --- decisions ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def records(tmp_path_factory) -> ImageRecords:
+    """Faces whose red tells much more than their blue."""
+    return write_faces(tmp_path_factory.mktemp("records") / "faces", 60, 2)
+
+
+def resolve(loaded: LoadedTeacher, config: TeacherConfig, records: ImageRecords):
+    return resolve_color(loaded, config, records=records, image_size=SIDE, ranks=Ranks())
+
+
+@pytest.mark.parametrize("color", [None, "rgb", "bgr"])
+def test_nothing_is_tried_where_the_recipe_decides(records, color):
+    loaded = teacher(FirstChannel())
+    found, result = resolve(loaded, TeacherConfig(checkpoint="unused", color=color), records)
+    assert found is loaded
+    assert result is None
+
+
+@pytest.mark.parametrize("stated", [None, "rgb"])
+def test_the_better_order_is_taken_where_the_source_does_not_object(records, stated):
+    found, result = resolve(teacher(FirstChannel(), stated), AUTO, records)
+    assert result.better == "rgb"
+    assert found.identity.preprocessing.color == "rgb"
+    found, result = resolve(teacher(Reversed(FirstChannel())), AUTO, records)
+    assert result.better == found.identity.preprocessing.color == "bgr"
+    images = torch.rand(2, 3, SIDE, SIDE)
+    assert torch.equal(found.network()(images), images[:, 0].flatten(1))  # the network now gets what it was made for
+
+
+def test_a_source_that_the_scores_contradict_is_refused_with_both_scores(records):
+    with pytest.raises(TeacherError) as caught:
+        resolve(teacher(FirstChannel(), stated="bgr"), AUTO, records)
+    text = str(caught.value)
+    assert "faces.pth: its source states bgr, but rgb tells people apart better" in text
+    assert "Set teacher.color to rgb" in text
+    assert text.count("d' ") >= 2
+
+
+@pytest.mark.parametrize("stated", ["rgb", "bgr"])
+def test_undecided_scores_leave_the_stated_order_with_a_warning(records, caplog, stated):
+    found, result = resolve(teacher(Grey(), stated), AUTO, records)
+    assert result.better is None
+    assert found.identity.preprocessing.color == stated
+    assert f"{stated} stands, as its source states" in caplog.text
+
+
+def test_undecided_scores_and_a_silent_source_are_refused(records):
+    with pytest.raises(TeacherError, match=r"set teacher\.color to rgb or bgr"):
+        resolve(teacher(Grey()), AUTO, records)
+
+
+def test_a_recipe_can_name_the_set_to_score_on(tmp_path, records):
+    pixels = faces(80, 2, red=0.5, blue=3.0, seed=5).reshape(160, SIDE, SIDE, 3)
+    pixels[1::4] = np.roll(pixels[1::4], 1, axis=0)  # every second pair shows two people
+    bodies = [simplejpeg.encode_jpeg(image, quality=100, colorsubsampling="444") for image in pixels]
+    write_verification_bin(tmp_path / "set.bin", bodies, np.arange(80) % 2 == 1)
+    config = TeacherConfig(checkpoint="unused", color="auto", color_set=str(tmp_path / "set.bin"))
+    _, result = resolve(teacher(FirstChannel()), config, records)
+    assert result.origin == "set.bin"
+    assert result.better == "rgb"
+    (tmp_path / "set.bin").write_bytes(b"not a set")
+    with pytest.raises(VerificationSetError):
+        resolve(teacher(FirstChannel()), config, records)
+
+
+# --- ranks -------------------------------------------------------------------------------------------------------
+
+WORKER = """
+    import json, sys
+    sys.path[:0] = [{tests!r}, {here!r}]
+    import tests_support
+    tests_support.make_importable()
+    import test_colour_check as test
+    import torch
+    from adadistill.core.distributed import distributed_session
+
+    torch.set_num_threads(1)
+    with distributed_session("cpu") as ranks:
+        # What rank 1 would find by itself is the opposite, so agreement is rank 0's word.
+        body = test.FirstChannel() if ranks.rank == 0 else test.Reversed(test.FirstChannel())
+        try:
+            found, result = test.resolve_color(
+                test.teacher(body, {stated!r}), test.AUTO, records=test.ImageRecords({records!r}), image_size=8,
+                ranks=ranks,
+            )
+            answer = [found.identity.preprocessing.color, result.to_json()]
+        except test.TeacherError as error:
+            answer = str(error)
+        with open({out!r} + f"/{{ranks.rank}}.json", "w") as file:
+            json.dump(answer, file)
+"""
+
+
+def answers_of_two_ranks(folder: Path, records: Path, stated: Color | None) -> list:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    code = textwrap.dedent(WORKER).format(
+        tests=str(TESTS), here=str(Path(__file__).parent), records=str(records), stated=stated, out=str(folder)
+    )
+    workers = []
+    for rank in "01":
+        launch = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
+        environment = os.environ | launch | {"MASTER_PORT": str(port)}
+        workers.append(
+            subprocess.Popen([sys.executable, "-c", code], env=environment, stderr=subprocess.PIPE, text=True)
+        )
+    for worker in workers:
+        _, stderr = worker.communicate(timeout=120)
+        assert worker.returncode == 0, stderr
+    return [json.loads((folder / f"{rank}.json").read_text()) for rank in "01"]
+
+
+def test_two_ranks_take_rank_0s_word(tmp_path, records):
+    first, second = answers_of_two_ranks(tmp_path, records.path, None)
+    assert first == second
+    assert first[0] == "rgb"
+
+
+def test_an_error_on_rank_0_is_heard_by_all_and_nobody_waits(tmp_path):
+    single = write_faces(tmp_path / "faces", 30, 1)
+    first, second = answers_of_two_ranks(tmp_path, single.path, None)
+    assert "30 records of 30 identities" in first
+    assert second == f"rank 0 could not score the teacher's colour order: TeacherError: {first}"
+
+
+# --- real faces --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def mobilefacenet(data_dir) -> LoadedTeacher:
+    pytest.importorskip("onnxruntime", reason="reading an ONNX teacher needs onnxruntime")
+    from adadistill.core.teachers.onnx_network import load_onnx
+
+    path = data_dir / "teachers" / "MobileFaceNet.onnx"
+    if not path.is_file():
+        pytest.skip(f"no {path}")
+    loaded = load_onnx(path, image_size=112, device=CPU, provider="cpu")
+    imagenet = Preprocessing(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+    return replace(loaded, identity=replace(loaded.identity, preprocessing=imagenet))
+
+
+@pytest.mark.slow
+@pytest.mark.realdata
+def test_a_real_teacher_is_found_rgb_on_pairs_of_its_training_records(mobilefacenet):
+    pairs = pairs_from_records(ImageRecords(DATA / "faces" / "train.rec"), image_size=112, pairs=250)
+    result = score_colour_orders(mobilefacenet, pairs, device=CPU)
+    assert result.better == "rgb", result.summary()
+
+
+@pytest.mark.slow
+@pytest.mark.realdata
+def test_a_real_teacher_is_found_rgb_on_a_verification_set(mobilefacenet):
+    pairs = pairs_from_set(DATA / "faces" / "faces_holdout.bin", image_size=112, pairs=500)
+    result = score_colour_orders(mobilefacenet, pairs, device=CPU)
+    assert result.better == "rgb", result.summary()
+    assert result.rgb.auc > 0.99
