@@ -8,7 +8,8 @@ student s, teacher t (unit vectors) and the identity's stored centre w:
     momentum = clip(student_teacher_cosine * confidence, 1e-6, 1)    (unweighted: without the confidence)
     w <- momentum w + (1 - momentum) t                 before the logits of the same step
 
-Trainable centres are ordinary parameters, for students and teachers trained without a teacher.
+Trainable centres are ordinary parameters, for students and teachers trained without a teacher. Frozen ones come from
+a file and never move (`core/frozen_centres.py`).
 
 Source: AdaDistill, arXiv:2407.01332. Differs from the released code, where every rank holds other centres and one
 arbitrary sample of several with the same label survives.
@@ -16,6 +17,7 @@ arbitrary sample of several with the same label survives.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -29,23 +31,32 @@ INITIAL_STD = 0.01
 # Below any row a centre can reach; keeps the direction of a zero row finite.
 LEAST_CENTRE_NORM = 1e-12
 # 64 MiB of float32 rows of 512.
-_REBUILD_ROWS = 2**15
+_PIECE_ROWS = 2**15
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CentresConfig:
     """Where the class centres come from."""
 
-    kind: Literal["adaptive", "trainable"] = "adaptive"
-    """`adaptive` averages the teacher's embeddings; `trainable` learns the centres by gradient, without a teacher."""
+    kind: Literal["adaptive", "trainable", "frozen", "none"] = "adaptive"
+    """`adaptive` averages the teacher's embeddings; `trainable` learns the centres by gradient; `frozen` takes them
+    from `path` and never moves them, as AdaDistill's baseline with the teacher's own centres does; `none` trains
+    without centres and softmax, by `regression` alone (`head` is then not used)."""
     momentum: Literal["weighted", "unweighted"] = "weighted"
     """Adaptive centres: is the momentum weighted by the confidence? Weighted scored better in the paper."""
+    path: str | None = None
+    """Frozen centres: where they come from. A run folder or checkpoint of ours that trained its centres on the same
+    records, a file that `adadistill centres export` made, or a `.npy` file, (C, D) floating point, row = label."""
 
     def __post_init__(self) -> None:
-        if self.kind not in ("adaptive", "trainable"):
-            raise ValueError(f"kind must be adaptive or trainable, got {self.kind!r}")
+        if self.kind not in ("adaptive", "trainable", "frozen", "none"):
+            raise ValueError(f"kind must be adaptive, trainable, frozen or none, got {self.kind!r}")
         if self.momentum not in ("weighted", "unweighted"):
             raise ValueError(f"momentum must be weighted or unweighted, got {self.momentum!r}")
+        if self.kind == "frozen" and not self.path:
+            raise ValueError("path must name the file or run folder that kind frozen takes its centres from")
+        if self.kind != "frozen" and self.path is not None:
+            raise ValueError(f"path is for kind frozen, got {self.path!r} with kind {self.kind}; remove it (null)")
 
 
 def initial_centres(
@@ -91,6 +102,24 @@ def unit_rows(rows: Tensor) -> Tensor:
     return wide / torch.linalg.vector_norm(wide, dim=1, keepdim=True).clamp(min=LEAST_CENTRE_NORM)
 
 
+def row_pieces(count: int) -> Iterator[slice]:
+    """Consecutive slices of `count` rows, so that what is made of large (C, D) arrays on the way stays small."""
+    for first in range(0, count, _PIECE_ROWS):
+        yield slice(first, min(count, first + _PIECE_ROWS))
+
+
+def write_unit_rows_(into: Tensor, rows: Tensor) -> None:
+    """Fill `into` (C, D) of any floating dtype with the rows divided by their norms. It may be `rows` itself."""
+    for piece in row_pieces(len(rows)):
+        into[piece] = unit_rows(rows[piece])
+
+
+def softmax_dtype(class_centres: Tensor) -> torch.dtype:
+    """In which the softmax reads centres: bfloat16 for float32 ones on CUDA, else as they are."""
+    half = class_centres.is_cuda and class_centres.dtype == torch.float32
+    return torch.bfloat16 if half else class_centres.dtype
+
+
 @dataclass(frozen=True, slots=True)
 class CentreStep:
     """One step's update of the adaptive centres, written but not yet final."""
@@ -126,11 +155,10 @@ class AdaptiveCentres:
     def __init__(self, config: CentresConfig, class_centres: Tensor, *, unit_dtype: torch.dtype | None = None) -> None:
         """Take ownership of `class_centres` (C, D), float32 or float64.
 
-        `unit_dtype` is what the softmax reads; None gives bfloat16 for float32 centres on CUDA, else the centres' own
-        dtype.
+        `unit_dtype` is what the softmax reads; None takes `softmax_dtype`.
 
         Raises:
-            ValueError: the config asks for trainable centres, or the tensor is not (C, D) float32 or float64.
+            ValueError: the config asks for other centres, or the tensor is not (C, D) float32 or float64.
         """
         if config.kind != "adaptive":
             raise ValueError(f"centres.kind must be adaptive here, got {config.kind}")
@@ -141,11 +169,8 @@ class AdaptiveCentres:
             )
         self.config = config
         self.class_centres = class_centres.detach()
-        if unit_dtype is None:
-            half = class_centres.is_cuda and class_centres.dtype == torch.float32
-            unit_dtype = torch.bfloat16 if half else class_centres.dtype
-        self._unit_centres = torch.empty_like(self.class_centres, dtype=unit_dtype)
-        self._rebuild_unit_centres()
+        self._unit_centres = torch.empty_like(self.class_centres, dtype=unit_dtype or softmax_dtype(class_centres))
+        write_unit_rows_(self._unit_centres, self.class_centres)
 
     @torch.no_grad()
     def propose_update(self, teacher_embeddings: Tensor, labels: Tensor, student_teacher_cosine: Tensor) -> CentreStep:
@@ -209,17 +234,11 @@ class AdaptiveCentres:
             ValueError: other keys, shape or dtype than this object's.
         """
         _load_centres(self.class_centres, state)
-        self._rebuild_unit_centres()
-
-    def _rebuild_unit_centres(self) -> None:
-        """Renormalise every row, in pieces that keep the temporaries small."""
-        for first in range(0, len(self.class_centres), _REBUILD_ROWS):
-            piece = slice(first, first + _REBUILD_ROWS)
-            self._unit_centres[piece] = unit_rows(self.class_centres[piece])
+        write_unit_rows_(self._unit_centres, self.class_centres)
 
 
 class TrainableCentres(nn.Module):
-    """Class centres learned by gradient, for training without a teacher.
+    """Class centres learned by gradient.
 
     Ownership: an ordinary (C, D) parameter, replicated; whoever reduces gradients over ranks reduces this one too.
     """
@@ -228,7 +247,7 @@ class TrainableCentres(nn.Module):
         """Start from `class_centres` (C, D), float32 or float64.
 
         Raises:
-            ValueError: the config asks for adaptive centres.
+            ValueError: the config asks for other centres.
         """
         super().__init__()
         if config.kind != "trainable":

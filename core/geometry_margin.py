@@ -19,7 +19,8 @@ from torch import Tensor
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class GeometryMarginConfig:
-    """Extra margin where the student lags behind a confident teacher; for the adaface head with adaptive centres."""
+    """Extra margin where the student lags behind a confident teacher; for the adaface head with adaptive or frozen
+    centres."""
 
     mode: Literal["off", "adaptive", "static"] = "off"
     """`adaptive` compares confidence with the student-teacher cosine; `static` looks at that cosine alone."""

@@ -43,6 +43,7 @@ _LINE_FORMATS = {
     "centre_momentum": "momentum {:.3f}",
     "confidence": "confidence {:.3f}",
     "student_teacher_cosine": "s-t cosine {:.3f}",
+    "regression": "regression {:.3f}",
     "geometry": "geometry {:.3f}",
     "margins_clipped": "clipped {:.1%}",
     "gradient_norm": "grad {:.2f}",

@@ -1,17 +1,19 @@
 """What a step minimises, and the state beside the student that it owns.
 
-Two objectives behind one protocol. `DistillationObjective` is the method: class centres averaged from teacher
+Three objectives behind one protocol. `DistillationObjective` is the method: class centres averaged from teacher
 embeddings, margins from the student's embedding norms and the geometry between student, teacher and centre.
-`ClassificationObjective` trains centres by gradient, for baselines and for teachers themselves.
+`ClassificationObjective` has centres that no teacher moves: trained by gradient, for baselines and for teachers
+themselves, or frozen. `RegressionObjective` has none and asks for the teacher's embedding alone. Cosine regression can
+also stand beside the softmax of the first two.
 
-Both follow the order of method 4.1: teacher, centre update, statistics, margins, softmax; and both propose their state
+All follow the order of method 4.1: teacher, centre update, statistics, margins, softmax; and all propose their state
 changes first and keep them only when told that the step was finite.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Generic, Protocol, TypeVar
+from typing import Generic, Protocol, TypeAlias, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -25,12 +27,17 @@ from adadistill.core.class_centres import (
     student_teacher_cosine,
 )
 from adadistill.core.distributed import Ranks, average_, gather_rows, local_slice
+from adadistill.core.frozen_centres import FrozenCentres
 from adadistill.core.geometry_margin import GeometryMarginConfig, geometry_term
 from adadistill.core.heads import Directions, HeadConfig, Margins, directions, head_limits, margins
 from adadistill.core.norm_statistics import NormStatistics, updated_norm_statistics
+from adadistill.core.regression import RegressionConfig, cosine_regression
 from adadistill.core.teachers import ImageTeacher, RecordTeacher
 from adadistill.kernels.margin_softmax import MarginSoftmax, margin_softmax
 from adadistill.loaders.batch import Batch
+
+NO_GEOMETRY = GeometryMarginConfig(mode="off")
+NO_REGRESSION = RegressionConfig(weight=0.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,11 +104,12 @@ class Objective(Protocol):
         ...
 
 
-Centres = TypeVar("Centres", AdaptiveCentres, TrainableCentres)
+Centres = TypeVar("Centres", AdaptiveCentres, TrainableCentres | FrozenCentres)
+Teacher: TypeAlias = ImageTeacher | RecordTeacher
 
 
 class _CentresAndStatistics(Generic[Centres]):
-    """The state that both objectives own, and its way in and out of a checkpoint."""
+    """The state that objectives with centres own, and its way in and out of a checkpoint."""
 
     centres: Centres
     statistics: NormStatistics
@@ -127,6 +135,7 @@ class DistillationObjective(_CentresAndStatistics[AdaptiveCentres]):
     Args:
         centres: replicated; every rank applies the update of the whole global batch.
         statistics: AdaFace's norm statistics of the global batch; replicated.
+        regression: cosine regression to the same teacher, added where its weight is not 0.
     """
 
     def __init__(
@@ -135,9 +144,10 @@ class DistillationObjective(_CentresAndStatistics[AdaptiveCentres]):
         head: HeadConfig,
         geometry: GeometryMarginConfig,
         centres: AdaptiveCentres,
-        teacher: ImageTeacher | RecordTeacher,
+        teacher: Teacher,
         statistics: NormStatistics,
         ranks: Ranks,
+        regression: RegressionConfig = NO_REGRESSION,
     ) -> None:
         self.head = head
         self.geometry = geometry
@@ -145,6 +155,7 @@ class DistillationObjective(_CentresAndStatistics[AdaptiveCentres]):
         self.teacher = teacher
         self.statistics = statistics
         self.ranks = ranks
+        self.regression = regression
         self._proposed: tuple[CentreStep, NormStatistics] | None = None
 
     def step(
@@ -152,30 +163,26 @@ class DistillationObjective(_CentresAndStatistics[AdaptiveCentres]):
     ) -> ObjectiveStep:
         """See `Objective.step`."""
         student = directions(embeddings)
-        teacher_global = self._teacher_embeddings(batch, samples)  # (G, D)
-        teacher = local_slice(teacher_global, self.ranks)
-        cosine = student_teacher_cosine(student.unit_embeddings, teacher)
+        teacher_global = _global_teacher_embeddings(self.teacher, batch, samples, self.ranks)  # (G, D)
+        lesson = _Lesson.of(student, local_slice(teacher_global, self.ranks))
 
-        shared = _Shared.gather(cosine, student.quality, batch, stop=stop, ranks=self.ranks)
+        shared = _Shared.gather(lesson.cosine, student.quality, batch, stop=stop, ranks=self.ranks)
         centre_step = self.centres.propose_update(teacher_global, shared.labels, shared.cosine)
         statistics = _next_statistics(self.statistics, self.head, shared)
         self._proposed = (centre_step, statistics)
 
         confidence = local_slice(centre_step.confidence, self.ranks)
-        geometry = geometry_term(self.geometry, confidence, cosine, fractional_epoch)
+        geometry = geometry_term(self.geometry, confidence, lesson.cosine, fractional_epoch)
         margin = margins(self.head, student.quality, statistics, None if self.geometry.mode == "off" else geometry)
         softmax = _softmax(self.head, self.centres, student, batch.labels, margin)
-        return ObjectiveStep(
-            loss=softmax.loss.mean(),
-            finite_samples=shared.finite,
-            stop_requested=shared.stop,
-            metrics={
+        loss, teacher_metrics = _with_regression(softmax.loss.mean(), self.regression, student, lesson, batch.labels)
+        return shared.outcome(
+            loss,
+            {
                 **_margin_metrics(softmax, margin, student, statistics),
-                "student_teacher_cosine": cosine.mean(),
-                "confidence": confidence.mean(),
+                **teacher_metrics,
+                **_geometry_metrics(confidence, geometry),
                 "centre_momentum": local_slice(centre_step.momentum, self.ranks).mean(),
-                "geometry": geometry.mean(),
-                "geometry_active": (geometry > 0).float().mean(),
             },
         )
 
@@ -194,27 +201,41 @@ class DistillationObjective(_CentresAndStatistics[AdaptiveCentres]):
     def reduce_gradients_(self, ranks: Ranks) -> None:
         """Nothing to do."""
 
-    def _teacher_embeddings(self, batch: Batch, samples: GlobalSamples) -> Tensor:
-        """(G, D) unit embeddings of the global batch: gathered from a network, read from a store."""
-        if isinstance(self.teacher, ImageTeacher):
-            return gather_rows(self.teacher.embed(batch.images), self.ranks)
-        return self.teacher.rows(samples.record_ids, samples.mirrored)
 
-
-class ClassificationObjective(_CentresAndStatistics[TrainableCentres]):
-    """Margin softmax against class centres trained by gradient: the baseline without a teacher.
+class ClassificationObjective(_CentresAndStatistics[TrainableCentres | FrozenCentres]):
+    """Margin softmax against class centres that no teacher moves: trained by gradient, or frozen.
 
     Args:
-        centres: replicated parameters, outside DDP; `reduce_gradients_` keeps replicas equal.
+        centres: replicated. Trainable ones are parameters outside DDP, whose replicas `reduce_gradients_` keeps equal.
+        statistics: as in `DistillationObjective`.
+        teacher: for `regression` and, with frozen centres, for `geometry`; None where neither is used.
+
+    Raises:
+        ValueError: a part is given that these centres or a missing teacher cannot serve.
     """
 
     def __init__(
-        self, *, head: HeadConfig, centres: TrainableCentres, statistics: NormStatistics, ranks: Ranks
+        self,
+        *,
+        head: HeadConfig,
+        centres: TrainableCentres | FrozenCentres,
+        statistics: NormStatistics,
+        ranks: Ranks,
+        teacher: Teacher | None = None,
+        geometry: GeometryMarginConfig = NO_GEOMETRY,
+        regression: RegressionConfig = NO_REGRESSION,
     ) -> None:
+        if teacher is None and (geometry.mode != "off" or regression.weight > 0.0):
+            raise ValueError("regression and the geometry margin need a teacher")
+        if geometry.mode != "off" and not isinstance(centres, FrozenCentres):
+            raise ValueError("the geometry margin needs frozen centres here, got trainable ones")
         self.head = head
         self.centres = centres
         self.statistics = statistics
         self.ranks = ranks
+        self.teacher = teacher
+        self.geometry = geometry
+        self.regression = regression
         self._proposed: NormStatistics | None = None
 
     def step(
@@ -222,33 +243,131 @@ class ClassificationObjective(_CentresAndStatistics[TrainableCentres]):
     ) -> ObjectiveStep:
         """See `Objective.step`."""
         student = directions(embeddings)
-        no_cosine = torch.zeros_like(student.quality)
-        shared = _Shared.gather(no_cosine, student.quality, batch, stop=stop, ranks=self.ranks)
+        lesson = None
+        if self.teacher is not None:
+            lesson = _Lesson.of(student, _own_teacher_embeddings(self.teacher, batch, samples, self.ranks))
+        cosine = torch.zeros_like(student.quality) if lesson is None else lesson.cosine
+        shared = _Shared.gather(cosine, student.quality, batch, stop=stop, ranks=self.ranks)
         statistics = self._proposed = _next_statistics(self.statistics, self.head, shared)
-        margin = margins(self.head, student.quality, statistics)
+
+        geometry, geometry_metrics = self._geometry_term(lesson, batch.labels, fractional_epoch)
+        margin = margins(self.head, student.quality, statistics, geometry)
         softmax = _softmax(self.head, self.centres, student, batch.labels, margin)
-        return ObjectiveStep(
-            loss=softmax.loss.mean(),
-            finite_samples=shared.finite,
-            stop_requested=shared.stop,
-            metrics=_margin_metrics(softmax, margin, student, statistics),
+        loss = softmax.loss.mean()
+        teacher_metrics: dict[str, Tensor] = {}
+        if lesson is not None:
+            loss, teacher_metrics = _with_regression(loss, self.regression, student, lesson, batch.labels)
+        return shared.outcome(
+            loss, {**_margin_metrics(softmax, margin, student, statistics), **teacher_metrics, **geometry_metrics}
         )
 
     def commit_(self, finite: Tensor) -> None:
-        """See `Objective.commit_`. The centres themselves are the optimiser's to commit."""
+        """See `Objective.commit_`. The centres themselves are the optimiser's to commit, or nobody's."""
         assert self._proposed is not None, "commit_ follows step"
         self.statistics = self.statistics.committed(self._proposed, finite)
         self._proposed = None
 
     def parameters(self) -> list[nn.Parameter]:
-        """See `Objective.parameters`."""
-        return [self.centres.class_centres]
+        """The centres, where they are trained."""
+        return [self.centres.class_centres] if isinstance(self.centres, TrainableCentres) else []
 
     def reduce_gradients_(self, ranks: Ranks) -> None:
         """See `Objective.reduce_gradients_`."""
-        gradient = self.centres.class_centres.grad
-        assert gradient is not None, "reduce_gradients_ follows backward"
-        average_(gradient, ranks)
+        for parameter in self.parameters():
+            assert parameter.grad is not None, "reduce_gradients_ follows backward"
+            average_(parameter.grad, ranks)
+
+    def _geometry_term(
+        self, lesson: _Lesson | None, labels: Tensor, fractional_epoch: float
+    ) -> tuple[Tensor | None, dict[str, Tensor]]:
+        """(B,) geometry term of frozen centres with what to report of it; None where it is off."""
+        if lesson is None or not isinstance(self.centres, FrozenCentres) or self.geometry.mode == "off":
+            return None, {}
+        confidence = self.centres.confidence(labels, lesson.teacher_embeddings)
+        geometry = geometry_term(self.geometry, confidence, lesson.cosine, fractional_epoch)
+        return geometry, _geometry_metrics(confidence, geometry)
+
+
+class RegressionObjective:
+    """Cosine regression to the teacher alone: no centres, no softmax, no state.
+
+    Args:
+        regression: its weight multiplies the loss and must be positive.
+    """
+
+    def __init__(self, *, regression: RegressionConfig, teacher: Teacher, ranks: Ranks) -> None:
+        if regression.weight <= 0.0:
+            raise ValueError(f"regression alone needs a positive weight, got {regression.weight}")
+        self.regression = regression
+        self.teacher = teacher
+        self.ranks = ranks
+
+    def step(
+        self, embeddings: Tensor, batch: Batch, samples: GlobalSamples, *, fractional_epoch: float, stop: bool
+    ) -> ObjectiveStep:
+        """See `Objective.step`."""
+        student = directions(embeddings)
+        lesson = _Lesson.of(student, _own_teacher_embeddings(self.teacher, batch, samples, self.ranks))
+        shared = _Shared.gather(lesson.cosine, student.quality, batch, stop=stop, ranks=self.ranks)
+        no_softmax = lesson.cosine.new_zeros(())
+        loss, metrics = _with_regression(no_softmax, self.regression, student, lesson, batch.labels)
+        return shared.outcome(loss, {**metrics, "quality": student.quality.mean()})
+
+    def commit_(self, finite: Tensor) -> None:
+        """Nothing to do."""
+
+    def parameters(self) -> list[nn.Parameter]:
+        """None."""
+        return []
+
+    def reduce_gradients_(self, ranks: Ranks) -> None:
+        """Nothing to do."""
+
+    def row_sharded(self) -> dict[str, Tensor]:
+        """Nothing."""
+        return {}
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Nothing."""
+        return {}
+
+    def load(self, *, row_sharded: dict[str, Tensor], tensors: dict[str, Tensor]) -> None:
+        """See `Objective.load`.
+
+        Raises:
+            ValueError: the checkpoint is of an objective with state.
+        """
+        if row_sharded or tensors:
+            raise ValueError(
+                f"regression alone has no state, but the checkpoint holds {sorted({**row_sharded, **tensors})}"
+            )
+
+
+def _global_teacher_embeddings(teacher: Teacher, batch: Batch, samples: GlobalSamples, ranks: Ranks) -> Tensor:
+    """(G, D) unit embeddings of the global batch: gathered from a network, read from a store."""
+    if isinstance(teacher, ImageTeacher):
+        return gather_rows(teacher.embed(batch.images), ranks)
+    return teacher.rows(samples.record_ids, samples.mirrored)
+
+
+def _own_teacher_embeddings(teacher: Teacher, batch: Batch, samples: GlobalSamples, ranks: Ranks) -> Tensor:
+    """(B, D) unit embeddings of this rank's samples, without communication."""
+    if isinstance(teacher, ImageTeacher):
+        return teacher.embed(batch.images)
+    own = slice(ranks.rank * len(batch.labels), (ranks.rank + 1) * len(batch.labels))
+    return teacher.rows(samples.record_ids[own], samples.mirrored[own])
+
+
+@dataclass(frozen=True, slots=True)
+class _Lesson:
+    """What the teacher says of the rank's own samples."""
+
+    teacher_embeddings: Tensor  # (B, D) unit
+    cosine: Tensor  # (B,) student-teacher, without gradient
+
+    @staticmethod
+    def of(student: Directions, teacher_embeddings: Tensor) -> _Lesson:
+        return _Lesson(teacher_embeddings, student_teacher_cosine(student.unit_embeddings, teacher_embeddings))
 
 
 @dataclass(frozen=True, slots=True)
@@ -283,13 +402,26 @@ class _Shared:
             stop=(packed[:, 4] > 0).any(),
         )
 
+    def outcome(self, loss: Tensor, metrics: dict[str, Tensor]) -> ObjectiveStep:
+        """What `Objective.step` returns for this batch; `metrics` are of the rank's own samples."""
+        return ObjectiveStep(
+            loss=loss,
+            finite_samples=self.finite,
+            stop_requested=self.stop,
+            metrics={"loss": loss.detach(), **metrics},
+        )
+
 
 def _next_statistics(statistics: NormStatistics, head: HeadConfig, shared: _Shared) -> NormStatistics:
     return updated_norm_statistics(statistics, shared.quality, momentum=head.norm_momentum, valid=shared.labels >= 0)
 
 
 def _softmax(
-    head: HeadConfig, centres: AdaptiveCentres | TrainableCentres, student: Directions, labels: Tensor, margin: Margins
+    head: HeadConfig,
+    centres: AdaptiveCentres | TrainableCentres | FrozenCentres,
+    student: Directions,
+    labels: Tensor,
+    margin: Margins,
 ) -> MarginSoftmax:
     limits = head_limits(head)
     return margin_softmax(
@@ -310,10 +442,28 @@ def _margin_metrics(
     softmax: MarginSoftmax, margin: Margins, student: Directions, statistics: NormStatistics
 ) -> dict[str, Tensor]:
     return {
-        "loss": softmax.loss.detach().mean(),
         "target_cosine": softmax.target_cosine.mean(),
         "margins_clipped": margin.clipped.float().mean(),
         "quality": student.quality.mean(),
         "norm_mean": statistics.mean,
         "norm_std": statistics.std,
+    }
+
+
+def _with_regression(
+    loss: Tensor, config: RegressionConfig, student: Directions, lesson: _Lesson, labels: Tensor
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """The 0-dim loss with the weighted cosine regression added where it is on, and what to report of the teacher."""
+    metrics = {"student_teacher_cosine": lesson.cosine.mean()}
+    if config.weight == 0.0:
+        return loss, metrics
+    regression = cosine_regression(student.unit_embeddings, lesson.teacher_embeddings, labels).mean()
+    return loss + config.weight * regression, {**metrics, "regression": regression.detach()}
+
+
+def _geometry_metrics(confidence: Tensor, geometry: Tensor) -> dict[str, Tensor]:
+    return {
+        "confidence": confidence.mean(),
+        "geometry": geometry.mean(),
+        "geometry_active": (geometry > 0).float().mean(),
     }

@@ -3,7 +3,7 @@
 The sections are config classes that live beside what they configure; this file composes them, checks what no section
 can check alone, and gives a recipe its hash. A recipe names no device, no number of ranks and no output folder: these
 belong to a launch, so the same recipe resumes elsewhere. Paths in a recipe (`data.records`, `teacher.*`,
-`evaluation.sets`) are relative to the working directory of the launch, not to the recipe's file.
+`centres.path`, `evaluation.sets`) are relative to the working directory of the launch, not to the recipe's file.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from adadistill.core.metrics_log import LogConfig
 from adadistill.core.non_finite import GuardConfig
 from adadistill.core.optimiser import OptimConfig
 from adadistill.core.precision import PrecisionName
+from adadistill.core.regression import RegressionConfig
 from adadistill.core.teachers import TeacherConfig
 from adadistill.loaders.pipeline import DataConfig
 
@@ -45,13 +46,16 @@ class Recipe:
     data: DataConfig
     """Training records and how they are read."""
     teacher: TeacherConfig | None = None
-    """Where teacher embeddings come from. Needed by adaptive centres; leave it out (or null) to train without."""
+    """Where teacher embeddings come from. Needed by adaptive centres, regression and the geometry margin; leave it out
+    (or null) where none of them is used."""
     student: BackboneConfig = field(default_factory=BackboneConfig)
     """The network that is trained."""
     head: HeadConfig = field(default_factory=HeadConfig)
     """Margins of the loss."""
     centres: CentresConfig = field(default_factory=CentresConfig)
     """Class centres that the loss compares with."""
+    regression: RegressionConfig = field(default_factory=RegressionConfig)
+    """Pull towards the teacher's embedding of the same image, beside the loss on the class centres or alone."""
     geometry_margin: GeometryMarginConfig = field(default_factory=GeometryMarginConfig)
     """Extra margin where the student lags behind a confident teacher."""
     optim: OptimConfig
@@ -102,24 +106,66 @@ class Recipe:
         return problems
 
     def _method_problems(self) -> list[str]:
-        adaptive = self.centres.kind == "adaptive"
-        mode = self.geometry_margin.mode
+        return [*self._centre_problems(), *self._geometry_problems(), *self._teacher_problems()]
+
+    def _centre_problems(self) -> list[str]:
         problems = []
-        if adaptive and self.teacher is None:
+        if self.centres.kind == "adaptive" and self.teacher is None:
             problems.append(
                 "centres.kind adaptive averages the embeddings of a teacher, and there is no teacher; add one, or set "
                 "centres.kind to trainable"
             )
-        if not adaptive and self.teacher is not None:
+        if self.centres.kind == "none" and self.regression.weight == 0.0:
             problems.append(
-                "teacher would not be used, since centres.kind is trainable; remove it (null), or set centres.kind to "
-                "adaptive"
+                "centres.kind none leaves regression alone to train by, and regression.weight is 0; set it, or choose "
+                "other centres"
             )
-        if mode != "off" and self.head.kind != "adaface":
-            problems.append(f"geometry_margin.mode {mode} needs head.kind adaface, got {self.head.kind}")
-        if mode != "off" and not adaptive:
-            problems.append(f"geometry_margin.mode {mode} needs a teacher and centres.kind adaptive, got trainable")
         return problems
+
+    def _geometry_problems(self) -> list[str]:
+        mode, kind = self.geometry_margin.mode, self.centres.kind
+        if mode == "off":
+            return []
+        problems = []
+        if self.head.kind != "adaface":
+            problems.append(f"geometry_margin.mode {mode} needs head.kind adaface, got {self.head.kind}")
+        if kind not in ("adaptive", "frozen"):
+            problems.append(
+                f"geometry_margin.mode {mode} needs a teacher and centres.kind adaptive or frozen, got {kind}"
+            )
+        if kind == "frozen" and self.teacher is None:
+            problems.append(
+                f"geometry_margin.mode {mode} compares the student with a teacher, and there is no teacher; add one, "
+                "or set geometry_margin.mode to off"
+            )
+        return problems
+
+    def _teacher_problems(self) -> list[str]:
+        """A teacher that is missing where it is needed, or would run for nothing; adaptive centres speak for theirs."""
+        kind, weight = self.centres.kind, self.regression.weight
+        if self.teacher is None:
+            if kind == "none":
+                return [
+                    "centres.kind none learns from a teacher alone, and there is no teacher; add one, or choose other "
+                    "centres"
+                ]
+            if weight > 0.0 and kind != "adaptive":
+                return [
+                    f"regression.weight {weight} asks for a teacher's embeddings, and there is no teacher; add one, or "
+                    "set regression.weight to 0"
+                ]
+            return []
+        if kind == "trainable" and weight == 0.0:
+            return [
+                "teacher would not be used, since centres.kind is trainable; remove it (null), set centres.kind to "
+                "adaptive, or set regression.weight"
+            ]
+        if kind == "frozen" and weight == 0.0 and self.geometry_margin.mode == "off":
+            return [
+                "teacher would not be used, since centres.kind is frozen; remove it (null), or set regression.weight "
+                "or geometry_margin.mode"
+            ]
+        return []
 
 
 def load_recipe(recipe: Path | str, overrides: Iterable[str] = ()) -> Recipe:

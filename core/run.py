@@ -26,17 +26,23 @@ from adadistill.core.checkpoints import (
 from adadistill.core.class_centres import AdaptiveCentres, TrainableCentres, initial_centres
 from adadistill.core.distributed import Ranks, barrier, broadcast_text
 from adadistill.core.evaluation import VerificationSets
+from adadistill.core.frozen_centres import FrozenCentres, load_frozen_centres
 from adadistill.core.metrics_log import MetricsFile
 from adadistill.core.network_checkpoint import describe_network
 from adadistill.core.non_finite import NonFiniteGuard
 from adadistill.core.norm_statistics import NormStatistics
-from adadistill.core.objectives import ClassificationObjective, DistillationObjective, Objective
+from adadistill.core.objectives import (
+    ClassificationObjective,
+    DistillationObjective,
+    Objective,
+    RegressionObjective,
+)
 from adadistill.core.precision import Precision, resolve_precision
 from adadistill.core.recipe import Recipe, dump_recipe, parse_recipe, recipe_differences, recipe_hash
 from adadistill.core.run_folder import RunFolder, describe_environment
 from adadistill.core.seeding import derive_seed, seed_process, stream
 from adadistill.core.stop_signal import listen_for_stop
-from adadistill.core.teachers import ImageTeacher, RecordTeacher, build_teacher
+from adadistill.core.teachers import BuiltTeacher, build_teacher
 from adadistill.core.training import LoopConfig, Trainer, TrainingResult
 from adadistill.core.training_step import TrainingStep
 from adadistill.loaders.image_records import ImageRecords
@@ -47,7 +53,17 @@ logger = logging.getLogger(__name__)
 
 
 # Keys that change how a run is fed, watched or saved, not what it computes; a resumed run may have others.
-_HARMLESS = ("log.", "checkpoint.", "evaluation.", "data.workers:", "data.prefetch:", "data.decoder:", "name:")
+_HARMLESS = (
+    "log.",
+    "checkpoint.",
+    "evaluation.",
+    "data.workers:",
+    "data.prefetch:",
+    "data.decoder:",
+    "name:",
+    "teacher.lock:",
+    "teacher.cache_verify:",
+)
 
 
 class ResumeError(ValueError):
@@ -61,7 +77,8 @@ class _Parts:
     records: ImageRecords
     order: SampleOrder
     precision: Precision
-    teacher: ImageTeacher | RecordTeacher | None
+    teacher: BuiltTeacher | None
+    frozen_centres: FrozenCentres | None
     sets: VerificationSets | None
 
 
@@ -92,6 +109,8 @@ def run_training(
     if checkpoint is not None:
         _refuse_other_recipe(recipe, checkpoint, resume_allow)
         _refuse_other_records(parts.records, checkpoint)
+        _refuse_other_centres(parts.frozen_centres, checkpoint)
+        _refuse_other_teacher(parts.teacher, checkpoint)
     run_folder.start(
         recipe_yaml=dump_recipe(recipe),
         environment=describe_environment(world_size=ranks.world_size),
@@ -149,14 +168,20 @@ def _open_parts(recipe: Recipe, ranks: Ranks) -> _Parts:
     if recipe.teacher is not None:
         teacher = build_teacher(
             recipe.teacher,
-            num_records=len(records),
-            image_size=recipe.data.image_size,
+            records=records,
+            data=recipe.data,
             embedding_dim=recipe.student.embedding_dim,
-            mirrors=recipe.data.mirror_probability > 0.0,
-            device=ranks.device,
-            dtype=precision.dtype,
-            autocast_dtype=precision.autocast_dtype,
-            channels_last=precision.channels_last,
+            precision=precision,
+            ranks=ranks,
+        )
+    frozen_centres = None
+    if recipe.centres.path is not None:
+        frozen_centres = load_frozen_centres(
+            recipe.centres.path,
+            records=records,
+            embedding_dim=recipe.student.embedding_dim,
+            precision=precision,
+            ranks=ranks,
         )
     sets = None
     if recipe.evaluation.sets:
@@ -174,7 +199,9 @@ def _open_parts(recipe: Recipe, ranks: Ranks) -> _Parts:
             ranks.world_size,
             ranks.device,
         )
-    return _Parts(records=records, order=order, precision=precision, teacher=teacher, sets=sets)
+    return _Parts(
+        records=records, order=order, precision=precision, teacher=teacher, frozen_centres=frozen_centres, sets=sets
+    )
 
 
 def _build_step(recipe: Recipe, parts: _Parts, ranks: Ranks, student: nn.Module | None) -> TrainingStep:
@@ -206,41 +233,55 @@ def _build_pipeline(recipe: Recipe, parts: _Parts, ranks: Ranks) -> ImagePipelin
 
 
 def _build_objective(recipe: Recipe, parts: _Parts, ranks: Ranks) -> Objective:
+    kind, teacher = recipe.centres.kind, None if parts.teacher is None else parts.teacher.teacher
+    if kind == "none":
+        assert teacher is not None, "a recipe without centres has a teacher"
+        return RegressionObjective(regression=recipe.regression, teacher=teacher, ranks=ranks)
     dtype = parts.precision.dtype
-    centres = initial_centres(
+    statistics = NormStatistics.start(dtype=dtype, device=ranks.device)
+    if kind == "adaptive":
+        assert teacher is not None, "a recipe with adaptive centres has a teacher"
+        # Under bfloat16 autocast the softmax reads a bfloat16 copy of the centres; exact precisions read exact centres.
+        unit_dtype = None if parts.precision.autocast_dtype is not None else dtype
+        return DistillationObjective(
+            head=recipe.head,
+            geometry=recipe.geometry_margin,
+            centres=AdaptiveCentres(recipe.centres, _random_centres(recipe, parts, ranks), unit_dtype=unit_dtype),
+            teacher=teacher,
+            statistics=statistics,
+            ranks=ranks,
+            regression=recipe.regression,
+        )
+    return ClassificationObjective(
+        head=recipe.head,
+        centres=parts.frozen_centres or TrainableCentres(recipe.centres, _random_centres(recipe, parts, ranks)),
+        statistics=statistics,
+        ranks=ranks,
+        teacher=teacher,
+        geometry=recipe.geometry_margin,
+        regression=recipe.regression,
+    )
+
+
+def _random_centres(recipe: Recipe, parts: _Parts, ranks: Ranks) -> torch.Tensor:
+    return initial_centres(
         parts.records.num_classes,
         recipe.student.embedding_dim,
         generator=stream(recipe.seed, "class_centres"),
-        dtype=dtype,
+        dtype=parts.precision.dtype,
     ).to(ranks.device)
-    statistics = NormStatistics.start(dtype=dtype, device=ranks.device)
-    if parts.teacher is None:
-        return ClassificationObjective(
-            head=recipe.head,
-            centres=TrainableCentres(recipe.centres, centres),
-            statistics=statistics,
-            ranks=ranks,
-        )
-    return DistillationObjective(
-        head=recipe.head,
-        geometry=recipe.geometry_margin,
-        # Under bfloat16 autocast the softmax reads a bfloat16 copy of the centres; exact precisions read exact centres.
-        centres=AdaptiveCentres(
-            recipe.centres, centres, unit_dtype=None if parts.precision.autocast_dtype is not None else dtype
-        ),
-        teacher=parts.teacher,
-        statistics=statistics,
-        ranks=ranks,
-    )
 
 
 def _identity(recipe: Recipe, parts: _Parts) -> dict[str, Any]:
     """What every checkpoint says of the run it belongs to."""
+    frozen, teacher = parts.frozen_centres, parts.teacher
     return {
         "recipe_hash": recipe_hash(recipe),
         "recipe": dump_recipe(recipe),
         "records": parts.records.fingerprint(),
         "network": describe_network(recipe.student, recipe.data.image_size),
+        **({} if frozen is None else {"frozen_centres": {"source": frozen.name, "sha256": frozen.sha256}}),
+        **({} if teacher is None else {"teacher": {"source": teacher.name, "sha256": teacher.sha256}}),
     }
 
 
@@ -298,6 +339,32 @@ def _refuse_other_records(records: ImageRecords, checkpoint: Checkpoint) -> None
             f"{checkpoint.path} was saved while training on other records than {records.path} holds now; "
             "class centres and sample order do not carry over. Point data.records at the file of that run"
         )
+
+
+def _refuse_other_centres(centres: FrozenCentres | None, checkpoint: Checkpoint) -> None:
+    """Frozen centres are not in the checkpoint: they must be those that it was trained with."""
+    if centres is None:
+        return
+    saved = checkpoint.state.get("frozen_centres")
+    sha256 = saved.get("sha256") if isinstance(saved, dict) else None
+    if sha256 != centres.sha256:
+        trained_with = "no frozen class centres" if sha256 is None else f"frozen class centres of sha256 {sha256}"
+        raise ResumeError(
+            f"{checkpoint.path} was trained with {trained_with}, centres.path holds {centres.name} of sha256 "
+            f"{centres.sha256}; point centres.path at the centres of that run (a run that trained on since has others)"
+        )
+
+
+def _refuse_other_teacher(teacher: BuiltTeacher | None, checkpoint: Checkpoint) -> None:
+    """The same recipe may find other weights under the same path; the centres are averages of the first ones' rows."""
+    saved = checkpoint.state.get("teacher")
+    sha256 = saved.get("sha256") if isinstance(saved, dict) else None
+    if teacher is None or None in (sha256, teacher.sha256) or sha256 == teacher.sha256:
+        return
+    raise ResumeError(
+        f"{checkpoint.path} was taught by weights of sha256 {sha256}, this run's teacher {teacher.name} has "
+        f"{teacher.sha256}; class centres of two teachers must not mix. Give it the weights of that run"
+    )
 
 
 def _restore(trainer: Trainer, checkpoint: Checkpoint, ranks: Ranks) -> None:

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn.functional import normalize
 
+import adadistill.core.class_centres as class_centres
 from adadistill.core.class_centres import (
     AdaptiveCentres,
     CentresConfig,
@@ -16,8 +17,10 @@ from adadistill.core.class_centres import (
     centre_confidence,
     centre_momentum,
     initial_centres,
+    row_pieces,
     student_teacher_cosine,
     unit_rows,
+    write_unit_rows_,
 )
 
 WEIGHTED, UNWEIGHTED = CentresConfig(), CentresConfig(momentum="unweighted")
@@ -221,7 +224,32 @@ def test_trained_centres_learn_through_their_normalisation():
     assert list(centres.state_dict()) == ["class_centres"]
 
 
-@pytest.mark.parametrize(("field", "value"), [("kind", "frozen"), ("momentum", "alpha")])
+@pytest.mark.parametrize(("field", "value"), [("kind", "fixed"), ("momentum", "alpha")])
 def test_values_out_of_range_are_refused_by_name(field, value):
     with pytest.raises(ValueError, match=f"{field} must be"):
         CentresConfig(**{field: value})
+
+
+@pytest.mark.parametrize("path", [None, ""])
+def test_frozen_centres_need_a_path(path):
+    assert CentresConfig(kind="frozen", path="runs/teacher").path == "runs/teacher"
+    with pytest.raises(ValueError, match="path must name the file or run folder that kind frozen takes"):
+        CentresConfig(kind="frozen", path=path)
+
+
+@pytest.mark.parametrize("kind", ["adaptive", "trainable", "none"])
+def test_other_centres_take_no_path(kind):
+    with pytest.raises(ValueError, match=f"path is for kind frozen, got 'c.npy' with kind {kind}"):
+        CentresConfig(kind=kind, path="c.npy")
+
+
+def test_unit_rows_are_written_piece_by_piece_also_onto_themselves(monkeypatch):
+    rows = units(7, 4, 12) * 3
+    expected = unit_rows(rows)
+    monkeypatch.setattr(class_centres, "_PIECE_ROWS", 3)
+    half = torch.empty(7, 4, dtype=torch.bfloat16)
+    write_unit_rows_(half, rows)
+    assert torch.equal(half, expected.bfloat16())
+    write_unit_rows_(rows, rows)
+    assert torch.equal(rows, expected)
+    assert [(piece.start, piece.stop) for piece in row_pieces(7)] == [(0, 3), (3, 6), (6, 7)]

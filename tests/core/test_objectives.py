@@ -11,12 +11,29 @@ import torch
 from tests_support import golden_files
 from torch import Tensor
 
-from adadistill.core.class_centres import AdaptiveCentres, CentresConfig, TrainableCentres, initial_centres
+from adadistill.core.centre_files import stored_centres
+from adadistill.core.class_centres import (
+    AdaptiveCentres,
+    CentresConfig,
+    TrainableCentres,
+    centre_confidence,
+    initial_centres,
+)
 from adadistill.core.distributed import Ranks
-from adadistill.core.geometry_margin import GeometryMarginConfig
-from adadistill.core.heads import HeadConfig
-from adadistill.core.norm_statistics import NormStatistics
-from adadistill.core.objectives import ClassificationObjective, DistillationObjective, GlobalSamples
+from adadistill.core.frozen_centres import FrozenCentres
+from adadistill.core.geometry_margin import GeometryMarginConfig, geometry_term
+from adadistill.core.heads import HeadConfig, directions, margins
+from adadistill.core.norm_statistics import NormStatistics, updated_norm_statistics
+from adadistill.core.objectives import (
+    ClassificationObjective,
+    DistillationObjective,
+    GlobalSamples,
+    Objective,
+    RegressionObjective,
+    _own_teacher_embeddings,
+)
+from adadistill.core.regression import RegressionConfig
+from adadistill.kernels.margin_softmax import margin_softmax_reference
 from adadistill.loaders.batch import Batch
 
 RANKS = Ranks()
@@ -195,3 +212,198 @@ def test_classification_trains_its_centres():
     assert parameter.grad is not None
     assert parameter.grad.abs().sum() > 0
     assert set(objective.row_sharded()) == {"class_centres"}
+
+
+# Frozen centres
+
+
+def _frozen(centres: Tensor, **parts: object) -> ClassificationObjective:
+    settings = {"head": HeadConfig(), "statistics": NormStatistics.start(dtype=centres.dtype), "ranks": RANKS, **parts}
+    return ClassificationObjective(
+        centres=FrozenCentres(stored_centres(centres.clone(), "teacher"), dtype=centres.dtype),
+        **settings,  # type: ignore[arg-type]
+    )
+
+
+def _trainable(centres: Tensor, **parts: object) -> ClassificationObjective:
+    settings = {"head": HeadConfig(), "statistics": NormStatistics.start(dtype=centres.dtype), "ranks": RANKS, **parts}
+    return ClassificationObjective(
+        centres=TrainableCentres(CentresConfig(kind="trainable"), centres),
+        **settings,  # type: ignore[arg-type]
+    )
+
+
+def _loss_and_gradient(
+    objective: Objective, student: Tensor, labels: Tensor, epoch: float = 0.0
+) -> tuple[dict[str, Tensor], Tensor, Tensor]:
+    """Metrics, loss and gradient to the raw student embeddings of one committed step."""
+    raw = student.clone().requires_grad_()
+    out = objective.step(raw, _batch(labels), _samples(len(labels)), fractional_epoch=epoch, stop=False)
+    out.loss.backward()
+    objective.reduce_gradients_(RANKS)
+    objective.commit_(YES)
+    assert torch.equal(out.metrics["loss"], out.loss.detach()), "the reported loss is the one that is minimised"
+    return out.metrics, out.loss.detach(), raw.grad
+
+
+@pytest.mark.parametrize("head", [HeadConfig(), HeadConfig(kind="arcface", margin=0.5), HeadConfig(kind="cosface")])
+def test_frozen_centres_give_the_loss_of_trained_ones_that_stand_still(head: HeadConfig):
+    student, _, labels, centres = _random_case()
+    frozen, trained = _frozen(centres, head=head), _trainable(centres, head=head)
+    for step in range(3):
+        moved = student + step
+        ours, theirs = (_loss_and_gradient(objective, moved, labels) for objective in (frozen, trained))
+        assert ours[0].keys() == theirs[0].keys()
+        assert torch.allclose(ours[1], theirs[1], rtol=1e-12, atol=0)
+        assert torch.allclose(ours[2], theirs[2], rtol=1e-12, atol=1e-14)
+        assert torch.equal(frozen.statistics.std, trained.statistics.std)
+
+
+def test_frozen_centres_never_move_and_are_in_no_checkpoint():
+    student, teacher, labels, centres = _random_case()
+    objective = _frozen(
+        centres,
+        teacher=FixedTeacher(_unit(teacher)),
+        geometry=GeometryMarginConfig(mode="adaptive"),
+        regression=RegressionConfig(weight=3.0),
+    )
+    before = objective.centres.unit_centres().clone()
+    for _ in range(3):
+        _loss_and_gradient(objective, student, labels, epoch=2.0)
+    assert torch.equal(objective.centres.unit_centres(), before)
+    assert objective.parameters() == []
+    assert objective.row_sharded() == {}
+    assert objective.tensors().keys() == {"norm_mean", "norm_std"}
+
+
+def test_the_confidence_of_frozen_centres_makes_the_geometry_margin():
+    """Against the formula, put together here from its published parts."""
+    student, teacher, labels, centres = _random_case()
+    teacher, head = _unit(teacher), HeadConfig()
+    centres[labels] += 0.02 * teacher  # so that some centres know the teacher and the term is not 0
+    geometry = GeometryMarginConfig(mode="adaptive", weight=0.7, scale=2.0, warmup_epochs=2.0)
+    metrics, loss, gradient = _loss_and_gradient(
+        _frozen(centres, teacher=FixedTeacher(teacher), geometry=geometry), student, labels, epoch=0.5
+    )
+
+    raw = student.clone().requires_grad_()
+    unit, quality = directions(raw).unit_embeddings, directions(raw).quality
+    confidence = centre_confidence(centres[labels], teacher)
+    cosine = (unit.detach() * teacher).sum(1)
+    term = geometry_term(geometry, confidence, cosine, 0.5)
+    statistics = updated_norm_statistics(NormStatistics.start(dtype=torch.float64), quality, momentum=0.01)
+    margin = margins(head, quality, statistics, term)
+    expected = margin_softmax_reference(
+        unit, _unit(centres), labels, margin.angular, margin.additive,
+        logit_scale=64.0, cosine_limit=1 - 1e-3, angle_limits=(1e-3, np.pi - 1e-3), margin_grad="exact",
+    ).loss.mean()  # fmt: skip
+    expected.backward()
+
+    assert (term > 0).any()
+    assert torch.allclose(loss, expected.detach(), rtol=1e-12)
+    assert torch.allclose(gradient, raw.grad, rtol=1e-9, atol=1e-14)
+    assert torch.allclose(metrics["confidence"], confidence.mean())
+    assert torch.allclose(metrics["geometry"], term.mean())
+    assert torch.allclose(metrics["geometry_active"], (term > 0).float().mean())
+    assert torch.allclose(metrics["student_teacher_cosine"], cosine.mean())
+
+
+# Regression
+
+
+def _without_and_with(kind: str, teacher: Tensor, centres: Tensor, regression: RegressionConfig) -> list[Objective]:
+    teacher = _unit(teacher)
+    made: list[Objective] = []
+    for config in (RegressionConfig(), regression):
+        if kind == "adaptive":
+            made.append(_objective(teacher, centres.clone(), regression=config))
+        else:
+            make = _frozen if kind == "frozen" else _trainable
+            made.append(make(centres.clone(), teacher=FixedTeacher(teacher), regression=config))
+    return made
+
+
+@pytest.mark.parametrize("kind", ["adaptive", "trainable", "frozen"])
+def test_beside_the_softmax_regression_adds_its_weighted_loss_and_gradient_and_nothing_else(kind: str):
+    student, teacher, labels, centres = _random_case()
+    labels[6] = -1
+    without, with_it = _without_and_with(kind, teacher, centres, RegressionConfig(weight=2.5))
+    plain, summed = (_loss_and_gradient(objective, student, labels) for objective in (without, with_it))
+
+    raw = student.clone().requires_grad_()
+    distance = (_unit(raw) - _unit(teacher)).square().sum(1) / 2
+    mean = torch.where(labels >= 0, distance, 0.0).sum() / len(labels)
+    mean.backward()
+
+    assert torch.allclose(summed[1], plain[1] + 2.5 * mean.detach(), rtol=1e-12)
+    assert torch.allclose(summed[2], plain[2] + 2.5 * raw.grad, rtol=1e-9, atol=1e-14)
+    assert summed[0].keys() - plain[0].keys() == {"regression"}
+    assert torch.allclose(summed[0]["regression"], mean.detach())
+    assert "student_teacher_cosine" in plain[0]
+    for name, value in {**without.row_sharded(), **without.tensors()}.items():
+        assert torch.equal(value, {**with_it.row_sharded(), **with_it.tensors()}[name]), name
+
+
+def test_regression_alone_is_the_whole_loss_and_leaves_no_state():
+    student, teacher, labels, _ = _random_case()
+    objective = RegressionObjective(
+        regression=RegressionConfig(weight=64.0), teacher=FixedTeacher(_unit(teacher)), ranks=RANKS
+    )
+    metrics, loss, gradient = _loss_and_gradient(objective, student, labels)
+
+    raw = student.clone().requires_grad_()
+    expected = 64.0 * (1.0 - torch.cosine_similarity(raw, teacher)).mean()
+    expected.backward()
+    assert torch.allclose(loss, expected.detach(), rtol=1e-12)
+    assert torch.allclose(gradient, raw.grad, rtol=1e-9, atol=1e-14)
+    assert metrics.keys() == {"loss", "regression", "student_teacher_cosine", "quality"}
+    assert torch.allclose(metrics["regression"] + metrics["student_teacher_cosine"], torch.ones(()).double())
+    assert (objective.row_sharded(), objective.tensors(), objective.parameters()) == ({}, {}, [])
+    objective.load(row_sharded={}, tensors={})
+    with pytest.raises(ValueError, match=r"has no state, but the checkpoint holds \['norm_mean'\]"):
+        objective.load(row_sharded={}, tensors={"norm_mean": torch.zeros(())})
+
+
+@pytest.mark.parametrize("kind", ["frozen", "trainable", "alone"])
+def test_non_finite_teachers_and_images_are_blamed_and_stops_reported_in_every_objective(kind: str):
+    student, teacher, labels, centres = _random_case()
+    teacher, regression = _unit(teacher), RegressionConfig(weight=1.0)
+    teacher[5] = torch.nan
+    if kind == "alone":
+        objective: Objective = RegressionObjective(regression=regression, teacher=FixedTeacher(teacher), ranks=RANKS)
+    else:
+        make = _frozen if kind == "frozen" else _trainable
+        objective = make(centres, teacher=FixedTeacher(teacher), regression=regression)
+    batch = _batch(labels)
+    batch.images[2, 0, 0, 0] = torch.inf
+    before = {name: value.clone() for name, value in objective.tensors().items()}
+
+    out = objective.step(student, batch, _samples(8), fractional_epoch=0.0, stop=True)
+    objective.commit_(NO)
+
+    assert out.finite_samples.tolist() == [True, True, False, True, True, False, True, True]
+    assert bool(out.stop_requested)
+    assert all(torch.equal(value, objective.tensors()[name]) for name, value in before.items())
+
+
+def test_a_rank_asks_a_store_for_its_own_samples_alone_and_a_network_for_its_own_images():
+    class Network:
+        embedding_dim = 16
+
+        def embed(self, images: Tensor) -> Tensor:
+            return images
+
+    rows, ranks = torch.arange(12.0)[:, None], Ranks(rank=1, world_size=3)
+    batch = _batch(torch.zeros(4, dtype=torch.int64))
+    assert _own_teacher_embeddings(FixedTeacher(rows), batch, _samples(12), ranks).squeeze(1).tolist() == [4, 5, 6, 7]
+    assert _own_teacher_embeddings(Network(), batch, _samples(12), ranks) is batch.images
+
+
+def test_parts_that_nothing_can_serve_are_refused():
+    _, teacher, _, centres = _random_case()
+    with pytest.raises(ValueError, match="need a teacher"):
+        _frozen(centres, regression=RegressionConfig(weight=1.0))
+    with pytest.raises(ValueError, match="needs frozen centres here, got trainable"):
+        _trainable(centres, teacher=FixedTeacher(teacher), geometry=GeometryMarginConfig(mode="static"))
+    with pytest.raises(ValueError, match=r"needs a positive weight, got 0\.0"):
+        RegressionObjective(regression=RegressionConfig(), teacher=FixedTeacher(teacher), ranks=RANKS)

@@ -61,7 +61,11 @@ def test_the_least_recipes_with_and_without_a_teacher_are_accepted() -> None:
         (ALONE, "teacher.checkpoint=t", "teacher would not be used, since centres.kind is trainable"),
         (DISTILLED, "geometry_margin={mode: adaptive}", None),
         (DISTILLED, "head={kind: arcface}", None),
-        (ALONE, "geometry_margin.mode=static", "geometry_margin.mode static needs a teacher and centres.kind adaptive"),
+        (
+            ALONE,
+            "geometry_margin.mode=static",
+            "geometry_margin.mode static needs a teacher and centres.kind adaptive or",
+        ),
         (DISTILLED, "optim.milestones=[3, 2]", "optim.milestones must ascend"),
         (DISTILLED, "optim.milestones=[2, 4]", "optim.milestones must ascend inside (0, 4), got [2, 4]"),
         (DISTILLED, "optim.warmup_epochs=4.5", "optim.warmup_epochs must not exceed optim.epochs, got 4.5 and 4"),
@@ -81,6 +85,76 @@ def test_what_sections_may_not_say_together_is_refused(text: str, override: str,
     (reported,) = problems_of(text, override)
 
     assert reported.startswith(problem)
+
+
+NO_TEACHER, TEACHER = "teacher: null", "teacher: {embeddings: teacher.npy}"
+TRAINABLE, FROZEN, NONE = "{kind: trainable}", "{kind: frozen, path: c.npy}", "{kind: none}"
+UNUSED = "teacher would not be used, since centres.kind is"
+
+
+@pytest.mark.parametrize("regression", [0.0, 2.5])
+@pytest.mark.parametrize("geometry", ["off", "adaptive"])
+@pytest.mark.parametrize("teacher", [NO_TEACHER, TEACHER])
+@pytest.mark.parametrize("centres", ["{kind: adaptive}", TRAINABLE, FROZEN, NONE])
+def test_every_combination_of_centres_teacher_geometry_and_regression(
+    centres: str, teacher: str, geometry: str, regression: float
+) -> None:
+    """The table in one piece: which combinations train something that uses all its parts, and what the others lack."""
+    kind = centres.strip("{}").split(",")[0].split()[1]
+    taught, on, used = teacher == TEACHER, geometry != "off", regression > 0.0
+    expected = {
+        "averages the embeddings of a teacher, and there is no teacher": kind == "adaptive" and not taught,
+        "leaves regression alone to train by, and regression.weight is 0": kind == "none" and not used,
+        "learns from a teacher alone, and there is no teacher": kind == "none" and not taught,
+        "asks for a teacher's embeddings, and there is no teacher": kind in ("trainable", "frozen")
+        and used
+        and not taught,
+        "needs a teacher and centres.kind adaptive or frozen": on and kind in ("trainable", "none"),
+        "compares the student with a teacher, and there is no teacher": on and kind == "frozen" and not taught,
+        f"{UNUSED} {kind}": taught and not used and (kind == "trainable" or (kind == "frozen" and not on)),
+    }
+    text = f"""
+name: combined
+data: {{records: train.rec, global_batch_size: 8, decoder: cpu}}
+{teacher}
+centres: {centres}
+geometry_margin: {{mode: {geometry}}}
+regression: {{weight: {regression}}}
+optim: {{epochs: 4}}
+"""
+    if not any(expected.values()):
+        recipe = parse_recipe(text)
+        assert parse_recipe(dump_recipe(recipe)) == recipe
+        return
+    problems = problems_of(text)
+
+    assert len(problems) == sum(expected.values())
+    for part, is_wrong in expected.items():
+        assert is_wrong == any(part in problem for problem in problems), part
+
+
+def test_the_combinations_that_the_shipped_recipes_stand_for_are_all_accepted() -> None:
+    """Counted, so that the table above cannot be right by refusing everything."""
+    alone = parse_recipe(DISTILLED, overrides=["centres={kind: none}", "regression.weight=1"])
+    frozen = parse_recipe(ALONE, overrides=["centres={kind: frozen, path: runs/teacher}"])
+    both = parse_recipe(DISTILLED, overrides=["regression.weight=1", "geometry_margin.mode=adaptive"])
+
+    assert (alone.centres.kind, alone.regression.weight) == ("none", 1.0)
+    assert (frozen.centres.kind, frozen.centres.path, frozen.teacher) == ("frozen", "runs/teacher", None)
+    assert (both.centres.kind, both.regression.weight) == ("adaptive", 1.0)
+
+
+@pytest.mark.parametrize(
+    ("override", "problem"),
+    [
+        ("centres={kind: frozen}", "centres.path must name the file or run folder that kind frozen takes"),
+        ("centres.path=c.npy", "centres.path is for kind frozen, got 'c.npy' with kind adaptive"),
+        ("regression.weight=-1", "regression.weight must be at least 0 and finite, got -1.0"),
+        ("regression.wieght=1", "unknown key `regression.wieght`; did you mean `regression.weight`?"),
+    ],
+)
+def test_centres_and_regression_are_checked_by_themselves(override: str, problem: str) -> None:
+    assert problems_of(DISTILLED, override)[0].startswith(problem)
 
 
 def test_the_geometry_margin_needs_the_adaface_head() -> None:
@@ -108,7 +182,7 @@ def test_problems_of_all_sections_come_in_one_error() -> None:
         "seed must be in [0, 2^63), got -1 (from override `seed=-1`)",
         "teacher would not be used",
         "geometry_margin.mode adaptive needs head.kind adaface, got arcface",
-        "geometry_margin.mode adaptive needs a teacher and centres.kind adaptive, got trainable",
+        "geometry_margin.mode adaptive needs a teacher and centres.kind adaptive or frozen, got trainable",
     ]
     assert len(problems) == len(starts)
     for start in starts:

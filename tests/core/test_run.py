@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import threading
 from pathlib import Path
@@ -14,8 +15,10 @@ import torch
 from tiny_training import NanImages, tiny_recipe, write_tiny_records
 
 import adadistill.core.training as training
+from adadistill.core.backbones import BackboneConfig, build_backbone
 from adadistill.core.checkpoints import Checkpoint, load_checkpoint, newest_valid_checkpoint
 from adadistill.core.distributed import Ranks
+from adadistill.core.network_checkpoint import save_network
 from adadistill.core.non_finite import NonFiniteError
 from adadistill.core.run import ResumeError, run_training
 from adadistill.core.run_folder import RunFolderError
@@ -263,3 +266,15 @@ def test_no_thread_outlives_a_run(data: Path, tmp_path: Path):
     before = set(threading.enumerate())
     run_training(tiny_recipe(data, optim__epochs=1, optim__milestones="[]"), tmp_path / "run", ranks=RANKS)
     assert set(threading.enumerate()) <= before
+
+
+def test_resuming_with_another_teacher_under_the_same_path_is_refused(data: Path, tmp_path: Path):
+    backbone = BackboneConfig(arch="mobilefacenet", width=0.125, embedding_dim=16)
+    teacher = {"teacher__embeddings": "null", "teacher__checkpoint": f"{tmp_path}/teacher"}
+    recipe = tiny_recipe(data, optim__epochs=1, **teacher)
+    save_network(tmp_path / "teacher", build_backbone(backbone, 32, generator=1), backbone, 32)
+    run_training(recipe, tmp_path / "run", ranks=RANKS)
+    shutil.rmtree(tmp_path / "teacher")
+    save_network(tmp_path / "teacher", build_backbone(backbone, 32, generator=2), backbone, 32)
+    with pytest.raises(ResumeError, match="class centres of two teachers must not mix"):
+        run_training(recipe, tmp_path / "run", ranks=RANKS, resume="auto")

@@ -71,17 +71,61 @@ def test_the_distillation_recipe_has_the_hyper_parameters_of_the_origin() -> Non
     assert (recipe.data.mirror_probability, recipe.data.image_size, recipe.data.decoder) == (0.5, 112, "dali")
 
 
-def test_the_baseline_differs_from_the_distillation_in_the_method_alone() -> None:
-    """A gain of distillation is only one against the same student, records and schedule."""
-    distilled, baseline = load_recipe("ms1mv2_ir50_to_mobilefacenet"), load_recipe("ms1mv2_mobilefacenet_no_teacher")
+NO_TEACHER_NO_GEOMETRY = {"teacher", "geometry_margin.mode"}
 
-    assert baseline.teacher is None
-    assert (baseline.head.kind, baseline.head.margin) == ("arcface", 0.5)
-    assert {difference.split(":")[0] for difference in recipe_differences(distilled, baseline)} == {
-        "name",
-        "teacher",
-        "head.kind",
-        "head.margin",
-        "centres.kind",
-        "geometry_margin.mode",
-    }
+
+@pytest.mark.parametrize(
+    ("name", "changed"),
+    [
+        ("ms1mv2_mobilefacenet_no_teacher", {"head.kind", "head.margin", "centres.kind"} | NO_TEACHER_NO_GEOMETRY),
+        ("ms1mv2_frozen_centres", {"centres.kind", "centres.path"} | NO_TEACHER_NO_GEOMETRY),
+        ("ms1mv2_cosine_regression", {"centres.kind", "regression.weight", "geometry_margin.mode"}),
+        ("ms1mv2_adadistill_plus_regression", {"regression.weight"}),
+    ],
+)
+def test_a_baseline_differs_from_the_distillation_in_the_method_alone(name: str, changed: set[str]) -> None:
+    """A gain of distillation is only one against the same student, records and schedule."""
+    distilled, baseline = load_recipe("ms1mv2_ir50_to_mobilefacenet"), load_recipe(name)
+
+    differences = {difference.split(":")[0] for difference in recipe_differences(distilled, baseline)}
+    assert differences == changed | {"name"}
+
+
+def test_the_baselines_stand_for_what_they_are_called() -> None:
+    alone, frozen = load_recipe("ms1mv2_mobilefacenet_no_teacher"), load_recipe("ms1mv2_frozen_centres")
+    regression, both = load_recipe("ms1mv2_cosine_regression"), load_recipe("ms1mv2_adadistill_plus_regression")
+
+    assert alone.teacher is None
+    assert (alone.head.kind, alone.head.margin) == ("arcface", 0.5)
+    assert frozen.teacher is None
+    assert (frozen.centres.kind, frozen.centres.path) == ("frozen", "runs/ms1mv2_ir50_adaface_teacher")
+    assert frozen.data.records == load_recipe("ms1mv2_ir50_adaface_teacher").data.records, "row and label must agree"
+    assert regression.centres.kind == "none"
+    assert regression.regression.weight == regression.head.logit_scale
+    assert both.centres.kind == "adaptive"
+    assert both.regression.weight > 0.0
+
+
+def test_the_adaface_teacher_has_the_published_hyper_parameters() -> None:
+    recipe = load_recipe("ms1mv2_ir50_adaface_teacher")
+    optim, head = recipe.optim, recipe.head
+
+    assert (recipe.student.arch, recipe.student.embedding_dim, recipe.student.dropout) == ("ir50", 512, 0.4)
+    assert (recipe.teacher, recipe.centres.kind) == (None, "trainable")
+    assert (head.kind, head.margin, head.logit_scale) == ("adaface", 0.4, 64.0)
+    assert (head.quality_concentration, head.norm_momentum, head.margin_grad) == (0.333, 0.01, "exact")
+    assert (recipe.data.global_batch_size, optim.epochs, optim.milestones) == (512, 26, (12, 20, 24))
+    assert (optim.momentum, optim.weight_decay, optim.clip_norm, optim.warmup_epochs) == (0.9, 5e-4, None, 0.0)
+    assert learning_rate(optim, global_batch_size=512, epoch=0, step=0, steps_per_epoch=9) == pytest.approx(0.1)
+
+
+def test_the_arcface_teacher_is_trained_as_insightface_s() -> None:
+    recipe = load_recipe("ms1mv2_iresnet50_arcface_teacher")
+    optim, head = recipe.optim, recipe.head
+
+    assert (recipe.student.arch, recipe.student.dropout) == ("iresnet50", 0.0)
+    assert (head.kind, head.margin, head.logit_scale) == ("arcface", 0.5, 64.0)
+    assert head.margin_grad == "straight_through"
+    assert (recipe.data.global_batch_size, optim.epochs, optim.milestones) == (512, 26, (7, 13, 19, 24))
+    assert (optim.lr, optim.lr_batch_size, optim.momentum, optim.weight_decay) == (0.1, 512, 0.9, 5e-4)
+    assert optim.clip_norm == 5.0
