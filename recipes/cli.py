@@ -11,8 +11,11 @@ from collections.abc import Sequence
 
 VERBS = {
     "train": ("adadistill.recipes.train", "train a student (or a teacher) from a recipe, in one process"),
-    "evaluate": ("adadistill.recipes.evaluate", "score a checkpoint on verification sets"),
-    "convert": ("adadistill.recipes.convert", "turn public weights into a checkpoint, to serve as a teacher"),
+    "evaluate": ("adadistill.recipes.evaluate", "score a checkpoint, or a teacher, on verification sets"),
+    "teacher": ("adadistill.recipes.teacher", "check a recipe's teacher: identity, precision, speed, colour order"),
+    "cache": ("adadistill.recipes.cache", "build, import, verify or describe a cache of teacher embeddings"),
+    "centres": ("adadistill.recipes.centres", "export the class centres of a run, to be frozen in another"),
+    "convert": ("adadistill.recipes.convert", "turn public weights into a checkpoint of ours"),
     "demo": ("adadistill.recipes.demo", "distil on synthetic faces, from data to report, in minutes on a CPU"),
 }
 

@@ -271,7 +271,7 @@ def test_no_thread_outlives_a_run(data: Path, tmp_path: Path):
 def test_resuming_with_another_teacher_under_the_same_path_is_refused(data: Path, tmp_path: Path):
     backbone = BackboneConfig(arch="mobilefacenet", width=0.125, embedding_dim=16)
     teacher = {"teacher__embeddings": "null", "teacher__checkpoint": f"{tmp_path}/teacher"}
-    recipe = tiny_recipe(data, optim__epochs=1, **teacher)
+    recipe = tiny_recipe(data, **teacher)
     save_network(tmp_path / "teacher", build_backbone(backbone, 32, generator=1), backbone, 32)
     run_training(recipe, tmp_path / "run", ranks=RANKS)
     shutil.rmtree(tmp_path / "teacher")

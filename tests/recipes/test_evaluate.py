@@ -14,14 +14,18 @@ import numpy as np
 import pytest
 import simplejpeg
 import torch
+from tiny_training import tiny_recipe, write_tiny_records
 from torch import nn
 
 from adadistill.core.backbones import BackboneConfig, build_backbone
-from adadistill.core.evaluation import evaluate_sets
+from adadistill.core.backbones.public_weights import public_names
+from adadistill.core.distributed import Ranks
+from adadistill.core.evaluation import VerificationSets, evaluate_sets
 from adadistill.core.network_checkpoint import save_network
+from adadistill.core.recipe import dump_recipe
 from adadistill.core.verification import verification_result
-from adadistill.loaders.verification_pairs import write_verification_bin
-from adadistill.recipes.evaluate import csv_report, main, report_folder, results_table, run
+from adadistill.loaders.verification_pairs import read_verification_bin, write_verification_bin
+from adadistill.recipes.evaluate import csv_report, main, results_table, run
 
 TESTS = Path(__file__).resolve().parent.parent
 BACKBONE = BackboneConfig(arch="mobilefacenet", embedding_dim=16, width=0.25)
@@ -86,9 +90,6 @@ def test_a_run_folder_is_scored_into_table_json_and_csv(run_folder, sets, capsys
 
 
 def test_scores_are_those_of_the_network_that_was_saved(run_folder, sets, network, tmp_path):
-    from adadistill.core.distributed import Ranks
-    from adadistill.core.evaluation import VerificationSets
-
     results = run(run_folder / "checkpoints" / "step-00000000", sets, out=tmp_path, device="cpu")
 
     expected = evaluate_sets(network, VerificationSets.load(sets, SIDE), ranks=Ranks())
@@ -133,6 +134,158 @@ def test_torchrun_shares_the_work_and_writes_one_report(run_folder, sets, tmp_pa
         assert together["sets"][name]["auc"] == pytest.approx(result.auc, abs=1e-3)
 
 
+# --- networks that are no checkpoints of ours ------------------------------------------------------------------------
+
+IMAGENET = ["--mean", "0.485", "0.456", "0.406", "--std", "0.229", "0.224", "0.225"]
+MEAN, STD = torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1), torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
+
+
+class Linear(nn.Module):
+    """What `onnx_file` computes, on the images that --color and --mean --std say it wants."""
+
+    def __init__(self, *, color: str) -> None:
+        super().__init__()
+        self.matrix = nn.Parameter(torch.from_numpy(linear_map()))
+        self.color = color
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        wanted = ((images.flip(1) if self.color == "bgr" else images) + 1) / 2
+        return ((wanted - MEAN) / STD).flatten(1) @ self.matrix
+
+
+def linear_map() -> np.ndarray:
+    return np.random.default_rng(3).normal(size=(3 * SIDE * SIDE, 6)).astype(np.float32)
+
+
+@pytest.fixture
+def onnx_file(tmp_path) -> Path:
+    onnx = pytest.importorskip("onnx", reason="writing an ONNX file needs onnx")
+    pytest.importorskip("onnxruntime", reason="running an ONNX file needs onnxruntime")
+    value = onnx.helper.make_tensor_value_info
+    nodes = [
+        onnx.helper.make_node("Flatten", ["data"], ["flat"]),
+        onnx.helper.make_node("MatMul", ["flat", "matrix"], ["embedding"]),
+    ]
+    graph = onnx.helper.make_graph(
+        nodes,
+        "linear",
+        [value("data", onnx.TensorProto.FLOAT, ["batch", 3, SIDE, SIDE])],
+        [value("embedding", onnx.TensorProto.FLOAT, ["batch", 6])],
+        [onnx.numpy_helper.from_array(linear_map(), "matrix")],
+    )
+    (tmp_path / "teachers").mkdir()
+    path = tmp_path / "teachers" / "linear.onnx"
+    onnx.save(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=8), path)
+    return path
+
+
+def score_of(network: nn.Module, sets: list[Path]) -> dict:
+    return evaluate_sets(network.eval(), VerificationSets.load(sets, SIDE), ranks=Ranks())
+
+
+@pytest.mark.parametrize("color", ["rgb", "bgr"])
+def test_an_onnx_file_is_scored_on_the_images_it_was_said_to_want(onnx_file, sets, capsys, color):
+    arguments = [str(onnx_file), "--color", color, *IMAGENET, "--image-size", str(SIDE), "--sets", str(sets[0])]
+    assert main([*arguments, "--device", "cpu"]) == 0
+
+    report = json.loads((onnx_file.parent / "report" / "verification-linear.json").read_text())
+    expected = score_of(Linear(color=color), sets[:1])["faces"]
+    assert report["sets"]["faces"]["xnorm"] == pytest.approx(expected.xnorm, rel=1e-4)
+    assert report["sets"]["faces"]["auc"] == pytest.approx(expected.auc, abs=1e-3)
+    identity = report["identity"]
+    assert (identity["kind"], identity["name"], identity["embedding_dim"]) == ("onnx", "linear.onnx", 6)
+    wanted = {"color": color, "mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
+    assert identity["preprocessing"] == wanted
+    assert f"{color}, mean 0.485 0.456 0.406, std 0.229 0.224 0.225" in capsys.readouterr().out
+    other = score_of(Linear(color="bgr" if color == "rgb" else "rgb"), sets[:1])["faces"]
+    assert other.xnorm != pytest.approx(expected.xnorm, rel=1e-3)  # so that the order was tested at all
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "float64"])
+def test_an_onnx_file_keeps_its_own_formats_and_the_report_says_so(onnx_file, sets, tmp_path, capsys, precision):
+    arguments = [str(onnx_file), "--color", "rgb", *IMAGENET, "--image-size", str(SIDE), "--sets", str(sets[0])]
+    assert main([*arguments, "--device", "cpu", "--precision", precision, "--out", str(tmp_path / "out")]) == 0
+    report = json.loads((tmp_path / "out" / "verification-linear.json").read_text())
+    assert report["precision"] == "float32"
+    assert f"scored in float32, not {precision}" in capsys.readouterr().err
+    expected = score_of(Linear(color="rgb"), sets[:1])["faces"]
+    assert report["sets"]["faces"]["xnorm"] == pytest.approx(expected.xnorm, rel=1e-4)
+
+
+def test_public_weights_are_scored_in_the_order_they_were_trained_on(sets, tmp_path, capsys):
+    backbone = BackboneConfig(arch="mobilefacenet", embedding_dim=16)
+    network = build_backbone(backbone, SIDE, generator=7)
+    own = network.state_dict()
+    torch.save({public: own[name] for name, public in public_names(network).items()}, tmp_path / "student.pth")
+
+    arguments = [str(tmp_path / "student.pth"), "--sets", str(sets[0]), "--image-size", str(SIDE), "--device", "cpu"]
+    assert main(arguments) == 0
+
+    report = json.loads((tmp_path / "report" / "verification-student.json").read_text())
+    assert report["identity"]["arch"] == "mobilefacenet"
+    assert report["identity"]["preprocessing"]["color"] == "rgb"
+    expected = score_of(network, sets[:1])["faces"]
+    assert report["sets"]["faces"]["xnorm"] == pytest.approx(expected.xnorm, rel=1e-5)
+    assert "color" not in capsys.readouterr().err
+    assert main([*arguments, "--arch", "iresnet18"]) == 2
+
+
+@pytest.fixture(scope="module")
+def recipe_folder(tmp_path_factory, network) -> Path:
+    """Tiny records, and a recipe whose teacher is a checkpoint."""
+    folder = tmp_path_factory.mktemp("recipe")
+    write_tiny_records(folder, identities=10)
+    save_network(folder / "teacher", network, BACKBONE, SIDE)
+    changes = {"teacher__embeddings": "null", "teacher__checkpoint": folder / "teacher"}
+    (folder / "recipe.yaml").write_text(dump_recipe(tiny_recipe(folder, **changes)))
+    return folder
+
+
+def test_the_teacher_of_a_recipe_is_scored_as_it_teaches(recipe_folder, sets, network, tmp_path):
+    arguments = ["--teacher", str(recipe_folder / "recipe.yaml"), "--sets", str(sets[0]), "--device", "cpu"]
+    assert main(arguments) == 0
+    report = json.loads((recipe_folder / "teacher" / "report" / "verification-step-00000000.json").read_text())
+    assert report["identity"]["kind"] == "checkpoint"
+    assert "colour_check" not in report
+    expected = score_of(network, sets[:1])["faces"]
+    assert report["sets"]["faces"]["xnorm"] == pytest.approx(expected.xnorm, rel=1e-5)
+
+
+def test_a_recipe_that_leaves_the_order_to_the_scores_has_them_in_the_report(recipe_folder, sets, tmp_path, capsys):
+    changes = {
+        "teacher__embeddings": "null",
+        "teacher__checkpoint": recipe_folder / "teacher",
+        "teacher__color": "auto",
+    }
+    (tmp_path / "recipe.yaml").write_text(dump_recipe(tiny_recipe(recipe_folder, **changes)))
+    arguments = ["--teacher", str(tmp_path / "recipe.yaml"), "--sets", str(sets[0]), "--out", str(tmp_path / "out")]
+
+    assert main([*arguments, "--device", "cpu"]) == 0  # random weights may be undecided: the source states rgb
+
+    report = json.loads((tmp_path / "out" / "verification-step-00000000.json").read_text())
+    assert report["colour_check"]["same_pairs"] == 40
+    assert report["identity"]["preprocessing"]["color"] == "rgb"
+    assert "colour order: " in capsys.readouterr().out
+
+
+@pytest.mark.realdata
+def test_a_real_onnx_teacher_tells_people_apart(data_dir, tmp_path):
+    pytest.importorskip("onnxruntime", reason="running an ONNX file needs onnxruntime")
+    network, holdout = data_dir / "teachers" / "MobileFaceNet.onnx", data_dir / "faces" / "faces_holdout.bin"
+    if not network.is_file() or not holdout.is_file():
+        pytest.skip(f"no {network} or {holdout}")
+    pairs = read_verification_bin(holdout)  # all of it takes half a minute: some of its first pairs do here
+    count = min(60, len(pairs.same))
+    write_verification_bin(tmp_path / "some.bin", pairs.images[: 2 * count], pairs.same[:count])
+
+    arguments = [str(network), "--color", "rgb", *IMAGENET, "--sets", str(tmp_path / "some.bin")]
+    assert main([*arguments, "--device", "cpu", "--out", str(tmp_path)]) == 0
+
+    report = json.loads((tmp_path / "verification-MobileFaceNet.json").read_text())
+    assert report["sets"]["some"]["pairs"] == count
+    assert report["sets"]["some"]["auc"] > 0.97
+
+
 # --- what goes wrong -----------------------------------------------------------------------------------------------
 
 
@@ -165,6 +318,17 @@ def test_wrong_files_end_with_code_2_and_one_line(run_folder, sets, tmp_path, ca
     [
         ([], "required"),
         (["run"], "--sets"),
+        (["--sets", "a.bin"], "name one network"),
+        (["run", "--teacher", "recipe.yaml", "--sets", "a.bin"], "name one network"),
+        (["run", "--sets", "a.bin", "--color", "rgb"], "--color: a checkpoint says this itself, and run is taken for"),
+        (["--teacher", "r.yaml", "--sets", "a.bin", "--image-size", "32"], "--image-size: r.yaml says this"),
+        (["r50.onnx", "--sets", "a.bin"], "--color, --mean, --std missing"),
+        (["r50.onnx", "--sets", "a.bin", "--color", "bgr", "--mean", "0.5", "0.5", "0.5"], "; --std missing"),
+        (["r50.onnx", "--sets", "a.bin", "--color", "auto"], "auto"),
+        (["r50.pth", "--sets", "a.bin", "--mean", "0.5", "0.5", "0.5"], "--mean and std belong together"),
+        (["r50.pth", "--sets", "a.bin", "--revision", "0" * 40], "--revision is for cvlface, got it with weights"),
+        (["r50.pth", "--sets", "a.bin", "--device", "cpu"], "r50.pth"),
+        (["cvlface_ir50", "--sets", "a.bin", "--revision", "main"], "--revision must be a full commit"),
         (["run", "--sets", "a.bin", "--batch-size", "0"], "must be a positive integer, got 0"),
         (["run", "--sets", "a.bin", "--batch-size", "x"], "must be a positive integer, got x"),
         (["run", "--sets", "a.bin", "--far", "2"], r"must be in (0, 1], got 2"),
@@ -202,11 +366,6 @@ def test_help_needs_no_torch():
 
 
 # --- reports -------------------------------------------------------------------------------------------------------
-
-
-def test_reports_lie_in_the_run_folder(tmp_path):
-    assert report_folder(tmp_path / "run" / "checkpoints" / "step-00000012") == tmp_path / "run" / "report"
-    assert report_folder(tmp_path / "teachers" / "step-00000012") == tmp_path / "teachers" / "report"
 
 
 def test_the_table_is_aligned_and_csv_survives_odd_names():
