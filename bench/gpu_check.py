@@ -43,6 +43,12 @@ def jobs(faces: Path | None) -> list[Job]:
         Job("gpu tests", ("-m", "pytest", "-q", "-m", "gpu", "tests"), 240),
         Job("step mobilefacenet", (*step, "--precision", "bfloat16", "--compile", "eager", "compiled"), 150),
         Job("step iresnet50", (*step, "--arch", "iresnet50", "--precision", "bfloat16", "--batch-size", "512"), 90),
+        Job(
+            "teacher ir50, ir101",
+            (*_bench("teacher"), "--arch", "ir50", "ir101", "--batch-size", "1024", "--rows", "teacher.jsonl"),
+            240,
+        ),
+        Job("teacher cache", (*_bench("teacher_cache"), "--rows", "teacher_cache.jsonl"), 120),
         Job("step float32", (*step, "--precision", "float32", "--steps", "50"), 60),
         Job("centre update", (*_bench("kernels.bench_centre_update"), "--rows", "centre_update.jsonl"), 40),
         Job(

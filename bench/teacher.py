@@ -1,0 +1,258 @@
+"""A teacher network alone: images a second of each way to run it, on a batch that is already on the device.
+
+Leaves out loading, the student and everything else of a step. The reference is what one would write first: the network
+as loaded, eager, float32, NCHW (on CUDA with torch's own setting of TF32 for convolutions, which each row records).
+Before anything is timed, every form must point where the reference does: the cosines of their embeddings, on noise and
+with random weights whose norms have seen such noise, are part of the rows. Rounds of all forms alternate, so that a
+busy machine slows all. Rates count the operations of convolutions and linear maps; those of bfloat16 are set against a
+plain matrix product in bfloat16, measured in the same run.
+
+    python -m adadistill.bench.teacher --arch ir50 ir101 --batch-size 1024
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from adadistill.bench.rows import append_row, spread
+from adadistill.core.backbones import BackboneConfig, build_backbone
+from adadistill.core.teachers.network_teacher import NetworkTeacher
+
+_SETTLING_IMAGES = 32
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Form:
+    """One way of running a teacher; fields as `NetworkTeacher` takes them."""
+
+    autocast_dtype: torch.dtype | None = None
+    channels_last: bool = True
+    fold_batch_norm: bool = True
+    compile: bool = False
+
+    @property
+    def least_cosine(self) -> float:
+        """What all but 1 % of the embeddings must reach to be the same teacher's. TF32 has 10 bits, bfloat16 7."""
+        return 0.9999 if self.autocast_dtype is None else 0.999
+
+
+REFERENCE = "float32"
+
+FORMS = {
+    REFERENCE: Form(channels_last=False, fold_batch_norm=False),
+    "float32-folded": Form(),
+    "float32-compiled": Form(compile=True),
+    "bfloat16": Form(autocast_dtype=torch.bfloat16),
+    "bfloat16-compiled": Form(autocast_dtype=torch.bfloat16, compile=True),
+}
+
+
+@dataclass(slots=True)
+class Runner:
+    """A teacher, and images as it takes them."""
+
+    name: str
+    teacher: NetworkTeacher
+    images: Tensor
+    first_call_s: float = 0.0
+    """Seconds of the first call, in which it may compile."""
+
+    def embed(self) -> Tensor:
+        """(B, D) unit embeddings of the batch."""
+        return self.teacher.embed(self.images)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure, print and append rows."""
+    parser = argparse.ArgumentParser(prog="python -m adadistill.bench.teacher", description=__doc__.split("\n")[0])
+    parser.add_argument("--arch", nargs="+", default=["ir50"])
+    parser.add_argument("--width", type=float, default=1.0)
+    parser.add_argument("--image-size", type=int, default=112)
+    parser.add_argument("--batch-size", type=int, default=1024)
+    parser.add_argument("--forms", nargs="+", choices=list(FORMS), default=list(FORMS), help=f"beside {REFERENCE}")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--calls", type=int, default=10, help="batches a round, of each form")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--rows", help="JSONL file for the rows (default: print only)")
+    arguments = parser.parse_args(argv)
+    device = torch.device(arguments.device)
+    gemm_rate = _gemm_tflop_per_s(device)
+    print(f"bfloat16 matrix product {gemm_rate:.3g} TFLOP/s, {_tf32()}\n{_HEADING}")
+    for arch in arguments.arch:
+        torch.compiler.reset()  # every network of a class counts towards the compiler's limit for its code
+        network = random_teacher(arch, arguments.width, arguments.image_size, device)
+        images = noise(arguments.batch_size, arguments.image_size, device, seed=1)
+        gflop = _gflop_per_image(network, images)
+        runners = [build_runner(name, network, images) for name in dict.fromkeys([REFERENCE, *arguments.forms])]
+        cosines = _agreement(runners)
+        rates = _alternating_rates(runners, rounds=arguments.rounds, calls=arguments.calls)
+        reference_rate = spread(rates[REFERENCE])["median"]
+        for runner in runners:
+            form, rate = FORMS[runner.name], spread(rates[runner.name])
+            tflop_per_s = rate["median"] * gflop / 1e3
+            values = {
+                "form": runner.name,
+                "images_per_s": rate,
+                "against_float32": rate["median"] / reference_rate,
+                "tflop_per_s": tflop_per_s,
+                "share_of_gemm_rate": tflop_per_s / gemm_rate if form.autocast_dtype is not None else None,
+                "cosine": cosines[runner.name],
+                "first_call_s": runner.first_call_s,
+                "extra_mib": _extra_mib(runner.embed, device),
+            }
+            _print(arch, values)
+            append_row(
+                arguments.rows, bench="teacher", arch=arch, width=arguments.width, image_size=arguments.image_size,
+                batch_size=arguments.batch_size, rounds=arguments.rounds, calls=arguments.calls, device=str(device),
+                gflop_per_image=gflop, **_tf32(), **values,
+            )  # fmt: skip
+    return 0
+
+
+def random_teacher(arch: str, width: float, image_size: int, device: torch.device) -> nn.Module:
+    """A network with random weights, float32, in evaluation mode, whose norms hold the statistics of some noise."""
+    # Without dropout: it would shift what the last norm sees from training to evaluation.
+    config = BackboneConfig(arch=arch, width=width, dropout=0.0)  # type: ignore[arg-type]
+    network = build_backbone(config, image_size, generator=0).to(device).train()
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
+            module.momentum = 1.0
+    with torch.no_grad():
+        network(noise(_SETTLING_IMAGES, image_size, device, seed=0))
+    return network.eval()
+
+
+def noise(count: int, image_size: int, device: torch.device, *, seed: int) -> Tensor:
+    """(count, 3, image_size, image_size) float32 in [-1, 1]."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.rand(count, 3, image_size, image_size, generator=generator).mul_(2).sub_(1).to(device)
+
+
+def build_runner(name: str, network: nn.Module, images: Tensor) -> Runner:
+    """A form of the network, with the images in its formats, as a loader would deliver them."""
+    form = FORMS[name]
+    teacher = NetworkTeacher(
+        network,
+        embedding_dim=512,
+        device=images.device,
+        autocast_dtype=form.autocast_dtype,
+        channels_last=form.channels_last,
+        fold_batch_norm=form.fold_batch_norm,
+        compile=form.compile,
+        batch_size=len(images),
+    )
+    memory_format = torch.channels_last if form.channels_last else torch.contiguous_format
+    runner = Runner(
+        name, teacher, images.to(form.autocast_dtype or images.dtype).contiguous(memory_format=memory_format)
+    )
+    runner.first_call_s = seconds_of(runner.embed, images.device)
+    return runner
+
+
+def seconds_of(run: Callable[[], object], device: torch.device, calls: int = 1) -> float:
+    """Wall time of a number of calls, from an idle device to an idle device."""
+    drain(device)
+    started = time.perf_counter()
+    for _ in range(calls):
+        run()
+    drain(device)
+    return time.perf_counter() - started
+
+
+def drain(device: torch.device) -> None:
+    """Wait for what was launched."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _agreement(runners: Sequence[Runner]) -> dict[str, dict[str, float]]:
+    """Cosines of each form's embeddings to the reference's, by name of the form.
+
+    Raises:
+        ValueError: a form is another teacher.
+    """
+    truth = next(runner for runner in runners if runner.name == REFERENCE).embed().double()
+    found = {}
+    for runner in runners:
+        cosine = F.cosine_similarity(runner.embed().double(), truth)  # (B,)
+        p1 = torch.quantile(cosine, 0.01).item()
+        found[runner.name] = {"mean": cosine.mean().item(), "p1": p1, "min": cosine.min().item()}
+        if not p1 >= FORMS[runner.name].least_cosine:
+            raise ValueError(
+                f"{runner.name}: 1 % of the embeddings have a cosine to {REFERENCE} of {p1:.6f} or less, "
+                f"{FORMS[runner.name].least_cosine} is wanted; nothing was timed"
+            )
+    return found
+
+
+def _alternating_rates(runners: Sequence[Runner], *, rounds: int, calls: int) -> dict[str, list[float]]:
+    """Images a second of every round, by name of the form."""
+    rates: dict[str, list[float]] = {runner.name: [] for runner in runners}
+    for _ in range(rounds):
+        for runner in runners:
+            seconds = seconds_of(runner.embed, runner.images.device, calls)
+            rates[runner.name].append(calls * len(runner.images) / seconds)
+    return rates
+
+
+def _gflop_per_image(network: nn.Module, images: Tensor) -> float:
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        network(images[:1])
+    return counter.get_total_flops() / 1e9
+
+
+def _gemm_tflop_per_s(device: torch.device) -> float:
+    """Rate of a square matrix product in bfloat16, large enough to fill a GPU."""
+    side = 8192 if device.type == "cuda" else 256
+    factors = torch.randn(2, side, side, device=device, dtype=torch.bfloat16)
+    run = partial(torch.matmul, factors[0], factors[1])
+    seconds_of(run, device, 3)
+    seconds = spread([seconds_of(run, device, 10) / 10 for _ in range(5)])["median"]
+    return 2 * side**3 / seconds / 1e12
+
+
+def _extra_mib(run: Callable[[], object], device: torch.device) -> float | None:
+    """Peak memory of a run beside what was there before; None on the CPU, which does not count it."""
+    if device.type != "cuda":
+        return None
+    before = torch.cuda.memory_allocated(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    seconds_of(run, device)
+    return (torch.cuda.max_memory_allocated(device) - before) / 2**20
+
+
+def _tf32() -> dict[str, bool]:
+    """Whether float32 convolutions and matrix products may use TF32 on CUDA."""
+    return {"tf32_conv": torch.backends.cudnn.allow_tf32, "tf32_matmul": torch.backends.cuda.matmul.allow_tf32}
+
+
+_HEADING = (
+    f"{'arch':<14} {'form':<18} {'images/s':>10} {'p20':>10} {'p80':>10} {'speed-up':>8} {'TFLOP/s':>8} {'of GEMM':>8}"
+    f" {'1-cos p1':>9} {'max':>9} {'1st call':>9} {'MiB':>7}"
+)
+
+
+def _print(arch: str, values: dict[str, Any]) -> None:
+    rate, cosine = values["images_per_s"], values["cosine"]
+    share = "" if values["share_of_gemm_rate"] is None else f"{values['share_of_gemm_rate']:.1%}"
+    mib = "" if values["extra_mib"] is None else f"{values['extra_mib']:.0f}"
+    print(
+        f"{arch:<14} {values['form']:<18} {rate['median']:>10,.0f} {rate['p20']:>10,.0f} {rate['p80']:>10,.0f}"
+        f" {values['against_float32']:>7.2f}x {values['tflop_per_s']:>8.3g} {share:>8}"
+        f" {abs(1 - cosine['p1']):>9.1e} {abs(1 - cosine['min']):>9.1e} {values['first_call_s']:>7.1f} s {mib:>7}"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
