@@ -11,7 +11,7 @@ import atexit
 import inspect
 import weakref
 from collections.abc import Generator, Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal, Protocol
@@ -154,20 +154,67 @@ def build_pipeline(
         raise ValueError(
             f"the sample order is over {order.num_records} records, {records.path} holds {checked.num_records} images"
         )
+    decoding = _decoding(
+        config, checked, batch_size=steps.batch_size, device=device, dtype=dtype, channels_last=channels_last
+    )
+    return PrefetchedPipeline(steps, decoding, prefetch=config.prefetch)
+
+
+@contextmanager
+def planned_batches(
+    config: DataConfig,
+    records: ImageRecords,
+    plans: Iterator[StepPlan],
+    *,
+    batch_size: int,
+    device: torch.device,
+    dtype: torch.dtype = torch.float32,
+    channels_last: bool = False,
+) -> Iterator[Iterator[Batch]]:
+    """The batches of plans made elsewhere, decoded ahead of their consumer: for passes over records that do not train.
+
+    Args:
+        config: decoder, image size, threads and prefetch are used.
+        plans: of `batch_size` records each.
+        device: where all tensors of a batch arrive, cpu or cuda.
+        dtype: floating-point type of the images.
+        channels_last: memory format of the images.
+
+    Raises:
+        As `build_pipeline` on entering, and as `ImagePipeline.epoch` from `next()`.
+    """
+    decoding = _decoding(
+        config,
+        CheckedRecords(records, config.image_size),
+        batch_size=batch_size,
+        device=device,
+        dtype=dtype,
+        channels_last=channels_last,
+    )
+    with closing(decoding), closing(prefetched(decoding.batches(plans), config.prefetch)) as batches:
+        yield map(hand_over, batches)
+
+
+def _decoding(
+    config: DataConfig,
+    checked: CheckedRecords,
+    *,
+    batch_size: int,
+    device: torch.device,
+    dtype: torch.dtype,
+    channels_last: bool,
+) -> Decoding:
     destination = batch_destination(
         device,
-        batch_size=steps.batch_size,
+        batch_size=batch_size,
         image_size=config.image_size,
         dtype=dtype,
         channels_last=channels_last,
         keep=config.prefetch + 2,
     )
-    decoding: Decoding
     if config.decoder == "cpu":
-        decoding = CpuDecoding(checked, destination, threads=config.workers)
-    else:
-        decoding = DaliDecoding(checked, destination, batch_size=steps.batch_size, threads=config.workers)
-    return PrefetchedPipeline(steps, decoding, prefetch=config.prefetch)
+        return CpuDecoding(checked, destination, threads=config.workers)
+    return DaliDecoding(checked, destination, batch_size=batch_size, threads=config.workers)
 
 
 class PrefetchedPipeline:

@@ -27,6 +27,7 @@ tests_support.make_importable()
 
 import tiny_training
 import torch
+import torch.fx.experimental.symbolic_shapes  # by torch on first use otherwise: half a second of each child
 
 from adadistill.core.cache_build import build_cache
 from adadistill.core.distributed import Ranks, distributed_session

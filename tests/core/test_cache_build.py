@@ -22,7 +22,7 @@ from adadistill.core.distributed import Ranks
 from adadistill.core.network_checkpoint import load_network, save_network
 from adadistill.core.recipe import Recipe
 from adadistill.core.stop_signal import StopRequested, StopSignal
-from adadistill.core.teachers import NetworkTeacher, TeacherError
+from adadistill.core.teachers import NetworkTeacher, TeacherError, network_teacher
 from adadistill.loaders.image_records import ImageRecords
 from adadistill.loaders.pixels import decode_image, to_network_input
 from adadistill.loaders.recordio import RecordError
@@ -157,7 +157,7 @@ def test_a_complete_cache_is_confirmed_without_running_the_network(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     before = _bytes(data / "cache")
-    monkeypatch.setattr(cache_build, "NetworkTeacher", None)
+    monkeypatch.setattr(cache_build, "in_loop_teacher", None)
     result = _build(_recipe(data, data / "cache"))
     assert result.images == 0
     assert result.images_per_s == 0.0
@@ -283,7 +283,7 @@ def test_an_embedding_without_direction_is_named_and_not_stored(
                 rows[2] = value
             return rows
 
-    monkeypatch.setattr(cache_build, "NetworkTeacher", Damaged)
+    monkeypatch.setattr(network_teacher, "NetworkTeacher", Damaged)
     with pytest.raises(CacheBuildError, match=f"record {BATCH + 2} .* mirrored image is {said}"):
         _build(_recipe(data, tmp_path / "cache"))
     assert not _slots_done(tmp_path / "cache")[1]

@@ -181,7 +181,7 @@ def test_the_first_row_without_a_direction_is_named(data: Path, tmp_path: Path, 
         (np.zeros((RECORDS, 2, DIM, 1)), r"shape \(48, 2, 64, 1\)"),
         (np.zeros((RECORDS, 0, DIM)), r"shape \(48, 0, 64\)"),
         (np.zeros((RECORDS, 3, DIM)), "holds 3 views"),
-        (np.array([{"a": 1}] * RECORDS, dtype=object), "holds object"),
+        (np.array([{"a": 1}] * RECORDS, dtype=object), "which are no numbers"),
         (np.zeros(RECORDS, dtype=[("a", "f4")]), "no .npy file of embeddings"),
     ],
 )

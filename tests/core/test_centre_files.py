@@ -243,7 +243,7 @@ def test_any_floating_npy_file_is_read(tmp_path: Path, dtype: str, order: str):
         (np.ones((2, 3), np.longdouble), "found .* float128"),
         (np.ones((0, 3), np.float32), "not an .npy file|must hold"),
         (np.array([["a"]], dtype=object), "not an .npy file of class centres"),
-        (np.zeros(3, dtype=[("a", "f4")]), "must hold"),
+        (np.zeros(3, dtype=[("a", "f4")]), "not an .npy file of class centres"),
     ],
 )
 def test_an_npy_file_of_something_else_is_refused(tmp_path: Path, array: np.ndarray, message: str):

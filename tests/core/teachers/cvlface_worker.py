@@ -16,11 +16,11 @@ import tests_support
 
 tests_support.make_importable()
 
-import torch  # noqa: E402
+import torch
 
-from adadistill.core.distributed import distributed_session  # noqa: E402
-from adadistill.core.teachers import TeacherError  # noqa: E402
-from adadistill.core.teachers.cvlface import load_cvlface  # noqa: E402
+from adadistill.core.distributed import distributed_session
+from adadistill.core.teachers import TeacherError
+from adadistill.core.teachers.cvlface import load_cvlface
 
 
 def main(jobs_path: str, out: str) -> None:

@@ -1,0 +1,360 @@
+"""Entry point: caches of teacher embeddings, which a recipe trains from (`teacher.cache`) without running the teacher.
+
+    adadistill cache build RECIPE [key.path=value ...]           run the recipe's teacher over its records; goes on
+                                                                 where an earlier build stopped
+    adadistill cache import ROWS.npy FOLDER --records train.rec  take embeddings that exist already, after checking that
+                                                                 they belong to the records
+    adadistill cache verify FOLDER [--recipe RECIPE]             read all of it against its checksums
+    adadistill cache info FOLDER                                 what it holds and where it came from
+
+On several devices: torchrun --standalone --nproc_per_node=8 -m adadistill.recipes.cache_teacher RECIPE ...
+
+Exit codes: 0 done; 1 the work failed (a damaged record, an embedding that is not finite, a damaged cache); 2 the
+recipe, a file it names or the launch is wrong, or the cache is another one; 143 stopped by SIGTERM (130 by SIGINT).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from adadistill.core.cache_build import BuildProgress, CacheBuildError, CacheBuildResult, build_cache, recompute_rows
+from adadistill.core.cache_import import DEFAULT_MARGIN, import_embeddings
+from adadistill.core.checkpoints import CheckpointError
+from adadistill.core.distributed import LaunchError, Ranks, distributed_session
+from adadistill.core.host_memory import keep_freed_memory
+from adadistill.core.metrics_log import ProgressBar, format_seconds
+from adadistill.core.recipe import Recipe, load_recipe
+from adadistill.core.stop_signal import StopRequested, listen_for_stop
+from adadistill.core.teachers import expected_identity, record_binding
+from adadistill.loaders.dali_pipeline import DaliBatchError, DaliMissingError
+from adadistill.loaders.image_records import ImageRecords
+from adadistill.loaders.pixels import ImageDecodeError
+from adadistill.loaders.recordio import RecordError
+from adadistill.loaders.teacher_cache import (
+    MIRRORED,
+    PLAIN,
+    CacheDamagedError,
+    CacheHeader,
+    CacheIncompleteError,
+    TeacherCache,
+)
+from adadistill.loaders.teacher_cache.files import read_header_bytes
+
+logger = logging.getLogger("adadistill")
+
+LEAST_COSINE = 0.999
+"""Of stored to fresh embeddings. Rounding moves a row by less, another image, colour order or network by far more."""
+
+_LOG_EVERY_S = 10.0
+
+_FAILURES = (CacheBuildError, CacheDamagedError, RecordError, ImageDecodeError, DaliBatchError)
+_MISTAKES = (ValueError, OSError, LaunchError, DaliMissingError, CheckpointError)
+
+
+class CacheDiffersError(RuntimeError):
+    """The recipe's teacher does not say what the cache holds."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one of the verbs; returns the exit code."""
+    verb, *rest = [*(sys.argv[1:] if argv is None else argv)] or [""]
+    if verb not in _VERBS:
+        print(__doc__, file=sys.stdout if verb in ("-h", "--help") else sys.stderr)
+        return 0 if verb in ("-h", "--help") else 2
+    parser, work = _VERBS[verb]
+    arguments = parser().parse_intermixed_args(rest)
+    keep_freed_memory()
+    try:
+        work(arguments)
+    except StopRequested as stop:
+        logger.info("%s", stop)
+        return stop.exit_code
+    except (*_FAILURES, CacheDiffersError) as error:
+        return _fail(error, 1)
+    except _MISTAKES as error:
+        return _fail(error, 2)
+    return 0
+
+
+def _build(arguments: argparse.Namespace) -> None:
+    recipe = load_recipe(arguments.recipe, arguments.overrides)
+    with distributed_session(arguments.device) as ranks, listen_for_stop() as stop:
+        _set_up_logging(speaks=ranks.is_main)
+        result = build_cache(
+            recipe,
+            ranks=ranks,
+            stop=stop,
+            batch_size=arguments.batch_size,
+            views=arguments.views,
+            report=_BuildReport(ranks) if ranks.is_main else None,
+        )
+        if ranks.is_main:
+            _print_result(result)
+
+
+def _import(arguments: argparse.Namespace) -> None:
+    _set_up_logging(speaks=True)
+    with listen_for_stop() as stop:
+        result = import_embeddings(
+            arguments.rows,
+            arguments.folder,
+            records=ImageRecords(arguments.records, arguments.index),
+            stop=stop,
+            views=arguments.views,
+            margin=arguments.margin,
+            label_check=not arguments.no_label_check,
+            name=arguments.name,
+            image_size=arguments.image_size,
+            report=_BuildReport(Ranks()),
+        )
+    _print_result(result)
+
+
+def _verify(arguments: argparse.Namespace) -> None:
+    if arguments.recompute is not None and arguments.recipe is None:
+        raise ValueError("--recompute embeds with the teacher of a recipe; name it with --recipe")
+    if arguments.overrides and arguments.recipe is None:
+        raise ValueError(f"{arguments.overrides[0]} replaces a value of a recipe; name it with --recipe")
+    _set_up_logging(speaks=True)
+    cache = TeacherCache(arguments.folder)
+    with distributed_session(arguments.device) as ranks:
+        recipe = None
+        if arguments.recipe is not None:
+            recipe = load_recipe(arguments.recipe, arguments.overrides)
+            print(_require(cache, recipe, ranks))
+        _check_sums(cache, ranks)
+        if recipe is not None and arguments.recompute is not None:
+            _recompute(cache, recipe, arguments.recompute, ranks)
+
+
+def _require(cache: TeacherCache, recipe: Recipe, ranks: Ranks) -> str:
+    """Refuse a cache that the recipe could not train from, and say what was compared."""
+    records = ImageRecords(recipe.data.records, recipe.data.index, num_classes=recipe.data.num_classes)
+    compares_teacher = recipe.teacher is not None and recipe.teacher.source is not None
+    teacher = None
+    if recipe.teacher is not None and compares_teacher:
+        teacher = expected_identity(recipe.teacher, cache, recipe.data.image_size, ranks)
+    views = [PLAIN, MIRRORED] if recipe.data.mirror_probability > 0.0 else [PLAIN]
+    cache.require(teacher=teacher, records=record_binding(records), views=views)
+    compared = "teacher, records and views" if compares_teacher else "records and views (the recipe names no network)"
+    return f"fits recipe {recipe.name}: {compared}"
+
+
+def _check_sums(cache: TeacherCache, ranks: Ranks) -> None:
+    header = cache.header
+    bar, started = ProgressBar(header.num_blocks, ranks), time.perf_counter()
+    with listen_for_stop() as stop:
+
+        def progress(blocks: int) -> None:
+            bar.update(blocks)
+            if stop.requested:
+                bar.clear()
+                raise StopRequested(stop.exit_code)
+
+        cache.verify(progress=progress)
+    bar.clear()
+    seconds = max(time.perf_counter() - started, 1e-9)
+    print(
+        f"all checksums are right: {header.num_blocks} blocks, {header.data_bytes / 1e9:.3f} GB, "
+        f"{header.data_bytes / 1e9 / seconds:.2f} GB/s, digest {cache.digest()}"
+    )
+
+
+def _recompute(cache: TeacherCache, recipe: Recipe, records: int, ranks: Ranks) -> None:
+    found = recompute_rows(recipe, cache, records=records, ranks=ranks)
+    least = (
+        f"the least cosine of stored to fresh embeddings is {found.least_cosine:.6f} "
+        f"(record {found.record_id}, {found.view} view), over {found.records} records"
+    )
+    if not found.least_cosine >= LEAST_COSINE:
+        raise CacheDiffersError(
+            f"{cache.folder} does not hold what the recipe's teacher says: {least}; {LEAST_COSINE} is asked for. "
+            "Another teacher, other preprocessing or other records made it; build the cache anew"
+        )
+    print(f"recomputed: {least}")
+
+
+def _info(arguments: argparse.Namespace) -> None:
+    folder: Path = arguments.folder
+    header = CacheHeader.from_bytes(read_header_bytes(folder), where=str(folder / "header.json"))
+    try:
+        state, digest = "complete", TeacherCache(folder).digest()
+    except CacheIncompleteError as error:
+        state, digest = str(error), None
+    if arguments.json:
+        content = {"header": json.loads(header.to_bytes()), "complete": digest is not None, "digest": digest}
+        print(json.dumps(content, indent=2, sort_keys=True))
+        return
+    for name, value in _facts(header, state, digest):
+        # Names in a header are other people's text: nothing of it may steer a terminal.
+        print(f"{name:<12} {''.join(sign if sign.isprintable() else '?' for sign in value)}")
+
+
+def _facts(header: CacheHeader, state: str, digest: str | None) -> list[tuple[str, str]]:
+    """What people want to know of a cache, line by line."""
+    teacher, records = header.teacher, header.records
+    return [
+        ("state", state),
+        ("digest", digest or "none yet"),
+        ("rows", f"{header.num_records} records x {header.num_views} views x {header.embedding_dim} float16"),
+        ("views", ", ".join(map(str, header.views))),
+        ("size", f"{header.data_bytes / 1e9:.3f} GB in {header.num_blocks} blocks of {header.block_records} records"),
+        ("teacher", " ".join(str(teacher[key]) for key in ("kind", "name", "arch") if teacher.get(key))),
+        ("  sha256", str(teacher["sha256"])),
+        ("  images", f"{teacher.get('image_size')} px, preprocessing {_listed(teacher.get('preprocessing'))}"),
+        ("records", f"{records.get('name')}, {records.get('num_classes')} identities"),
+        ("  sha256", str(records["fingerprint"])),
+        ("built", _listed(dict(header.built))),
+    ]
+
+
+def _listed(value: object) -> str:
+    if value is None:
+        return "unknown"
+    if not isinstance(value, dict):
+        return str(value)
+    return ", ".join(f"{key} {_listed(entry)}" for key, entry in value.items())
+
+
+class _BuildReport:
+    """Shows how far a build is: a bar on a terminal, and a line every ten seconds. Rank 0's part stands for all."""
+
+    def __init__(self, ranks: Ranks) -> None:
+        self._ranks = ranks
+        self._bar: ProgressBar | None = None
+        self._since: tuple[float, BuildProgress] | None = None
+
+    def __call__(self, progress: BuildProgress) -> None:
+        now = time.perf_counter()
+        if self._bar is None or self._since is None:  # what came before the first block says nothing of the next ones
+            self._bar, self._since = ProgressBar(progress.of_blocks, self._ranks), (now, progress)
+        self._bar.update(progress.blocks)
+        if progress.blocks == progress.of_blocks:
+            self._bar.clear()
+        elif now - self._since[0] >= _LOG_EVERY_S:
+            self._bar.clear()
+            self._log(progress, self._since[1], now - self._since[0])
+            self._since = (now, progress)
+
+    def _log(self, progress: BuildProgress, earlier: BuildProgress, seconds: float) -> None:
+        images_per_s = (progress.images - earlier.images) / seconds * self._ranks.world_size
+        blocks_per_s = (progress.blocks - earlier.blocks) / seconds
+        logger.info(
+            "block %d/%d%s  images/s %.0f  embeddings/s %.0f  ETA %s",
+            progress.blocks,
+            progress.of_blocks,
+            f" of rank 0 of {self._ranks.world_size}" if self._ranks.world_size > 1 else "",
+            images_per_s,
+            images_per_s * progress.views,
+            format_seconds((progress.of_blocks - progress.blocks) / max(blocks_per_s, 1e-9)),
+        )
+
+
+def _print_result(result: CacheBuildResult) -> None:
+    header = result.header
+    print(
+        f"finished: {result.folder}  {header.num_records} records x {header.num_views} views x {header.embedding_dim}, "
+        f"{header.data_bytes / 1e9:.3f} GB, digest {result.digest}"
+    )
+    if result.images:
+        print(
+            f"  {result.images} images in {format_seconds(result.seconds)}: {result.images_per_s:.0f} images/s, "
+            f"{result.images_per_s * header.num_views:.0f} embeddings/s"
+        )
+    else:
+        print("  it was already complete")
+
+
+def _set_up_logging(*, speaks: bool) -> None:
+    """Rank 0 says what happens, the others only what went wrong."""
+    logging.basicConfig(
+        format="%(asctime)s  %(message)s", datefmt="%H:%M:%S", level=logging.INFO if speaks else logging.ERROR
+    )
+
+
+def _fail(error: Exception, code: int) -> int:
+    print(f"{type(error).__name__}: {error}", file=sys.stderr)
+    return code
+
+
+class _Formatter(argparse.RawDescriptionHelpFormatter):
+    """Keeps the line breaks of descriptions."""
+
+
+def _parser(verb: str, description: str) -> argparse.ArgumentParser:
+    return argparse.ArgumentParser(prog=f"adadistill cache {verb}", description=description, formatter_class=_Formatter)
+
+
+def _build_parser() -> argparse.ArgumentParser:
+    parser = _parser("build", "Run the recipe's teacher over its records and keep the embeddings in teacher.cache.")
+    parser.add_argument("recipe", help="YAML file, or the name of a recipe that ships with the package")
+    parser.add_argument("overrides", nargs="*", metavar="key.path=value", help="replace values of the recipe")
+    parser.add_argument("--batch-size", type=int, default=256, help="images in each run of the network (default: 256)")
+    parser.add_argument(
+        "--views",
+        choices=("plain", "both"),
+        default="both",
+        help="both: as stored and mirrored (default); plain: half the time and size, for recipes that never mirror",
+    )
+    parser.add_argument("--device", help="cpu, cuda or cuda:N (default: CUDA where there is one)")
+    return parser
+
+
+def _import_parser() -> argparse.ArgumentParser:
+    parser = _parser(
+        "import", "Take embeddings that exist already: row = record id, view 0 as stored, view 1 mirrored."
+    )
+    parser.add_argument("rows", type=Path, help=".npy file, (N, V, D) or (N, D) float16, float32 or float64")
+    parser.add_argument("folder", type=Path, help="of the cache, new or of an earlier call")
+    parser.add_argument("--records", type=Path, required=True, help=".rec file that the rows are of")
+    parser.add_argument("--index", type=Path, help="its .idx (default: the one beside it, else a scan)")
+    parser.add_argument("--views", choices=("plain", "both"), help="views to keep (default: those that there are)")
+    parser.add_argument(
+        "--margin",
+        type=float,
+        default=DEFAULT_MARGIN,
+        help=f"cosine by which images of one identity must beat images of two (default: {DEFAULT_MARGIN})",
+    )
+    parser.add_argument(
+        "--no-label-check", action="store_true", help="do not compare identities; the cache will say so"
+    )
+    parser.add_argument("--name", help="what the cache calls the teacher (default: the file's name)")
+    parser.add_argument("--image-size", type=int, default=112, help="pixels the teacher saw (default: 112)")
+    return parser
+
+
+def _verify_parser() -> argparse.ArgumentParser:
+    parser = _parser("verify", "Read a cache against its checksums, and compare it with a recipe.")
+    parser.add_argument("folder", type=Path, help="of the cache")
+    parser.add_argument("overrides", nargs="*", metavar="key.path=value", help="replace values of the recipe")
+    parser.add_argument("--recipe", help="refuse a cache that this recipe could not train from")
+    parser.add_argument(
+        "--recompute", type=int, metavar="N", help="embed N records with the recipe's teacher and compare"
+    )
+    parser.add_argument("--device", help="to embed on: cpu, cuda or cuda:N (default: CUDA where there is one)")
+    return parser
+
+
+def _info_parser() -> argparse.ArgumentParser:
+    parser = _parser("info", "Say what a cache holds and where it came from.")
+    parser.add_argument("folder", type=Path, help="of the cache")
+    parser.add_argument("--json", action="store_true", help="print the header and the digest as JSON")
+    return parser
+
+
+_VERBS: dict[str, tuple[Callable[[], argparse.ArgumentParser], Callable[[argparse.Namespace], None]]] = {
+    "build": (_build_parser, _build),
+    "import": (_import_parser, _import),
+    "verify": (_verify_parser, _verify),
+    "info": (_info_parser, _info),
+}
+
+
+if __name__ == "__main__":
+    sys.exit(main())
