@@ -42,7 +42,8 @@ Every key of a recipe, generated from the config classes. After changing one, re
   file's folder or below. Mappings merge key by key; values, lists and `null` replace. A base has no base itself.
 - `key.path=value` on the command line overrides a key: `optim.lr=0.05`, `optim.milestones=[8,14]`, `teacher=null`,
   `head={kind: arcface, margin: 0.5}` (merged as well). Values follow the same rules; each key can be given once.
-- Paths (`data.records`, `teacher.*`, `centres.path`, `evaluation.sets`) are relative to the working directory of the launch.
+- Paths (`data.records`, `teacher.*`, `centres.path`, `evaluation.sets`) are relative to the working directory of the
+  launch.
 - A run saves the resolved recipe with every value. Reading it gives the same recipe and the same hash. Device, number
   of processes and output folder are no part of a recipe.
 """
