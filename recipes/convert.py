@@ -15,13 +15,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from adadistill.core.backbones import BACKBONE_NAMES, BackboneConfig, BackboneName, build_backbone
-from adadistill.core.backbones.public_formats import FORMATS, recognise_backbone, resolve_publisher
-from adadistill.core.backbones.public_weights import load_public_weights, swap_colour_order_
-from adadistill.core.backbones.weight_files import read_weight_file
+from adadistill.core.backbones import BACKBONE_NAMES, BackboneName
+from adadistill.core.backbones.public_formats import FORMATS
+from adadistill.core.backbones.public_weights import swap_colour_order_
 from adadistill.core.checkpoints import CheckpointError
 from adadistill.core.network_checkpoint import save_network
-from adadistill.core.teachers.weight_source import file_sha256
+from adadistill.core.teachers.weight_source import file_sha256, read_public_network
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -70,13 +69,8 @@ def convert(
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise FileExistsError(f"{out} exists already and is not an empty folder; choose another or remove it")
-    public = read_weight_file(source)
-    backbone = recognise_backbone(public)
-    if arch is not None:
-        backbone = BackboneConfig(arch=arch, embedding_dim=backbone.embedding_dim)
-    publisher = resolve_publisher(weight_format, backbone.arch, public)
-    network = build_backbone(backbone, image_size, generator=0)
-    load_public_weights(network, public)
+    found = read_public_network(source, arch=arch, weight_format=weight_format, image_size=image_size)
+    network, backbone, publisher = found.network, found.backbone, found.publisher
     colour = _resolve_colour(colour, publisher, backbone.arch)
     if colour == "bgr":
         swap_colour_order_(network)

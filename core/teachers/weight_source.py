@@ -7,12 +7,15 @@ since a teacher of which one layer stayed random still trains a student, only a 
 from __future__ import annotations
 
 import hashlib
+from dataclasses import dataclass
 from pathlib import Path
 
+from torch import nn
+
 from adadistill.core.backbones import BackboneConfig, BackboneName, build_backbone
-from adadistill.core.backbones.public_formats import FORMATS, recognise_backbone, resolve_publisher
+from adadistill.core.backbones.public_formats import FORMATS, Publisher, recognise_backbone, resolve_publisher
 from adadistill.core.backbones.public_weights import load_public_weights
-from adadistill.core.backbones.weight_files import read_weight_file
+from adadistill.core.backbones.weight_files import WeightFileError, read_weight_file
 from adadistill.core.teachers.interface import LoadedTeacher, TeacherError, TeacherIdentity
 from adadistill.core.teachers.preprocessing import Color, Preprocessing
 
@@ -35,16 +38,13 @@ def load_weights(
         FileNotFoundError, WeightFileError: the file cannot be read.
         TeacherError: it is another network, or nothing tells its colour order.
     """
-    public = read_weight_file(path)
     try:
-        backbone = recognise_backbone(public)
-        if arch is not None:
-            backbone = BackboneConfig(arch=arch, embedding_dim=backbone.embedding_dim)
-        publisher = resolve_publisher(weight_format, backbone.arch, public)
-        network = build_backbone(backbone, image_size, generator=0)
-        load_public_weights(network, public)
+        found = read_public_network(path, arch=arch, weight_format=weight_format, image_size=image_size)
+    except WeightFileError:
+        raise
     except ValueError as error:
         raise TeacherError(f"{path}: {error}") from None
+    backbone, publisher = found.backbone, found.publisher
     stated: Color | None = None if publisher is None else FORMATS[publisher].color
     if stated is None and color is None:
         raise TeacherError(
@@ -61,7 +61,37 @@ def load_weights(
         image_size=image_size,
         preprocessing=Preprocessing(color=stated or "rgb"),
     )
-    return LoadedTeacher(network.eval(), identity, stated)
+    return LoadedTeacher(found.network.eval(), identity, stated)
+
+
+@dataclass(frozen=True, slots=True)
+class PublicNetwork:
+    """A public weight file in our own network, images as they were in its training."""
+
+    network: nn.Module
+    backbone: BackboneConfig
+    publisher: Publisher | None
+    """None where nothing tells."""
+
+
+def read_public_network(path: Path, *, arch: BackboneName | None, weight_format: str, image_size: int) -> PublicNetwork:
+    """Read and convert a public weight file, strictly.
+
+    Args:
+        as `load_weights`.
+
+    Raises:
+        FileNotFoundError, WeightFileError: the file cannot be read.
+        ValueError: it is another network, with the list of what does not fit.
+    """
+    public = read_weight_file(path)
+    backbone = recognise_backbone(public)
+    if arch is not None:
+        backbone = BackboneConfig(arch=arch, embedding_dim=backbone.embedding_dim)
+    publisher = resolve_publisher(weight_format, backbone.arch, public)
+    network = build_backbone(backbone, image_size, generator=0)
+    load_public_weights(network, public)
+    return PublicNetwork(network, backbone, publisher)
 
 
 def file_sha256(path: Path) -> str:
