@@ -17,6 +17,8 @@ STAGE_CHANNELS = (64, 128, 256, 512)
 DEPTHS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 14, 3), 100: (3, 13, 30, 3)}
 """Blocks per stage by the number that names the network; IR calls the last one 101."""
 
+_FEW_CHANNELS = 8
+
 
 class ResidualBlock(nn.Module):
     """Batch norm, 3x3 convolution, batch norm, PReLU, 3x3 convolution with stride, batch norm; plus the shortcut.
@@ -31,13 +33,19 @@ class ResidualBlock(nn.Module):
         self.norm = nn.BatchNorm2d(in_channels)
         self.first = ConvUnit(in_channels, out_channels, 3)
         self.second = ConvUnit(out_channels, out_channels, 3, stride=stride, activation=False)
-        self.shortcut = ConvUnit(in_channels, out_channels, 1, stride=stride, activation=False) if project else None
+        # torch 2.13 crashes the process in the backward of a strided 1x1 convolution of 8 channels, channels last, on
+        # the CPU. Subsampling first is the same map in every bit, and slower where there are more channels.
+        self.subsamples_first = project and stride > 1 and in_channels <= _FEW_CHANNELS
+        shortcut_stride = 1 if self.subsamples_first else stride
+        self.shortcut = (
+            ConvUnit(in_channels, out_channels, 1, stride=shortcut_stride, activation=False) if project else None
+        )
 
     def forward(self, inputs: Tensor) -> Tensor:
         outputs = self.second(self.first(self.norm(inputs)))
-        if self.shortcut is not None:
-            return outputs + self.shortcut(inputs)
-        return outputs + (inputs if self.stride == 1 else inputs[:, :, :: self.stride, :: self.stride])
+        if self.stride > 1 and (self.shortcut is None or self.subsamples_first):
+            inputs = inputs[:, :, :: self.stride, :: self.stride]
+        return outputs + (inputs if self.shortcut is None else self.shortcut(inputs))
 
 
 def residual_stages(blocks_per_stage: tuple[int, ...], width: float, *, project_every_stage: bool) -> nn.ModuleList:

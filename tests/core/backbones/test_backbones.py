@@ -1,7 +1,11 @@
 """What every backbone promises: size, shapes, seeded weights, float32 at the end, either memory format, compilation."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
+from tests_support import ROOT
 from torch import nn
 
 from adadistill.core.backbones import BACKBONE_NAMES, BackboneConfig, build_backbone
@@ -227,3 +231,23 @@ def test_traces_into_one_graph_for_training(arch):
     actual = torch.compile(network, fullgraph=True, backend="eager")(x)
     torch.testing.assert_close(actual, expected)
     actual.sum().backward()
+
+
+@pytest.mark.parametrize("arch", ["ir18", "iresnet18", "mobilefacenet", "mbf"])
+def test_the_narrowest_networks_train_on_full_size_images(arch: str):
+    """In a process of its own: what this guards against is a crash inside torch, not an exception."""
+    code = f"""
+import sys
+sys.path.insert(0, {str(ROOT / "tests")!r})
+import tests_support
+tests_support.make_importable()
+import torch
+from adadistill.core.backbones import BackboneConfig, build_backbone
+network = build_backbone(BackboneConfig(arch={arch!r}, width=0.125, embedding_dim=16), 112, generator=0)
+network.to(memory_format=torch.channels_last)
+images = torch.randn(8, 3, 112, 112).contiguous(memory_format=torch.channels_last)
+network(images).square().sum().backward()
+assert all(torch.isfinite(p.grad).all() for p in network.parameters() if p.requires_grad)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr or f"killed by signal {-done.returncode}"
