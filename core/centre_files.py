@@ -37,11 +37,11 @@ from adadistill.core.checkpoints.checked_files import (
     read_bytes,
     read_header,
     read_tensors,
-    sync_folder,
 )
 from adadistill.core.checkpoints.files import ROWS_KEY, STATE_NAME, Manifest, read_manifest, shard_name
 from adadistill.core.class_centres import LEAST_CENTRE_NORM, row_pieces
 from adadistill.core.npy_files import NpyFileError, open_npy
+from adadistill.loaders.folder_sync import sync_folder
 
 CentresFormat: TypeAlias = Literal["safetensors", "npy"]
 

@@ -30,7 +30,7 @@ from typing import Any
 
 from torch import Tensor
 
-from adadistill.core.checkpoints.checked_files import FileRecord, sync_folder, write_bytes, write_tensors
+from adadistill.core.checkpoints.checked_files import FileRecord, write_bytes, write_tensors
 from adadistill.core.checkpoints.files import (
     MANIFEST_NAME,
     CheckpointError,
@@ -39,6 +39,7 @@ from adadistill.core.checkpoints.files import (
     step_folder_name,
     write_manifest_text,
 )
+from adadistill.loaders.folder_sync import sync_folder
 
 _FIRST_POLL_S = 0.002
 _SLOWEST_POLL_S = 0.25

@@ -180,18 +180,6 @@ def empty_tensor(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         raise CheckedFileError(f"no memory for a tensor of {dtype} {shape}: {error}") from error
 
 
-def sync_folder(folder: Path) -> None:
-    """fsync a directory, so that the names in it survive a power cut. File systems that cannot do it are let off."""
-    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(handle)
-    except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
-            raise OSError(error.errno, error.strerror, str(folder)) from error
-    finally:
-        os.close(handle)
-
-
 def open_regular(path: Path) -> BinaryIO:
     """Open a file for reading, refusing symbolic links, devices and pipes. Raises CheckedFileError naming it."""
     try:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import stat
 from pathlib import Path
@@ -80,18 +79,6 @@ def write_at(handle: int, body: memoryview, offset: int) -> None:
     while body:
         written = os.pwrite(handle, body, offset)
         body, offset = body[written:], offset + written
-
-
-def sync_folder(folder: Path) -> None:
-    """fsync a directory, so that the names in it survive a power cut. File systems that cannot do it are let off."""
-    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(handle)
-    except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
-            raise OSError(error.errno, error.strerror, str(folder)) from error
-    finally:
-        os.close(handle)
 
 
 def _open_regular(path: Path, flags: int) -> int:

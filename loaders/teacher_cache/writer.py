@@ -25,6 +25,7 @@ from types import TracebackType
 import numpy as np
 import numpy.typing as npt
 
+from adadistill.loaders.folder_sync import sync_folder
 from adadistill.loaders.teacher_cache.blocks import (
     EMPTY_SLOT,
     SLOT_BYTES,
@@ -42,7 +43,6 @@ from adadistill.loaders.teacher_cache.files import (
     open_sized,
     read_header_bytes,
     read_start,
-    sync_folder,
     write_at,
 )
 from adadistill.loaders.teacher_cache.header import MAX_HEADER_BYTES, CacheHeader, header_digest

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from rank_processes import run_ranks
 from tiny_training import tiny_recipe, write_tiny_records
 
 from adadistill.core import cache_build
@@ -178,23 +178,7 @@ def test_a_block_that_rotted_is_computed_anew(data: Path, tmp_path: Path):
 def _launch(plan: dict, folder: Path, world_size: int) -> list[str]:
     """Build with `world_size` processes; what each printed."""
     (folder / "plan.json").write_text(json.dumps(plan))
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    environment = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
-    processes = [
-        subprocess.Popen(
-            [sys.executable, str(WORKER), "build", str(folder / "plan.json")],
-            env={**environment, "RANK": str(rank), "WORLD_SIZE": str(world_size), "LOCAL_RANK": str(rank)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(world_size)
-    ]
-    outputs = [process.communicate(timeout=240) for process in processes]
-    assert all(process.returncode == 0 for process in processes), "\n".join(error for _, error in outputs)
-    return [output for output, _ in outputs]
+    return run_ranks([str(WORKER), "build", str(folder / "plan.json")], world_size)
 
 
 def test_two_processes_finish_what_one_began_and_leave_the_same_bytes(data: Path, tmp_path: Path):

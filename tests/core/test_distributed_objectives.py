@@ -6,14 +6,11 @@ The student has no batch norm, so that a sample's embedding does not depend on h
 from __future__ import annotations
 
 import json
-import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from rank_processes import run_ranks
 from tiny_training import PlainStudent, tiny_recipe, write_tiny_records
 from torch import Tensor
 
@@ -56,21 +53,7 @@ def _launch(data: Path, folder: Path, changes: dict[str, object]) -> list[dict[s
     folder.mkdir()
     plan = {"data": str(data), "run": str(folder / "run"), "overrides": changes, "student": "plain"}
     (folder / "plan.json").write_text(json.dumps(plan))
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    environment = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
-    processes = [
-        subprocess.Popen(
-            [sys.executable, str(WORKER), str(folder / "plan.json"), str(folder)],
-            env={**environment, "RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_RANK": str(rank)},
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    errors = [process.communicate(timeout=240)[1] for process in processes]
-    assert all(process.returncode == 0 for process in processes), "\n".join(errors)
+    run_ranks([str(WORKER), str(folder / "plan.json"), str(folder)], 2)
     return [torch.load(folder / f"rank-{rank}.pt") for rank in range(2)]
 
 

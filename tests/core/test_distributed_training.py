@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from rank_processes import run_ranks
 from tests_support import ROOT
 from tiny_training import write_tiny_records
 from torch import Tensor
@@ -35,21 +35,7 @@ def _launch(data: Path, folder: Path, world_size: int, *, student: str, damage: 
         "data": str(data), "run": str(folder / "run"), "overrides": overrides, "student": student, "damage": damage,
     }  # fmt: skip
     (folder / "plan.json").write_text(json.dumps(plan))
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    environment = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
-    processes = [
-        subprocess.Popen(
-            [sys.executable, str(WORKER), str(folder / "plan.json"), str(folder)],
-            env={**environment, "RANK": str(rank), "WORLD_SIZE": str(world_size), "LOCAL_RANK": str(rank)},
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(world_size)
-    ]
-    errors = [process.communicate(timeout=240)[1] for process in processes]
-    assert all(process.returncode == 0 for process in processes), "\n".join(errors)
+    run_ranks([str(WORKER), str(folder / "plan.json"), str(folder)], world_size)
     return [
         (torch.load(folder / f"rank-{rank}.pt"), json.loads((folder / f"rank-{rank}.json").read_text()))
         for rank in range(world_size)
