@@ -1,0 +1,94 @@
+"""Fills the rows of a packed store from records: as planes, or as RGB."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable
+from typing import Literal, Protocol, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from adadistill.loaders.checked_records import CheckedRecords, ImageSizeError
+from adadistill.loaders.packed_store.errors import PackError
+from adadistill.loaders.packed_store.header import Layout
+from adadistill.loaders.packed_store.jpeg_planes import PlaneDecoder
+from adadistill.loaders.pixels import ImageDecodeError, decode_image
+from adadistill.loaders.recordio import StaleIndexError
+
+OnDamaged: TypeAlias = Literal["stop", "skip"]
+
+DecodeRecord: TypeAlias = Callable[[int], tuple[int, npt.NDArray[np.uint8]]]
+"""Label and (S, S, 3) uint8 RGB pixels of a record id, for stores whose images are made in another way."""
+
+_PNG = b"\x89PNG"
+
+
+class RowSource(Protocol):
+    """Reads one record; threads share it."""
+
+    def fill(self, record_id: int, row: npt.NDArray[np.uint8]) -> int:
+        """Write the image of a record to `row`, (image_bytes,) uint8; its label.
+
+        Raises:
+            RecordError, ImageDecodeError: the record is damaged, or its image has another size.
+            PackError: the image cannot be stored in this layout, or something needed to read it is not installed.
+        """
+        ...
+
+
+def row_source(layout: Layout, records: CheckedRecords, decode: DecodeRecord | None = None) -> RowSource:
+    """What fills the rows of a store.
+
+    Args:
+        decode: used in place of our own decoder, rgb only.
+
+    Raises:
+        PackError: planes are asked for and the TurboJPEG library is missing or decodes other pixels, or `decode` is
+            given.
+    """
+    if layout == "rgb":
+        return _RgbRows(records, decode)
+    if decode is not None:
+        raise PackError("planes are stored as the JPEG holds them; images that are made otherwise need --layout rgb")
+    return _PlaneRows(records)
+
+
+def is_damage(error: Exception) -> bool:
+    """Whether a record that failed may be skipped: not where the recipe or the index is what is wrong."""
+    return not isinstance(error, (ImageSizeError, StaleIndexError))
+
+
+class _PlaneRows:
+    def __init__(self, records: CheckedRecords) -> None:
+        self._records = records
+        self._decoder = PlaneDecoder(records.image_size)
+
+    def fill(self, record_id: int, row: npt.NDArray[np.uint8]) -> int:
+        encoded = self._records.read(record_id)
+        self._decoder.decode(encoded.body, row, where=self._records.where(record_id))
+        return encoded.label
+
+
+class _RgbRows:
+    def __init__(self, records: CheckedRecords, decode: DecodeRecord | None) -> None:
+        self._records = records
+        self._decode = decode or self._decoded
+
+    def fill(self, record_id: int, row: npt.NDArray[np.uint8]) -> int:
+        label, pixels = self._decode(record_id)
+        side = self._records.image_size
+        if pixels.shape != (side, side, 3) or pixels.dtype != np.uint8:
+            raise ValueError(f"decoding must give uint8 {(side, side, 3)}, got {pixels.dtype} {pixels.shape}")
+        row.reshape(pixels.shape)[...] = pixels
+        return label
+
+    def _decoded(self, record_id: int) -> tuple[int, npt.NDArray[np.uint8]]:
+        encoded = self._records.read(record_id)
+        try:
+            return encoded.label, decode_image(encoded.body, where=self._records.where(record_id))
+        except ImageDecodeError as error:
+            # Skipped as damaged, every PNG of a set would become a grey image, for want of a package.
+            if encoded.body.startswith(_PNG) and importlib.util.find_spec("PIL") is None:
+                raise PackError(str(error)) from None
+            raise

@@ -1,0 +1,205 @@
+"""Entry point: decode every image of a record file once, into a packed store that training reads by record id.
+
+    adadistill data pack RECORDS.rec FOLDER           planes where all JPEGs are 4:2:0 (18,816 bytes a face), else RGB;
+                                                      goes on where an earlier packing stopped
+    adadistill data pack RECORDS.rec FOLDER --verify  then read all of it against its checksums
+
+In several processes: torchrun --standalone --nproc_per_node=8 -m adadistill.recipes.data_pack RECORDS.rec FOLDER
+
+Exit codes: 0 done; 1 the work failed (a damaged record, an image of another size, a damaged store); 2 the command, a
+file it names or the launch is wrong, or the folder holds another store; 143 stopped by SIGTERM (130 by SIGINT).
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from adadistill.core.distributed import LaunchError, Ranks
+from adadistill.core.metrics_log import ProgressBar, format_seconds
+from adadistill.core.stop_signal import StopRequested, StopSignal, listen_for_stop
+from adadistill.core.teachers import record_binding
+from adadistill.loaders.image_records import ImageRecords
+from adadistill.loaders.packed_store import PackDamagedError, PackedStore, PackProgress, PackResult, pack_records
+from adadistill.loaders.pixels import ImageDecodeError
+from adadistill.loaders.recordio import RecordError
+
+logger = logging.getLogger("adadistill")
+
+_LOG_EVERY_S = 10.0
+
+_FAILURES = (RecordError, ImageDecodeError, PackDamagedError)
+_MISTAKES = (ValueError, OSError, LaunchError)
+
+
+def run(argv: Sequence[str] | None = None) -> int:
+    """Run `adadistill data pack`; returns the exit code."""
+    arguments = build_parser().parse_args(argv)
+    try:
+        ranks = _ranks()
+        logging.basicConfig(
+            format="%(asctime)s  %(message)s",
+            datefmt="%H:%M:%S",
+            level=logging.INFO if ranks.is_main else logging.WARNING,
+        )
+        with listen_for_stop() as stop:
+            _pack(arguments, ranks, stop)
+    except StopRequested as request:
+        logger.info("%s; the same command goes on from here", request)
+        return request.exit_code
+    except _FAILURES as error:
+        return _fail(error, 1)
+    except _MISTAKES as error:
+        return _fail(error, 2)
+    return 0
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The arguments of `adadistill data pack`."""
+    parser = argparse.ArgumentParser(
+        prog="adadistill data pack",
+        description="Decode every image of a record file once, into a folder that training reads by record id.",
+    )
+    parser.add_argument("records", type=Path, help=".rec file")
+    parser.add_argument("folder", type=Path, help="of the store: new, or of an earlier call, which is continued")
+    parser.add_argument("--index", type=Path, help="its .idx (default: the one beside it, else a scan)")
+    parser.add_argument(
+        "--num-classes", type=int, metavar="C", help="number of identities (default: read from the dataset)"
+    )
+    parser.add_argument(
+        "--layout",
+        choices=("auto", "planes", "rgb"),
+        default="auto",
+        help="planes: Y, Cb, Cr as 4:2:0 JPEGs hold them, half the bytes of rgb and nothing lost "
+        "(default: planes where every image allows it)",
+    )
+    parser.add_argument("--image-size", type=int, default=112, metavar="S", help="side in pixels (default: 112)")
+    parser.add_argument(
+        "--shard-records", type=int, default=65536, metavar="N", help="images in each file (default: 65536)"
+    )
+    parser.add_argument("--workers", type=int, default=4, metavar="N", help="decode threads per process (default: 4)")
+    parser.add_argument(
+        "--on-damaged",
+        choices=("stop", "skip"),
+        default="stop",
+        help="skip: store damaged records in grey with label -1, which no loss counts, and list them in damaged.json "
+        "(default: stop at the first)",
+    )
+    parser.add_argument("--verify", action="store_true", help="read the finished store against its checksums")
+    return parser
+
+
+def _pack(arguments: argparse.Namespace, ranks: Ranks, stop: StopSignal) -> None:
+    records = ImageRecords(arguments.records, arguments.index, num_classes=arguments.num_classes)
+    result = pack_records(
+        records,
+        arguments.folder,
+        binding=record_binding(records),
+        layout=arguments.layout,
+        image_size=arguments.image_size,
+        shard_records=arguments.shard_records,
+        workers=arguments.workers,
+        on_damaged=arguments.on_damaged,
+        rank=ranks.rank,
+        world_size=ranks.world_size,
+        stop=lambda: stop.requested,
+        report=_PackReport(ranks) if ranks.is_main else None,
+    )
+    if result.stopped:
+        raise StopRequested(stop.exit_code)
+    if result.is_complete:
+        _print_result(result)
+        if arguments.verify:
+            _verify(result.folder, ranks, stop)
+    else:  # whoever ends last says the rest
+        logger.info("rank %d is done; %d blocks of other ranks are not", ranks.rank, result.missing_blocks)
+
+
+def _print_result(result: PackResult) -> None:
+    header = result.header
+    assert header is not None, "of a complete store"
+    size = f"{header.num_records} images as {header.layout}, {header.data_bytes / 1e9:.3f} GB"
+    print(f"finished: {result.folder}  {size}, digest {result.digest}")
+    if result.images:
+        seconds = format_seconds(result.seconds)
+        print(f"  {result.images} images by this process in {seconds}: {result.images_per_s:.0f} images/s")
+    else:
+        print("  this process found its part complete")
+    if result.damaged:
+        print(f"  {result.damaged} damaged records are stored in grey with label -1; damaged.json lists them")
+
+
+def _verify(folder: Path, ranks: Ranks, stop: StopSignal) -> None:
+    store = PackedStore(folder)
+    bar, began = ProgressBar(store.header.num_blocks, ranks), time.perf_counter()
+
+    def progress(blocks: int) -> None:
+        bar.update(blocks)
+        if stop.requested:
+            bar.clear()
+            raise StopRequested(stop.exit_code)
+
+    store.verify(progress=progress)
+    bar.clear()
+    gigabytes = store.header.data_bytes / 1e9
+    rate = gigabytes / max(time.perf_counter() - began, 1e-9)
+    print(f"all checksums are right: {store.header.num_blocks} blocks, {gigabytes:.3f} GB, {rate:.2f} GB/s")
+
+
+class _PackReport:
+    """Shows how far a packing is: a bar on a terminal, and a line every ten seconds. Rank 0's part stands for all."""
+
+    def __init__(self, ranks: Ranks) -> None:
+        self._ranks = ranks
+        self._bar: ProgressBar | None = None
+        self._since: tuple[float, PackProgress] | None = None
+
+    def __call__(self, progress: PackProgress) -> None:
+        now = time.perf_counter()
+        if self._bar is None or self._since is None:  # what came before the first block says nothing of the next ones
+            self._bar, self._since = ProgressBar(progress.of_blocks, self._ranks), (now, progress)
+        self._bar.update(progress.blocks)
+        if progress.blocks == progress.of_blocks:
+            self._bar.clear()
+        elif now - self._since[0] >= _LOG_EVERY_S:
+            self._bar.clear()
+            self._log(progress, self._since[1], now - self._since[0])
+            self._since = (now, progress)
+
+    def _log(self, progress: PackProgress, earlier: PackProgress, seconds: float) -> None:
+        blocks_per_s = (progress.blocks - earlier.blocks) / seconds
+        logger.info(
+            "block %d/%d%s  images/s %.0f  ETA %s",
+            progress.blocks,
+            progress.of_blocks,
+            f" of rank 0 of {self._ranks.world_size}" if self._ranks.world_size > 1 else "",
+            (progress.images - earlier.images) / seconds * self._ranks.world_size,
+            format_seconds((progress.of_blocks - progress.blocks) / max(blocks_per_s, 1e-9)),
+        )
+
+
+def _ranks() -> Ranks:
+    """Who this process is, from torchrun's variables. Ranks never speak to each other here: no process group."""
+    try:
+        rank, world_size = (
+            int(os.environ.get(name, default)) for name, default in (("RANK", "0"), ("WORLD_SIZE", "1"))
+        )
+    except ValueError:
+        raise LaunchError("RANK and WORLD_SIZE must be whole numbers; launch with torchrun") from None
+    if not 0 <= rank < world_size:
+        raise LaunchError(f"RANK {rank} and WORLD_SIZE {world_size} do not fit together; launch with torchrun")
+    return Ranks(rank=rank, world_size=world_size)
+
+
+def _fail(error: Exception, code: int) -> int:
+    print(f"{type(error).__name__}: {error}", file=sys.stderr)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(run())

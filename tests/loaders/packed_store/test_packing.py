@@ -1,0 +1,367 @@
+"""Packing survives being killed anywhere, is the same bytes on any number of ranks, stores nothing it cannot read."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import logging
+import os
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import simplejpeg
+from small_cache import contents, die, run_in_child
+from small_pack import CLASSES, COUNT, SIDE, jpeg, pack, picture, saved, small_bodies, write_records
+
+from adadistill.loaders.checked_records import ImageSizeError
+from adadistill.loaders.packed_store import (
+    PackedStore,
+    PackError,
+    PackIncompleteError,
+    PackMismatchError,
+    header,
+    packing,
+    row_sources,
+    writer,
+)
+from adadistill.loaders.packed_store.jpeg_planes import planes_available
+from adadistill.loaders.pixels import ImageDecodeError
+from adadistill.loaders.recordio import RecordError
+
+needs_turbojpeg = pytest.mark.skipif(not planes_available(), reason="libturbojpeg is not installed")
+
+
+@pytest.fixture(autouse=True)
+def small_blocks(monkeypatch):
+    """Five shards of three blocks (two, two and one images), the last of two: 14 blocks."""
+    monkeypatch.setattr(header, "_BLOCK_RECORDS", 2)
+
+
+@pytest.fixture
+def path(tmp_path) -> Path:
+    return write_records(tmp_path / "records", small_bodies())
+
+
+@pytest.fixture
+def whole(path, tmp_path) -> dict[str, bytes]:
+    """The files of a store that nothing disturbed."""
+    pack(path, tmp_path / "undisturbed", layout="rgb")
+    return contents(tmp_path / "undisturbed")
+
+
+def with_damage(folder: Path) -> Path:
+    """Records 3 (no image), 8 (cut short) and 22 (a damaged frame) cannot be read."""
+    bodies = small_bodies()
+    bodies[3], bodies[8] = b"\xff\xd8\xff nothing more", bodies[8][:-200]
+    path = write_records(folder, bodies)
+    content = bytearray(path.read_bytes())
+    content[content.index(bodies[22]) - 32] ^= 1  # its magic number
+    path.write_bytes(content)
+    return path
+
+
+@pytest.mark.parametrize("layout", ["rgb", pytest.param("planes", marks=needs_turbojpeg)])
+def test_every_image_and_label_is_stored(path, tmp_path, layout):
+    result = pack(path, tmp_path / "store", layout=layout)
+    assert (result.images, result.missing_blocks, result.damaged, result.stopped) == (COUNT, 0, 0, False)
+    store = PackedStore(tmp_path / "store")
+    assert (result.is_complete, result.digest) == (True, store.digest())
+    store.verify()
+    luma_or_rgb = "RGB" if layout == "rgb" else "GRAY"
+    expected = [simplejpeg.decode_jpeg(body, colorspace=luma_or_rgb).reshape(-1) for body in small_bodies()]
+    np.testing.assert_array_equal(store.gather(range(COUNT))[:, : len(expected[0])], expected)
+    assert json.loads((tmp_path / "store" / "damaged.json").read_bytes())["damaged"] == []
+
+
+def count_syncs(action: Callable[[], Any]) -> int:
+    calls = []
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("fsync", "fdatasync"):
+            real = getattr(os, name)
+            patch.setattr(os, name, lambda handle, real=real: (calls.append(1), real(handle)))
+        action()
+    return len(calls)
+
+
+def dying(action: Callable[[], Any], at: int) -> Callable[[], Any]:
+    """`action`, killed as by kill -9 before its sync number `at`."""
+
+    def run() -> None:
+        calls = []
+        for name in ("fsync", "fdatasync"):
+            real = getattr(os, name)
+
+            def counting(handle: int, real: Callable[[int], None] = real) -> None:
+                calls.append(1)
+                if len(calls) == at:
+                    die()
+                real(handle)
+
+            setattr(os, name, counting)
+        action()
+
+    return run
+
+
+def test_a_killed_packing_goes_on_and_ends_with_the_same_bytes(path, tmp_path, whole):
+    def work(folder: Path) -> Callable[[], Any]:
+        return lambda: pack(path, folder, layout="rgb", workers=1)
+
+    syncs = count_syncs(work(tmp_path / "counted"))
+    assert syncs > 3 * 14, "three for each block, and those of the beginning and the end"
+    for at in range(1, syncs + 1):
+        folder = tmp_path / f"killed-{at}"
+        assert run_in_child(dying(work(folder), at)) == -9
+        if at < syncs - 2:  # the last three come when the last slot is written, and for the list of damaged records
+            with pytest.raises(PackIncompleteError, match="Continue"):
+                PackedStore(folder)
+        assert work(folder)().is_complete
+        assert contents(folder) == whole, f"killed before sync {at}"
+
+
+def test_a_packing_that_goes_on_decodes_only_what_is_missing(path, tmp_path, whole):
+    folder, asked = tmp_path / "store", []
+    first = pack(path, folder, layout="rgb", workers=1, stop=lambda: asked.append(1) or len(asked) > 4)
+    assert (first.stopped, first.is_complete, first.digest, first.missing_blocks) == (True, False, None, 10)
+    assert first.images == 7, "blocks of two, two, one and two"
+    with pytest.raises(PackIncompleteError, match="4 of 14 blocks"):
+        PackedStore(folder)
+    assert pack(path, folder, layout="rgb").images == COUNT - 7
+    assert contents(folder) == whole
+    assert pack(path, folder, layout="rgb").images == 0
+    assert contents(folder) == whole
+
+
+@needs_turbojpeg
+def test_a_packing_that_goes_on_keeps_the_layout_without_reading_headers_again(path, tmp_path, monkeypatch):
+    pack(path, tmp_path / "store", stop=iter([False, False, False, True]).__next__, workers=1)
+    monkeypatch.setattr(packing, "choose_layout", None)
+    assert pack(path, tmp_path / "store").header.layout == "planes"
+
+
+def test_damaged_blocks_are_packed_anew(path, tmp_path, whole, caplog):
+    folder = tmp_path / "store"
+    pack(path, folder, layout="rgb")
+    for name, place in (("shard-00001.npy", 200), ("labels.npy", 128 + 8 * 13), ("blocks.bin", 16 * 12 + 1)):
+        with (folder / name).open("r+b") as file:
+            file.seek(place)
+            file.write(b"\xaa")
+    assert pack(path, folder, layout="rgb").images == 6, "blocks of two records each"
+    assert contents(folder) == whole
+    assert caplog.text.count("is damaged and packed anew") == 3
+
+
+@pytest.mark.parametrize("world_size", [2, 3, 20])
+def test_ranks_share_the_blocks_and_end_with_the_same_bytes(path, tmp_path, whole, world_size):
+    folder, results, errors = tmp_path / "store", {}, []
+
+    def work(rank: int) -> None:
+        try:
+            results[rank] = pack(path, folder, layout="rgb", workers=1, rank=rank, world_size=world_size)
+        except Exception as error:
+            errors.append(error)
+
+    # Rank 0 last: the others wait for its header.
+    threads = [threading.Thread(target=work, args=(rank,)) for rank in reversed(range(world_size))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not errors
+    assert sum(result.images for result in results.values()) == COUNT
+    assert any(result.is_complete for result in results.values())
+    assert contents(folder) == whole
+
+
+def test_a_rank_waits_for_the_first_one_and_not_for_ever(path, tmp_path, monkeypatch):
+    monkeypatch.setattr(packing, "HEADER_WAIT_S", 0.2)
+    with pytest.raises(PackError, match="rank 0 has made no packed store there in 0 s"):
+        pack(path, tmp_path / "store", rank=1, world_size=2)
+    assert pack(path, tmp_path / "store", rank=1, world_size=2, stop=lambda: True).stopped
+    assert not (tmp_path / "store").exists()
+
+
+@pytest.mark.parametrize("layout", ["rgb", pytest.param("planes", marks=needs_turbojpeg)])
+def test_the_first_damaged_record_stops_a_packing_by_name(tmp_path, layout):
+    path = with_damage(tmp_path / "records")
+    with pytest.raises((ImageDecodeError, RecordError), match=r"record 3 \(key 4\)"):
+        pack(path, tmp_path / "store", layout=layout)
+
+
+@pytest.mark.parametrize("layout", ["rgb", pytest.param("planes", marks=needs_turbojpeg)])
+def test_skipped_records_are_grey_without_a_label_and_listed(tmp_path, caplog, layout):
+    path = with_damage(tmp_path / "records")
+    result = pack(path, tmp_path / "store", layout=layout, on_damaged="skip")
+    store, damaged = PackedStore(tmp_path / "store"), [3, 8, 22]
+    assert (result.damaged, result.header.layout) == (3, layout)
+    assert np.flatnonzero(store.labels == -1).tolist() == damaged
+    assert (store.gather(damaged) == 128).all()
+    sound = [place for place in range(COUNT) if place not in damaged]
+    np.testing.assert_array_equal(store.labels[sound], np.array(sound) % CLASSES)
+    pack(write_records(tmp_path / "whole", small_bodies()), tmp_path / "sound", layout=layout)
+    np.testing.assert_array_equal(store.gather(sound), PackedStore(tmp_path / "sound").gather(sound))
+    assert json.loads((tmp_path / "store" / "damaged.json").read_bytes())["damaged"] == damaged
+    warnings = [entry.getMessage() for entry in caplog.records if entry.levelno == logging.WARNING]
+    assert [sum(f"record {place} (key {place + 1})" in text for text in warnings) for place in damaged] == [1, 1, 1]
+
+
+@needs_turbojpeg
+def test_damage_that_stopped_a_packing_can_be_skipped_by_the_next_call(tmp_path):
+    path = with_damage(tmp_path / "records")
+    pack(path, tmp_path / "at-once", layout="planes", on_damaged="skip")
+    with pytest.raises(ImageDecodeError, match=r"record 8 \(key 9\)"):
+        pack(write_records(tmp_path / "records-2", _cut_8()), tmp_path / "store", layout="planes")
+    pack(tmp_path / "records-2" / "train.rec", tmp_path / "store", layout="planes", on_damaged="skip")
+    assert json.loads((tmp_path / "store" / "damaged.json").read_bytes())["damaged"] == [8]
+
+
+def _cut_8() -> list[bytes]:
+    bodies = small_bodies()
+    bodies[8] = bodies[8][:-200]
+    return bodies
+
+
+def test_another_size_stops_a_packing_even_where_damage_is_skipped(tmp_path):
+    path = write_records(tmp_path / "records", [jpeg(0), jpeg(1, 48)])
+    with pytest.raises(ImageSizeError, match=r"record 1 \(key 2\).*48 x 48"):
+        pack(path, tmp_path / "store", layout="rgb", on_damaged="skip")
+
+
+def test_pngs_are_stored_as_they_are_and_never_skipped_for_want_of_a_package(tmp_path, monkeypatch):
+    path = write_records(tmp_path / "records", [jpeg(0), saved(1, "PNG")])
+    pack(path, tmp_path / "store")
+    rows = PackedStore(tmp_path / "store").gather([1])
+    np.testing.assert_array_equal(rows[0], picture(1).reshape(-1))
+
+    def missing(*_: object, **__: object) -> None:
+        raise ImageDecodeError("is a PNG; reading those needs Pillow (pip install pillow)")
+
+    monkeypatch.setattr(row_sources, "decode_image", missing)
+    monkeypatch.setattr(row_sources.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(PackError, match="needs Pillow"):
+        pack(path, tmp_path / "other", layout="rgb", on_damaged="skip", workers=1)
+
+
+def test_images_can_be_made_in_another_way(tmp_path):
+    path = write_records(tmp_path / "records", [jpeg(0, 48), jpeg(1, 48)])
+    pack(
+        path, tmp_path / "store", layout="rgb", decode=lambda place: (place, np.full((SIDE, SIDE, 3), place, np.uint8))
+    )
+    assert PackedStore(tmp_path / "store").gather([1, 0])[:, 7].tolist() == [1, 0]
+    with pytest.raises(ValueError, match="decoding must give uint8"):
+        pack(path, tmp_path / "other", layout="rgb", decode=lambda place: (place, np.zeros((48, 48, 3), np.uint8)))
+    if planes_available():
+        with pytest.raises(PackError, match="need --layout rgb"):
+            pack(
+                path,
+                tmp_path / "third",
+                image_size=48,
+                layout="planes",
+                decode=lambda place: (0, np.zeros(1, np.uint8)),
+            )
+
+
+def test_another_store_is_never_overwritten(path, tmp_path, whole):
+    folder = tmp_path / "store"
+    pack(path, folder, layout="rgb")
+    other = write_records(tmp_path / "other", small_bodies(22))
+    for source, changes, field in (
+        (path, {"shard_records": 4}, "shard_records: 5 stored, 4 wanted"),
+        (other, {}, "records.fingerprint"),
+        (path, {"layout": "planes"} if planes_available() else {"shard_records": 3}, "stored"),
+    ):
+        with pytest.raises(PackMismatchError, match=field):
+            pack(source, folder, **({"layout": "rgb"} | changes))
+    assert contents(folder) == whole
+
+
+def test_folders_of_others_are_left_alone(path, tmp_path):
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "theirs" / "thesis.tex").write_text("precious")
+    (tmp_path / "file").write_text("precious")
+    with pytest.raises(PackError, match=r"not empty and holds no packed store \('thesis.tex'\)"):
+        pack(path, tmp_path / "theirs")
+    with pytest.raises(PackError, match="is a file"):
+        pack(path, tmp_path / "file")
+    assert contents(tmp_path / "theirs") == {"thesis.tex": b"precious"}
+
+
+def test_what_was_begun_otherwise_is_begun_again_without_its_files(path, tmp_path, whole):
+    folder = tmp_path / "store"
+    assert run_in_child(dying(lambda: pack(path, folder, layout="rgb", shard_records=1), 15)) == -9
+    assert {"header.json.partial", "shard-00010.npy"} <= set(contents(folder))
+    (folder / "embeddings.bin").write_bytes(b"of a teacher cache")
+    with pytest.raises(PackError, match="holds no packed store"):
+        pack(path, folder, layout="rgb")
+    (folder / "embeddings.bin").unlink()
+    pack(path, folder, layout="rgb")
+    assert contents(folder) == whole
+
+
+def test_a_second_packing_of_the_folder_is_refused(path, tmp_path):
+    folder = tmp_path / "store"
+    folder.mkdir()
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        with pytest.raises(PackError, match="another packing is running"):
+            pack(path, folder, layout="rgb")
+    finally:
+        os.close(handle)
+    assert pack(path, folder, layout="rgb").is_complete
+
+
+def test_a_full_disk_is_said_at_once_and_leaves_nothing(path, tmp_path, monkeypatch):
+    def full(handle: int, offset: int, size: int) -> None:
+        if size > 10_000:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(PackError, match=r"shard-00000\.npy.*needs 7\d,\d{3} bytes \(23 images x 3,072 bytes as rgb\)"):
+        pack(path, tmp_path / "store", layout="rgb")
+    assert not (tmp_path / "store").exists()
+
+
+def test_a_disk_that_fails_leaves_the_block_undone(path, tmp_path, monkeypatch, whole):
+    folder, real, calls = tmp_path / "store", writer.write_at, []
+
+    def failing(handle: int, body: memoryview, offset: int) -> None:
+        calls.append(1)
+        if len(calls) == 20:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        real(handle, body, offset)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(writer, "write_at", failing)
+        with pytest.raises(PackError, match=r"block \d+ \(records .* cannot be written.*start again"):
+            pack(path, folder, layout="rgb", workers=1)
+    assert pack(path, folder, layout="rgb").is_complete
+    assert contents(folder) == whole
+
+
+def test_progress_counts_blocks_and_images(path, tmp_path):
+    seen = []
+    pack(path, tmp_path / "store", layout="rgb", report=seen.append)
+    assert [(progress.blocks, progress.of_blocks) for progress in seen] == [(place, 14) for place in range(1, 15)]
+    assert seen[-1].images == COUNT
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"layout": "yuv"}, "layout must be"),
+        ({"workers": 0}, "workers must be"),
+        ({"on_damaged": "shrug"}, "on_damaged must be"),
+        ({"rank": 2, "world_size": 2}, "rank must be"),
+        ({"shard_records": 0}, "shard_records must be"),
+    ],
+)
+def test_arguments_out_of_range_are_refused_before_anything_is_made(path, tmp_path, changes, reason):
+    with pytest.raises(ValueError, match=reason):
+        pack(path, tmp_path / "store", **changes)
+    assert not (tmp_path / "store").exists()

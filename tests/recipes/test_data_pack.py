@@ -1,0 +1,160 @@
+"""`adadistill data pack` from the command line: its words, its exit codes, and what a kill leaves behind."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from rank_processes import run_ranks
+from small_cache import contents
+from small_pack import COUNT, SIDE, jpeg, small_bodies, write_records
+from tests_support import ROOT
+
+from adadistill.loaders.packed_store import PackedStore, PackProgress
+from adadistill.recipes import data_pack
+
+START = f"""
+import sys
+sys.path.insert(0, {str(ROOT / "tests")!r})
+import tests_support
+tests_support.make_importable()
+from adadistill.recipes import data_pack
+sys.exit(data_pack.run())
+"""
+
+
+@pytest.fixture(autouse=True)
+def one_process(monkeypatch):
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture
+def path(tmp_path) -> Path:
+    return write_records(tmp_path / "records", small_bodies())
+
+
+def run(path: Path, folder: Path, *options: str) -> int:
+    return data_pack.run([str(path), str(folder), "--image-size", str(SIDE), "--shard-records", "5", *options])
+
+
+def test_a_store_is_packed_verified_and_described(path, tmp_path, capsys):
+    assert run(path, tmp_path / "store", "--layout", "rgb", "--verify") == 0
+    said = capsys.readouterr().out
+    store = PackedStore(tmp_path / "store")
+    assert f"finished: {tmp_path / 'store'}  {COUNT} images as rgb, 0.000 GB, digest {store.digest()}" in said
+    assert f"{COUNT} images by this process" in said
+    assert "all checksums are right: 5 blocks" in said
+    assert run(path, tmp_path / "store") == 0
+    assert "this process found its part complete" in capsys.readouterr().out
+
+
+def test_damaged_records_are_a_failure_unless_they_are_skipped(tmp_path, capsys):
+    path = write_records(tmp_path / "records", [*small_bodies(3), jpeg(3)[:-300]])
+    assert run(path, tmp_path / "store", "--layout", "rgb") == 1
+    assert "record 3 (key 4)" in capsys.readouterr().err
+    assert run(path, tmp_path / "store", "--layout", "rgb", "--on-damaged", "skip") == 0
+    assert "1 damaged records are stored in grey with label -1" in capsys.readouterr().out
+    assert PackedStore(tmp_path / "store").labels.tolist() == [0, 1, 2, -1]
+
+
+def test_a_store_that_broke_after_packing_is_a_failure(path, tmp_path, capsys, monkeypatch):
+    assert run(path, tmp_path / "store", "--layout", "rgb") == 0
+    real = data_pack.pack_records
+
+    def breaking(*arguments: object, **options: object) -> object:
+        result = real(*arguments, **options)
+        with (tmp_path / "store" / "shard-00001.npy").open("r+b") as file:
+            file.seek(200)
+            file.write(b"\xaa\x55")
+        return result
+
+    monkeypatch.setattr(data_pack, "pack_records", breaking)
+    assert run(path, tmp_path / "store", "--verify") == 1
+    assert "block 1 (records [5, 10))" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        (["--workers", "0"], "workers must be in"),
+        (["--shard-records", "4"], "shard_records: 5 stored, 4 wanted"),
+        (["--index", "none.idx"], "no index at none.idx"),
+        (["--num-classes", "0"], "num_classes must be in"),
+    ],
+)
+def test_mistakes_are_told_from_failures(path, tmp_path, capsys, options, reason):
+    assert run(path, tmp_path / "store", "--layout", "rgb") == 0
+    assert run(path, tmp_path / "store", *options) == 2
+    assert reason in capsys.readouterr().err
+
+
+def test_records_that_are_not_there_are_a_mistake(tmp_path, capsys):
+    assert run(tmp_path / "none.rec", tmp_path / "store") == 2
+    assert "none.rec" in capsys.readouterr().err
+    assert not (tmp_path / "store").exists()
+
+
+def test_a_launch_that_does_not_fit_is_a_mistake(path, tmp_path, capsys, monkeypatch):
+    for rank, world_size in (("2", "2"), ("0", "x")):
+        monkeypatch.setenv("RANK", rank)
+        monkeypatch.setenv("WORLD_SIZE", world_size)
+        assert run(path, tmp_path / "store") == 2
+        assert "launch with torchrun" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_stops_between_blocks_and_the_same_command_goes_on(path, tmp_path, monkeypatch, number, code):
+    assert run(path, tmp_path / "undisturbed", "--layout", "rgb") == 0
+
+    def asked_once(self: object, progress: PackProgress) -> None:  # a second signal would end pytest
+        if progress.blocks == 1:
+            signal.raise_signal(number)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(data_pack._PackReport, "__call__", asked_once)
+        assert run(path, tmp_path / "store", "--layout", "rgb", "--workers", "1") == code
+    assert run(path, tmp_path / "store", "--layout", "rgb") == 0
+    assert contents(tmp_path / "store") == contents(tmp_path / "undisturbed")
+
+
+def test_two_ranks_pack_one_store(path, tmp_path):
+    assert run(path, tmp_path / "undisturbed", "--layout", "rgb") == 0
+    arguments = [str(path), str(tmp_path / "store"), "--image-size", str(SIDE), "--shard-records", "5"]
+    said = run_ranks(["-c", START, *arguments, "--layout", "rgb", "--verify"], 2)
+    assert any("finished" in text and "all checksums are right" in text for text in said)
+    assert contents(tmp_path / "store") == contents(tmp_path / "undisturbed")
+
+
+def test_kill_9_costs_the_blocks_under_way_and_no_more(tmp_path):
+    path = write_records(tmp_path / "records", [jpeg(seed, 112) for seed in range(50)] * 120, side=112)
+    options = ["--layout", "rgb", "--shard-records", "100", "--workers", "2"]
+    assert data_pack.run([str(path), str(tmp_path / "undisturbed"), *options]) == 0
+    folder = tmp_path / "store"
+    process = subprocess.Popen([sys.executable, "-c", START, str(path), str(folder), *options])
+    try:
+        deadline = time.monotonic() + 60
+        while _blocks_done(folder) < 5:
+            assert process.poll() is None, "it ended before it could be killed"
+            assert time.monotonic() < deadline
+            time.sleep(0.005)
+    finally:
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+    assert 5 <= _blocks_done(folder) < 60
+    assert data_pack.run([str(path), str(folder), *options]) == 0
+    assert contents(folder) == contents(tmp_path / "undisturbed")
+
+
+def _blocks_done(folder: Path) -> int:
+    slots = folder / "blocks.bin"
+    if not slots.exists():
+        return 0
+    whole = slots.read_bytes()
+    return int(np.frombuffer(whole[: len(whole) // 16 * 16], np.uint64).reshape(-1, 2).any(axis=1).sum())
