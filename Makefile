@@ -41,7 +41,7 @@ $(VENV)/.adadistill-base: setup.py pyproject.toml constraints.txt | $(VENV)/bin/
 
 $(VENV)/.adadistill-dev: setup.py pyproject.toml constraints.txt | $(VENV)/bin/python
 	@echo "installing adadistill with its test tools, DALI and onnxruntime into $(VENV)"
-	$(PIP_INSTALL) -e '.[dev,dali13,onnx]'
+	$(PIP_INSTALL) -e '.[dev,dali13,onnx,arrow]'
 	@touch $@ $(VENV)/.adadistill-base
 
 # Type checkers cannot follow setup.py's folder mapping; this is what they search instead.

@@ -14,10 +14,11 @@ EXTRAS = {
     "onnx-gpu": ["onnx", "onnxruntime-gpu>=1.20"],
     "report": ["matplotlib"],
     "arrow": ["pyarrow"],
+    "png": ["pillow"],
     "tensorboard": ["tensorboard"],
     "wandb": ["wandb"],
     "vision": ["torchvision"],
-    "dev": ["pytest>=8", "pytest-xdist", "hypothesis", "ruff", "mypy", "types-PyYAML", "pillow"],
+    "dev": ["pytest>=8", "pytest-xdist", "hypothesis", "ruff", "mypy", "types-PyYAML", "pillow", "triton; platform_machine == 'x86_64'"],
 }
 
 setup(

@@ -32,6 +32,7 @@ from adadistill.bench.rows import append_row, spread
 from adadistill.bench.teacher import build_runner, drain, noise, random_teacher
 from adadistill.core.host_memory import keep_freed_memory
 from adadistill.core.teachers.cached_teacher import CachedTeacher
+from adadistill.loaders.augment_policy import Augmentation, AugmentConfig
 from adadistill.loaders.teacher_cache import MIRRORED, PLAIN, CacheHeader, TeacherCache, create_or_resume
 
 _BLOCK_RECORDS = 4096
@@ -110,10 +111,11 @@ def cache_sources(cache: TeacherCache, batch_sizes: Sequence[int], calls: int, d
     Raises:
         ValueError: one did not.
     """
+    mirroring = Augmentation(AugmentConfig(), mirror_probability=0.5, seed=0, image_size=112)
     fetches: dict[str, Callable[[Ids, Flags], Any]] = {
         "gather": lambda ids, mirrored: cache.gather(ids, mirrored.astype(np.int64)),
-        "rows": CachedTeacher(cache, mirrors=True, device=device).rows,
-        "resident": CachedTeacher(cache, mirrors=True, device=device, on_device=True).rows,
+        "rows": CachedTeacher(cache, augmentation=mirroring, device=device).rows,
+        "resident": CachedTeacher(cache, augmentation=mirroring, device=device, on_device=True).rows,
     }
     for name, fetch in fetches.items():
         _check(name, fetch, cache)

@@ -1,4 +1,4 @@
-"""Fills a cache of teacher embeddings: every record once through the teacher's network, in both views.
+"""Fills a cache of teacher embeddings: every record through the teacher's network, in each of its views.
 
 A block of the cache is one batch of the network, decoded, embedded and written by one rank. So a block's numbers depend
 on nothing but its records, and which rank computed it, after how many interruptions, leaves no trace. Decoding runs
@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
@@ -26,7 +26,7 @@ from torch import Tensor
 from adadistill.core.distributed import Ranks, broadcast_text, gather_rows
 from adadistill.core.evaluation import rank_share
 from adadistill.core.precision import Precision, resolve_precision
-from adadistill.core.recipe import Recipe
+from adadistill.core.recipe import Recipe, recipe_augmentation
 from adadistill.core.stop_signal import StopRequested, StopSignal
 from adadistill.core.teachers import (
     LoadedTeacher,
@@ -39,7 +39,9 @@ from adadistill.core.teachers import (
     load_source,
     record_binding,
 )
+from adadistill.core.teachers.cache_views import needed_views
 from adadistill.core.teachers.colour_check import resolve_color
+from adadistill.loaders.augment_policy import Augmentation
 from adadistill.loaders.batch import Batch
 from adadistill.loaders.image_records import ImageRecords
 from adadistill.loaders.pipeline import planned_batches
@@ -59,6 +61,7 @@ from adadistill.loaders.teacher_cache import (
 logger = logging.getLogger(__name__)
 
 ViewChoice: TypeAlias = Literal["plain", "both"]
+"""Of images that are not augmented."""
 
 VIEWS: dict[ViewChoice, tuple[CacheView, ...]] = {"plain": (PLAIN,), "both": (PLAIN, MIRRORED)}
 
@@ -125,7 +128,7 @@ def build_cache(
     ranks: Ranks,
     stop: StopSignal,
     batch_size: int = 256,
-    views: ViewChoice = "both",
+    views: ViewChoice | None = None,
     report: Callable[[BuildProgress], None] | None = None,
 ) -> CacheBuildResult:
     """Build, continue or confirm the cache that a recipe names. All ranks call it together.
@@ -134,7 +137,8 @@ def build_cache(
         recipe: `teacher.cache` is the folder; the teacher's network, the records, decoder and precision are used.
         stop: looked at after each block.
         batch_size: images in each run of the network, and records in each block.
-        views: `plain` leaves the mirrored view out, which halves time and size, for recipes that never mirror.
+        views: None takes the augmented views of a recipe that augments, and otherwise `both`; `plain` leaves the
+            mirrored view out, which halves time and size, for recipes that never mirror.
         report: called by each rank after each of its blocks.
 
     Raises:
@@ -150,7 +154,7 @@ def build_cache(
     assert config.cache is not None
     folder = Path(config.cache)
     source = _open_source(recipe, config, ranks)
-    header = _header(source, recipe, batch_size=batch_size, views=views)
+    header = _header(source, recipe, batch_size=batch_size, views=_chosen_views(recipe, views))
     with _open_writer(folder, header, ranks, stop) as writer:
         pending = _pending_blocks(writer, ranks, stop)
         if ranks.is_main:
@@ -172,14 +176,16 @@ def recompute_rows(recipe: Recipe, cache: TeacherCache, *, records: int, ranks: 
         records: how many, at most all.
 
     Raises:
-        ValueError: `records` is not positive, or the cache holds neither the plain nor the mirrored view.
+        ValueError: `records` is not positive, or the cache holds views that the recipe does not show.
         As `build_cache` where teacher or records cannot be read.
     """
     if records < 1:
         raise ValueError(f"the number of records to recompute must be positive, got {records}")
-    views = [view for view in cache.header.views if view in (PLAIN, MIRRORED)]
-    if not views:
-        raise ValueError(f"{cache.folder} holds augmented views only, which cannot be recomputed here")
+    views = cache.header.views
+    augmentation = recipe_augmentation(recipe)
+    known = {PLAIN, MIRRORED, *(needed_views(augmentation) if augmentation.views is not None else ())}
+    if not known.issuperset(views):
+        raise ValueError(f"{cache.folder} holds views that the recipe does not show, such as {views[-1]}")
     config = _config_of_network(recipe)
     if config.color == "auto":
         config = replace(config, color=_color_of(cache), color_set=None)
@@ -188,10 +194,10 @@ def recompute_rows(recipe: Recipe, cache: TeacherCache, *, records: int, ranks: 
     teacher = source.network_teacher(batch_size)
     chosen = np.unique(np.linspace(0, len(source.records) - 1, records).astype(np.int64))
     found: list[tuple[float, int, CacheView]] = []
-    with source.batches(record_plans(chosen, batch_size=batch_size), batch_size) as batches:
-        for batch in batches:
-            ids = batch.record_ids.cpu().numpy()
-            fresh = _embed_views(teacher, batch.images, views).double().cpu().numpy()  # (B, V, D)
+    plans = record_plans(chosen, batch_size=batch_size)
+    with source.batches(_plans_of_views(plans, views, augmentation), batch_size) as batches:
+        for ids, rows in _embedded(teacher, batches, views):
+            fresh = rows.double().cpu().numpy()  # (B, V, D)
             for place, view in enumerate(views):
                 cosines = _cosines(fresh[:, place], cache.gather(ids, np.full(len(ids), cache.column(view))))
                 worst = int(np.argmin(cosines))
@@ -347,11 +353,18 @@ def _open_source(recipe: Recipe, config: TeacherConfig, ranks: Ranks) -> _Source
     )
 
 
-def _header(source: _Source, recipe: Recipe, *, batch_size: int, views: ViewChoice) -> CacheHeader:
+def _chosen_views(recipe: Recipe, choice: ViewChoice | None) -> tuple[CacheView, ...]:
+    if choice is not None:
+        return VIEWS[choice]
+    augmentation = recipe_augmentation(recipe)
+    return needed_views(augmentation) if augmentation.alters_pixels else VIEWS["both"]
+
+
+def _header(source: _Source, recipe: Recipe, *, batch_size: int, views: tuple[CacheView, ...]) -> CacheHeader:
     return CacheHeader(
         num_records=len(source.records),
         embedding_dim=source.loaded.identity.embedding_dim,
-        views=VIEWS[views],
+        views=views,
         block_records=batch_size,
         teacher=source.loaded.identity.to_json(),
         records=record_binding(source.records),
@@ -420,11 +433,15 @@ def _embed_blocks(
     done = images = 0
     if len(blocks) and not stop.requested:
         teacher = source.network_teacher(header.block_records)
-        plans = block_plans(blocks.tolist(), num_records=header.num_records, block_records=header.block_records)
+        plans = _plans_of_views(
+            block_plans(blocks.tolist(), num_records=header.num_records, block_records=header.block_records),
+            header.views,
+            recipe_augmentation(source.recipe),
+        )
         with source.batches(plans, header.block_records) as batches, _BackgroundWriter(writer, source.records) as out:
-            for batch in batches:
-                count = len(header.block_record_range(batch.step))
-                out.write(batch.step, _embed_views(teacher, batch.images, header.views)[:count])
+            for block, (_, rows) in zip(blocks.tolist(), _embedded(teacher, batches, header.views), strict=True):
+                count = len(header.block_record_range(block))
+                out.write(block, rows[:count])
                 done, images = done + 1, images + count
                 if report is not None:
                     report(BuildProgress(blocks=done, of_blocks=len(blocks), images=images, views=header.num_views))
@@ -437,9 +454,39 @@ def _embed_blocks(
     return images
 
 
-def _embed_views(teacher: NetworkTeacher, images: Tensor, views: tuple[CacheView, ...] | list[CacheView]) -> Tensor:
-    """(B, 3, H, W) images as they are stored -> (B, V, D) unit embeddings of their plain and mirrored views."""
-    return torch.stack([teacher.embed(images.flip(3) if view == MIRRORED else images) for view in views], dim=1)
+def _plans_of_views(
+    plans: Iterator[StepPlan], views: Sequence[CacheView], augmentation: Augmentation
+) -> Iterator[StepPlan]:
+    """What has to be loaded for each plan: its images as they are stored, if a view is made of them, then augmented."""
+    for plan in plans:
+        if PLAIN in views or MIRRORED in views:
+            yield plan
+        for view in views:
+            if view.view is not None:
+                yield replace(
+                    plan,
+                    epoch=view.view,
+                    mirrored=augmentation.mirrored(view.view, plan.record_ids),
+                    parameters=augmentation.parameters(view.view, plan.record_ids),
+                )
+
+
+def _embedded(
+    teacher: NetworkTeacher, batches: Iterator[Batch], views: Sequence[CacheView]
+) -> Iterator[tuple[npt.NDArray[np.int64], Tensor]]:
+    """(B,) record ids and (B, V, D) unit embeddings of all their views, for the batches of `_plans_of_views`."""
+    loads_stored = PLAIN in views or MIRRORED in views
+    for first in batches:
+        columns: list[Tensor] = []
+        for number, view in enumerate(views):
+            if view == PLAIN:
+                columns.append(teacher.embed(first.images))
+            elif view == MIRRORED:
+                columns.append(teacher.embed(first.images.flip(3)))
+            else:
+                batch = first if number == 0 and not loads_stored else next(batches)
+                columns.append(teacher.embed(batch.images))
+        yield first.record_ids.cpu().numpy(), torch.stack(columns, dim=1)
 
 
 def _announce(source: _Source, header: CacheHeader, folder: Path, pending: int) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import datetime
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -75,6 +75,21 @@ def gather_rows(rows: Tensor, ranks: Ranks) -> Tensor:
     gathered = rows.new_empty((ranks.world_size * rows.shape[0], *rows.shape[1:]))
     dist.all_gather_into_tensor(gathered, rows.contiguous())
     return gathered
+
+
+def exchange_rows(send: Tensor, send_counts: Sequence[int], receive_counts: Sequence[int]) -> Tensor:
+    """Send each rank its own rows; every rank calls it with counts that fit together.
+
+    Args:
+        send: (sum of send_counts, ...) rows for rank 0 first.
+        send_counts: rows for each rank; `receive_counts`: rows that each rank has for this one.
+
+    Returns:
+        (sum of receive_counts, ...) rows from rank 0 first.
+    """
+    received = send.new_empty((sum(receive_counts), *send.shape[1:]))
+    dist.all_to_all_single(received, send.contiguous(), list(receive_counts), list(send_counts))
+    return received
 
 
 def average_(tensor: Tensor, ranks: Ranks) -> Tensor:

@@ -48,6 +48,8 @@ class GlobalSamples:
     """(G,) in global batch order."""
     mirrored: npt.NDArray[np.bool_]
     """(G,)."""
+    view: int | None = None
+    """Number of the fixed view that the step shows of every record; None where each epoch draws anew."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -347,7 +349,7 @@ def _global_teacher_embeddings(teacher: Teacher, batch: Batch, samples: GlobalSa
     """(G, D) unit embeddings of the global batch: gathered from a network, read from a store."""
     if isinstance(teacher, ImageTeacher):
         return gather_rows(teacher.embed(batch.images), ranks)
-    return teacher.rows(samples.record_ids, samples.mirrored)
+    return teacher.rows(samples.record_ids, samples.mirrored, samples.view)
 
 
 def _own_teacher_embeddings(teacher: Teacher, batch: Batch, samples: GlobalSamples, ranks: Ranks) -> Tensor:
@@ -355,7 +357,7 @@ def _own_teacher_embeddings(teacher: Teacher, batch: Batch, samples: GlobalSampl
     if isinstance(teacher, ImageTeacher):
         return teacher.embed(batch.images)
     own = slice(ranks.rank * len(batch.labels), (ranks.rank + 1) * len(batch.labels))
-    return teacher.rows(samples.record_ids[own], samples.mirrored[own])
+    return teacher.rows(samples.record_ids[own], samples.mirrored[own], samples.view)
 
 
 @dataclass(frozen=True, slots=True)

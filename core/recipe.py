@@ -28,7 +28,9 @@ from adadistill.core.non_finite import GuardConfig
 from adadistill.core.optimiser import OptimConfig
 from adadistill.core.precision import PrecisionName
 from adadistill.core.regression import RegressionConfig
+from adadistill.core.seeding import derive_seed
 from adadistill.core.teachers import TeacherConfig
+from adadistill.loaders.augment_policy import MAX_AUGMENTED_SIDE, Augmentation, AugmentConfig
 from adadistill.loaders.pipeline import DataConfig
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", re.ASCII)
@@ -45,6 +47,8 @@ class Recipe:
     insightface's training."""
     data: DataConfig
     """Training records and how they are read."""
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    """What is done to training images beyond mirroring."""
     teacher: TeacherConfig | None = None
     """Where teacher embeddings come from. Needed by adaptive centres, regression and the geometry margin; leave it out
     (or null) where none of them is used."""
@@ -93,6 +97,11 @@ class Recipe:
         problems = []
         if self.data.image_size % 16 != 0:
             problems.append(f"data.image_size must be a multiple of 16 for any student, got {self.data.image_size}")
+        if self.augment.alters_pixels and self.data.image_size > MAX_AUGMENTED_SIDE:
+            problems.append(
+                f"augment works on images of up to {MAX_AUGMENTED_SIDE} pixels a side, data.image_size is "
+                f"{self.data.image_size}; set augment.policy to none"
+            )
         if self.data.global_batch_size < 2:
             problems.append(
                 "data.global_batch_size must be at least 2, since batch norm and AdaFace's statistics need a spread, "
@@ -155,6 +164,12 @@ class Recipe:
                     "set regression.weight to 0"
                 ]
             return []
+        if self.augment.alters_pixels and self.augment.views is None and self.teacher.cache is not None:
+            return [
+                "teacher.cache holds embeddings of fixed images, and augment draws others every epoch; set "
+                "augment.views to the number of views that training shall cycle through, leave out teacher.cache, or "
+                "set augment.policy to none"
+            ]
         if kind == "trainable" and weight == 0.0:
             return [
                 "teacher would not be used, since centres.kind is trainable; remove it (null), set centres.kind to "
@@ -223,6 +238,16 @@ def find_recipe(recipe: Path | str) -> Path:
     close = difflib.get_close_matches(name[:100], shipped, n=1)
     suggestion = f"did you mean {close[0]}?" if close else f"shipped recipes: {', '.join(shipped)}"
     raise RecipeError(str(recipe), [f"there is no such file, and no shipped recipe of that name; {suggestion}"])
+
+
+def recipe_augmentation(recipe: Recipe) -> Augmentation:
+    """What a recipe does to its training images, mirroring included; the same on all ranks."""
+    return Augmentation(
+        recipe.augment,
+        mirror_probability=recipe.data.mirror_probability,
+        seed=derive_seed(recipe.seed, "mirror") if recipe.augment.seed is None else recipe.augment.seed,
+        image_size=recipe.data.image_size,
+    )
 
 
 def dump_recipe(recipe: Recipe) -> str:

@@ -38,13 +38,21 @@ from adadistill.core.objectives import (
     RegressionObjective,
 )
 from adadistill.core.precision import Precision, resolve_precision
-from adadistill.core.recipe import Recipe, dump_recipe, parse_recipe, recipe_differences, recipe_hash
+from adadistill.core.recipe import (
+    Recipe,
+    dump_recipe,
+    parse_recipe,
+    recipe_augmentation,
+    recipe_differences,
+    recipe_hash,
+)
 from adadistill.core.run_folder import RunFolder, describe_environment
 from adadistill.core.seeding import derive_seed, seed_process, stream
 from adadistill.core.stop_signal import listen_for_stop
 from adadistill.core.teachers import BuiltTeacher, build_teacher
 from adadistill.core.training import LoopConfig, Trainer, TrainingResult
 from adadistill.core.training_step import TrainingStep
+from adadistill.loaders.augment_policy import Augmentation
 from adadistill.loaders.image_records import ImageRecords
 from adadistill.loaders.pipeline import ImagePipeline, build_pipeline
 from adadistill.loaders.sample_order import SampleOrder
@@ -60,6 +68,12 @@ _HARMLESS = (
     "data.workers:",
     "data.prefetch:",
     "data.decoder:",
+    "data.decode_on:",
+    "data.hw_decoder_load:",
+    "data.packed:",
+    "data.packed_in:",
+    "data.on_damaged:",
+    "data.max_damaged:",
     "name:",
     "teacher.lock:",
     "teacher.cache_verify:",
@@ -76,6 +90,7 @@ class _Parts:
 
     records: ImageRecords
     order: SampleOrder
+    augmentation: Augmentation
     precision: Precision
     teacher: BuiltTeacher | None
     frozen_centres: FrozenCentres | None
@@ -133,7 +148,7 @@ def run_training(
     try:
         with writer, listen_for_stop() as stop:
             trainer = Trainer(
-                _loop_config(recipe),
+                _loop_config(recipe, parts),
                 order=parts.order,
                 pipeline=pipeline,
                 step=step,
@@ -164,12 +179,14 @@ def _open_parts(recipe: Recipe, ranks: Ranks) -> _Parts:
     records = ImageRecords(recipe.data.records, recipe.data.index, num_classes=recipe.data.num_classes)
     order = SampleOrder(len(records), recipe.data.global_batch_size, derive_seed(recipe.seed, "sample_order"))
     order.local_batch_size(ranks.world_size)
+    augmentation = recipe_augmentation(recipe)
     teacher = None
     if recipe.teacher is not None:
         teacher = build_teacher(
             recipe.teacher,
             records=records,
             data=recipe.data,
+            augmentation=augmentation,
             embedding_dim=recipe.student.embedding_dim,
             precision=precision,
             ranks=ranks,
@@ -200,7 +217,13 @@ def _open_parts(recipe: Recipe, ranks: Ranks) -> _Parts:
             ranks.device,
         )
     return _Parts(
-        records=records, order=order, precision=precision, teacher=teacher, frozen_centres=frozen_centres, sets=sets
+        records=records,
+        order=order,
+        augmentation=augmentation,
+        precision=precision,
+        teacher=teacher,
+        frozen_centres=frozen_centres,
+        sets=sets,
     )
 
 
@@ -226,7 +249,7 @@ def _build_pipeline(recipe: Recipe, parts: _Parts, ranks: Ranks) -> ImagePipelin
         rank=ranks.rank,
         world_size=ranks.world_size,
         device=ranks.device,
-        mirror_seed=derive_seed(recipe.seed, "mirror"),
+        augmentation=parts.augmentation,
         dtype=parts.precision.image_dtype,
         channels_last=parts.precision.channels_last,
     )
@@ -285,15 +308,14 @@ def _identity(recipe: Recipe, parts: _Parts) -> dict[str, Any]:
     }
 
 
-def _loop_config(recipe: Recipe) -> LoopConfig:
+def _loop_config(recipe: Recipe, parts: _Parts) -> LoopConfig:
     return LoopConfig(
         epochs=recipe.optim.epochs,
         log_every=recipe.log.every,
         evaluate_every_epochs=recipe.evaluation.every_epochs,
         evaluation_batch_size=recipe.evaluation.batch_size,
         checkpoint=recipe.checkpoint,
-        mirror_seed=derive_seed(recipe.seed, "mirror"),
-        mirror_probability=recipe.data.mirror_probability,
+        augmentation=parts.augmentation,
     )
 
 

@@ -29,7 +29,7 @@ from adadistill.core.seeding import random_state, restore_random_state
 from adadistill.core.stop_signal import StopRequested, StopSignal
 from adadistill.core.training_step import TrainingStep
 from adadistill.core.verification import VerificationResult
-from adadistill.loaders.augmentation import mirror_flags
+from adadistill.loaders.augment_policy import Augmentation
 from adadistill.loaders.batch import Batch
 from adadistill.loaders.pipeline import ImagePipeline
 from adadistill.loaders.sample_order import SampleOrder
@@ -57,8 +57,8 @@ class LoopConfig:
     evaluate_every_epochs: int
     evaluation_batch_size: int
     checkpoint: CheckpointConfig
-    mirror_seed: int
-    mirror_probability: float
+    augmentation: Augmentation
+    """The one that the pipeline's images get."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,10 +227,15 @@ class Trainer:
             steps_per_epoch=steps_per_epoch,
         )
         record_ids = self._order.global_ids(batch.epoch, batch.step)
-        mirrored = mirror_flags(self.config.mirror_seed, batch.epoch, record_ids, self.config.mirror_probability)
+        augmentation = self.config.augmentation
+        samples = GlobalSamples(
+            record_ids=record_ids,
+            mirrored=augmentation.mirrored(batch.epoch, record_ids),
+            view=augmentation.view(batch.epoch),
+        )
         outcome = self.step.run(
             batch,
-            GlobalSamples(record_ids=record_ids, mirrored=mirrored),
+            samples,
             lr=lr,
             fractional_epoch=batch.epoch + batch.step / steps_per_epoch,
             global_step=self.global_step,

@@ -1,13 +1,14 @@
 """From decoded pixels to a `Batch` on the training device, in the background.
 
 A decoding pipeline fills uint8 images and says which rows are ready; the destination makes the batch of them. On the
-CPU the decode threads normalise what they have just decoded. On CUDA the pixels travel as uint8 (a quarter of the
-bytes) and are normalised there, on a stream of their own, so that neither copy nor conversion stands in the way of
-training. The numbers are those of `to_network_input`.
+CPU the decode threads augment and normalise what they have just decoded. On CUDA the pixels travel as uint8 (a quarter
+of the bytes) and are augmented and normalised there in one launch, on a stream of its own, so that neither copy nor
+conversion stands in the way of training. The numbers are those of `to_network_input`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -19,6 +20,7 @@ from torch import Tensor
 from adadistill.loaders.batch import Batch
 from adadistill.loaders.buffer_pool import BufferPool
 from adadistill.loaders.pixels import to_network_input, write_network_input
+from adadistill.loaders.planned_augmentation import PlannedImages
 from adadistill.loaders.rank_steps import StepPlan
 
 
@@ -27,7 +29,7 @@ class Staged:
     """Memory of one step between decoding and hand-over."""
 
     images_u8: Tensor
-    """(B, H, W, 3) uint8 RGB, mirrored already."""
+    """(B, H, W, 3) uint8 RGB, augmented already unless the destination does that."""
     images: Tensor | None
     """(B, 3, H, W) on the CPU, what the batch will hold; None where the device makes its own."""
 
@@ -39,6 +41,8 @@ class BatchDestination(Protocol):
     """Where batches arrive; a cuda device with its index."""
     stream: torch.cuda.Stream | None
     """On which pixels are read and normalised; None on the CPU."""
+    augments: bool
+    """Whether the destination does what the plan says of each image, mirroring included; else the decoder has to."""
 
     def stage(self, images_u8: Tensor | None = None) -> Staged:
         """Memory for one step, around the decoder's own `images_u8` where it has some."""
@@ -50,6 +54,10 @@ class BatchDestination(Protocol):
 
     def batch(self, plan: StepPlan, labels: npt.NDArray[np.int64], staged: Staged) -> Batch:
         """All rows are complete: the batch, which owns its memory. Nothing reads `staged` after this returns."""
+        ...
+
+    def make(self, plan: StepPlan, labels: npt.NDArray[np.int64], images: Callable[[], Tensor]) -> Batch:
+        """The batch of images that `images` computes on the device. Nothing it reads is read after this returns."""
         ...
 
 
@@ -83,6 +91,7 @@ class HostDestination:
     def __init__(self, shape: tuple[int, int, int, int], *, dtype: torch.dtype, channels_last: bool, keep: int) -> None:
         self.device = torch.device("cpu")
         self.stream: torch.cuda.Stream | None = None
+        self.augments = False
         self._channels_last = channels_last
         count, height, width, _ = shape
         self._pixels = BufferPool(shape, torch.uint8, keep=keep)
@@ -107,6 +116,9 @@ class HostDestination:
         assert staged.images is not None
         return _batch_of(plan, staged.images, *_host_tensors(plan, labels))
 
+    def make(self, plan: StepPlan, labels: npt.NDArray[np.int64], images: Callable[[], Tensor]) -> Batch:
+        return _batch_of(plan, images(), *_host_tensors(plan, labels))
+
 
 class CudaDestination:
     """Batches in device memory, complete when they are handed over: the consumer's stream has nothing to wait for."""
@@ -117,7 +129,9 @@ class CudaDestination:
         index = torch.cuda.current_device() if device.index is None else device.index
         self.device = torch.device("cuda", index)
         self.stream: torch.cuda.Stream | None = torch.cuda.Stream(self.device)
-        self._shape, self._dtype, self._channels_last = shape, dtype, channels_last
+        self.augments = True
+        self._shape = shape
+        self._images = PlannedImages(shape[1], device=self.device, dtype=dtype, channels_last=channels_last)
 
     def stage(self, images_u8: Tensor | None = None) -> Staged:
         # torch keeps pinned blocks for use again, and knows of the copies still reading them.
@@ -130,15 +144,21 @@ class CudaDestination:
         """Nothing to do: the device normalises all rows at once."""
 
     def batch(self, plan: StepPlan, labels: npt.NDArray[np.int64], staged: Staged) -> Batch:
+        def augmented() -> Tensor:
+            pixels = staged.images_u8.to(self.device, non_blocking=True)
+            rows = torch.arange(len(pixels), device=self.device)
+            return self._images.of(pixels.reshape(len(pixels), -1), rows, plan)
+
+        return self.make(plan, labels, augmented)
+
+    def make(self, plan: StepPlan, labels: npt.NDArray[np.int64], images: Callable[[], Tensor]) -> Batch:
         with torch.cuda.stream(self.stream):
-            images = to_network_input(
-                staged.images_u8, device=self.device, dtype=self._dtype, channels_last=self._channels_last
-            )
+            made = images()
             others = [tensor.pin_memory().to(self.device, non_blocking=True) for tensor in _host_tensors(plan, labels)]
             done = torch.cuda.Event(blocking=True)
             done.record(self.stream)
         done.synchronize()  # frees the decoder's buffers, and the consumer from any wait; only this thread stands still
-        return _batch_of(plan, images, *others)
+        return _batch_of(plan, made, *others)
 
 
 def hand_over(batch: Batch) -> Batch:
@@ -148,6 +168,11 @@ def hand_over(batch: Batch) -> Batch:
         for tensor in (batch.images, batch.labels, batch.record_ids, batch.mirrored):
             tensor.record_stream(stream)
     return batch
+
+
+def batch_of(plan: StepPlan, images: Tensor, labels: npt.NDArray[np.int64], device: torch.device) -> Batch:
+    """A batch of images that are on the device already, on the current stream."""
+    return _batch_of(plan, images, *(tensor.to(device) for tensor in _host_tensors(plan, labels)))
 
 
 def _host_tensors(plan: StepPlan, labels: npt.NDArray[np.int64]) -> tuple[Tensor, Tensor, Tensor]:

@@ -6,8 +6,23 @@ with the whole process (a segmentation fault in DALI 2.4, seen in batches of 128
 
 from __future__ import annotations
 
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
 from adadistill.loaders.image_records import EncodedImage, ImageRecords
-from adadistill.loaders.pixels import ImageDecodeError, image_size
+from adadistill.loaders.pixels import (
+    ImageDecodeError,
+    ImageHeader,
+    ImageLimits,
+    decode_image,
+    image_header,
+    resized,
+)
+
+_PLAIN_JPEG = ("YCbCr", "Gray")
+"""Colour spaces that every decoder turns into the same RGB."""
 
 
 class ImageSizeError(ImageDecodeError):
@@ -17,37 +32,87 @@ class ImageSizeError(ImageDecodeError):
         self.record_id, self.found, self.wanted = record_id, found, wanted
         super().__init__(
             f"{where}: the image is {found[0]} x {found[1]} pixels, the recipe wants {wanted[0]} x {wanted[1]}. "
-            "Set data.image_size to the size of the records, or write the records anew at one size"
+            "Set data.image_size to the size of the records, or data.wrong_size=resize"
         )
 
 
 class CheckedRecords:
-    """Reads records whose images are all `image_size` pixels square.
+    """Reads records whose images are all `image_size` pixels square, or are made so.
 
     Args:
         records: opened here, so that a missing file, index or identity count is reported before training starts.
-        image_size: side in pixels.
+        image_size: side S in pixels.
+        limits: of what a header may claim; larger images are not decoded.
+        wrong_size: refuse an image of another size, or resize it.
     """
 
-    def __init__(self, records: ImageRecords, image_size: int) -> None:
+    def __init__(
+        self,
+        records: ImageRecords,
+        image_size: int,
+        *,
+        limits: ImageLimits | None = None,
+        wrong_size: Literal["refuse", "resize"] = "refuse",
+    ) -> None:
         self.num_records, self.num_classes = len(records), records.num_classes
         self.image_size = image_size
         self._records = records
+        self._limits = limits or ImageLimits()
+        self._resizes = wrong_size == "resize"
 
     def read(self, record_id: int) -> EncodedImage:
         """Label and encoded bytes of one image of the right size.
 
         Raises:
             RecordError: the record is damaged or its label is no class.
-            ImageDecodeError: the body is no JPEG or PNG, or its header is damaged.
-            ImageSizeError: the image has another size.
+            ImageDecodeError: the body is no JPEG or PNG, its header is damaged, or claims too much.
+            ImageSizeError: the image has another size, and those are refused.
         """
-        encoded = self._records.read(record_id)
-        found = image_size(encoded.body, where=self.where(record_id))
-        if found != (self.image_size, self.image_size):
-            raise ImageSizeError(self.where(record_id), record_id, found, (self.image_size, self.image_size))
-        return encoded
+        return self._checked(record_id)[0]
+
+    def decode(self, record_id: int) -> tuple[int, npt.NDArray[np.uint8]]:
+        """Label and (S, S, 3) uint8 RGB pixels. Raises as `read`, and ImageDecodeError where the image is damaged."""
+        encoded, _ = self._checked(record_id)
+        return encoded.label, self._pixels(encoded.body, record_id)
+
+    def feedable(self, record_id: int) -> tuple[int, bytes]:
+        """Label and bytes that DALI decodes to the same pixels; raises as `decode`.
+
+        JPEGs of plain colour and the right size are as stored, all others are decoded here and written as PPM.
+        """
+        encoded, header = self._checked(record_id)
+        if header.kind == "jpeg" and header.colorspace in _PLAIN_JPEG and self._fits(header):
+            return encoded.label, encoded.body
+        pixels = self._pixels(encoded.body, record_id)
+        return encoded.label, b"P6\n%d %d\n255\n" % (self.image_size, self.image_size) + pixels.tobytes()
 
     def where(self, record_id: int) -> str:
         """Name one record in messages: file, id, key and byte."""
         return self._records.where(record_id)
+
+    def _checked(self, record_id: int) -> tuple[EncodedImage, ImageHeader]:
+        encoded = self._records.read(record_id)
+        if len(encoded.body) > self._limits.max_bytes:
+            raise ImageDecodeError(
+                f"{self.where(record_id)}: the image has {len(encoded.body)} encoded bytes, data.max_image_bytes "
+                f"allows {self._limits.max_bytes}"
+            )
+        header = image_header(encoded.body, where=self.where(record_id))
+        if not self._fits(header) and not self._resizes:
+            found, wanted = (header.height, header.width), (self.image_size, self.image_size)
+            raise ImageSizeError(self.where(record_id), record_id, found, wanted)
+        if max(header.height, header.width) > max(self._limits.max_side, self.image_size):
+            raise ImageDecodeError(
+                f"{self.where(record_id)}: claims {header.height} x {header.width} pixels, data.max_image_side allows "
+                f"{self._limits.max_side} a side"
+            )
+        return encoded, header
+
+    def _fits(self, header: ImageHeader) -> bool:
+        return header.height == self.image_size == header.width
+
+    def _pixels(self, body: bytes, record_id: int) -> npt.NDArray[np.uint8]:
+        pixels = decode_image(body, where=self.where(record_id))
+        if pixels.shape[:2] != (self.image_size, self.image_size):
+            pixels = resized(pixels, self.image_size, where=self.where(record_id))
+        return pixels

@@ -18,7 +18,8 @@ import numpy.typing as npt
 from adadistill.loaders.batch import Batch
 from adadistill.loaders.batch_destination import BatchDestination, Staged
 from adadistill.loaders.checked_records import CheckedRecords
-from adadistill.loaders.pixels import decode_image
+from adadistill.loaders.damaged_records import DAMAGE, GREY_LEVEL, SKIPPED_LABEL, DamagedRecords
+from adadistill.loaders.planned_augmentation import write_augmented
 from adadistill.loaders.rank_steps import StepPlan
 
 _ROWS_PER_TASK = 16
@@ -43,11 +44,14 @@ class CpuDecoding:
     Args:
         records: where the images come from.
         destination: what batches are made of and where they go.
+        damaged: decides about records that cannot be decoded.
         threads: of the pool.
     """
 
-    def __init__(self, records: CheckedRecords, destination: BatchDestination, *, threads: int) -> None:
-        self._records, self._destination = records, destination
+    def __init__(
+        self, records: CheckedRecords, destination: BatchDestination, damaged: DamagedRecords, *, threads: int
+    ) -> None:
+        self._records, self._destination, self._damaged = records, destination, damaged
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="adadistill-decode")
 
     def batches(self, plans: Iterator[StepPlan]) -> Generator[Batch, None, None]:
@@ -88,21 +92,19 @@ class CpuDecoding:
 
     def _decode_rows(self, plan: StepPlan, labels: npt.NDArray[np.int64], staged: Staged, rows: slice) -> None:
         images = staged.images_u8[rows].numpy()
-        for row, record_id in enumerate(plan.record_ids[rows].tolist()):
-            encoded = self._records.read(record_id)
-            pixels = decode_image(encoded.body, where=self._records.where(record_id))
-            if plan.mirrored[rows.start + row]:
-                _copy_mirrored(pixels, images[row])
+        for row, record_id in enumerate(plan.record_ids[rows].tolist(), start=rows.start):
+            try:
+                labels[row], pixels = self._records.decode(record_id)
+            except DAMAGE as error:
+                self._damaged.note(record_id, error)
+                labels[row] = SKIPPED_LABEL
+                images[row - rows.start] = GREY_LEVEL
+                continue
+            if self._destination.augments:
+                images[row - rows.start] = pixels
             else:
-                images[row] = pixels
-            labels[rows.start + row] = encoded.label
+                write_augmented(pixels, plan, row, images[row - rows.start])
         self._destination.normalise_rows(staged, rows)
-
-
-def _copy_mirrored(pixels: npt.NDArray[np.uint8], target: npt.NDArray[np.uint8]) -> None:
-    """Flip left to right; plane by plane takes 13 us where numpy needs 60 us to reverse three-byte pixels."""
-    for channel in range(3):
-        target[:, :, channel] = pixels[:, ::-1, channel]
 
 
 def _abandon(in_work: deque[_Work]) -> None:

@@ -1,14 +1,15 @@
 """Decoding with NVIDIA DALI: on the GPU where there is one, on its CPU threads where there is none.
 
-DALI is fed by record id: a Python source hands it the encoded bytes and mirror flags of one batch at a time, read and
-checked here, and it does nothing but decode and flip uint8 pixels. Order, augmentation and normalisation are ours, so
-nothing depends on DALI's random state and both pipelines give the same batches.
+DALI is fed by record id: a Python source hands it the encoded bytes of one batch at a time, read and checked here, and
+it does nothing but decode. Order, augmentation and normalisation are ours, so nothing depends on DALI's random state
+and all pipelines give the same batches; on a GPU they are one launch on the very memory that DALI decoded into.
 
 Pixels  On the CPU DALI's decoder is libjpeg-turbo with exact IDCT and smooth ("fancy") chroma upsampling, bit-identical
         to simplejpeg for 4:4:4 to 4:1:1, grey and odd sizes; EXIF orientation is ignored by both. On a GPU nvJPEG
         decodes, with the same upsampling; how far its pixels differ is not measured yet.
 Damage  One image that DALI cannot decode ends the DALI pipeline, and an unparsable header the process, so headers are
-        checked before. What fails behind the header is traced to its record by decoding the batch again on the CPU.
+        checked before. What fails behind the header is traced to its record by decoding the batch again on the CPU;
+        where damaged records are skipped, that batch is taken from there and a new DALI pipeline goes on behind it.
         DALI is more lenient than simplejpeg: entropy-coded data with wrong bits in it mostly decodes, without a word.
 Memory  With the dynamic executor DALI's outputs own their memory; batches are made of new tensors nonetheless.
 """
@@ -17,8 +18,10 @@ from __future__ import annotations
 
 import re
 from collections import deque
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -26,9 +29,10 @@ import numpy.typing as npt
 import torch
 
 from adadistill.loaders.batch import Batch
-from adadistill.loaders.batch_destination import BatchDestination
+from adadistill.loaders.batch_destination import BatchDestination, Staged
 from adadistill.loaders.checked_records import CheckedRecords
-from adadistill.loaders.pixels import decode_image
+from adadistill.loaders.damaged_records import DAMAGE, GREY_LEVEL, SKIPPED_LABEL, DamagedRecords
+from adadistill.loaders.planned_augmentation import write_augmented
 from adadistill.loaders.rank_steps import StepPlan
 
 _OLDEST_DALI = (2, 3)
@@ -37,7 +41,9 @@ _OLDEST_DALI = (2, 3)
 _BATCHES_IN_WORK = 2
 """DALI's own queue: one batch being taken while the next is decoded. What training sees ahead is data.prefetch."""
 
-_JPEG = b"\xff\xd8"
+_ROWS_PER_TASK = 32
+"""Images that one task augments on the CPU."""
+
 _NAMED_SAMPLE = re.compile(r"sample #(\d+)")
 
 
@@ -66,21 +72,35 @@ class DaliDecoding:
 
     Args:
         records: where the images come from.
-        destination: what batches are made of and where they go; where they arrive on a GPU, it also decodes.
+        destination: what batches are made of and where they go.
+        damaged: decides about records that cannot be decoded.
         batch_size: images per batch, B.
-        threads: of DALI's pool.
+        threads: of DALI's pool, and of ours that augments on the CPU.
+        decode_on_gpu: decode where batches arrive; else on DALI's CPU threads.
+        hw_decoder_load: share of the images that a GPU's JPEG engine takes, where it has one.
 
     Raises:
         DaliMissingError: DALI cannot be imported, or is older than 2.3.
     """
 
     def __init__(
-        self, records: CheckedRecords, destination: BatchDestination, *, batch_size: int, threads: int
+        self,
+        records: CheckedRecords,
+        destination: BatchDestination,
+        damaged: DamagedRecords,
+        *,
+        batch_size: int,
+        threads: int,
+        decode_on_gpu: bool = True,
+        hw_decoder_load: float = 0.65,
     ) -> None:
         require_dali()
-        self._records, self._destination = records, destination
+        self._records, self._destination, self._damaged = records, destination, damaged
         self._batch_size, self._threads = batch_size, threads
-        self._source = _Source(records)
+        self._gpu = destination.device.index if decode_on_gpu else None
+        self._hw_decoder_load = hw_decoder_load
+        self._source = _Source(records, damaged)
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="adadistill-augment")
         self._pipeline: Any = self._build()
 
     def batches(self, plans: Iterator[StepPlan]) -> Generator[Batch, None, None]:
@@ -94,9 +114,8 @@ class DaliDecoding:
             self._pipeline = self._build()
         self._source.open(plans)
         try:
-            while (outputs := self._run()) is not None:
-                fed = self._source.fed.popleft()
-                yield self._batch(fed, outputs)
+            while (batch := self._next()) is not None:
+                yield batch
             if self._source.error is not None:
                 raise self._source.error
         finally:
@@ -104,40 +123,83 @@ class DaliDecoding:
             self._drain()
 
     def close(self) -> None:
-        """Let go of DALI's threads and memory."""
+        """Let go of all threads, and of DALI's memory."""
         self._pipeline = None
+        self._pool.shutdown(wait=True, cancel_futures=True)
 
     def _build(self) -> Any:
-        return _build(self._source, self._batch_size, self._threads, self._destination.device.index)
+        return _build(self._source, self._batch_size, self._threads, self._gpu, self._hw_decoder_load)
 
-    def _run(self) -> Any | None:
-        """DALI's outputs for the oldest batch fed, None where there is none left."""
+    def _next(self) -> Batch | None:
+        """The oldest batch fed; None where there is none left."""
         try:
-            return self._pipeline.run(self._destination.stream)
+            outputs = self._pipeline.run(self._destination.stream)
         except StopIteration:
             return None
         except RuntimeError as error:
             self._pipeline = None  # in DALI's own words "no longer valid"
             if not self._source.fed:
                 raise
-            raise self._traced(error) from error
+            batch = self._decoded_here(error)
+            self._source.feed_again()
+            self._pipeline = self._build()
+            return batch
+        return self._batch(self._source.fed.popleft(), outputs)
 
     def _batch(self, fed: _Fed, outputs: Any) -> Batch:
         with torch.cuda.stream(self._destination.stream):  # tells DALI which stream reads; no effect on the CPU
             images_u8 = torch.from_dlpack(outputs[0].as_tensor())  # (B, H, W, 3), DALI's memory
-        staged = self._destination.stage(images_u8)
+        if self._destination.augments:
+            staged = self._destination.stage(images_u8)
+        else:
+            staged = self._destination.stage()
+            self._in_parallel(lambda rows: self._augment_rows(fed.plan, images_u8, staged, rows))
+        return self._destination.batch(fed.plan, fed.labels, staged)
+
+    def _augment_rows(self, plan: StepPlan, decoded: torch.Tensor, staged: Staged, rows: slice) -> None:
+        pixels, images = decoded.numpy(), staged.images_u8.numpy()
+        for row in range(*rows.indices(len(images))):
+            write_augmented(pixels[row], plan, row, images[row])
+        self._destination.normalise_rows(staged, rows)
+
+    def _in_parallel(self, work: Callable[[slice], None]) -> None:
+        starts = range(0, self._batch_size, _ROWS_PER_TASK)
+        tasks = [self._pool.submit(work, slice(start, start + _ROWS_PER_TASK)) for start in starts]
+        wait(tasks)  # all, before the first error is raised: none may write to memory that is let go
+        for task in tasks:
+            task.result()
+
+    def _decoded_here(self, error: RuntimeError) -> Batch:
+        """The batch that DALI failed on, decoded on this thread, its damaged records skipped.
+
+        Raises:
+            RecordError, ImageDecodeError: of the damaged record, where that stops the run.
+            DaliBatchError: no record of it is damaged.
+        """
+        fed, images = self._source.fed.popleft(), []
+        for row, record_id in enumerate(fed.plan.record_ids.tolist()):
+            pixels = np.full((self._records.image_size,) * 2 + (3,), GREY_LEVEL, dtype=np.uint8)
+            try:
+                _, pixels = self._records.decode(record_id)
+            except DAMAGE as bad_record:
+                self._damaged.note(record_id, bad_record)
+                fed.labels[row] = SKIPPED_LABEL
+            images.append(pixels)
+        if not (fed.labels == SKIPPED_LABEL).any():
+            raise self._unexplained(fed.plan, error) from error
+        staged = self._destination.stage()
+        for row, pixels in enumerate(images):
+            target = staged.images_u8[row].numpy()
+            if self._destination.augments or fed.labels[row] == SKIPPED_LABEL:
+                target[...] = pixels
+            else:
+                write_augmented(pixels, fed.plan, row, target)
         self._destination.normalise_rows(staged, slice(0, self._batch_size))
         return self._destination.batch(fed.plan, fed.labels, staged)
 
-    def _traced(self, error: RuntimeError) -> Exception:
-        """The error to raise for a batch that DALI failed on: the one of the bad record, if there is one."""
-        plan = self._source.fed[0].plan
+    def _unexplained(self, plan: StepPlan, error: RuntimeError) -> DaliBatchError:
+        """DALI failed on a batch of which every image decodes on the CPU."""
         record_ids: list[int] = plan.record_ids.tolist()
-        for record_id in record_ids:
-            try:
-                decode_image(self._records.read(record_id).body, where=self._records.where(record_id))
-            except ValueError as bad_record:
-                return bad_record
         named = _NAMED_SAMPLE.search(str(error))
         suspect = f" It names {self._records.where(record_ids[int(named[1])])}." if named else ""
         return DaliBatchError(
@@ -159,13 +221,15 @@ class DaliDecoding:
 
 
 class _Source:
-    """What DALI calls for its next batch: encoded bytes and mirror flags, by plan."""
+    """What DALI calls for its next batch: encoded bytes, by plan."""
 
-    def __init__(self, records: CheckedRecords) -> None:
-        self._records = records
+    def __init__(self, records: CheckedRecords, damaged: DamagedRecords) -> None:
+        self._records, self._damaged = records, damaged
         self._plans: Iterator[StepPlan] = iter(())
         self.fed: deque[_Fed] = deque()
         self.error: ValueError | OSError | None = None
+        size = records.image_size
+        self._grey = b"P6\n%d %d\n255\n" % (size, size) + bytes([GREY_LEVEL]) * (3 * size * size)
 
     def open(self, plans: Iterator[StepPlan]) -> None:
         self._plans, self.error = plans, None
@@ -174,7 +238,12 @@ class _Source:
     def close(self) -> None:
         self._plans = iter(())
 
-    def __call__(self) -> tuple[list[npt.NDArray[np.uint8]], npt.NDArray[np.int32]]:
+    def feed_again(self) -> None:
+        """What was fed and not returned is fed once more, to a new DALI pipeline."""
+        self._plans = chain([fed.plan for fed in self.fed], self._plans)
+        self.fed.clear()
+
+    def __call__(self) -> list[npt.NDArray[np.uint8]]:
         plan = next(self._plans, None)
         if plan is None:
             raise StopIteration
@@ -182,24 +251,19 @@ class _Source:
         labels = np.empty(len(plan.record_ids), dtype=np.int64)
         try:
             for row, record_id in enumerate(plan.record_ids.tolist()):
-                encoded = self._records.read(record_id)
-                labels[row] = encoded.label
-                bodies.append(np.frombuffer(self._feedable(record_id, encoded.body), dtype=np.uint8))
+                try:
+                    labels[row], body = self._records.feedable(record_id)
+                except DAMAGE as error:
+                    self._damaged.note(record_id, error)
+                    labels[row], body = SKIPPED_LABEL, self._grey
+                bodies.append(np.frombuffer(body, dtype=np.uint8))
         except (ValueError, OSError) as error:
             # DALI then delivers the batches before this one, after which `batches` raises.
             self.error = error
             self.close()
             raise StopIteration from error
         self.fed.append(_Fed(plan, labels))
-        return bodies, plan.mirrored.astype(np.int32)
-
-    def _feedable(self, record_id: int, body: bytes) -> bytes:
-        """JPEGs as they are; other images decoded here, by the code of the CPU pipeline, and fed as PPM."""
-        if body.startswith(_JPEG):
-            return body
-        pixels = decode_image(body, where=self._records.where(record_id))
-        height, width, _ = pixels.shape
-        return b"P6\n%d %d\n255\n" % (width, height) + pixels.tobytes()
+        return bodies
 
 
 def require_dali() -> None:
@@ -217,8 +281,8 @@ def require_dali() -> None:
         raise DaliMissingError(f"data.decoder is dali, but DALI {version} is installed; 2.3 is needed. {remedy}")
 
 
-def _build(source: _Source, batch_size: int, threads: int, gpu: int | None) -> Any:
-    """The DALI pipeline: encoded bytes and mirror flags to (B, H, W, 3) uint8 RGB, on `gpu` or on the CPU."""
+def _build(source: _Source, batch_size: int, threads: int, gpu: int | None, hw_decoder_load: float) -> Any:
+    """The DALI pipeline: encoded bytes to (B, H, W, 3) uint8 RGB, on `gpu` or on the CPU."""
     from nvidia.dali import Pipeline, fn, types
 
     pipeline = Pipeline(
@@ -229,13 +293,7 @@ def _build(source: _Source, batch_size: int, threads: int, gpu: int | None) -> A
         exec_dynamic=True,  # outputs own their memory, and are ordered with our stream
     )
     with pipeline:
-        encoded, mirrored = fn.external_source(
-            source=source,
-            num_outputs=2,
-            batch=True,
-            dtype=[types.DALIDataType.UINT8, types.DALIDataType.INT32],
-            ndim=[1, 0],
-        )
+        encoded = fn.external_source(source=source, batch=True, dtype=types.DALIDataType.UINT8, ndim=1)
         images = fn.decoders.image(
             encoded,
             device="cpu" if gpu is None else "mixed",
@@ -243,7 +301,8 @@ def _build(source: _Source, batch_size: int, threads: int, gpu: int | None) -> A
             adjust_orientation=False,  # libjpeg-turbo alone, as simplejpeg: the stored rows and columns
             jpeg_fancy_upsampling=True,  # libjpeg-turbo's default; nvJPEG's is not
             use_fast_idct=False,  # off by up to 28 levels
+            hw_decoder_load=hw_decoder_load,
         )
-        pipeline.set_outputs(fn.flip(images, horizontal=mirrored, vertical=0))
+        pipeline.set_outputs(images)
     pipeline.build()
     return pipeline

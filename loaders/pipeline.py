@@ -1,8 +1,9 @@
-"""Batches for training from a recipe's `data` section: one interface, two ways of decoding.
+"""Batches for training from a recipe's `data` section: one interface, three sources.
 
-Whatever decodes (`cpu`: simplejpeg on threads, `dali`: NVIDIA DALI, on the GPU where there is one), record ids, labels,
-mirror flags and their order are the same, and on the CPU the pixels are too. They come from a function of (seed, epoch,
-step), so a pipeline can start anywhere in an epoch and has no state to save.
+Whatever makes the pixels (`cpu`: simplejpeg on threads, `dali`: NVIDIA DALI, on the GPU where there is one, or a
+packed store in which they are decoded already), record ids, labels, augmentation and their order are the same, and on
+the CPU the pixels are too. They come from a function of (seed, epoch, step), so a pipeline can start anywhere in an
+epoch and has no state to save.
 """
 
 from __future__ import annotations
@@ -18,16 +19,28 @@ from typing import Literal, Protocol
 
 import torch
 
+from adadistill.loaders.augment_policy import Augmentation
 from adadistill.loaders.batch import Batch
 from adadistill.loaders.batch_destination import batch_destination, hand_over
 from adadistill.loaders.checked_records import CheckedRecords
 from adadistill.loaders.cpu_pipeline import CpuDecoding
 from adadistill.loaders.dali_pipeline import DaliDecoding
+from adadistill.loaders.damaged_records import DamagedRecords
 from adadistill.loaders.image_records import ImageRecords
-from adadistill.loaders.pixels import MAX_SIDE
+from adadistill.loaders.packed_pipeline import Exchange, PackedDecoding, SharedPackedPipeline
+from adadistill.loaders.packed_store import PackedStore
+from adadistill.loaders.pixels import MAX_SIDE, ImageLimits
+from adadistill.loaders.planned_augmentation import PlannedImages
 from adadistill.loaders.prefetch import prefetched
 from adadistill.loaders.rank_steps import RankSteps, StepPlan
 from adadistill.loaders.sample_order import SampleOrder
+
+_CHOICES = {
+    "decode_on": ("auto", "gpu", "cpu"),
+    "packed_in": ("page_cache", "pinned", "device", "device_share"),
+    "on_damaged": ("stop", "skip"),
+    "wrong_size": ("refuse", "resize"),
+}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -52,6 +65,27 @@ class DataConfig:
     """Batches kept ready ahead of training, 1 to 64. Each costs B x 3 x H x W floats: 77 MB for 512 images."""
     mirror_probability: float = 0.5
     """Share of the images flipped left to right, in [0, 1]; the field's only augmentation by default."""
+    decode_on: Literal["auto", "gpu", "cpu"] = "auto"
+    """Where DALI decodes: auto on the GPU that trains, where one does; cpu on DALI's threads, which leaves the GPU to
+    training, and pays where cores are many."""
+    hw_decoder_load: float = 0.65
+    """Share of the images that a GPU's JPEG engine decodes, in [0, 1]; the rest are decoded by its cores. DALI's own
+    choice; bench.loader sweeps it."""
+    packed: str | None = None
+    """Folder of a packed store of these records (`adadistill data pack`), read in place of decoding."""
+    packed_in: Literal["page_cache", "pinned", "device", "device_share"] = "page_cache"
+    """Where the packed store is read from: files that the system caches; page-locked memory of the host; the memory of
+    each rank's device; or spread over the devices of all ranks, which send each other what a step needs."""
+    on_damaged: Literal["stop", "skip"] = "stop"
+    """What a record does that cannot be read or decoded: stop the run, or be left out of its batch with a warning."""
+    max_damaged: int = 100
+    """Distinct damaged records that `on_damaged: skip` tolerates in each process; one more stops the run."""
+    wrong_size: Literal["refuse", "resize"] = "refuse"
+    """What happens to an image that is not `image_size` pixels square: it counts as damaged, or is resized."""
+    max_image_side: int = 1024
+    """Pixels a side above which an image is not decoded, whatever its header says; 1 to 2048. Bounds memory."""
+    max_image_bytes: int = 4194304
+    """Encoded bytes above which an image is not decoded; at least 1024."""
 
     def __post_init__(self) -> None:
         if not self.records:
@@ -70,10 +104,29 @@ class DataConfig:
             raise ValueError(f"prefetch must be in [1, 64], got {self.prefetch}")
         if not 0.0 <= self.mirror_probability <= 1.0:
             raise ValueError(f"mirror_probability must be in [0, 1], got {self.mirror_probability}")
+        for name in ("decode_on", "packed_in", "on_damaged", "wrong_size"):
+            if getattr(self, name) not in (allowed := _CHOICES[name]):
+                raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {getattr(self, name)}")
+        if not 0.0 <= self.hw_decoder_load <= 1.0:
+            raise ValueError(f"hw_decoder_load must be in [0, 1], got {self.hw_decoder_load}")
+        if self.max_damaged < 0:
+            raise ValueError(f"max_damaged must not be negative, got {self.max_damaged}")
+        if self.packed == "":
+            raise ValueError("packed must be the folder of a packed store or left out, got an empty text")
+        if self.packed is None and self.packed_in != "page_cache":
+            raise ValueError(f"packed_in {self.packed_in} says where a packed store lives, and packed names none")
+        self.image_limits()
+
+    def image_limits(self) -> ImageLimits:
+        """What an encoded image may claim before it is decoded."""
+        return ImageLimits(max_side=self.max_image_side, max_bytes=self.max_image_bytes)
 
 
 class ImagePipeline(Protocol):
     """One rank's batches, epoch by epoch."""
+
+    damaged: DamagedRecords
+    """The damaged records met so far."""
 
     @property
     def steps_per_epoch(self) -> int:
@@ -89,7 +142,8 @@ class ImagePipeline(Protocol):
         Raises:
             ValueError: at once, where there is no such position.
             RecordError, ImageDecodeError: from `next()`, when a bad record's batch is reached; record id and key are
-                named. The iterator is then at its end; the pipeline can start another.
+                named. The iterator is then at its end; the pipeline can start another. Not where damage is skipped.
+            TooManyDamagedError: from `next()`, when more records were skipped than the recipe tolerates.
         """
         ...
 
@@ -118,46 +172,49 @@ def build_pipeline(
     rank: int,
     world_size: int,
     device: torch.device,
-    mirror_seed: int,
+    augmentation: Augmentation,
     dtype: torch.dtype = torch.float32,
     channels_last: bool = False,
+    exchange: Exchange | None = None,
 ) -> ImagePipeline:
     """The pipeline that a recipe asks for. Everything that can be refused is refused here.
 
     Args:
-        config: decoder, image size, threads, prefetch and mirror probability are used.
+        config: decoder, image size, threads and prefetch are used.
         records: the images; opened here.
         order: over exactly these records.
         rank: of this process, in [0, world_size).
         world_size: ranks that share a global batch.
         device: where all tensors of a batch arrive, cpu or cuda.
-        mirror_seed: of the mirror stream, equal on all ranks.
+        augmentation: of the images, mirroring included; the same on all ranks.
         dtype: floating-point type of the images.
         channels_last: memory format of the images.
+        exchange: sends rows between ranks, for a store that is spread over them.
 
     Raises:
-        ValueError: order, rank, device or dtype do not fit.
+        ValueError: order, rank, device or dtype do not fit, or a packed store has no room where it shall live.
+        PackError: the packed store is not one, not complete, or of other records.
         DaliMissingError: the recipe asks for DALI and it is not installed.
         FileNotFoundError, RecordError: the records cannot be opened.
     """
     if not dtype.is_floating_point:
         raise ValueError(f"images are floating point, got dtype {dtype}")
-    steps = RankSteps(
-        order,
-        rank=rank,
-        world_size=world_size,
-        mirror_seed=mirror_seed,
-        mirror_probability=config.mirror_probability,
-    )
-    checked = CheckedRecords(records, config.image_size)
-    if order.num_records != checked.num_records:
+    steps = RankSteps(order, rank=rank, world_size=world_size, augmentation=augmentation)
+    if order.num_records != len(records):
         raise ValueError(
-            f"the sample order is over {order.num_records} records, {records.path} holds {checked.num_records} images"
+            f"the sample order is over {order.num_records} records, {records.path} holds {len(records)} images"
         )
-    decoding = _decoding(
-        config, checked, batch_size=steps.batch_size, device=device, dtype=dtype, channels_last=channels_last
-    )
-    return PrefetchedPipeline(steps, decoding, prefetch=config.prefetch)
+    output = _Output(steps.batch_size, device, dtype, channels_last)
+    if config.packed is not None and config.packed_in == "device_share" and world_size > 1:
+        if exchange is None:
+            raise ValueError(
+                "data.packed_in device_share spreads the store over ranks, which need a way to exchange rows"
+            )
+        store = _open_store(config, records)
+        images = PlannedImages(config.image_size, device=device, dtype=dtype, channels_last=channels_last)
+        return SharedPackedPipeline(store, steps, images, exchange=exchange, device=device)
+    damaged = DamagedRecords(config.on_damaged, config.max_damaged)
+    return PrefetchedPipeline(steps, _decoding(config, records, damaged, output), damaged, prefetch=config.prefetch)
 
 
 @contextmanager
@@ -183,38 +240,70 @@ def planned_batches(
     Raises:
         As `build_pipeline` on entering, and as `ImagePipeline.epoch` from `next()`.
     """
-    decoding = _decoding(
-        config,
-        CheckedRecords(records, config.image_size),
-        batch_size=batch_size,
-        device=device,
-        dtype=dtype,
-        channels_last=channels_last,
-    )
+    damaged = DamagedRecords(config.on_damaged, config.max_damaged)
+    decoding = _decoding(config, records, damaged, _Output(batch_size, device, dtype, channels_last))
     with closing(decoding), closing(prefetched(decoding.batches(plans), config.prefetch)) as batches:
         yield map(hand_over, batches)
 
 
-def _decoding(
-    config: DataConfig,
-    checked: CheckedRecords,
-    *,
-    batch_size: int,
-    device: torch.device,
-    dtype: torch.dtype,
-    channels_last: bool,
-) -> Decoding:
+@dataclass(frozen=True, slots=True)
+class _Output:
+    """What batches shall be."""
+
+    batch_size: int
+    device: torch.device
+    dtype: torch.dtype
+    channels_last: bool
+
+
+def _decoding(config: DataConfig, records: ImageRecords, damaged: DamagedRecords, output: _Output) -> Decoding:
     destination = batch_destination(
-        device,
-        batch_size=batch_size,
+        output.device,
+        batch_size=output.batch_size,
         image_size=config.image_size,
-        dtype=dtype,
-        channels_last=channels_last,
+        dtype=output.dtype,
+        channels_last=output.channels_last,
         keep=config.prefetch + 2,
     )
+    if config.packed is not None:
+        return PackedDecoding(
+            _open_store(config, records),
+            destination,
+            PlannedImages(
+                config.image_size, device=destination.device, dtype=output.dtype, channels_last=output.channels_last
+            ),
+            place="device" if config.packed_in == "device_share" else config.packed_in,
+            batch_size=output.batch_size,
+            threads=config.workers,
+        )
+    checked = CheckedRecords(records, config.image_size, limits=config.image_limits(), wrong_size=config.wrong_size)
     if config.decoder == "cpu":
-        return CpuDecoding(checked, destination, threads=config.workers)
-    return DaliDecoding(checked, destination, batch_size=batch_size, threads=config.workers)
+        return CpuDecoding(checked, destination, damaged, threads=config.workers)
+    if config.decode_on == "gpu" and destination.device.type != "cuda":
+        raise ValueError(f"data.decode_on is gpu, but batches go to {destination.device}; set it to auto or cpu")
+    return DaliDecoding(
+        checked,
+        destination,
+        damaged,
+        batch_size=output.batch_size,
+        threads=config.workers,
+        decode_on_gpu=config.decode_on != "cpu",
+        hw_decoder_load=config.hw_decoder_load,
+    )
+
+
+def _open_store(config: DataConfig, records: ImageRecords) -> PackedStore:
+    assert config.packed is not None
+    store = PackedStore(config.packed)
+    store.require(
+        records={"fingerprint": records.fingerprint(), "num_records": len(records), "name": records.path.name}
+    )
+    if store.image_size != config.image_size:
+        raise ValueError(
+            f"{config.packed} holds images of {store.image_size} pixels, the recipe wants {config.image_size}; set "
+            "data.image_size, or pack the records anew"
+        )
+    return store
 
 
 class PrefetchedPipeline:
@@ -223,11 +312,13 @@ class PrefetchedPipeline:
     Args:
         steps: what this rank has to load.
         decoding: turns plans into batches; owned by the pipeline from here on.
+        damaged: what the decoding notes damaged records in.
         prefetch: batches kept ready.
     """
 
-    def __init__(self, steps: RankSteps, decoding: Decoding, *, prefetch: int) -> None:
+    def __init__(self, steps: RankSteps, decoding: Decoding, damaged: DamagedRecords, *, prefetch: int) -> None:
         self._steps, self._decoding, self._prefetch = steps, decoding, prefetch
+        self.damaged = damaged
         self._latest: weakref.ref[Generator[Batch, None, None]] | None = None
         self._closed = False
         # DALI takes its pipelines apart when the interpreter exits; what uses them must have ended by then. Exit

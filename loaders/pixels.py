@@ -1,13 +1,16 @@
 """Encoded image to pixels, pixels to network input: what every path that feeds a network does, in one place.
 
 Decoding is simplejpeg (libjpeg-turbo, exact upsampling and IDCT). Dimensions are read from the header before anything
-is allocated, so an 8 KB file that claims 20,000 x 20,000 pixels costs nothing but an error.
+is allocated, so an 8 KB file that claims 20,000 x 20,000 pixels costs nothing but an error; and scans are counted,
+since a progressive file of a few megabytes can ask for thousands of passes. EXIF orientation is ignored, as by DALI and
+in the field's records: rows and columns are those stored.
 """
 
 from __future__ import annotations
 
 import io
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -17,10 +20,14 @@ from torch import Tensor
 MAX_SIDE = 2048
 """Larger images are refused: faces are 112 pixels wide, and header fields come from strangers."""
 
+_MAX_SCANS = 64
+"""Passes over a progressive JPEG. Encoders write about ten; each costs as much as decoding the whole image."""
+
 _IMAGES_AT_ONCE = 4
 """Images normalised by one call on the CPU: 600 KB of float32, which stays in cache over the three passes."""
 
 _JPEG = b"\xff\xd8"
+_SCAN = b"\xff\xda"  # in entropy-coded data 0xff is always followed by zero or a restart marker
 _PNG = b"\x89PNG\r\n\x1a\n"
 
 
@@ -28,8 +35,37 @@ class ImageDecodeError(ValueError):
     """An encoded image cannot be decoded, or is not what was asked for. The message says which and why."""
 
 
-def image_size(body: bytes, *, where: str) -> tuple[int, int]:
-    """(height, width) from the header of a JPEG or PNG, without decoding.
+@dataclass(frozen=True, slots=True)
+class ImageLimits:
+    """What an encoded image may claim before it is decoded."""
+
+    max_side: int = 1024
+    """Pixels a side, 1 to 2048."""
+    max_bytes: int = 4 << 20
+    """Encoded bytes, at least 1024."""
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.max_side <= MAX_SIDE:
+            raise ValueError(f"max_image_side must be in [1, {MAX_SIDE}], got {self.max_side}")
+        if self.max_bytes < 1024:
+            raise ValueError(f"max_image_bytes must be at least 1024, got {self.max_bytes}")
+
+
+@dataclass(frozen=True, slots=True)
+class ImageHeader:
+    """What an encoded image says of itself."""
+
+    kind: Literal["jpeg", "png"]
+    height: int
+    width: int
+    colorspace: str
+    """Of a JPEG: YCbCr, Gray, RGB, CMYK or YCCK. Empty for a PNG."""
+    subsampling: str
+    """Of a JPEG's chroma: 420, 444 and so on, or Gray. Empty for a PNG."""
+
+
+def image_header(body: bytes, *, where: str) -> ImageHeader:
+    """Read the header of a JPEG or PNG, without decoding.
 
     Args:
         body: the encoded image.
@@ -42,39 +78,65 @@ def image_size(body: bytes, *, where: str) -> tuple[int, int]:
         import simplejpeg
 
         try:
-            height, width, _, _ = simplejpeg.decode_jpeg_header(body)
+            height, width, colorspace, subsampling = simplejpeg.decode_jpeg_header(body)
         except ValueError as error:
             raise ImageDecodeError(f"{where}: JPEG header cannot be read: {error}") from None
-        return height, width
+        return ImageHeader("jpeg", height, width, colorspace, subsampling)
     if body.startswith(_PNG):
         if len(body) < 24:
             raise ImageDecodeError(f"{where}: PNG of {len(body)} bytes is truncated")
-        return int.from_bytes(body[20:24], "big"), int.from_bytes(body[16:20], "big")
+        height, width = int.from_bytes(body[20:24], "big"), int.from_bytes(body[16:20], "big")
+        return ImageHeader("png", height, width, "", "")
     raise ImageDecodeError(
         f"{where}: neither JPEG nor PNG ({len(body)} bytes, starts with {body[:4].hex() or 'nothing'})"
     )
+
+
+def image_size(body: bytes, *, where: str) -> tuple[int, int]:
+    """(height, width) from the header of a JPEG or PNG; raises as `image_header`."""
+    header = image_header(body, where=where)
+    return header.height, header.width
 
 
 def decode_image(body: bytes, *, where: str, max_side: int = MAX_SIDE) -> npt.NDArray[np.uint8]:
     """Decode a JPEG (or, where Pillow is installed, a PNG) to RGB.
 
     Returns:
-        (H, W, 3) uint8; grey images are spread over the three channels.
+        (H, W, 3) uint8; grey images are spread over the three channels, CMYK is converted as Pillow does.
 
     Raises:
-        ImageDecodeError: damaged, larger than `max_side` pixels a side, or of another kind.
+        ImageDecodeError: damaged, larger than `max_side` pixels a side, of too many scans, or of another kind.
     """
-    height, width = image_size(body, where=where)
-    if not (0 < height <= max_side and 0 < width <= max_side):
-        raise ImageDecodeError(f"{where}: claims {height} x {width} pixels; at most {max_side} a side are read")
-    if body.startswith(_PNG):
+    header = image_header(body, where=where)
+    if not (0 < header.height <= max_side and 0 < header.width <= max_side):
+        raise ImageDecodeError(
+            f"{where}: claims {header.height} x {header.width} pixels; at most {max_side} a side are read"
+        )
+    if header.kind == "png":
         return _decode_png(body, where)
+    if body.count(_SCAN) > _MAX_SCANS:
+        raise ImageDecodeError(f"{where}: has {body.count(_SCAN)} scans; at most {_MAX_SCANS} are read")
     import simplejpeg
 
     try:
+        if header.colorspace in ("CMYK", "YCCK"):
+            return _from_cmyk(simplejpeg.decode_jpeg(body, colorspace="CMYK"), inverted=b"Adobe" in body)
         return simplejpeg.decode_jpeg(body, colorspace="RGB")
     except ValueError as error:
         raise ImageDecodeError(f"{where}: JPEG cannot be decoded: {error}") from None
+
+
+def resized(pixels: npt.NDArray[np.uint8], size: int, *, where: str) -> npt.NDArray[np.uint8]:
+    """The whole image at (size, size, 3), bilinear with antialiasing; other shapes of frame are stretched.
+
+    Raises:
+        ImageDecodeError: Pillow, which does it, is not installed.
+    """
+    try:
+        from PIL import Image
+    except ImportError:
+        raise ImageDecodeError(f"{where}: resizing needs Pillow (pip install pillow)") from None
+    return np.asarray(Image.fromarray(pixels).resize((size, size), Image.Resampling.BILINEAR))
 
 
 def to_network_input(
@@ -113,13 +175,35 @@ def write_network_input(images_u8: npt.NDArray[np.uint8], images: npt.NDArray[np
         np.divide(images[block], 127.5, out=images[block])
 
 
+def _from_cmyk(cmyk: npt.NDArray[np.uint8], *, inverted: bool) -> npt.NDArray[np.uint8]:
+    """(H, W, 4) to RGB; Adobe's programs, which write nearly all such files, store 255 minus the ink."""
+    light = cmyk.astype(np.int32) if inverted else 255 - cmyk.astype(np.int32)
+    product = light[:, :, :3] * light[:, :, 3:] + 128
+    return ((product + (product >> 8)) >> 8).astype(np.uint8)  # divided by 255 and rounded
+
+
 def _decode_png(body: bytes, where: str) -> npt.NDArray[np.uint8]:
     try:
         from PIL import Image, UnidentifiedImageError
     except ImportError:
         raise ImageDecodeError(f"{where}: is a PNG; reading those needs Pillow (pip install pillow)") from None
     try:
-        with Image.open(io.BytesIO(body), formats=["PNG"]) as image:
+        with Image.open(io.BytesIO(_critical_chunks(body)), formats=["PNG"]) as image:
+            if image.mode.startswith("I"):  # 16 bits of grey, which Pillow would clip to 255
+                wide = np.asarray(image).astype(np.int64) >> 8
+                return np.repeat(wide.clip(0, 255).astype(np.uint8)[:, :, None], 3, axis=2)
             return np.asarray(image.convert("RGB"))
     except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:
         raise ImageDecodeError(f"{where}: PNG cannot be decoded: {error}") from None
+
+
+def _critical_chunks(body: bytes) -> bytes:
+    """The PNG without what its pixels do not need: comments and profiles can unpack to megabytes."""
+    kept, place = [body[:8]], 8
+    while place + 12 <= len(body):
+        length, name = int.from_bytes(body[place : place + 4], "big"), body[place + 4 : place + 8]
+        end = place + 12 + length
+        if name in (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND"):
+            kept.append(body[place:end])
+        place = end
+    return b"".join(kept)

@@ -1,6 +1,6 @@
-"""What one rank has to load, step by step: record ids and mirror flags, before anything is read.
+"""What one rank has to load, step by step: record ids and augmentation, before anything is read.
 
-Both pipelines take their work from here, so they agree on every batch by construction, and a position (epoch, step)
+All pipelines take their work from here, so they agree on every batch by construction, and a position (epoch, step)
 means the same batch whether training came to it or resumed at it.
 """
 
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from adadistill.loaders.augmentation import mirror_flags
+from adadistill.loaders.augment_policy import Augmentation
 from adadistill.loaders.sample_order import SampleOrder
 
 
@@ -26,6 +26,9 @@ class StepPlan:
     """(B,) int64."""
     mirrored: npt.NDArray[np.bool_]
     """(B,) bool, True where the image is to be flipped left to right."""
+    parameters: npt.NDArray[np.int32] | None = None
+    """(B, P), all that is to be done to each image, mirroring included (`kernels.augment_parameters`); None where that
+    is mirroring alone."""
 
 
 class RankSteps:
@@ -35,23 +38,19 @@ class RankSteps:
         order: which records make up which global batch.
         rank: in [0, world_size).
         world_size: ranks that share a global batch; must divide it.
-        mirror_seed: of the mirror stream, equal on all ranks.
-        mirror_probability: share of images mirrored, in [0, 1].
+        augmentation: of the images, the same on all ranks.
 
     Raises:
         ValueError: the rank or the world size does not fit.
     """
 
-    def __init__(
-        self, order: SampleOrder, *, rank: int, world_size: int, mirror_seed: int, mirror_probability: float
-    ) -> None:
+    def __init__(self, order: SampleOrder, *, rank: int, world_size: int, augmentation: Augmentation) -> None:
         self.batch_size = order.local_batch_size(world_size)
         if not 0 <= rank < world_size:
             raise ValueError(f"rank must be in [0, {world_size}), got {rank}")
-        if mirror_seed < 0:
-            raise ValueError(f"mirror_seed must not be negative, got {mirror_seed}")
-        self._order, self._rank, self._world_size = order, rank, world_size
-        self._mirror_seed, self._mirror_probability = mirror_seed, mirror_probability
+        self.rank, self.world_size = rank, world_size
+        self._order = order
+        self._augmentation = augmentation
 
     @property
     def steps_per_epoch(self) -> int:
@@ -70,7 +69,11 @@ class RankSteps:
             )
         return (self._plan(epoch, step) for step in range(first_step, self.steps_per_epoch))
 
+    def ids_by_rank(self, epoch: int, step: int) -> npt.NDArray[np.int64]:
+        """(R, B) the record ids of one step on every rank."""
+        return self._order.global_ids(epoch, step).reshape(self.world_size, self.batch_size)
+
     def _plan(self, epoch: int, step: int) -> StepPlan:
-        record_ids = self._order.rank_ids(epoch, step, self._rank, self._world_size)
-        mirrored = mirror_flags(self._mirror_seed, epoch, record_ids, self._mirror_probability)
-        return StepPlan(epoch, step, record_ids, mirrored)
+        record_ids = self._order.rank_ids(epoch, step, self.rank, self.world_size)
+        mirrored = self._augmentation.mirrored(epoch, record_ids)
+        return StepPlan(epoch, step, record_ids, mirrored, self._augmentation.parameters(epoch, record_ids))

@@ -29,16 +29,15 @@ from adadistill.core.checkpoints import CheckpointError
 from adadistill.core.distributed import LaunchError, Ranks, distributed_session
 from adadistill.core.host_memory import keep_freed_memory
 from adadistill.core.metrics_log import ProgressBar, format_seconds
-from adadistill.core.recipe import Recipe, load_recipe
+from adadistill.core.recipe import Recipe, load_recipe, recipe_augmentation
 from adadistill.core.stop_signal import StopRequested, listen_for_stop
 from adadistill.core.teachers import expected_identity, record_binding
+from adadistill.core.teachers.cache_views import needed_views
 from adadistill.loaders.dali_pipeline import DaliBatchError, DaliMissingError
 from adadistill.loaders.image_records import ImageRecords
 from adadistill.loaders.pixels import ImageDecodeError
 from adadistill.loaders.recordio import RecordError
 from adadistill.loaders.teacher_cache import (
-    MIRRORED,
-    PLAIN,
     CacheDamagedError,
     CacheHeader,
     CacheIncompleteError,
@@ -140,7 +139,7 @@ def _require(cache: TeacherCache, recipe: Recipe, ranks: Ranks) -> str:
     teacher = None
     if recipe.teacher is not None and compares_teacher:
         teacher = expected_identity(recipe.teacher, cache, recipe.data.image_size, ranks)
-    views = [PLAIN, MIRRORED] if recipe.data.mirror_probability > 0.0 else [PLAIN]
+    views = needed_views(recipe_augmentation(recipe))
     cache.require(teacher=teacher, records=record_binding(records), views=views)
     compared = "teacher, records and views" if compares_teacher else "records and views (the recipe names no network)"
     return f"fits recipe {recipe.name}: {compared}"
@@ -299,8 +298,8 @@ def _build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--views",
         choices=("plain", "both"),
-        default="both",
-        help="both: as stored and mirrored (default); plain: half the time and size, for recipes that never mirror",
+        help="both: as stored and mirrored; plain: half the time and size, for recipes that never mirror "
+        "(default: the augment.views views of a recipe that augments, both otherwise)",
     )
     parser.add_argument("--device", help="cpu, cuda or cuda:N (default: CUDA where there is one)")
     return parser

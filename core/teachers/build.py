@@ -11,6 +11,7 @@ from typing import Any
 from adadistill.core.distributed import Ranks
 from adadistill.core.evaluation import rank_share
 from adadistill.core.precision import Precision
+from adadistill.core.teachers.cache_views import needed_views
 from adadistill.core.teachers.cached_teacher import CachedTeacher
 from adadistill.core.teachers.colour_check import ColourResult, resolve_color
 from adadistill.core.teachers.config import TeacherConfig
@@ -19,9 +20,10 @@ from adadistill.core.teachers.network_teacher import in_loop_teacher
 from adadistill.core.teachers.preprocessing import Color
 from adadistill.core.teachers.sources import load_source
 from adadistill.core.teachers.stored_embeddings import StoredEmbeddings
+from adadistill.loaders.augment_policy import Augmentation
 from adadistill.loaders.image_records import ImageRecords
 from adadistill.loaders.pipeline import DataConfig
-from adadistill.loaders.teacher_cache import MIRRORED, PLAIN, TeacherCache
+from adadistill.loaders.teacher_cache import TeacherCache
 
 logger = logging.getLogger(__name__)
 
@@ -42,6 +44,7 @@ def build_teacher(
     *,
     records: ImageRecords,
     data: DataConfig,
+    augmentation: Augmentation,
     embedding_dim: int,
     precision: Precision,
     ranks: Ranks,
@@ -49,7 +52,7 @@ def build_teacher(
     """Load the teacher of a recipe and check that it fits student and records. All ranks call it together.
 
     Args:
-        records: the training images; `data` says how they are read and augmented.
+        records: the training images; `data` and `augmentation` say how they are read and what is done to them.
         embedding_dim: of the student.
         precision: of the run.
 
@@ -57,6 +60,11 @@ def build_teacher(
         TeacherError: it does not fit. Loading errors keep their own types, with the path in their text.
     """
     if config.embeddings is not None:
+        if augmentation.alters_pixels:
+            raise TeacherError(
+                f"{config.embeddings} holds embeddings of images as stored and mirrored, and the recipe augments "
+                "images; build a cache of its views (teacher.cache, augment.views), or set augment.policy to none"
+            )
         stored = StoredEmbeddings(
             config.embeddings,
             num_records=len(records),
@@ -68,7 +76,13 @@ def build_teacher(
         return BuiltTeacher(stored, Path(config.embeddings).name, None)
     if config.cache is not None:
         return _cached(
-            config, records=records, data=data, embedding_dim=embedding_dim, precision=precision, ranks=ranks
+            config,
+            records=records,
+            data=data,
+            augmentation=augmentation,
+            embedding_dim=embedding_dim,
+            precision=precision,
+            ranks=ranks,
         )
     loaded = load_source(config, image_size=data.image_size, ranks=ranks)
     _refuse_other_dim(loaded.identity.name, loaded.identity.embedding_dim, embedding_dim)
@@ -85,6 +99,7 @@ def _cached(
     *,
     records: ImageRecords,
     data: DataConfig,
+    augmentation: Augmentation,
     embedding_dim: int,
     precision: Precision,
     ranks: Ranks,
@@ -92,12 +107,11 @@ def _cached(
     """Open the recipe's cache and check that it is of this teacher, these records and the views training needs."""
     assert config.cache is not None
     cache = TeacherCache(config.cache)
-    mirrors = data.mirror_probability > 0.0
     _refuse_other_dim(f"cache {config.cache}", cache.header.embedding_dim, embedding_dim)
     cache.require(
         teacher=None if config.source is None else expected_identity(config, cache, data.image_size, ranks),
         records=record_binding(records),
-        views=[PLAIN, MIRRORED] if mirrors else [PLAIN],
+        views=needed_views(augmentation),
     )
     if config.cache_verify:
         cache.verify(*rank_share(cache.header.num_blocks, ranks.rank, ranks.world_size))
@@ -111,7 +125,11 @@ def _cached(
             "" if config.cache_verify else ", checksums not verified",
         )
     teacher = CachedTeacher(
-        cache, mirrors=mirrors, device=ranks.device, dtype=precision.dtype, on_device=config.cache_on_device
+        cache,
+        augmentation=augmentation,
+        device=ranks.device,
+        dtype=precision.dtype,
+        on_device=config.cache_on_device,
     )
     return BuiltTeacher(teacher, str(cache.header.teacher.get("name")), str(cache.header.teacher["sha256"]))
 

@@ -13,7 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from adadistill.loaders.teacher_cache import MIRRORED, PLAIN, TeacherCache
+from adadistill.core.teachers.cache_views import needed_views
+from adadistill.loaders.augment_policy import Augmentation
+from adadistill.loaders.teacher_cache import TeacherCache
 
 _COPY_ROWS = 1 << 16
 """Rows moved to the device at once: 64 MiB of float16 rows of 512."""
@@ -24,7 +26,7 @@ class CachedTeacher:
 
     Args:
         cache: open, and fitting the recipe (`TeacherCache.require`).
-        mirrors: whether mirrored rows will be asked for; the cache must hold them.
+        augmentation: of the images that the rows are of; the cache must hold its views (`needed_views`).
         device: where rows arrive.
         dtype: float32 or float64, of the rows.
         on_device: copy the whole cache (N x V x D x 2 bytes) to the device first; a step then moves ids alone.
@@ -34,7 +36,7 @@ class CachedTeacher:
         self,
         cache: TeacherCache,
         *,
-        mirrors: bool,
+        augmentation: Augmentation,
         device: torch.device,
         dtype: torch.dtype = torch.float32,
         on_device: bool = False,
@@ -43,16 +45,23 @@ class CachedTeacher:
         self._cache = cache
         self._device = device
         self._dtype = dtype
-        plain, mirrored = cache.column(PLAIN), cache.column(MIRRORED)
-        if plain is None or (mirrors and mirrored is None):
+        columns = [cache.column(view) for view in needed_views(augmentation)]
+        if None in columns:
             raise ValueError(f"{cache.folder} lacks a view that was required of it")  # `require` comes first
-        self._columns = np.array([plain, plain if mirrored is None else mirrored])  # by mirror flag
+        self._columns = np.array(columns, dtype=np.int64)  # by number of the view, or by mirror flag
+        self._augmented = augmentation.alters_pixels
         self._views = len(cache.header.views)
         self._resident = _copy_to(device, cache) if on_device else None
 
-    def rows(self, record_ids: npt.NDArray[np.int64], mirrored: npt.NDArray[np.bool_]) -> Tensor:
+    def rows(
+        self, record_ids: npt.NDArray[np.int64], mirrored: npt.NDArray[np.bool_], view: int | None = None
+    ) -> Tensor:
         """See `RecordTeacher.rows`. Normalised again after reading, as float16 rows are off by up to 2^-11."""
-        columns = self._columns[mirrored.astype(np.int64)]  # (n,)
+        if self._augmented:
+            assert view is not None, "augmented views have numbers"
+            columns = np.full(len(record_ids), self._columns[view])  # (n,)
+        else:
+            columns = self._columns[mirrored.astype(np.int64)]  # (n,)
         if self._resident is not None:
             places = self._moved(torch.from_numpy(record_ids * self._views + columns))
             chosen = self._resident.index_select(0, places)  # (n, D)

@@ -33,8 +33,13 @@ class RecordTeacher(Protocol):
 
     embedding_dim: int
 
-    def rows(self, record_ids: npt.NDArray[np.int64], mirrored: npt.NDArray[np.bool_]) -> Tensor:
-        """(n,) record ids and mirror flags -> (n, D) unit embeddings in float32 or better, on the training device."""
+    def rows(
+        self, record_ids: npt.NDArray[np.int64], mirrored: npt.NDArray[np.bool_], view: int | None = None
+    ) -> Tensor:
+        """(n,) record ids and mirror flags -> (n, D) unit embeddings in float32 or better, on the training device.
+
+        `view` is the number of the fixed augmented view that is shown; where there are such views, it says all.
+        """
         ...
 
 

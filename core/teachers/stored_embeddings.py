@@ -59,8 +59,10 @@ class StoredEmbeddings:
             )
         self._check_sample()
 
-    def rows(self, record_ids: npt.NDArray[np.int64], mirrored: npt.NDArray[np.bool_]) -> Tensor:
-        """See `RecordTeacher.rows`."""
+    def rows(
+        self, record_ids: npt.NDArray[np.int64], mirrored: npt.NDArray[np.bool_], view: int | None = None
+    ) -> Tensor:
+        """See `RecordTeacher.rows`; a file holds images as stored and mirrored, so the mirror flag says all."""
         chosen = torch.from_numpy(self._rows[record_ids, mirrored.astype(np.int64)])
         if self._device.type == "cuda":
             chosen = chosen.pin_memory()  # from pageable memory the copy would wait for everything queued before it

@@ -47,7 +47,9 @@ class FixedTeacher:
         self.unit_embeddings = unit_embeddings
         self.embedding_dim = unit_embeddings.shape[1]
 
-    def rows(self, record_ids: npt.NDArray[np.int64], mirrored: npt.NDArray[np.bool_]) -> Tensor:
+    def rows(
+        self, record_ids: npt.NDArray[np.int64], mirrored: npt.NDArray[np.bool_], view: int | None = None
+    ) -> Tensor:
         return self.unit_embeddings[torch.from_numpy(record_ids)]
 
 

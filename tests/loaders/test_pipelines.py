@@ -16,15 +16,21 @@ import numpy.typing as npt
 import pytest
 import simplejpeg
 import torch
+from PIL import Image
 
-from adadistill.loaders import dali_pipeline
+from adadistill.core.teachers import record_binding
+from adadistill.kernels.augment_parameters import identity_parameters
+from adadistill.loaders.augment_policy import Augmentation, AugmentConfig
 from adadistill.loaders.augmentation import mirror_flags
 from adadistill.loaders.batch import Batch
-from adadistill.loaders.checked_records import ImageSizeError
+from adadistill.loaders.checked_records import CheckedRecords, ImageSizeError
 from adadistill.loaders.dali_pipeline import DaliBatchError, DaliMissingError
+from adadistill.loaders.damaged_records import TooManyDamagedError
 from adadistill.loaders.image_records import ImageRecords
+from adadistill.loaders.packed_store import pack_records
 from adadistill.loaders.pipeline import DataConfig, ImagePipeline, build_pipeline
-from adadistill.loaders.pixels import ImageDecodeError, decode_image
+from adadistill.loaders.pixels import ImageDecodeError, decode_image, to_network_input
+from adadistill.loaders.rank_steps import RankSteps
 from adadistill.loaders.recordio import RecordError, RecordWriter
 from adadistill.loaders.sample_order import SampleOrder
 
@@ -93,7 +99,13 @@ def build() -> Iterator[Build]:
         config = DataConfig(**(settings | {name: options.pop(name) for name in fields & set(options)}))
         records = ImageRecords(path, num_classes=options.pop("identities", IDENTITIES))
         order = SampleOrder(len(records), int(options.pop("batch", BATCH)), ORDER_SEED)
-        placement = {"rank": 0, "world_size": 1, "mirror_seed": MIRROR_SEED} | options
+        augmentation = Augmentation(
+            options.pop("augment", AugmentConfig()),
+            mirror_probability=config.mirror_probability,
+            seed=MIRROR_SEED,
+            image_size=SIDE,
+        )
+        placement = {"rank": 0, "world_size": 1, "augmentation": augmentation} | options
         pipelines.append(build_pipeline(config, records, order, device=device, **placement))
         return pipelines[-1]
 
@@ -382,7 +394,7 @@ def test_an_order_over_other_records_is_refused(path, decoder):
             rank=0,
             world_size=1,
             device=CPU,
-            mirror_seed=0,
+            augmentation=Augmentation(AugmentConfig(), mirror_probability=0.5, seed=0, image_size=SIDE),
         )
 
 
@@ -391,7 +403,6 @@ def test_an_order_over_other_records_is_refused(path, decoder):
     [
         ({"rank": 2, "world_size": 2}, "rank must be in"),
         ({"rank": 0, "world_size": 4}, "does not divide"),
-        ({"mirror_seed": -1}, "mirror_seed"),
         ({"dtype": torch.uint8}, "floating point"),
         ({"device": torch.device("meta")}, "cpu or cuda"),
     ],
@@ -441,7 +452,8 @@ def test_what_dali_alone_cannot_decode_is_told_with_all_record_ids(tmp_path, bui
     bodies = [jpeg(seed) for seed in range(BATCH)]
     bodies[2] = truncated(bodies[2])
     pipeline = build(write_records(tmp_path, bodies), "dali")
-    monkeypatch.setattr(dali_pipeline, "decode_image", lambda body, where: None)  # a more patient CPU decoder
+    grey = np.zeros((SIDE, SIDE, 3), np.uint8)
+    monkeypatch.setattr(CheckedRecords, "decode", lambda self, record_id: (0, grey))  # a more patient CPU decoder
     with pytest.raises(DaliBatchError, match=r"epoch 0, step 0.*record 2 \(key 102\)") as caught:
         list(pipeline.epoch(0))
     assert sorted(caught.value.record_ids) == list(range(BATCH))
@@ -452,13 +464,15 @@ import sys, torch
 sys.path.insert(0, sys.argv[3])
 import tests_support
 tests_support.make_importable()
+from adadistill.loaders.augment_policy import AugmentConfig, Augmentation
 from adadistill.loaders.image_records import ImageRecords
 from adadistill.loaders.pipeline import DataConfig, build_pipeline
 from adadistill.loaders.sample_order import SampleOrder
+augmentation = Augmentation(AugmentConfig(), mirror_probability=0.5, seed=0, image_size=24)
 config = DataConfig(records=sys.argv[1], decoder=sys.argv[2], image_size=24, workers=2, prefetch=2)
 records = ImageRecords(sys.argv[1], num_classes=5)
 pipeline = build_pipeline(config, records, SampleOrder(45, 6, 0), rank=0, world_size=1,
-                          device=torch.device("cpu"), mirror_seed=0)
+                          device=torch.device("cpu"), augmentation=augmentation)
 batches = pipeline.epoch(0)
 next(batches)
 print("left at step 1", flush=True)
@@ -472,3 +486,138 @@ def test_the_interpreter_ends_at_once_in_the_middle_of_an_epoch(path, decoder):
     )
     assert (ended.returncode, ended.stdout.strip()) == (0, "left at step 1"), ended.stderr
     assert "Traceback" not in ended.stderr
+
+
+ADAFACE = AugmentConfig(policy="adaface", crop=0.5, low_resolution=0.5, photometric=0.5)
+INSIGHTFACE = AugmentConfig(policy="insightface", low_resolution=0.5, blur=0.5, hsv=0.5, grey=0.3)
+
+
+@pytest.mark.parametrize("augment", [AugmentConfig(), ADAFACE, INSIGHTFACE], ids=["mirror", "adaface", "insightface"])
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+def test_every_source_shows_the_same_images_whatever_the_ranks_and_the_resume(
+    path, build, tmp_path_factory, augment, world_size
+):
+    """JPEGs through DALI and through CPU threads, and a packed store in both places, from the start and from step 3."""
+    pytest.importorskip("nvidia.dali", reason="DALI is not installed")
+    folder = tmp_path_factory.mktemp("packed")
+    records = ImageRecords(path, num_classes=IDENTITIES)
+    pack_records(records, folder / "rgb", binding=record_binding(records), layout="rgb", image_size=SIDE)
+    packed = {"packed": str(folder / "rgb")}
+    sources = [{"decoder": "dali"}, {**packed, "decoder": "cpu"}, {**packed, "decoder": "cpu", "packed_in": "device"}]
+    placements = [{"rank": rank, "world_size": world_size, "augment": augment} for rank in range(world_size)]
+    whole = [list(build(path, "cpu", **placement).epoch(2)) for placement in placements]
+    one_rank = list(build(path, "cpu", augment=augment).epoch(2))
+    for step, batch in enumerate(one_rank):
+        ranks = [batches[step] for batches in whole]
+        assert torch.equal(batch.record_ids, torch.cat([part.record_ids for part in ranks]))
+        assert torch.equal(batch.images, torch.cat([part.images for part in ranks]))
+    for source in sources:
+        for placement, batches in zip(placements, whole, strict=True):
+            others = {name: value for name, value in source.items() if name != "decoder"}
+            pipeline = build(path, source["decoder"], **others, **placement)
+            for first_step in (0, 3):
+                for wanted, found in itertools.zip_longest(batches[first_step:], pipeline.epoch(2, first_step)):
+                    assert_same(found, wanted)
+
+
+def test_augmentation_changes_images_and_only_those_it_is_drawn_for(path, build):
+    plain, augmented = (list(build(path, "cpu", augment=config).epoch(1)) for config in (AugmentConfig(), ADAFACE))
+    drawn = Augmentation(ADAFACE, mirror_probability=0.5, seed=MIRROR_SEED, image_size=SIDE)
+    changed = 0
+    for one, other in zip(plain, augmented, strict=True):
+        rows = drawn.parameters(1, one.record_ids.numpy())
+        assert rows is not None
+        touched = (rows[:, 1:] != identity_parameters(len(rows), SIDE)[:, 1:]).any(axis=1)
+        same = (one.images == other.images).flatten(1).all(dim=1).numpy()
+        assert same[~touched].all()
+        changed += int((~same).sum())
+    assert changed > COUNT // 2
+
+
+@pytest.mark.parametrize("damage", ["truncated", "header", "label", "size"])
+def test_a_damaged_record_is_skipped_in_its_place_and_named(damage, tmp_path, decoder, build, caplog):
+    if damage == "truncated" and decoder == "dali":
+        pytest.importorskip("nvidia.dali", reason="DALI is not installed")
+    bodies, bad = [jpeg(seed) for seed in range(COUNT)], {7, 30}
+    breaks = {
+        "truncated": truncated,
+        "header": lambda body: body[:2] + b"\xff\xc0" + body[4:30],
+        "label": lambda body: body,
+        "size": lambda body: jpeg(1, SIDE + 8),
+    }
+    whole = write_records(tmp_path, bodies)
+    reference = list(build(whole, "cpu").epoch(0))
+    (tmp_path / "bad").mkdir()
+    path = tmp_path / "bad" / "train.rec"
+    with RecordWriter(path) as writer:
+        for number, body in enumerate(bodies):
+            is_bad = number in bad
+            label = float(IDENTITIES + 5) if is_bad and damage == "label" else float(number % IDENTITIES)
+            writer.write(100 + number, breaks[damage](body) if is_bad else body, labels=label)
+    pipeline = build(path, decoder, on_damaged="skip")
+    for _ in range(2):  # the second epoch says nothing new
+        batches = list(pipeline.epoch(0))
+        assert len(batches) == len(reference)
+        for found, wanted in zip(batches, reference, strict=True):
+            assert torch.equal(found.record_ids, wanted.record_ids)
+            is_bad = torch.tensor([record_id in bad for record_id in wanted.record_ids.tolist()])
+            assert torch.equal(found.labels == -1, is_bad)
+            assert torch.equal(found.images[~is_bad], wanted.images[~is_bad])
+            assert (found.images[is_bad].abs() < 0.01).all()
+    met = {int(i) for batch in reference for i in batch.record_ids.tolist()} & bad
+    assert set(pipeline.damaged.reasons) == met
+    assert len([record for record in caplog.records if "skipped" in record.message]) == len(met)
+    assert all(f"record {record_id} " in reason for record_id, reason in pipeline.damaged.reasons.items())
+
+
+def test_more_damaged_records_than_tolerated_stop_the_run(tmp_path, decoder, build):
+    bodies = [truncated(jpeg(seed)) if seed % 9 == 0 else jpeg(seed) for seed in range(COUNT)]
+    pipeline = build(write_records(tmp_path, bodies), decoder, on_damaged="skip", max_damaged=2)
+    with pytest.raises(TooManyDamagedError, match=r"3 damaged records were met, data\.max_damaged allows 2") as caught:
+        list(pipeline.epoch(0))
+    assert len(caught.value.record_ids) == 3
+
+
+def test_images_of_another_size_are_resized_where_the_recipe_says_so(tmp_path, decoder, build):
+    bodies = [jpeg(seed, SIDE if seed % 2 else 40) for seed in range(COUNT)]
+    path = write_records(tmp_path, bodies)
+    for batch in build(path, decoder, wrong_size="resize", mirror_probability=0.0).epoch(0):
+        for row, record_id in enumerate(batch.record_ids.tolist()):
+            image = Image.fromarray(decode_image(bodies[record_id], where="test"))
+            pixels = np.asarray(image.resize((SIDE, SIDE), Image.Resampling.BILINEAR))
+            assert torch.equal(
+                batch.images[row], to_network_input(torch.from_numpy(pixels.copy())[None], device=CPU)[0]
+            )
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_any_sizes_give_equal_steps_on_all_ranks_and_no_id_twice(seed):
+    draws = np.random.RandomState(seed)
+    for _ in range(10):
+        count, batch, world_size = draws.randint(1, 201), draws.randint(1, 18), draws.randint(1, 6)
+        if batch * world_size > count:
+            with pytest.raises(ValueError, match="do not fill one global batch"):
+                SampleOrder(count, batch * world_size, seed)
+            continue
+        order = SampleOrder(count, batch * world_size, seed)
+        augmentation = Augmentation(AugmentConfig(), mirror_probability=0.5, seed=seed, image_size=SIDE)
+        ranks = [
+            list(RankSteps(order, rank=rank, world_size=world_size, augmentation=augmentation).plans(1))
+            for rank in range(world_size)
+        ]
+        assert {len(plans) for plans in ranks} == {count // (batch * world_size)}
+        ids = np.concatenate([plan.record_ids for plans in ranks for plan in plans])
+        assert len(np.unique(ids)) == len(ids)
+        assert all(len(plan.record_ids) == batch for plans in ranks for plan in plans)
+
+
+@pytest.mark.parametrize(("count", "batch", "world_size"), [(1, 1, 1), (5, 2, 2), (17, 17, 1), (45, 3, 5), (40, 4, 3)])
+def test_pipelines_of_uneven_sizes_end_together(count, batch, world_size, tmp_path, decoder, build):
+    path = write_records(tmp_path, [jpeg(seed) for seed in range(count)])
+    seen = []
+    for rank in range(world_size):
+        pipeline = build(path, decoder, batch=batch * world_size, rank=rank, world_size=world_size)
+        batches = list(pipeline.epoch(0))
+        assert len(batches) == count // (batch * world_size)
+        seen += [record_id for one in batches for record_id in one.record_ids.tolist()]
+    assert len(set(seen)) == len(seen)

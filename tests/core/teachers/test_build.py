@@ -14,7 +14,7 @@ from adadistill.core.backbones import BackboneConfig, build_backbone
 from adadistill.core.distributed import Ranks
 from adadistill.core.network_checkpoint import save_network
 from adadistill.core.precision import resolve_precision
-from adadistill.core.recipe import Recipe
+from adadistill.core.recipe import Recipe, recipe_augmentation
 from adadistill.core.run import run_training
 from adadistill.core.teachers import (
     CachedTeacher,
@@ -69,6 +69,7 @@ def _build(recipe: Recipe) -> ImageTeacher | RecordTeacher:
         recipe.teacher,
         records=ImageRecords(recipe.data.records),
         data=recipe.data,
+        augmentation=recipe_augmentation(recipe),
         embedding_dim=recipe.student.embedding_dim,
         precision=resolve_precision("float32", CPU),
         ranks=Ranks(),
