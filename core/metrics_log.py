@@ -48,6 +48,7 @@ _LINE_FORMATS = {
     "margins_clipped": "clipped {:.1%}",
     "gradient_norm": "grad {:.2f}",
     "peak_mib": "peak {:.0f} MiB",
+    "damaged_records": "damaged {:.0f}",
 }
 
 

@@ -24,7 +24,7 @@ from adadistill.core.checkpoints import (
     resolve_checkpoint,
 )
 from adadistill.core.class_centres import AdaptiveCentres, TrainableCentres, initial_centres
-from adadistill.core.distributed import Ranks, barrier, broadcast_text
+from adadistill.core.distributed import Ranks, barrier, broadcast_text, exchange_rows
 from adadistill.core.evaluation import VerificationSets
 from adadistill.core.frozen_centres import FrozenCentres, load_frozen_centres
 from adadistill.core.metrics_log import MetricsFile
@@ -252,6 +252,7 @@ def _build_pipeline(recipe: Recipe, parts: _Parts, ranks: Ranks) -> ImagePipelin
         augmentation=parts.augmentation,
         dtype=parts.precision.image_dtype,
         channels_last=parts.precision.channels_last,
+        exchange=exchange_rows if ranks.world_size > 1 else None,
     )
 
 

@@ -292,6 +292,8 @@ class Trainer:
 
     def _log(self) -> None:
         self._last_metrics = values = self._metrics.take(step=self.global_step)
+        if len(self._pipeline.damaged):
+            values["damaged_records"] = len(self._pipeline.damaged)  # distinct ones, of this rank
         if self._ranks.is_main:
             self._bar.clear()
             line = log_line(values, step=self.global_step, total_steps=self._total_steps, epoch=self.position.epoch)

@@ -11,6 +11,8 @@ from torch import Tensor
 
 from adadistill.kernels.augment_parameters import resample_tables
 from adadistill.loaders.augment_image import augment_image
+from adadistill.loaders.pixels import to_network_input
+from adadistill.loaders.plane_pixels import PlaneConverter
 from adadistill.loaders.rank_steps import StepPlan
 
 Pixels = npt.NDArray[np.uint8]
@@ -49,6 +51,11 @@ class PlannedImages:
             store: (N, bytes) uint8, each row one image in `layout`.
             rows: (B,) int64, the row of each image of the plan.
         """
+        if self._device.type == "cpu":
+            pixels = self._on_the_host(store.numpy()[rows.numpy()], plan, layout)
+            return to_network_input(
+                torch.from_numpy(pixels), device=self._device, dtype=self._dtype, channels_last=self._channels_last
+            )
         from adadistill.kernels.planar_augment import DeviceTables, planar_augment
 
         parameters = None
@@ -66,3 +73,14 @@ class PlannedImages:
             dtype=self._dtype,
             channels_last=self._channels_last,
         )
+
+    def _on_the_host(self, stored: Pixels, plan: StepPlan, layout: Literal["planes", "rgb"]) -> Pixels:
+        """(B, S, S, 3) uint8 by the same code as decode threads use, for runs and tests without a GPU."""
+        size = self._image_size
+        images = np.empty((len(stored), size, size, 3), dtype=np.uint8)
+        pixels = stored.reshape(images.shape) if layout == "rgb" else np.empty_like(images)
+        if layout == "planes":
+            PlaneConverter(size, len(stored)).convert(stored, pixels)
+        for row in range(len(images)):
+            write_augmented(pixels[row], plan, row, images[row])
+        return images

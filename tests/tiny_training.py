@@ -88,7 +88,7 @@ class NanImages:
 
     def __init__(self, pipeline: ImagePipeline, epoch: int, step: int, sample: int) -> None:
         self._pipeline, self._where, self._sample = pipeline, (epoch, step), sample
-        self.steps_per_epoch = pipeline.steps_per_epoch
+        self.steps_per_epoch, self.damaged = pipeline.steps_per_epoch, pipeline.damaged
 
     def epoch(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
         for batch in self._pipeline.epoch(epoch, first_step):
