@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from adadistill.loaders.record_index import RecordIndex, load_record_index
+from adadistill.loaders.record_seal import RecordSeal, open_seal
 from adadistill.loaders.recordio import (
     MAGIC,
     MAX_EXACT_FLOAT,
@@ -48,11 +49,20 @@ class EncodedImage:
 class ImageRecords:
     """The image records of a `.rec` file by record id: the ordinal by byte offset among all its image records.
 
+    Where a seal lies beside the file (`train.rec.seal`), every record read is checked against it.
+
     The index is read on first use, the file is mapped on first use in each process. Threads may read concurrently; a
     pickled copy takes the index along and maps the file anew.
     """
 
-    def __init__(self, records: str | Path, index: str | Path | None = None, *, num_classes: int | None = None) -> None:
+    def __init__(
+        self,
+        records: str | Path,
+        index: str | Path | None = None,
+        *,
+        num_classes: int | None = None,
+        use_seal: bool = True,
+    ) -> None:
         """Name the files; they are read later.
 
         Args:
@@ -60,6 +70,7 @@ class ImageRecords:
             index: its `.idx`; the one beside it where left out, rebuilt by scanning where it cannot be trusted.
             num_classes: number of identities C; where left out it comes from the `property` file beside the records,
                 else from the identity records, else from all labels.
+            use_seal: check records against the seal beside the file, where there is one.
 
         Raises:
             FileNotFoundError: a named file does not exist.
@@ -72,6 +83,8 @@ class ImageRecords:
         if num_classes is not None and not 1 <= num_classes <= MAX_EXACT_FLOAT:
             raise ValueError(f"num_classes must be in [1, {MAX_EXACT_FLOAT}], got {num_classes}")
         self._index: RecordIndex | None = None
+        self._use_seal = use_seal
+        self._seal: RecordSeal | None = None
         self._labels: npt.NDArray[np.int64] | None = None
         self._num_classes, self._classes_from = num_classes, "given by the caller"
 
@@ -93,8 +106,16 @@ class ImageRecords:
             index = load_record_index(self._file, self._index_path)
             if not len(index):
                 raise ValueError(f"{self.path} holds no image records; check the recipe's `data.records`")
-            self._index = index
+            seal = open_seal(self.path) if self._use_seal else None
+            if seal is not None:
+                seal.require(self._file, index)
+            self._seal, self._index = seal, index
         return self._index
+
+    @property
+    def sealed(self) -> bool:
+        """Whether every record is checked against its checksum when it is read."""
+        return len(self.index) > 0 and self._seal is not None
 
     @property
     def num_classes(self) -> int:
@@ -108,7 +129,8 @@ class ImageRecords:
 
         Raises:
             IndexError: `record_id` is not in [0, len).
-            RecordError: the record is damaged, has no image, or its label is not a class.
+            RecordError: the record is damaged, has no image, or its label is not a class; ChecksumError where the file
+                is sealed and the record's bytes are others.
         """
         return self._read(record_id, self._num_classes or self.num_classes, self._classes_from)
 
@@ -151,6 +173,8 @@ class ImageRecords:
                 f"record id must be in [0, {len(index)}), got {record_id}; {self.path} holds that many images"
             )
         offset, limit = index.offsets.item(record_id), index.limits.item(record_id)
+        if self._seal is not None:
+            self._seal.check(self._file, int(record_id), index.keys.item(record_id))
         record = self._file.read(offset, key=index.keys.item(record_id), record_id=int(record_id), limit=limit)
         if not record.body.startswith(_JPEG):
             self._check_body(record_id, record)
@@ -180,7 +204,7 @@ class ImageRecords:
         properties = self.path.with_name("property")
         identities = self.index.num_identities
         if properties.is_file():
-            count = _read_property(properties)
+            count = read_property(properties)
             if identities not in (None, count):
                 logger.warning("%s says %d identities, %s has records of %d", properties, count, self.path, identities)
             return count, f"from {properties}"
@@ -218,7 +242,7 @@ def _plain_labels(
     return stored.view(np.float32), plain
 
 
-def _read_property(path: Path) -> int:
+def read_property(path: Path) -> int:
     """Number of identities from insightface's `property` file: `num_classes,height,width`, further lines ignored."""
     first_line = path.read_text(encoding="utf-8", errors="replace").partition("\n")[0]
     number = first_line.split(",")[0].strip()

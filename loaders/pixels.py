@@ -120,7 +120,7 @@ def decode_image(body: bytes, *, where: str, max_side: int = MAX_SIDE) -> npt.ND
 
     try:
         if header.colorspace in ("CMYK", "YCCK"):
-            return _from_cmyk(simplejpeg.decode_jpeg(body, colorspace="CMYK"), inverted=b"Adobe" in body)
+            return _from_cmyk(simplejpeg.decode_jpeg(body, colorspace="CMYK"))
         return simplejpeg.decode_jpeg(body, colorspace="RGB")
     except ValueError as error:
         raise ImageDecodeError(f"{where}: JPEG cannot be decoded: {error}") from None
@@ -175,9 +175,9 @@ def write_network_input(images_u8: npt.NDArray[np.uint8], images: npt.NDArray[np
         np.divide(images[block], 127.5, out=images[block])
 
 
-def _from_cmyk(cmyk: npt.NDArray[np.uint8], *, inverted: bool) -> npt.NDArray[np.uint8]:
-    """(H, W, 4) to RGB; Adobe's programs, which write nearly all such files, store 255 minus the ink."""
-    light = cmyk.astype(np.int32) if inverted else 255 - cmyk.astype(np.int32)
+def _from_cmyk(cmyk: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    """(H, W, 4) to RGB. As Adobe's programs write them, and Pillow reads them all, numbers are 255 minus the ink."""
+    light = cmyk.astype(np.int32)
     product = light[:, :, :3] * light[:, :, 3:] + 128
     return ((product + (product >> 8)) >> 8).astype(np.uint8)  # divided by 255 and rounded
 

@@ -21,6 +21,7 @@ from __future__ import annotations
 import mmap
 import os
 import struct
+import zlib
 from array import array
 from collections.abc import Iterable, Iterator, Sequence, Sized
 from dataclasses import dataclass
@@ -251,6 +252,11 @@ class RecordFile:
     def bytes_at(self, start: int, stop: int) -> bytes:
         """Raw bytes [start, stop) of the file, cut off at its end."""
         return self._open()[start:stop]
+
+    def crc32(self, start: int, stop: int) -> int:
+        """zlib's crc32 of bytes [start, stop) of the file, without copying them."""
+        with memoryview(self._open()) as view, view[start:stop] as span:
+            return zlib.crc32(span)
 
     def next_magic(self, start: int) -> int | None:
         """First byte at or after `start`, a multiple of 4, that holds the magic; None where there is none."""

@@ -1,0 +1,107 @@
+"""`adadistill data verify RECORDS`: read a whole record file, report every bad record, and seal a good one."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from adadistill.loaders.image_records import ImageRecords
+from adadistill.loaders.record_seal import SealError, write_seal
+from adadistill.loaders.record_verification import BadRecord, Verification, verify_records
+from adadistill.loaders.recordio import RecordError, RecordFile
+
+_SHOWN = 20
+
+
+def run(argv: Sequence[str]) -> int:
+    """Verify, report, seal. Exit code 0: all is good; 1: something is not; 2: the command is wrong."""
+    arguments = build_parser().parse_args(argv)
+    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    try:
+        image_size, num_classes = _wanted(arguments)
+        started = time.perf_counter()
+        found = verify_records(
+            arguments.records,
+            arguments.index,
+            decode=arguments.decode,
+            image_size=image_size,
+            num_classes=num_classes,
+            workers=arguments.workers,
+            use_seal=not arguments.reseal,
+        )
+        _report(found, time.perf_counter() - started, arguments.report)
+        if found.bad:
+            return 1
+        if arguments.seal and not found.sealed:
+            file = RecordFile(arguments.records)
+            records = ImageRecords(arguments.records, arguments.index, use_seal=False)
+            seal = write_seal(file, records.index)
+            print(f"sealed: {seal.path}, {seal.num_images} records and {seal.num_spans - seal.num_images} other spans")
+    except (SealError, RecordError) as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        return 1
+    except (ValueError, OSError) as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="adadistill data verify",
+        description="Read a whole record file and report every bad record. A sealed file is compared with its "
+        "checksums; any other is checked for frames, labels and image headers.",
+    )
+    parser.add_argument("records", help=".rec file")
+    parser.add_argument("--index", help="its .idx (default: the one beside it, else a scan)")
+    parser.add_argument("--decode", action="store_true", help="also decode every image")
+    parser.add_argument("--image-size", type=int, help="side in pixels that every image must have")
+    parser.add_argument("--recipe", help="take image size and number of identities from this recipe")
+    parser.add_argument("--seal", action="store_true", help="write RECORDS.seal if all is good: later reads check it")
+    parser.add_argument("--reseal", action="store_true", help="with --seal: replace a seal that there is, unread")
+    parser.add_argument("--report", type=Path, help="JSONL file for the bad records, one a line")
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="threads (default: all cores)")
+    return parser
+
+
+def _wanted(arguments: argparse.Namespace) -> tuple[int | None, int | None]:
+    """(image size, number of identities) that the command line or its recipe asks for."""
+    if arguments.workers < 1:
+        raise ValueError(f"--workers must be positive, got {arguments.workers}")
+    if arguments.reseal and not arguments.seal:
+        raise ValueError("--reseal says how --seal treats an old seal; give both")
+    if arguments.recipe is None:
+        return arguments.image_size, None
+    from adadistill.core.recipe import load_recipe
+
+    data = load_recipe(arguments.recipe, [f"data.records={json.dumps(arguments.records)}"]).data
+    return arguments.image_size or data.image_size, data.num_classes
+
+
+def _report(found: Verification, seconds: float, path: Path | None) -> None:
+    if path is not None:
+        path.write_text("".join(json.dumps(asdict(bad)) + "\n" for bad in found.bad), encoding="utf-8")
+    for bad in found.bad[:_SHOWN]:
+        print(f"{_named(bad)}  {bad.kind}  {bad.reason}")
+    if len(found.bad) > _SHOWN:
+        print(f"... and {len(found.bad) - _SHOWN} more" + ("" if path else " (--report FILE lists them)"))
+    how = "checksums compared" if found.sealed else "not sealed: frames, labels and headers checked"
+    gigabytes = found.bytes / 1e9
+    print(
+        f"{found.records} images, {gigabytes:.3f} GB in {seconds:.1f} s ({gigabytes / seconds:.2f} GB/s), {how}, "
+        f"{len(found.bad)} bad"
+    )
+
+
+def _named(bad: BadRecord) -> str:
+    if bad.record_id is not None:
+        return f"record {bad.record_id}"
+    return "file" if bad.offset is None else f"byte {bad.offset}"

@@ -1,0 +1,219 @@
+"""Images from strangers: odd ones decode to what Pillow shows, bombs cost an error and no memory."""
+
+from __future__ import annotations
+
+import io
+import struct
+import subprocess
+import sys
+import zlib
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import simplejpeg
+from PIL import Image
+
+from adadistill.loaders.checked_records import CheckedRecords, ImageSizeError
+from adadistill.loaders.image_records import ImageRecords
+from adadistill.loaders.pixels import ImageDecodeError, ImageLimits, decode_image, image_header
+from adadistill.loaders.recordio import RecordWriter
+
+SIDE = 32
+
+
+def _picture(channels: int = 3, seed: int = 0) -> npt.NDArray[np.uint8]:
+    rows, columns = np.mgrid[:SIDE, :SIDE]
+    waves = [128 + 90 * np.sin(rows / (4 + k) + columns / (3 + k)) for k in range(channels)]
+    noise = np.random.RandomState(seed).normal(0, 5, (SIDE, SIDE, channels))
+    return (np.stack(waves, axis=-1) + noise).clip(0, 255).astype(np.uint8)
+
+
+def _encoded(image: Image.Image, kind: str, **options: object) -> bytes:
+    out = io.BytesIO()
+    image.save(out, kind, **options)
+    return out.getvalue()
+
+
+def _exif(orientation: int) -> bytes:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    return exif.tobytes()
+
+
+ODD = {
+    "grey": _encoded(Image.fromarray(_picture(1)[:, :, 0]), "JPEG"),
+    "cmyk": _encoded(Image.fromarray(_picture(4), "CMYK"), "JPEG", quality=90),
+    "progressive": _encoded(Image.fromarray(_picture()), "JPEG", progressive=True),
+    "stored as rgb": _encoded(Image.fromarray(_picture()), "JPEG", keep_rgb=True),
+    "exif rotated": _encoded(Image.fromarray(_picture()), "JPEG", exif=_exif(6)),
+    "png": _encoded(Image.fromarray(_picture()), "PNG"),
+    "png with alpha": _encoded(Image.fromarray(_picture(4), "RGBA"), "PNG"),
+    "png palette": _encoded(Image.fromarray(_picture()).quantize(32), "PNG"),
+    "png grey": _encoded(Image.fromarray(_picture(1)[:, :, 0]), "PNG"),
+    "png one bit": _encoded(Image.fromarray(_picture(1)[:, :, 0]).convert("1"), "PNG"),
+}
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_odd_images_decode_to_what_pillow_shows(name: str):
+    """Rows and columns as stored, whatever EXIF says: that is how insightface and DALI read them."""
+    with Image.open(io.BytesIO(ODD[name])) as image:
+        wanted = np.asarray(image.convert("RGB")).astype(int)
+    found = decode_image(ODD[name], where="test")
+    assert found.shape == (SIDE, SIDE, 3)
+    assert found.dtype == np.uint8
+    assert np.abs(found.astype(int) - wanted).max() <= 1
+
+
+def test_a_16_bit_png_keeps_its_high_bytes():
+    wide = (_picture(1)[:, :, 0].astype(np.uint16) << 8) + 77
+    found = decode_image(_encoded(Image.fromarray(wide), "PNG"), where="test")
+    assert np.array_equal(found, np.repeat((wide >> 8).astype(np.uint8)[:, :, None], 3, axis=2))
+
+
+def test_cmyk_without_adobe_s_marker_is_read_as_pillow_reads_it():
+    body = ODD["cmyk"]
+    place = body.find(b"Adobe")
+    start, length = place - 4, struct.unpack(">H", body[place - 2 : place])[0] + 2
+    plain = body[:start] + body[start + length :]
+    assert image_header(plain, where="test").colorspace == "CMYK"
+    with Image.open(io.BytesIO(plain)) as image:
+        wanted = np.asarray(image.convert("RGB")).astype(int)
+    assert np.abs(decode_image(plain, where="test").astype(int) - wanted).max() <= 1
+
+
+def _records(folder: Path, bodies: list[bytes]) -> ImageRecords:
+    with RecordWriter(folder / "train.rec") as writer:
+        for number, body in enumerate(bodies):
+            writer.write(number, body, labels=0.0)
+    return ImageRecords(folder / "train.rec", num_classes=1)
+
+
+def test_what_dali_is_fed_decodes_to_the_same_pixels(tmp_path: Path):
+    """Plain JPEGs as they are; everything else as the pixels of the CPU's own decoder."""
+    records = CheckedRecords(_records(tmp_path, list(ODD.values())), SIDE)
+    as_stored = {"grey", "progressive", "exif rotated"}
+    for record_id, (name, body) in enumerate(ODD.items()):
+        _, fed = records.feedable(record_id)
+        assert (fed == body) == (name in as_stored), name
+        if fed != body:
+            _, pixels = records.decode(record_id)
+            assert fed == b"P6\n%d %d\n255\n" % (SIDE, SIDE) + pixels.tobytes()
+
+
+def test_sizes_are_refused_or_resized_and_limits_hold_in_both(tmp_path: Path):
+    noise = np.random.RandomState(0)
+    bodies = [simplejpeg.encode_jpeg(noise.randint(0, 256, (h, w, 3), np.uint8)) for h, w in ((48, 40), (80, 20))]
+    records = _records(tmp_path, bodies)
+    with pytest.raises(ImageSizeError, match=r"48 x 40 pixels.*data\.wrong_size=resize"):
+        CheckedRecords(records, SIDE).decode(0)
+    resizing = CheckedRecords(records, SIDE, wrong_size="resize", limits=ImageLimits(max_side=64))
+    assert resizing.decode(0)[1].shape == (SIDE, SIDE, 3)
+    with pytest.raises(ImageDecodeError, match=r"data\.max_image_side allows 64"):
+        resizing.decode(1)
+    with pytest.raises(ImageDecodeError, match=r"data\.max_image_bytes allows 1024"):
+        CheckedRecords(records, SIDE, wrong_size="resize", limits=ImageLimits(max_bytes=1024)).decode(0)
+
+
+@pytest.mark.parametrize("beginning", [b"GIF89a", b"RIFF____WEBP", b"II*\0", b"\0\0\0\x0cjP  ", b"BM", b"", b"\xff"])
+def test_other_formats_are_refused_with_a_plain_sentence(beginning: bytes):
+    with pytest.raises(ImageDecodeError, match="neither JPEG nor PNG"):
+        decode_image(beginning + bytes(100) if beginning else b"", where="test")
+
+
+def _sized(body: bytes, height: int, width: int) -> bytes:
+    """The JPEG with other numbers in its frame header."""
+    place = next(i for i in range(len(body)) if body[i : i + 2] in (b"\xff\xc0", b"\xff\xc2"))
+    return body[: place + 5] + struct.pack(">HH", height, width) + body[place + 9 :]
+
+
+def _segment(marker: int, content: bytes) -> bytes:
+    return bytes([0xFF, marker]) + struct.pack(">H", len(content) + 2) + content
+
+
+def _chunk(name: bytes, content: bytes) -> bytes:
+    return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+
+
+def _bombs() -> dict[str, bytes]:
+    plain, progressive, png = _encoded(Image.fromarray(_picture()), "JPEG"), ODD["progressive"], ODD["png"]
+    scan = progressive.rfind(b"\xff\xda")
+    after_header = 8 + 25  # of a PNG: signature and IHDR
+    huge_ihdr = _chunk(b"IHDR", struct.pack(">IIBBBBB", 60000, 60000, 8, 2, 0, 0, 0))
+    packed = zlib.compress(bytes(50 << 20), 9)
+    return {
+        "wide": _sized(plain, 65500, 65500),
+        "wide progressive": _sized(progressive, 65500, 65500),
+        "tall": _sized(plain, 65500, 1),
+        "nothing": _sized(plain, 0, 0),
+        "just inside the limit": _sized(plain, 2048, 2048),
+        "five thousand scans": progressive[:scan] + progressive[scan:-2] * 5000 + b"\xff\xd9",
+        "comments": plain[:2] + _segment(0xFE, bytes(65000)) * 60 + plain[2:],
+        "tables": plain[:2] + _segment(0xC4, bytes(2000)) * 1000 + plain[2:],
+        "two frames": plain[:-2] + plain[2:],
+        "cut": plain[: len(plain) // 2],
+        "cut in the header": plain[:60],
+        "png wide": png[:8] + huge_ihdr + png[after_header:],
+        "png text": png[:after_header] + _chunk(b"zTXt", b"k\0\0" + packed) + png[after_header:],
+        "png profile": png[:after_header] + _chunk(b"iCCP", b"k\0\0" + packed) + png[after_header:],
+        "png too many pixels": png[:after_header] + _chunk(b"IDAT", packed) + png[after_header:],
+        "png cut": png[: len(png) // 2],
+        "png lying length": png[:after_header] + struct.pack(">I", 1 << 31) + png[after_header:],
+    }
+
+
+BOMBS_IN_A_PROCESS = """
+import resource, sys
+sys.path.insert(0, sys.argv[2])
+import tests_support
+tests_support.make_importable()
+from adadistill.loaders.checked_records import CheckedRecords
+from adadistill.loaders.image_records import ImageRecords
+from adadistill.loaders.pixels import ImageDecodeError, decode_image
+import simplejpeg, numpy, PIL.Image, PIL.PngImagePlugin
+
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+records = ImageRecords(sys.argv[1], num_classes=1)
+for wrong_size in ("refuse", "resize"):
+    checked = CheckedRecords(records, 32, wrong_size=wrong_size)
+    checked.decode(0)  # a good image: what decoding always needs is in memory
+    before = peak()
+    for record_id in range(1, len(records)):
+        for decode in (checked.decode, checked.feedable):
+            try:
+                decode(record_id)
+            except ImageDecodeError as error:
+                assert len(str(error)) < 1000, len(str(error))
+    print((peak() - before) // 1024)
+"""
+
+
+def test_a_corpus_of_bombs_costs_less_than_64_mib(tmp_path: Path):
+    bombs = _bombs()
+    _records(tmp_path, [_encoded(Image.fromarray(_picture()), "JPEG"), *bombs.values()])
+    command = [sys.executable, "-c", BOMBS_IN_A_PROCESS, str(tmp_path / "train.rec"), str(Path(__file__).parent.parent)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    growth_mib = [int(line) for line in done.stdout.split()]
+    assert len(growth_mib) == 2
+    assert max(growth_mib) < 64, growth_mib
+
+
+REFUSED = [
+    "wide", "wide progressive", "tall", "nothing", "five thousand scans", "cut in the header", "png wide", "png cut",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_bomb_is_refused(name: str):
+    with pytest.raises(ImageDecodeError, match=r"^test: "):
+        decode_image(_bombs()[name], where="test")
+
+
+@pytest.mark.parametrize("name", ["png text", "png profile"])
+def test_what_is_wrapped_around_a_sound_png_does_no_harm(name: str):
+    assert np.array_equal(decode_image(_bombs()[name], where="test"), _picture())
