@@ -1,4 +1,4 @@
-"""The arrows between folders: kernels are leaves, loaders use them, core composes, recipes launch, nobody imports bench."""
+"""The arrows between folders: kernels are leaves, loaders use them, core composes, recipes launch; bench sees all."""
 
 from __future__ import annotations
 

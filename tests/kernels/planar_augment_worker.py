@@ -1,0 +1,46 @@
+"""Runs the Triton kernel in Triton's interpreter, which is chosen before Triton is imported: a process of its own.
+
+Prints one line of JSON for each case: whether the kernel gave the bits of the reference.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import sys
+from pathlib import Path
+
+os.environ["TRITON_INTERPRET"] = "1"
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import tests_support
+
+tests_support.make_importable()
+
+import planar_cases
+import torch
+
+from adadistill.kernels.planar_augment import planar_augment, planar_augment_reference, planar_augment_u8
+
+
+def main() -> None:
+    for layout, name, size in itertools.product(("rgb", "planes"), planar_cases.CASES, (16, 34)):
+        case = planar_cases.make_case(layout, name, size)
+        found = planar_augment_u8(**case)
+        print(json.dumps({"case": [layout, name, size], "equal": torch.equal(found, planar_augment_reference(**case))}))
+    case = planar_cases.make_case("rgb", "everything", 16)
+    pixels = planar_augment_reference(**case)
+    for dtype, channels_last in itertools.product((torch.float32, torch.float64, torch.float16), (False, True)):
+        found = planar_augment(**case, dtype=dtype, channels_last=channels_last)
+        wanted = planar_cases.network_input(pixels, dtype, channels_last)
+        equal = torch.equal(found, wanted) and found.stride() == wanted.stride()
+        print(json.dumps({"case": [str(dtype), channels_last, 16], "equal": equal}))
+    # The interpreter cuts bfloat16 off where hardware rounds it.
+    found = planar_augment(**case, dtype=torch.bfloat16, channels_last=True)
+    wanted = planar_cases.network_input(pixels, torch.bfloat16, True)
+    print(json.dumps({"case": ["bfloat16", True, 16], "equal": bool((found - wanted).abs().max() <= 2**-8)}))
+
+
+if __name__ == "__main__":
+    main()
