@@ -14,6 +14,7 @@ VERBS = {
     "evaluate": ("adadistill.recipes.evaluate", "score a checkpoint, or a teacher, on verification sets"),
     "teacher": ("adadistill.recipes.teacher", "check a recipe's teacher: identity, precision, speed, colour order"),
     "cache": ("adadistill.recipes.cache", "build, import, verify or describe a cache of teacher embeddings"),
+    "data": ("adadistill.recipes.data", "pack, verify, seal, shuffle, split, merge, count or convert record files"),
     "centres": ("adadistill.recipes.centres", "export the class centres of a run, to be frozen in another"),
     "convert": ("adadistill.recipes.convert", "turn public weights into a checkpoint of ours"),
     "demo": ("adadistill.recipes.demo", "distil on synthetic faces, from data to report, in minutes on a CPU"),

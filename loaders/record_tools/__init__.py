@@ -1,0 +1,1 @@
+"""Whole record files made from others: shuffled, split, merged, described, converted from other formats."""
