@@ -1,11 +1,14 @@
-"""How many images per second each way of loading delivers from JPEG records.
+"""How many images per second each way of loading delivers, stage by stage, and what it costs in CPU time.
 
-Two stages: `decode` ends with uint8 pixels where the decoder leaves them, `batch` with normalised float32 batches on
-the device, labels and all. Isolates loading: nothing trains, and a consumer that only counts takes the batches. Leaves
-out the first batches of each round, in which threads and buffers come up, and cold disks: records are read once before.
+Stages: `read` gives encoded bytes, `decode` uint8 pixels, `augment` augmented pixels of images decoded before, `batch`
+normalised float32 batches on the device with labels and flips: what training gets, through `build_pipeline`. Isolates
+loading: nothing trains, and a consumer that only counts takes the batches. Leaves out the first batches of each round,
+in which threads and buffers come up, and cold disks: files are read once before.
 
-Beside ours runs what one would write without a library, on the CPU: torch's DataLoader with Pillow, and ToTensor and
-Normalize in plain torch (where Pillow is installed). Rounds of all of them alternate, so that a busy machine slows all.
+Beside ours run, on the CPU, what one would write without a library (torch's DataLoader with worker processes, Pillow,
+ToTensor and Normalize in plain torch) and, wherever DALI is, a pipeline as insightface writes it (its own record
+reader, decoder and crop_mirror_normalize). On CUDA, torchvision's batched decoder where torchvision is installed.
+Rounds of all of them alternate, so that a busy machine slows all.
 """
 
 from __future__ import annotations
@@ -14,36 +17,42 @@ import argparse
 import importlib.util
 import itertools
 import os
+import resource
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from adadistill.bench.rows import append_row, spread
+from adadistill.bench.rows import append_row, read_rows, results_folder, spread
+from adadistill.core.teachers import record_binding
+from adadistill.loaders.augment_image import augment_image
+from adadistill.loaders.augment_policy import Augmentation, AugmentConfig
 from adadistill.loaders.batch import Batch
-from adadistill.loaders.batch_destination import BatchDestination, Staged, batch_destination
-from adadistill.loaders.buffer_pool import BufferPool
 from adadistill.loaders.checked_records import CheckedRecords
-from adadistill.loaders.cpu_pipeline import CpuDecoding
-from adadistill.loaders.dali_pipeline import DaliDecoding, DaliMissingError, require_dali
+from adadistill.loaders.dali_pipeline import DaliMissingError, require_dali
 from adadistill.loaders.image_records import ImageRecords
-from adadistill.loaders.pipeline import Decoding
+from adadistill.loaders.packed_store import Layout, PackError, pack_records
+from adadistill.loaders.pipeline import DataConfig, build_pipeline
 from adadistill.loaders.pixels import decode_image, image_size, to_network_input
-from adadistill.loaders.prefetch import prefetched
-from adadistill.loaders.rank_steps import RankSteps, StepPlan
+from adadistill.loaders.record_index import write_record_index
+from adadistill.loaders.recordio import RecordWriter
 from adadistill.loaders.sample_order import SampleOrder
 
-_PREFETCH = 3
+SOURCES = ("cpu", "dali", "packed_rgb", "packed_planes", "dataloader", "dali_plain", "torchvision")
+STAGES = ("read", "decode", "augment", "batch")
 _WARM_UP = 4
 _NVJPEG_LEVELS = 6.0
 """Mean difference of decoded levels above which two decoders do not show the same picture."""
+_FIT_QUALITIES = (50, 75, 90, 95, 100)
 
 
 @dataclass(frozen=True)
@@ -55,23 +64,16 @@ class Loader:
     batches: Callable[[int], Iterator[Any]]
 
 
-class DecodeOnly:
-    """A destination that leaves the pixels where the decoder put them."""
+@dataclass(frozen=True)
+class Setting:
+    """What all loaders of a run share."""
 
-    def __init__(self, shape: tuple[int, int, int, int], device: torch.device) -> None:
-        self.device = device
-        self.stream: torch.cuda.Stream | None = None
-        self._pixels = BufferPool(shape, torch.uint8, keep=_PREFETCH + 2)
-
-    def stage(self, images_u8: Tensor | None = None) -> Staged:
-        return Staged(images_u8=self._pixels.take() if images_u8 is None else images_u8, images=None)
-
-    def normalise_rows(self, staged: Staged, rows: slice) -> None:
-        """Not in this stage."""
-
-    def batch(self, plan: StepPlan, labels: npt.NDArray[np.int64], staged: Staged) -> Batch:
-        flags, ids = torch.from_numpy(plan.mirrored), torch.tensor(plan.record_ids)
-        return Batch(staged.images_u8, torch.from_numpy(labels), ids, flags, plan.epoch, plan.step)
+    records: ImageRecords
+    size: int
+    batch_size: int
+    workers: int
+    device: torch.device
+    augmentation: Augmentation
 
 
 class PillowDataset(Dataset[tuple[Tensor, int]]):
@@ -98,161 +100,404 @@ class PillowDataset(Dataset[tuple[Tensor, int]]):
         return image.sub_(0.5).div_(0.5), encoded.label  # Normalize
 
 
-def our_loaders(
-    records: ImageRecords, *, decoders: Sequence[str], batch_size: int, workers: int, device: torch.device
-) -> list[Loader]:
-    """Each decoder in both stages, after its batches were compared with single images decoded one by one."""
-    side = image_size(records.read(0).body, where=records.where(0))[0]
-    order = SampleOrder(len(records), batch_size, seed=0)
-    steps = RankSteps(order, rank=0, world_size=1, mirror_seed=0, mirror_probability=0.5)
-    loaders: list[Loader] = []
-    for decoder, stage in itertools.product(decoders, ("decode", "batch")):
-        batches = _batches(CheckedRecords(records, side), steps, decoder, stage, workers, device)
-        _check(records, next(batches(1)), exact=decoder == "cpu" or device.type == "cpu")
-        loaders.append(Loader(decoder, stage, batches))
+def pipeline_loader(name: str, setting: Setting, **data: Any) -> Loader:
+    """Our own pipeline as a recipe builds it, after its first batch was compared with single images."""
+    config = DataConfig(records=str(setting.records.path), image_size=setting.size, workers=setting.workers, **data)
+
+    def batches(count: int) -> Iterator[Batch]:
+        pipeline = build_pipeline(
+            config,
+            setting.records,
+            SampleOrder(len(setting.records), setting.batch_size, seed=0),
+            rank=0,
+            world_size=1,
+            device=setting.device,
+            augmentation=setting.augmentation,
+            channels_last=setting.device.type == "cuda",
+        )
+        try:
+            epochs = itertools.chain.from_iterable(pipeline.epoch(epoch) for epoch in itertools.count())
+            yield from itertools.islice(epochs, count)
+        finally:
+            pipeline.close()
+
+    check(setting, next(batches(1)), exact=name != "dali" or setting.device.type == "cpu")
+    return Loader(name, "batch", batches)
+
+
+def stage_loaders(setting: Setting) -> list[Loader]:
+    """The stages of the CPU pipeline one by one, each on one thread: images a second of a core."""
+    checked = CheckedRecords(setting.records, setting.size)
+    ids = np.random.default_rng(0).permutation(len(setting.records))
+    decoded = np.stack([checked.decode(int(record_id))[1] for record_id in ids[: min(256, len(ids))]])
+
+    def over_ids(work: Callable[[int], object]) -> Callable[[int], Iterator[Any]]:
+        def batches(count: int) -> Iterator[Any]:
+            stream = itertools.cycle(ids.tolist())
+            for _ in range(count):
+                yield [work(record_id) for record_id in itertools.islice(stream, setting.batch_size)]
+
+        return batches
+
+    def augment(count: int) -> Iterator[Any]:
+        out = np.empty_like(decoded[0])
+        tables = setting.augmentation.tables
+        for number in range(count):
+            chosen = (np.arange(setting.batch_size) + number * setting.batch_size) % len(ids)
+            rows = setting.augmentation.parameters(0, chosen)
+            assert rows is not None, "this stage is measured where something is augmented"
+            assert tables is not None, "and then there are tables"
+            for place, row in zip((chosen % len(decoded)).tolist(), rows, strict=True):
+                augment_image(decoded[place], row, tables, out)
+            yield out
+
+    loaders = [
+        Loader("one thread", "read", over_ids(lambda record_id: setting.records.read(record_id).body)),
+        Loader("one thread", "decode", over_ids(checked.decode)),
+    ]
+    if setting.augmentation.alters_pixels:
+        loaders.append(Loader("one thread", "augment", augment))
     return loaders
 
 
-def pillow_loader(records: ImageRecords, *, batch_size: int, workers: int) -> Loader:
+def pillow_loader(setting: Setting) -> Loader:
     """torch's DataLoader with worker processes; restarted in each round as it is in each epoch, start not timed."""
 
     def batches(count: int) -> Iterator[Any]:
-        sampler = torch.randperm(len(records), generator=torch.Generator().manual_seed(0)).repeat(
-            -(-count * batch_size // len(records))
-        )[: count * batch_size]
+        needed = count * setting.batch_size
+        order = torch.randperm(len(setting.records), generator=torch.Generator().manual_seed(0))
+        sampler = order.repeat(-(-needed // len(order)))[:needed]
         yield from DataLoader(
-            PillowDataset(records), batch_size=batch_size, sampler=sampler.tolist(), num_workers=workers
+            PillowDataset(setting.records),
+            batch_size=setting.batch_size,
+            sampler=sampler.tolist(),
+            num_workers=setting.workers,
         )
 
     return Loader("torch DataLoader + Pillow", "batch", batches)
 
 
-def images_per_s(loader: Loader, *, batches: int, batch_size: int, device: torch.device) -> float:
-    """One round: the rate over `batches` batches after the warm-up."""
-    started = 0.0
+def plain_dali_loader(setting: Setting, index: Path) -> Loader:
+    """DALI as arcface_torch uses it: record reader, window shuffle, decoder, crop_mirror_normalize, two threads."""
+    from nvidia.dali import Pipeline, fn, types
+
+    gpu = setting.device.index if setting.device.type == "cuda" else None
+
+    def batches(count: int) -> Iterator[Any]:
+        pipeline = Pipeline(
+            batch_size=setting.batch_size, num_threads=2, device_id=gpu, prefetch_queue_depth=1, exec_dynamic=True
+        )
+        with pipeline:
+            encoded, labels = fn.readers.mxnet(
+                path=[str(setting.records.path)],
+                index_path=[str(index)],
+                initial_fill=min(32768, len(setting.records)),
+                random_shuffle=True,
+                pad_last_batch=False,
+                name="reader",
+            )
+            images = fn.decoders.image(
+                encoded, device="cpu" if gpu is None else "mixed", output_type=types.DALIImageType.RGB
+            )
+            images = fn.crop_mirror_normalize(
+                images,
+                dtype=types.DALIDataType.FLOAT,
+                mean=[127.5] * 3,
+                std=[127.5] * 3,
+                mirror=fn.random.coin_flip(probability=0.5),
+            )
+            pipeline.set_outputs(images, labels)
+        pipeline.build()
+        for _ in range(count):
+            outputs: Any = pipeline.run()
+            yield torch.from_dlpack(outputs[0].as_tensor()), torch.from_dlpack(outputs[1].as_tensor())[:, 0].long()
+
+    return Loader("DALI as insightface writes it", "batch", batches)
+
+
+def torchvision_loader(setting: Setting) -> Loader:
+    """torchvision's batched nvJPEG decoder and normalisation on the device; CUDA only."""
+    from torchvision.io import ImageReadMode, decode_jpeg
+
+    def batches(count: int) -> Iterator[Any]:
+        order = SampleOrder(len(setting.records), setting.batch_size, seed=0)
+        for number in range(count):
+            ids = order.global_ids(number // order.steps_per_epoch, number % order.steps_per_epoch)
+            encoded = [setting.records.read(int(record_id)) for record_id in ids]
+            bodies = [torch.frombuffer(bytearray(one.body), dtype=torch.uint8) for one in encoded]
+            pixels = torch.stack(decode_jpeg(bodies, mode=ImageReadMode.RGB, device=setting.device))
+            labels = torch.tensor([one.label for one in encoded], device=setting.device)
+            yield to_network_input(pixels, device=setting.device, channels_last=True), labels
+
+    return Loader("torchvision decode_jpeg", "batch", batches)
+
+
+def measure(loader: Loader, *, batches: int, setting: Setting) -> tuple[float, float]:
+    """One round: images/s over `batches` batches after the warm-up, and CPU seconds for 10,000 images.
+
+    CPU seconds count all threads of this process, and of worker processes from their start to their end, so they hold
+    the warm-up too and are divided by all images.
+    """
+    cpu = _cpu_seconds()
+    started = finished = 0.0
     for number, _ in enumerate(loader.batches(_WARM_UP + batches), start=1):
         if number == _WARM_UP:
-            _synchronise(device)
+            _synchronise(setting.device)
             started = time.perf_counter()
-    _synchronise(device)
-    return batches * batch_size / (time.perf_counter() - started)
+        if number == _WARM_UP + batches:
+            _synchronise(setting.device)
+            finished = time.perf_counter()
+    images = (_WARM_UP + batches) * setting.batch_size
+    return batches * setting.batch_size / (finished - started), (_cpu_seconds() - cpu) / images * 10_000
+
+
+def check(setting: Setting, batch: Batch, *, exact: bool) -> None:
+    """Compare with single images, decoded, augmented and normalised one by one.
+
+    Raises:
+        ValueError: they differ; nothing is timed then.
+    """
+    rows = setting.augmentation.parameters(batch.epoch, batch.record_ids.cpu().numpy())
+    for row in range(min(8, len(batch.labels))):
+        record_id = int(batch.record_ids[row])
+        where = setting.records.where(record_id)
+        pixels = decode_image(setting.records.read(record_id).body, where=where)
+        if rows is not None:
+            assert setting.augmentation.tables is not None, "parameters point into tables"
+            decoded, pixels = pixels, np.empty_like(pixels)
+            augment_image(decoded, rows[row], setting.augmentation.tables, pixels)
+        elif batch.mirrored[row]:
+            pixels = pixels[:, ::-1].copy()
+        wanted = to_network_input(torch.from_numpy(pixels)[None], device=torch.device("cpu"))[0]
+        error = (batch.images[row].cpu().double() - wanted.double()).abs().mean().item() * 127.5
+        if error > (1e-4 if exact else _NVJPEG_LEVELS):
+            raise ValueError(f"{where}: decoded pixels are {error:.2f} levels off; nothing was timed")
+
+
+def decode_fit(setting: Setting, rows: str | None, *, images: int = 200, repeats: int = 5) -> tuple[float, float]:
+    """Fit us = a + b * KB over faces encoded anew at several qualities, on one thread; gives (a, b)."""
+    import simplejpeg
+
+    sizes: list[float] = []
+    times: list[float] = []
+    pixels = [decode_image(setting.records.read(i).body, where="fit") for i in range(min(images, len(setting.records)))]
+    for quality in _FIT_QUALITIES:
+        bodies = [simplejpeg.encode_jpeg(image, quality=quality, colorsubsampling="420") for image in pixels]
+        best = np.inf
+        for _ in range(repeats):
+            started = time.perf_counter()
+            for body in bodies:
+                simplejpeg.decode_jpeg(body)
+            best = min(best, time.perf_counter() - started)
+        sizes.append(float(np.mean([len(body) for body in bodies])) / 1000)
+        times.append(best / len(bodies) * 1e6)
+    slope, base = np.polyfit(sizes, times, 1)
+    print(f"\ndecoding takes {base:.0f} us + {slope:.1f} us per KB, from " + ", ".join(
+        f"{size:.1f} KB {us:.0f} us" for size, us in zip(sizes, times, strict=True)))  # fmt: skip
+    append_row(
+        rows, bench="loader", pipeline="simplejpeg", stage="decode fit", us_base=float(base), us_per_kb=float(slope),
+        kb=sizes, us=times, image_size=setting.size,
+    )  # fmt: skip
+    return float(base), float(slope)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure, print a table and append rows."""
     parser = argparse.ArgumentParser(prog="python -m adadistill.bench.loader", description=__doc__.split("\n")[0])
-    parser.add_argument("records", help="a .rec file of JPEGs of one size")
+    parser.add_argument("records", nargs="?", help="a .rec file of JPEGs of one size")
     parser.add_argument("--index", help="its .idx (default: the one beside it)")
-    parser.add_argument("--decoders", nargs="+", choices=["cpu", "dali"], help="default: those installed")
+    parser.add_argument("--tile", type=int, help="repeat its images to so many records, in a temporary folder")
+    parser.add_argument("--quality", type=int, help="with --tile: encode them anew at this quality, 4:2:0")
+    parser.add_argument("--sources", nargs="+", choices=SOURCES, help="default: all that can run here")
+    parser.add_argument("--stages", nargs="+", choices=STAGES, default=["read", "decode", "augment", "batch"])
+    parser.add_argument("--augment", choices=("none", "adaface", "insightface"), default="none")
+    parser.add_argument("--hw-decoder-load", nargs="+", type=float, default=[0.65], help="of DALI on a GPU; each a row")
     parser.add_argument("--batch-size", type=int, default=256)
     parser.add_argument("--batches", type=int, default=40, help="timed per round")
     parser.add_argument("--repeats", type=int, default=5, help="rounds")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="decode threads, or worker processes")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--fit", action="store_true", help="also fit decode time against bytes")
     parser.add_argument("--rows", help="JSONL file for the rows (default: print only)")
+    parser.add_argument("--table", action="store_true", help="print the rows of bench/results/loader.jsonl and end")
     arguments = parser.parse_args(argv)
+    if arguments.table:
+        print(markdown_table())
+        return 0
+    if arguments.records is None:
+        parser.error("name a .rec file, or ask for --table")
     device = torch.device(arguments.device)
     if device.type == "cuda" and device.index is None:
         device = torch.device("cuda", torch.cuda.current_device())
-    records = ImageRecords(arguments.records, arguments.index)
-    records.labels()  # also brings the file into memory
-    sizes = {"batch_size": min(arguments.batch_size, len(records)), "workers": arguments.workers}
-    decoders = arguments.decoders or _installed_decoders()
-    loaders = our_loaders(records, decoders=decoders, device=device, **sizes)
-    if device.type == "cpu" and importlib.util.find_spec("PIL"):
-        loaders.append(pillow_loader(records, **sizes))
-    rates: list[list[float]] = [[] for _ in loaders]
-    for _ in range(arguments.repeats):
-        for loader, measured in zip(loaders, rates, strict=True):
-            measured.append(
-                images_per_s(loader, batches=arguments.batches, batch_size=sizes["batch_size"], device=device)
-            )
-    _report(loaders, rates, device, sizes, arguments)
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="adadistill-loader-")))
+        records = ImageRecords(arguments.records, arguments.index)
+        if arguments.tile is not None:
+            records = ImageRecords(_tiled(records, folder / "tiled.rec", arguments.tile, arguments.quality))
+        _measure_all(_setting(records, arguments, device), arguments, folder)
     return 0
 
 
-def _installed_decoders() -> list[str]:
+def markdown_table(path: Path | None = None) -> str:
+    """The newest row of each loader, stage and augmentation, as a table for docs/data.md."""
+    path = results_folder() / "loader.jsonl" if path is None else path
+    newest: dict[tuple[Any, ...], dict[str, Any]] = {}
+    for row in read_rows(path) if path.is_file() else []:
+        if "images_per_s" in row:
+            newest[row["pipeline"], row["stage"], row.get("augment", "none"), row["device"]] = row
+    lines = [
+        "| Source | Stage | Augmentation | Device | images/s | CPU s per 10,000 | Commit |",
+        "| --- | --- | --- | --- | ---: | ---: | --- |",
+    ]
+    for (name, stage, augment, device), row in newest.items():
+        cpu = row.get("cpu_s_per_10k")
+        spent = "" if cpu is None else f"{cpu['median']:.2f}"
+        rate = f"{row['images_per_s']['median']:,.0f}"
+        lines.append(f"| {name} | {stage} | {augment} | {device} | {rate} | {spent} | {str(row['commit'])[:7]} |")
+    return "\n".join(lines)
+
+
+def _setting(records: ImageRecords, arguments: argparse.Namespace, device: torch.device) -> Setting:
+    records.labels()  # also brings the file into memory
+    size = image_size(records.read(0).body, where=records.where(0))[0]
+    config = AugmentConfig(policy=arguments.augment)
+    return Setting(
+        records=records,
+        size=size,
+        batch_size=min(arguments.batch_size, len(records)),
+        workers=arguments.workers,
+        device=device,
+        augmentation=Augmentation(config, mirror_probability=0.5, seed=0, image_size=size),
+    )
+
+
+def _measure_all(setting: Setting, arguments: argparse.Namespace, folder: Path) -> None:
+    loaders = [loader for loader in stage_loaders(setting) if loader.stage in arguments.stages]
+    if "batch" in arguments.stages:
+        loaders += _batch_loaders(setting, arguments, folder)
+    rates: list[list[float]] = [[] for _ in loaders]
+    spent: list[list[float]] = [[] for _ in loaders]
+    for _ in range(arguments.repeats):
+        for number, loader in enumerate(loaders):
+            rate, cpu = measure(loader, batches=arguments.batches, setting=setting)
+            rates[number].append(rate)
+            spent[number].append(cpu)
+    _report(loaders, rates, spent, setting, arguments)
+    if arguments.fit:
+        decode_fit(setting, arguments.rows)
+
+
+def _batch_loaders(setting: Setting, arguments: argparse.Namespace, folder: Path) -> list[Loader]:
+    on_cuda = setting.device.type == "cuda"
+    loaders = []
+    for source in arguments.sources or _possible_sources(setting):
+        if source == "cpu":
+            loaders.append(pipeline_loader("cpu", setting, decoder="cpu"))
+        elif source == "dali":
+            for load in arguments.hw_decoder_load if on_cuda else [0.65]:
+                name = f"dali, hw {load:g}" if on_cuda else "dali"
+                loaders.append(pipeline_loader(name, setting, decoder="dali", hw_decoder_load=load))
+            if on_cuda:
+                loaders.append(pipeline_loader("dali, decode on cpu", setting, decoder="dali", decode_on="cpu"))
+        elif source.startswith("packed"):
+            loaders += _packed_loaders("rgb" if source == "packed_rgb" else "planes", setting, folder)
+        elif source == "dataloader":
+            loaders.append(pillow_loader(setting))
+        elif source == "dali_plain":
+            write_record_index(setting.records.index, folder / "images.idx")
+            loaders.append(plain_dali_loader(setting, folder / "images.idx"))
+        else:
+            loaders.append(torchvision_loader(setting))
+    return loaders
+
+
+def _packed_loaders(layout: Layout, setting: Setting, folder: Path) -> list[Loader]:
+    store = folder / layout
+    try:
+        pack_records(
+            setting.records, store, binding=record_binding(setting.records), layout=layout, image_size=setting.size,
+            workers=setting.workers,
+        )  # fmt: skip
+    except PackError as reason:
+        print(f"without packed {layout}: {reason}")
+        return []
+    places = ("page_cache", "pinned", "device") if setting.device.type == "cuda" else ("page_cache",)
+    return [
+        pipeline_loader(f"packed {layout}, {place}", setting, packed=str(store), packed_in=place) for place in places
+    ]
+
+
+def _possible_sources(setting: Setting) -> list[str]:
+    sources = ["cpu"]
     try:
         require_dali()
+        sources += ["dali", "dali_plain"]
     except DaliMissingError as reason:
         print(f"without dali: {reason}")
-        return ["cpu"]
-    return ["cpu", "dali"]
+    sources += ["packed_rgb", "packed_planes"]
+    if setting.device.type == "cpu" and importlib.util.find_spec("PIL"):
+        sources.append("dataloader")
+    if setting.device.type == "cuda" and importlib.util.find_spec("torchvision"):
+        sources.append("torchvision")
+    return sources
 
 
-def _batches(
-    records: CheckedRecords, steps: RankSteps, decoder: str, stage: str, workers: int, device: torch.device
-) -> Callable[[int], Iterator[Batch]]:
-    side, count = records.image_size, steps.batch_size
+def _tiled(records: ImageRecords, path: Path, count: int, quality: int | None) -> Path:
+    """The images again and again, as `count` records."""
+    bodies = [records.read(record_id).body for record_id in range(len(records))]
+    if quality is not None:
+        import simplejpeg
 
-    def batches(number: int) -> Iterator[Batch]:
-        destination: BatchDestination
-        if stage == "decode":
-            destination = DecodeOnly((count, side, side, 3), device if decoder == "dali" else torch.device("cpu"))
-        else:
-            destination = batch_destination(
-                device,
-                batch_size=count,
-                image_size=side,
-                dtype=torch.float32,
-                channels_last=device.type == "cuda",
-                keep=_PREFETCH + 2,
-            )
-        decoding: Decoding
-        if decoder == "cpu":
-            decoding = CpuDecoding(records, destination, threads=workers)
-        else:
-            decoding = DaliDecoding(records, destination, batch_size=count, threads=workers)
-        plans = itertools.chain.from_iterable(steps.plans(epoch) for epoch in itertools.count())
-        try:
-            yield from prefetched(decoding.batches(itertools.islice(plans, number)), _PREFETCH)
-        finally:
-            decoding.close()
-
-    return batches
-
-
-def _check(records: ImageRecords, batch: Batch, *, exact: bool) -> None:
-    """Compare with single images, decoded and normalised one by one."""
-    for row in range(min(8, len(batch.labels))):
-        record_id = int(batch.record_ids[row])
-        pixels = torch.from_numpy(decode_image(records.read(record_id).body, where=records.where(record_id)))
-        pixels = pixels.flip(1) if batch.mirrored[row] else pixels
-        image = batch.images[row].cpu()
-        if image.dtype != torch.uint8:
-            pixels = to_network_input(pixels[None], device=pixels.device)[0] * 127.5
-            image = image * 127.5
-        error = (image.double() - pixels.double()).abs().mean().item()
-        if error > (1e-4 if exact else _NVJPEG_LEVELS):
-            raise ValueError(
-                f"{records.where(record_id)}: decoded pixels are {error:.2f} levels off; nothing was timed"
-            )
+        bodies = [
+            simplejpeg.encode_jpeg(decode_image(body, where="tile"), quality=quality, colorsubsampling="420")
+            for body in bodies
+        ]
+    labels = records.labels()
+    with RecordWriter(path) as writer:
+        for key in range(count):
+            writer.write(key, bodies[key % len(bodies)], labels=float(labels[key % len(bodies)]))
+    return path
 
 
 def _report(
     loaders: list[Loader],
     rates: list[list[float]],
-    device: torch.device,
-    sizes: dict[str, int],
+    spent: list[list[float]],
+    setting: Setting,
     arguments: argparse.Namespace,
 ) -> None:
-    print(f"\n{'pipeline':<28} {'stage':<8} {'images/s':>10} {'p20':>10} {'p80':>10}   {device}, {sizes}")
-    for loader, measured in zip(loaders, rates, strict=True):
-        rate = spread(measured)
+    sizes = {"batch_size": setting.batch_size, "workers": setting.workers}
+    print(f"\n{'source':<30} {'stage':<8} {'images/s':>10} {'p20':>10} {'p80':>10} {'CPU s/10k':>10}   ", end="")
+    print(f"{setting.device}, {sizes}, {len(setting.records)} records, augment {arguments.augment}")
+    mean_bytes = float((setting.records.index.limits - setting.records.index.offsets).mean())
+    for loader, measured, cpu in zip(loaders, rates, spent, strict=True):
+        rate, cpu_s = spread(measured), spread(cpu)
         print(
-            f"{loader.name:<28} {loader.stage:<8} {rate['median']:>10,.0f} {rate['p20']:>10,.0f} {rate['p80']:>10,.0f}"
+            f"{loader.name:<30} {loader.stage:<8} {rate['median']:>10,.0f} {rate['p20']:>10,.0f} {rate['p80']:>10,.0f} "
+            f"{cpu_s['median']:>10.2f}"
         )
         append_row(
             arguments.rows,
             bench="loader",
             pipeline=loader.name,
             stage=loader.stage,
-            device=str(device),
+            device=str(setting.device),
             images_per_s=rate,
+            cpu_s_per_10k=cpu_s,
+            augment=arguments.augment,
+            records=len(setting.records),
+            mean_record_bytes=round(mean_bytes),
             batches=arguments.batches,
             repeats=arguments.repeats,
             **sizes,
         )
+
+
+def _cpu_seconds() -> float:
+    return sum(
+        usage.ru_utime + usage.ru_stime
+        for usage in (resource.getrusage(resource.RUSAGE_SELF), resource.getrusage(resource.RUSAGE_CHILDREN))
+    )
 
 
 def _synchronise(device: torch.device) -> None:

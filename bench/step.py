@@ -41,7 +41,9 @@ class RandomRows:
         rows = torch.randn(count, dim, generator=torch.Generator().manual_seed(0))
         self._rows = torch.nn.functional.normalize(rows, dim=1).to(device)
 
-    def rows(self, record_ids: npt.NDArray[np.int64], mirrored: npt.NDArray[np.bool_]) -> Tensor:
+    def rows(
+        self, record_ids: npt.NDArray[np.int64], mirrored: npt.NDArray[np.bool_], view: int | None = None
+    ) -> Tensor:
         """(n, D) unit rows."""
         return self._rows[: len(record_ids)]
 

@@ -8,7 +8,7 @@ conversion stands in the way of training. The numbers are those of `to_network_i
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -19,7 +19,7 @@ from torch import Tensor
 
 from adadistill.loaders.batch import Batch
 from adadistill.loaders.buffer_pool import BufferPool
-from adadistill.loaders.pixels import to_network_input, write_network_input
+from adadistill.loaders.pixels import normalise_, to_network_input, write_network_input
 from adadistill.loaders.planned_augmentation import PlannedImages
 from adadistill.loaders.rank_steps import StepPlan
 
@@ -92,7 +92,7 @@ class HostDestination:
         self.device = torch.device("cpu")
         self.stream: torch.cuda.Stream | None = None
         self.augments = False
-        self._channels_last = channels_last
+        self._channels_last, self._dtype = channels_last, dtype
         count, height, width, _ = shape
         self._pixels = BufferPool(shape, torch.uint8, keep=keep)
         self._images = BufferPool(shape if channels_last else (count, 3, height, width), dtype, keep=keep)
@@ -118,6 +118,27 @@ class HostDestination:
 
     def make(self, plan: StepPlan, labels: npt.NDArray[np.int64], images: Callable[[], Tensor]) -> Batch:
         return _batch_of(plan, images(), *_host_tensors(plan, labels))
+
+    def takes_channels(self) -> bool:
+        """Whether `write_channels` will do, which knows the numbers that numpy knows."""
+        return self._dtype in (torch.float32, torch.float64)
+
+    def write_channels(
+        self,
+        staged: Staged,
+        rows: slice,
+        channels: Iterator[tuple[int, npt.NDArray[np.int32]]],
+        mirrored: npt.NDArray[np.bool_],
+    ) -> None:
+        """Complete rows from (number, (n, H, W) levels) of each channel: no interleaved pixels are made on the way."""
+        assert staged.images is not None
+        images, flips = staged.images[rows].numpy(), np.flatnonzero(mirrored[rows]).tolist()
+        for channel, levels in channels:
+            planes = images[:, channel]
+            planes[...] = levels
+            for number in flips:
+                planes[number] = levels[number, :, ::-1]
+            normalise_(planes)
 
 
 class CudaDestination:

@@ -171,8 +171,13 @@ def write_network_input(images_u8: npt.NDArray[np.uint8], images: npt.NDArray[np
         block = slice(first, first + _IMAGES_AT_ONCE)
         for channel in range(3):
             images[block, channel] = images_u8[block, :, :, channel]
-        np.subtract(images[block], 127.5, out=images[block])
-        np.divide(images[block], 127.5, out=images[block])
+        normalise_(images[block])
+
+
+def normalise_(images: npt.NDArray[np.floating[Any]]) -> None:
+    """Levels 0 to 255 to [-1, 1], in place, with the operations of `to_network_input`."""
+    np.subtract(images, 127.5, out=images)
+    np.divide(images, 127.5, out=images)
 
 
 def _from_cmyk(cmyk: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import numpy.typing as npt
 
@@ -26,6 +28,11 @@ class PlaneConverter:
 
     def convert(self, stored: npt.NDArray[np.uint8], out: npt.NDArray[np.uint8]) -> None:
         """(n, S S 3 / 2) uint8 planes (Y, Cb, Cr, each row by row) into (n, S, S, 3) uint8 RGB."""
+        for channel, values in self.channels(stored):
+            out[..., channel] = values
+
+    def channels(self, stored: npt.NDArray[np.uint8]) -> Iterator[tuple[int, npt.NDArray[np.int32]]]:
+        """The same, one channel after another: its number in RGB, and (n, S, S) int32 levels, good until the next."""
         count, size, half = len(stored), self._size, self._half
         pixels = size * size
         luma, blue, red, mixed = (a[:count] for a in (self._luma, self._blue, self._red, self._mixed))
@@ -33,13 +40,13 @@ class PlaneConverter:
         self._upsample(stored[:, pixels : pixels + half * half].reshape(count, half, half), blue)
         self._upsample(stored[:, pixels + half * half :].reshape(count, half, half), red)
         np.multiply(red, _CR_TO_R, out=mixed)
-        _finish(mixed, luma, out[..., 0])
+        yield 0, _finished(mixed, luma)
         np.multiply(blue, _CB_TO_B, out=mixed)
-        _finish(mixed, luma, out[..., 2])
+        yield 2, _finished(mixed, luma)
         blue *= _CB_TO_G
         red *= _CR_TO_G
         blue += red
-        _finish(blue, luma, out[..., 1])
+        yield 1, _finished(blue, luma)
 
     def _upsample(self, chroma: npt.NDArray[np.uint8], out: npt.NDArray[np.int32]) -> None:
         """Fancy upsampling of (n, h, w) to (n, 2h, 2w), minus 128."""
@@ -64,10 +71,9 @@ class PlaneConverter:
         out[:, :, 0::2], out[:, :, 1::2] = left, right
 
 
-def _finish(scaled: npt.NDArray[np.int32], luma: npt.NDArray[np.int32], out: npt.NDArray[np.uint8]) -> None:
-    """Round a colour difference in 1/65536, add the luma, clip and store."""
+def _finished(scaled: npt.NDArray[np.int32], luma: npt.NDArray[np.int32]) -> npt.NDArray[np.int32]:
+    """Round a colour difference in 1/65536, add the luma and clip, in place."""
     scaled += _HALF
     scaled >>= 16
     scaled += luma
-    np.clip(scaled, 0, 255, out=scaled)
-    out[...] = scaled
+    return np.clip(scaled, 0, 255, out=scaled)

@@ -33,11 +33,13 @@ def test_each_pipeline_and_stage_gets_a_row(records, tmp_path, capsys):
     table = capsys.readouterr().out
     rows = read_rows(rows_path)
     measured = [(row["pipeline"], row["stage"]) for row in rows]
-    assert measured[:2] == [("cpu", "decode"), ("cpu", "batch")]
+    assert measured[:3] == [("one thread", "read"), ("one thread", "decode"), ("cpu", "batch")]
+    assert ("packed rgb, page_cache", "batch") in measured
     assert (("torch DataLoader + Pillow", "batch") in measured) == (importlib.util.find_spec("PIL") is not None)
     for row in rows:
         assert row["bench"] == "loader"
         assert row["images_per_s"]["median"] > 0
+        assert row["cpu_s_per_10k"]["median"] > 0
         assert row["pipeline"] in table
 
 
@@ -45,4 +47,17 @@ def test_pixels_that_are_not_those_of_the_record_are_not_timed(records, monkeypa
     decode = loader.decode_image
     monkeypatch.setattr(loader, "decode_image", lambda body, where: decode(body, where=where) ^ 1)
     with pytest.raises(ValueError, match=r"levels off; nothing was timed"):
-        loader.main([str(records), *TINY, "--decoders", "cpu"])
+        loader.main([str(records), *TINY, "--sources", "cpu"])
+
+
+def test_augmentation_tiling_and_the_fit_get_rows_too(records, tmp_path, capsys):
+    rows_path = tmp_path / "rows.jsonl"
+    more = ["--sources", "cpu", "packed_rgb", "--augment", "adaface", "--tile", "30", "--quality", "80", "--fit"]
+    assert loader.main([str(records), *TINY, *more, "--rows", str(rows_path)]) == 0
+    rows = read_rows(rows_path)
+    assert [row["stage"] for row in rows] == ["read", "decode", "augment", "batch", "batch", "decode fit"]
+    assert {row["records"] for row in rows[:-1]} == {30}
+    assert rows[-1]["us_per_kb"] == pytest.approx(rows[-1]["us_per_kb"])
+    table = loader.markdown_table(rows_path)
+    assert table.count("\n") == 1 + 5
+    assert "| one thread | augment | adaface | cpu |" in table

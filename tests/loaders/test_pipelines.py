@@ -17,6 +17,7 @@ import pytest
 import simplejpeg
 import torch
 from PIL import Image
+from tests_support import DATA
 
 from adadistill.core.teachers import record_binding
 from adadistill.kernels.augment_parameters import identity_parameters
@@ -27,7 +28,7 @@ from adadistill.loaders.checked_records import CheckedRecords, ImageSizeError
 from adadistill.loaders.dali_pipeline import DaliBatchError, DaliMissingError
 from adadistill.loaders.damaged_records import TooManyDamagedError
 from adadistill.loaders.image_records import ImageRecords
-from adadistill.loaders.packed_store import pack_records
+from adadistill.loaders.packed_store import TurboJpegMissingError, pack_records
 from adadistill.loaders.pipeline import DataConfig, ImagePipeline, build_pipeline
 from adadistill.loaders.pixels import ImageDecodeError, decode_image, to_network_input
 from adadistill.loaders.rank_steps import RankSteps
@@ -621,3 +622,30 @@ def test_pipelines_of_uneven_sizes_end_together(count, batch, world_size, tmp_pa
         assert len(batches) == count // (batch * world_size)
         seen += [record_id for one in batches for record_id in one.record_ids.tolist()]
     assert len(set(seen)) == len(seen)
+
+
+FACES = DATA / "faces" / "train.rec"
+
+
+@pytest.mark.realdata
+@pytest.mark.skipif(not FACES.is_file(), reason=f"no real faces at {FACES}")
+@pytest.mark.parametrize("policy", ["none", "adaface"])
+def test_packed_planes_of_real_faces_show_what_decoding_shows(tmp_path, policy):
+    """4:2:0 JPEGs lose nothing: planes, RGB and decoded batches agree in every bit."""
+    records = ImageRecords(FACES)
+    try:
+        for layout in ("planes", "rgb"):
+            pack_records(records, tmp_path / layout, binding=record_binding(records), layout=layout, image_size=112)
+    except TurboJpegMissingError as reason:
+        pytest.skip(str(reason))
+    augmentation = Augmentation(AugmentConfig(policy=policy), mirror_probability=0.5, seed=3, image_size=112)
+    batches = []
+    for data in ({}, {"packed": str(tmp_path / "planes")}, {"packed": str(tmp_path / "rgb")}):
+        config = DataConfig(records=str(FACES), decoder="cpu", workers=2, **data)
+        order = SampleOrder(len(records), 64, 0)
+        pipeline = build_pipeline(config, records, order, rank=0, world_size=1, device=CPU, augmentation=augmentation)
+        batches.append(list(itertools.islice(pipeline.epoch(1), 12)))
+        pipeline.close()
+    for decoded, planes, rgb in zip(*batches, strict=True):
+        assert_same(planes, decoded)
+        assert_same(rgb, decoded)
