@@ -18,7 +18,16 @@ EXTRAS = {
     "tensorboard": ["tensorboard"],
     "wandb": ["wandb"],
     "vision": ["torchvision"],
-    "dev": ["pytest>=8", "pytest-xdist", "hypothesis", "ruff", "mypy", "types-PyYAML", "pillow", "triton; platform_machine == 'x86_64'"],
+    "dev": [
+        "pytest>=8",
+        "pytest-xdist",
+        "hypothesis",
+        "ruff",
+        "mypy",
+        "types-PyYAML",
+        "pillow",
+        "triton; sys_platform == 'linux'",  # for its interpreter; CUDA builds of torch bring it
+    ],
 }
 
 setup(

@@ -60,9 +60,12 @@ def jobs(faces: Path | None) -> list[Job]:
     if faces is not None:
         decoder = _decoder()
         run = ("-m", "adadistill.bench.real_faces", str(faces), "--decoder", decoder, "--rows", "real_faces.jsonl")
-        listed.append(
-            Job("loader", ("-m", "adadistill.bench.loader", str(faces / "train.rec"), "--rows", "loader.jsonl"), 90)
-        )
+        loader = (*_bench("loader"), str(faces / "train.rec"), "--tile", "50000", "--rows", "loader.jsonl")
+        loads = ("--hw-decoder-load", "0", "0.35", "0.65", "1")
+        listed.append(Job("loader, 5 KB JPEGs", (*loader, "--repeats", "3", *loads), 150))
+        listed.append(Job("loader, 8 KB JPEGs", (*loader, "--repeats", "3", "--quality", "95"), 120))
+        listed.append(Job("loader, augmented", (*loader, "--repeats", "3", "--augment", "adaface"), 120))
+        listed.append(Job("input stall", (*_bench("input_stall"), str(faces), "--rows", "input_stall.jsonl"), 120))
         listed.append(Job("real faces, 3 seeds", (*run, "--kinds", "distilled", "--seeds", "0", "1", "2"), 300))
         listed.append(Job("real faces, baseline", (*run, "--kinds", "baseline", "--seeds", "0", "1", "2"), 300))
     return listed

@@ -333,7 +333,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="adadistill-loader-")))
         records = ImageRecords(arguments.records, arguments.index)
         if arguments.tile is not None:
-            records = ImageRecords(_tiled(records, folder / "tiled.rec", arguments.tile, arguments.quality))
+            records = ImageRecords(tiled_records(records, folder / "tiled.rec", arguments.tile, arguments.quality))
         _measure_all(_setting(records, arguments, device), arguments, folder)
     return 0
 
@@ -355,6 +355,23 @@ def markdown_table(path: Path | None = None) -> str:
         rate = f"{row['images_per_s']['median']:,.0f}"
         lines.append(f"| {name} | {stage} | {augment} | {device} | {rate} | {spent} | {str(row['commit'])[:7]} |")
     return "\n".join(lines)
+
+
+def tiled_records(records: ImageRecords, path: Path, count: int, quality: int | None) -> Path:
+    """The images again and again, as `count` records."""
+    bodies = [records.read(record_id).body for record_id in range(len(records))]
+    if quality is not None:
+        import simplejpeg
+
+        bodies = [
+            simplejpeg.encode_jpeg(decode_image(body, where="tile"), quality=quality, colorsubsampling="420")
+            for body in bodies
+        ]
+    labels = records.labels()
+    with RecordWriter(path) as writer:
+        for key in range(count):
+            writer.write(key, bodies[key % len(bodies)], labels=float(labels[key % len(bodies)]))
+    return path
 
 
 def _setting(records: ImageRecords, arguments: argparse.Namespace, device: torch.device) -> Setting:
@@ -440,23 +457,6 @@ def _possible_sources(setting: Setting) -> list[str]:
     if setting.device.type == "cuda" and importlib.util.find_spec("torchvision"):
         sources.append("torchvision")
     return sources
-
-
-def _tiled(records: ImageRecords, path: Path, count: int, quality: int | None) -> Path:
-    """The images again and again, as `count` records."""
-    bodies = [records.read(record_id).body for record_id in range(len(records))]
-    if quality is not None:
-        import simplejpeg
-
-        bodies = [
-            simplejpeg.encode_jpeg(decode_image(body, where="tile"), quality=quality, colorsubsampling="420")
-            for body in bodies
-        ]
-    labels = records.labels()
-    with RecordWriter(path) as writer:
-        for key in range(count):
-            writer.write(key, bodies[key % len(bodies)], labels=float(labels[key % len(bodies)]))
-    return path
 
 
 def _report(

@@ -23,7 +23,7 @@ come first, kept with 3 fractional bits: (sum + 2^7) >> 8; then rows: clip((sum 
 
 Source  Resampling kinds after OpenCV's resize (nearest, bilinear, area, bicubic, Lanczos4; no antialiasing but in
         area) and DALI's (triangular: bilinear with antialiasing); blends after Pillow's ImageEnhance; hue and
-        saturation after DALI's hsv; the blur reflects at borders without repeating the edge, as in OpenCV and DALI.
+        saturation after DALI's hsv; the blur is DALI's gaussian_blur, which reflects at borders without repeating the edge.
 """
 
 from __future__ import annotations
@@ -156,7 +156,7 @@ def resample_tables(size: int) -> ResampleTables:
 
 def _taps(source: int, target: int, kind: Interpolation) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
     """Source pixels (target, t) and their weights for resampling one axis."""
-    scale = source / target
+    scale = 1.0 / (target / source)  # as OpenCV rounds it: floors below fall on whole numbers
     places = np.arange(target)
     centres = (places + 0.5) * scale - 0.5
     if kind == Interpolation.NEAREST:
@@ -165,7 +165,7 @@ def _taps(source: int, target: int, kind: Interpolation) -> tuple[npt.NDArray[np
         return _area_taps(source, target)
     if kind == Interpolation.AREA:
         first = np.floor(places * scale)
-        share = (places + 1) - (first + 1) / scale
+        share = (places + 1) - (first + 1) * (target / source)
         share = np.where(share <= 0.0, 0.0, share - np.floor(share))
         return _clamped(first.astype(np.int64)[:, None] + [0, 1], np.stack([1.0 - share, share], axis=1), source)
     if kind == Interpolation.TRIANGULAR and scale > 1.0:
@@ -201,7 +201,7 @@ def _cubic(distance: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
 
 
 def _gaussian_taps(size: int, window: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
-    sigma = 0.3 * ((window - 1) * 0.5 - 1.0) + 0.8  # OpenCV's and DALI's choice for a window alone
+    sigma = 0.3 * ((window - 1) * 0.5 - 1.0) + 0.8  # DALI's choice for a window alone
     steps = np.arange(window) - window // 2
     pixels = np.abs(np.arange(size)[:, None] + steps)
     pixels = np.where(pixels >= size, 2 * (size - 1) - pixels, pixels)

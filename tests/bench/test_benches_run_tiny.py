@@ -69,7 +69,7 @@ def test_the_gpu_check_runs_jobs_by_priority_within_its_budget(
 def test_the_gpu_check_starts_with_the_gpu_tests_and_knows_the_real_faces(tmp_path: Path):
     names = [job.name for job in gpu_check.jobs(tmp_path)]
     assert names[0] == "gpu tests"
-    assert {"loader", "real faces, 3 seeds"} <= set(names)
+    assert {"loader, 5 KB JPEGs", "input stall", "real faces, 3 seeds"} <= set(names)
     for job in gpu_check.jobs(tmp_path):
         if job.command[1].startswith("adadistill."):
             assert (

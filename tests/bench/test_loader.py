@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import simplejpeg
 
-from adadistill.bench import loader
+from adadistill.bench import input_stall, loader
 from adadistill.bench.rows import read_rows
 from adadistill.loaders.recordio import RecordWriter
 
@@ -61,3 +61,13 @@ def test_augmentation_tiling_and_the_fit_get_rows_too(records, tmp_path, capsys)
     table = loader.markdown_table(rows_path)
     assert table.count("\n") == 1 + 5
     assert "| one thread | augment | adaface | cpu |" in table
+
+
+def test_the_input_stall_is_measured_for_each_source(records, tmp_path):
+    rows_path = tmp_path / "rows.jsonl"
+    tiny = "--tile 20 --width 0.125 --batch-size 4 --warmup 1 --steps 2 --repeats 1 --workers 1 --device cpu"
+    assert input_stall.main([str(records), *tiny.split(), "--rows", str(rows_path)]) == 0
+    rows = read_rows(rows_path)
+    assert {"replayed", "cpu", "packed rgb, page_cache"} <= {row["source"] for row in rows}
+    assert rows[0]["stall"] == 0.0
+    assert all(row["images_per_s"]["median"] > 0 for row in rows)
