@@ -23,7 +23,8 @@ come first, kept with 3 fractional bits: (sum + 2^7) >> 8; then rows: clip((sum 
 
 Source  Resampling kinds after OpenCV's resize (nearest, bilinear, area, bicubic, Lanczos4; no antialiasing but in
         area) and DALI's (triangular: bilinear with antialiasing); blends after Pillow's ImageEnhance; hue and
-        saturation after DALI's hsv; the blur is DALI's gaussian_blur, which reflects at borders without repeating the edge.
+        saturation after DALI's hsv; the blur is DALI's gaussian_blur, which reflects at borders without repeating the
+        edge.
 """
 
 from __future__ import annotations
