@@ -25,6 +25,7 @@ EXTRAS = {
         "ruff",
         "mypy",
         "types-PyYAML",
+        "opencv-python-headless",  # the judge of our resampling
         "pillow",
         "triton; sys_platform == 'linux'",  # for its interpreter; CUDA builds of torch bring it
     ],

@@ -22,7 +22,7 @@ come first, kept with 3 fractional bits: (sum + 2^7) >> 8; then rows: clip((sum 
 (arithmetic). No partial sum reaches 2^24, so float32 arithmetic gives the same integers.
 
 Source  Resampling kinds after OpenCV's resize (nearest, bilinear, area, bicubic, Lanczos4; no antialiasing but in
-        area) and DALI's (triangular: bilinear with antialiasing); blends after Pillow's ImageEnhance; hue and
+        area; the same pixels within one level) and DALI's (triangular: bilinear with antialiasing); blends after Pillow's ImageEnhance; hue and
         saturation after DALI's hsv; the blur is DALI's gaussian_blur, which reflects at borders without repeating the
         edge.
 """
@@ -166,8 +166,9 @@ def _taps(source: int, target: int, kind: Interpolation) -> tuple[npt.NDArray[np
         return _area_taps(source, target)
     if kind == Interpolation.AREA:
         first = np.floor(places * scale)
-        share = (places + 1) - (first + 1) * (target / source)
-        share = np.where(share <= 0.0, 0.0, share - np.floor(share))
+        # float32 as in OpenCV: what falls just short of a whole pixel is one
+        share = ((places + 1) - (first + 1) * (target / source)).astype(np.float32)
+        share = np.where(share <= 0.0, 0.0, share - np.floor(share)).astype(np.float64)
         return _clamped(first.astype(np.int64)[:, None] + [0, 1], np.stack([1.0 - share, share], axis=1), source)
     if kind == Interpolation.TRIANGULAR and scale > 1.0:
         first = np.ceil(centres - scale).astype(np.int64)[:, None] + np.arange(int(np.ceil(2 * scale)) + 1)
