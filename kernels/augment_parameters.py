@@ -22,9 +22,9 @@ come first, kept with 3 fractional bits: (sum + 2^7) >> 8; then rows: clip((sum 
 (arithmetic). No partial sum reaches 2^24, so float32 arithmetic gives the same integers.
 
 Source  Resampling kinds after OpenCV's resize (nearest, bilinear, area, bicubic, Lanczos4; no antialiasing but in
-        area; the same pixels within one level) and DALI's (triangular: bilinear with antialiasing); blends after Pillow's ImageEnhance; hue and
-        saturation after DALI's hsv; the blur is DALI's gaussian_blur, which reflects at borders without repeating the
-        edge.
+        area; the same pixels within one level) and DALI's (triangular: bilinear with antialiasing); blends after
+        Pillow's ImageEnhance; hue and saturation after DALI's hsv; the blur is DALI's gaussian_blur, which reflects
+        at borders without repeating the edge.
 """
 
 from __future__ import annotations

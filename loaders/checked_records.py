@@ -18,6 +18,7 @@ from adadistill.loaders.pixels import (
     ImageLimits,
     decode_image,
     image_header,
+    image_size,
     resized,
 )
 
@@ -86,6 +87,13 @@ class CheckedRecords:
         pixels = self._pixels(encoded.body, record_id)
         return encoded.label, b"P6\n%d %d\n255\n" % (self.image_size, self.image_size) + pixels.tobytes()
 
+    def why_resized(self, body: bytes, *, where: str) -> str | None:
+        """What is said of an image that `read` let pass and `decode` resizes; None where its size is right."""
+        height, width = image_size(body, where=where) if self._resizes else (self.image_size,) * 2
+        if height == self.image_size == width:
+            return None
+        return f"is {height} x {width} pixels and has to be resized"
+
     def where(self, record_id: int) -> str:
         """Name one record in messages: file, id, key and byte."""
         return self._records.where(record_id)
@@ -94,7 +102,7 @@ class CheckedRecords:
         encoded = self._records.read(record_id)
         if len(encoded.body) > self._limits.max_bytes:
             raise ImageDecodeError(
-                f"{self.where(record_id)}: the image has {len(encoded.body)} encoded bytes, data.max_image_bytes "
+                f"{self.where(record_id)}: the image has {len(encoded.body)} encoded bytes, max_image_bytes "
                 f"allows {self._limits.max_bytes}"
             )
         header = image_header(encoded.body, where=self.where(record_id))
@@ -103,7 +111,7 @@ class CheckedRecords:
             raise ImageSizeError(self.where(record_id), record_id, found, wanted)
         if max(header.height, header.width) > max(self._limits.max_side, self.image_size):
             raise ImageDecodeError(
-                f"{self.where(record_id)}: claims {header.height} x {header.width} pixels, data.max_image_side allows "
+                f"{self.where(record_id)}: claims {header.height} x {header.width} pixels, max_image_side allows "
                 f"{self._limits.max_side} a side"
             )
         return encoded, header

@@ -10,7 +10,7 @@ import logging
 import threading
 from typing import Literal
 
-from adadistill.loaders.pixels import ImageDecodeError
+from adadistill.loaders.pixels import ImageDecodeError, PillowMissingError
 from adadistill.loaders.recordio import RecordError
 
 logger = logging.getLogger(__name__)
@@ -21,6 +21,11 @@ DAMAGE = (RecordError, ImageDecodeError)
 GREY_LEVEL = 128
 """All that is seen of a skipped record."""
 SKIPPED_LABEL = -1
+
+
+def may_be_skipped(error: Exception) -> bool:
+    """Whether a record that failed may be left out: not for want of a package."""
+    return isinstance(error, DAMAGE) and not isinstance(error, PillowMissingError)
 
 
 class TooManyDamagedError(ValueError):
@@ -61,10 +66,11 @@ class DamagedRecords:
         """A record cannot be shown.
 
         Raises:
-            RecordError, ImageDecodeError: the error itself, where damage stops the run.
+            RecordError, ImageDecodeError: the error itself, where damage stops the run, or it is only that a package
+                is missing.
             TooManyDamagedError: more were met than are tolerated.
         """
-        if self._policy == "stop":
+        if self._policy == "stop" or not may_be_skipped(error):
             raise error
         with self._lock:
             if record_id in self._reasons:

@@ -35,6 +35,10 @@ class ImageDecodeError(ValueError):
     """An encoded image cannot be decoded, or is not what was asked for. The message says which and why."""
 
 
+class PillowMissingError(ImageDecodeError):
+    """An image is sound, but Pillow, which reads or resizes it, is not installed: nothing that may be skipped."""
+
+
 @dataclass(frozen=True, slots=True)
 class ImageLimits:
     """What an encoded image may claim before it is decoded."""
@@ -105,7 +109,8 @@ def decode_image(body: bytes, *, where: str, max_side: int = MAX_SIDE) -> npt.ND
         (H, W, 3) uint8; grey images are spread over the three channels, CMYK is converted as Pillow does.
 
     Raises:
-        ImageDecodeError: damaged, larger than `max_side` pixels a side, of too many scans, or of another kind.
+        ImageDecodeError: damaged, larger than `max_side` pixels a side, of too many scans, or of another kind;
+            PillowMissingError where it is a PNG that cannot be read here.
     """
     header = image_header(body, where=where)
     if not (0 < header.height <= max_side and 0 < header.width <= max_side):
@@ -130,12 +135,12 @@ def resized(pixels: npt.NDArray[np.uint8], size: int, *, where: str) -> npt.NDAr
     """The whole image at (size, size, 3), bilinear with antialiasing; other shapes of frame are stretched.
 
     Raises:
-        ImageDecodeError: Pillow, which does it, is not installed.
+        PillowMissingError: Pillow, which does it, is not installed.
     """
     try:
         from PIL import Image
     except ImportError:
-        raise ImageDecodeError(f"{where}: resizing needs Pillow (pip install pillow)") from None
+        raise PillowMissingError(f"{where}: resizing needs Pillow (pip install pillow)") from None
     return np.asarray(Image.fromarray(pixels).resize((size, size), Image.Resampling.BILINEAR))
 
 
@@ -191,7 +196,7 @@ def _decode_png(body: bytes, where: str) -> npt.NDArray[np.uint8]:
     try:
         from PIL import Image, UnidentifiedImageError
     except ImportError:
-        raise ImageDecodeError(f"{where}: is a PNG; reading those needs Pillow (pip install pillow)") from None
+        raise PillowMissingError(f"{where}: is a PNG; reading those needs Pillow (pip install pillow)") from None
     try:
         with Image.open(io.BytesIO(_critical_chunks(body)), formats=["PNG"]) as image:
             if image.mode.startswith("I"):  # 16 bits of grey, which Pillow would clip to 255

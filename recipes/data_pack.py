@@ -26,7 +26,7 @@ from adadistill.core.stop_signal import StopRequested, StopSignal, listen_for_st
 from adadistill.core.teachers import record_binding
 from adadistill.loaders.image_records import ImageRecords
 from adadistill.loaders.packed_store import PackDamagedError, PackedStore, PackProgress, PackResult, pack_records
-from adadistill.loaders.pixels import ImageDecodeError
+from adadistill.loaders.pixels import ImageDecodeError, ImageLimits
 from adadistill.loaders.recordio import RecordError
 
 logger = logging.getLogger("adadistill")
@@ -90,6 +90,28 @@ def build_parser() -> argparse.ArgumentParser:
         help="skip: store damaged records in grey with label -1, which no loss counts, and list them in damaged.json "
         "(default: stop at the first)",
     )
+    parser.add_argument(
+        "--wrong-size",
+        choices=("refuse", "resize"),
+        default="refuse",
+        help="resize: images of another size are made S x S, as data.wrong_size=resize does while training, and the "
+        "layout is rgb (default: stop at the first)",
+    )
+    limits = ImageLimits()
+    parser.add_argument(
+        "--max-image-side",
+        type=int,
+        default=limits.max_side,
+        metavar="N",
+        help=f"images that claim more pixels a side are damaged (default: {limits.max_side})",
+    )
+    parser.add_argument(
+        "--max-image-bytes",
+        type=int,
+        default=limits.max_bytes,
+        metavar="N",
+        help=f"and so are those of more encoded bytes (default: {limits.max_bytes})",
+    )
     parser.add_argument("--verify", action="store_true", help="read the finished store against its checksums")
     return parser
 
@@ -105,6 +127,8 @@ def _pack(arguments: argparse.Namespace, ranks: Ranks, stop: StopSignal) -> None
         shard_records=arguments.shard_records,
         workers=arguments.workers,
         on_damaged=arguments.on_damaged,
+        wrong_size=arguments.wrong_size,
+        limits=ImageLimits(max_side=arguments.max_image_side, max_bytes=arguments.max_image_bytes),
         rank=ranks.rank,
         world_size=ranks.world_size,
         stop=lambda: stop.requested,

@@ -82,7 +82,8 @@ def _first_misfit(records: CheckedRecords, on_damaged: OnDamaged, stop: Callable
             return None
         where = records.where(record_id)
         try:
-            reason = why_no_planes(records.read(record_id).body, where=where)
+            body = records.read(record_id).body
+            reason = why_no_planes(body, where=where) or records.why_resized(body, where=where)
         except (RecordError, ImageDecodeError) as error:
             if on_damaged == "stop" or not is_damage(error):
                 raise

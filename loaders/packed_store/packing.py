@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -27,7 +27,7 @@ from adadistill.loaders.packed_store.layout_choice import LayoutChoice, choose_l
 from adadistill.loaders.packed_store.reader import PackedStore
 from adadistill.loaders.packed_store.row_sources import DecodeRecord, OnDamaged, RowSource, is_damage, row_source
 from adadistill.loaders.packed_store.writer import PackWriter, create_or_resume, stored_header
-from adadistill.loaders.pixels import ImageDecodeError
+from adadistill.loaders.pixels import ImageDecodeError, ImageLimits
 from adadistill.loaders.recordio import RecordError
 
 logger = logging.getLogger(__name__)
@@ -90,6 +90,8 @@ def pack_records(
     shard_records: int = 65536,
     workers: int = 4,
     on_damaged: OnDamaged = "stop",
+    wrong_size: Literal["refuse", "resize"] = "refuse",
+    limits: ImageLimits | None = None,
     decode: DecodeRecord | None = None,
     rank: int = 0,
     world_size: int = 1,
@@ -108,7 +110,9 @@ def pack_records(
         shard_records: images in a file.
         workers: threads that decode, 1 to 256; each holds a block (19 MB as planes of 112 pixels).
         on_damaged: stop raises for the first damaged record; skip stores it as mid-grey (every byte 128) with label
-            -1, and warns. Records of another size stop the packing in any case.
+            -1, and warns. Records of another size stop the packing in any case, unless they are resized.
+        wrong_size: refuse images of another size, or resize them, which makes the layout rgb.
+        limits: of what an image's header may claim.
         decode: makes label and RGB pixels of a record id in place of our own decoder; rgb only, which auto then means.
         rank, world_size: which part of the blocks this process packs. All processes get the same other arguments.
         stop: asked between blocks whether to give up; what is done stays.
@@ -123,7 +127,7 @@ def pack_records(
     """
     _check_arguments(layout, workers, on_damaged, rank, world_size)
     folder = Path(folder)
-    checked = CheckedRecords(records, image_size)
+    checked = CheckedRecords(records, image_size, limits=limits, wrong_size=wrong_size)
     stored = stored_header(folder)
     if stored is None and rank > 0 and (stored := _wait_for_header(folder, stop)) is None:
         return _stopped(folder)

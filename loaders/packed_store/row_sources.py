@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable
 from typing import Literal, Protocol, TypeAlias
 
@@ -10,10 +9,10 @@ import numpy as np
 import numpy.typing as npt
 
 from adadistill.loaders.checked_records import CheckedRecords, ImageSizeError
+from adadistill.loaders.damaged_records import may_be_skipped
 from adadistill.loaders.packed_store.errors import PackError
 from adadistill.loaders.packed_store.header import Layout
 from adadistill.loaders.packed_store.jpeg_planes import PlaneDecoder
-from adadistill.loaders.pixels import ImageDecodeError, decode_image
 from adadistill.loaders.recordio import StaleIndexError
 
 OnDamaged: TypeAlias = Literal["stop", "skip"]
@@ -21,7 +20,10 @@ OnDamaged: TypeAlias = Literal["stop", "skip"]
 DecodeRecord: TypeAlias = Callable[[int], tuple[int, npt.NDArray[np.uint8]]]
 """Label and (S, S, 3) uint8 RGB pixels of a record id, for stores whose images are made in another way."""
 
-_PNG = b"\x89PNG"
+
+def is_damage(error: Exception) -> bool:
+    """Whether a record may be stored as damaged: not where the size or the index is what is wrong, for all of them."""
+    return may_be_skipped(error) and not isinstance(error, (ImageSizeError, StaleIndexError))
 
 
 class RowSource(Protocol):
@@ -32,7 +34,7 @@ class RowSource(Protocol):
 
         Raises:
             RecordError, ImageDecodeError: the record is damaged, or its image has another size.
-            PackError: the image cannot be stored in this layout, or something needed to read it is not installed.
+            PackError: the image cannot be stored in this layout.
         """
         ...
 
@@ -54,11 +56,6 @@ def row_source(layout: Layout, records: CheckedRecords, decode: DecodeRecord | N
     return _PlaneRows(records)
 
 
-def is_damage(error: Exception) -> bool:
-    """Whether a record that failed may be skipped: not where the recipe or the index is what is wrong."""
-    return not isinstance(error, (ImageSizeError, StaleIndexError))
-
-
 class _PlaneRows:
     def __init__(self, records: CheckedRecords) -> None:
         self._records = records
@@ -73,7 +70,7 @@ class _PlaneRows:
 class _RgbRows:
     def __init__(self, records: CheckedRecords, decode: DecodeRecord | None) -> None:
         self._records = records
-        self._decode = decode or self._decoded
+        self._decode = decode or records.decode
 
     def fill(self, record_id: int, row: npt.NDArray[np.uint8]) -> int:
         label, pixels = self._decode(record_id)
@@ -82,13 +79,3 @@ class _RgbRows:
             raise ValueError(f"decoding must give uint8 {(side, side, 3)}, got {pixels.dtype} {pixels.shape}")
         row.reshape(pixels.shape)[...] = pixels
         return label
-
-    def _decoded(self, record_id: int) -> tuple[int, npt.NDArray[np.uint8]]:
-        encoded = self._records.read(record_id)
-        try:
-            return encoded.label, decode_image(encoded.body, where=self._records.where(record_id))
-        except ImageDecodeError as error:
-            # Skipped as damaged, every PNG of a set would become a grey image, for want of a package.
-            if encoded.body.startswith(_PNG) and importlib.util.find_spec("PIL") is None:
-                raise PackError(str(error)) from None
-            raise

@@ -64,6 +64,17 @@ def test_damaged_records_are_a_failure_unless_they_are_skipped(tmp_path, capsys)
     assert PackedStore(tmp_path / "store").labels.tolist() == [0, 1, 2, -1]
 
 
+def test_images_of_another_size_are_resized_where_told(tmp_path, capsys):
+    path = write_records(tmp_path / "records", [*small_bodies(3), jpeg(3, 48)])
+    assert run(path, tmp_path / "store") == 1
+    assert "the image is 48 x 48 pixels" in capsys.readouterr().err
+    assert run(path, tmp_path / "store", "--wrong-size", "resize") == 0
+    assert "4 images as rgb" in capsys.readouterr().out
+    assert run(path, tmp_path / "other", "--wrong-size", "resize", "--max-image-side", "40") == 1
+    assert "claims 48 x 48 pixels, max_image_side allows 40" in capsys.readouterr().err
+    assert run(path, tmp_path / "other", "--max-image-side", "0") == 2
+
+
 def test_a_store_that_broke_after_packing_is_a_failure(path, tmp_path, capsys, monkeypatch):
     assert run(path, tmp_path / "store", "--layout", "rgb") == 0
     real = data_pack.pack_records

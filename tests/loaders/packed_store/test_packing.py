@@ -7,6 +7,7 @@ import fcntl
 import json
 import logging
 import os
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +19,8 @@ import simplejpeg
 from small_cache import contents, die, run_in_child
 from small_pack import CLASSES, COUNT, SIDE, jpeg, pack, picture, saved, small_bodies, write_records
 
-from adadistill.loaders.checked_records import ImageSizeError
+from adadistill.loaders.checked_records import CheckedRecords, ImageSizeError
+from adadistill.loaders.image_records import ImageRecords
 from adadistill.loaders.packed_store import (
     PackedStore,
     PackError,
@@ -26,11 +28,10 @@ from adadistill.loaders.packed_store import (
     PackMismatchError,
     header,
     packing,
-    row_sources,
     writer,
 )
 from adadistill.loaders.packed_store.jpeg_planes import planes_available
-from adadistill.loaders.pixels import ImageDecodeError
+from adadistill.loaders.pixels import ImageDecodeError, ImageLimits, PillowMissingError
 from adadistill.loaders.recordio import RecordError
 
 needs_turbojpeg = pytest.mark.skipif(not planes_available(), reason="libturbojpeg is not installed")
@@ -238,13 +239,33 @@ def test_pngs_are_stored_as_they_are_and_never_skipped_for_want_of_a_package(tmp
     rows = PackedStore(tmp_path / "store").gather([1])
     np.testing.assert_array_equal(rows[0], picture(1).reshape(-1))
 
-    def missing(*_: object, **__: object) -> None:
-        raise ImageDecodeError("is a PNG; reading those needs Pillow (pip install pillow)")
-
-    monkeypatch.setattr(row_sources, "decode_image", missing)
-    monkeypatch.setattr(row_sources.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(PackError, match="needs Pillow"):
+    monkeypatch.setitem(sys.modules, "PIL", None)  # as if it were not installed
+    with pytest.raises(PillowMissingError, match=r"record 1 \(key 2\).*is a PNG; reading those needs Pillow"):
         pack(path, tmp_path / "other", layout="rgb", on_damaged="skip", workers=1)
+
+
+def test_images_of_another_size_are_resized_where_told_and_make_the_store_rgb(tmp_path, monkeypatch):
+    path = write_records(tmp_path / "records", [jpeg(0), jpeg(1, 48), saved(2, "PNG", side=40)])
+    result = pack(path, tmp_path / "store", wrong_size="resize")
+    assert result.header is not None
+    assert result.header.layout == "rgb"
+    rows = PackedStore(tmp_path / "store").gather([0, 1, 2]).reshape(3, SIDE, SIDE, 3)
+    decoding = CheckedRecords(ImageRecords(path), SIDE, wrong_size="resize")
+    for record_id in range(3):
+        np.testing.assert_array_equal(rows[record_id], decoding.decode(record_id)[1])
+    with pytest.raises(PackError, match=r"--layout rgb"):
+        pack(path, tmp_path / "planes", wrong_size="resize", layout="planes")
+    monkeypatch.setitem(sys.modules, "PIL", None)
+    with pytest.raises(PillowMissingError, match="resizing needs Pillow"):
+        pack(path, tmp_path / "other", wrong_size="resize", on_damaged="skip", workers=1)
+
+
+def test_an_image_that_claims_more_than_the_limits_is_damaged(tmp_path):
+    path = write_records(tmp_path / "records", [jpeg(0), jpeg(1, 80)])
+    limits = ImageLimits(max_side=64)
+    with pytest.raises(ImageDecodeError, match="claims 80 x 80 pixels"):
+        pack(path, tmp_path / "store", wrong_size="resize", limits=limits)
+    assert pack(path, tmp_path / "other", wrong_size="resize", limits=limits, on_damaged="skip").damaged == 1
 
 
 def test_images_can_be_made_in_another_way(tmp_path):
