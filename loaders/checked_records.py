@@ -6,11 +6,14 @@ with the whole process (a segmentation fault in DALI 2.4, seen in batches of 128
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
+from adadistill.loaders.damaged_records import DAMAGE, SKIPPED_LABEL
 from adadistill.loaders.image_records import EncodedImage, ImageRecords
 from adadistill.loaders.pixels import (
     ImageDecodeError,
@@ -19,9 +22,12 @@ from adadistill.loaders.pixels import (
     decode_image,
     image_header,
     image_size,
+    is_baseline,
+    require_few_scans,
     resized,
 )
 
+_HEAD_BYTES = 4096  # of a JPEG whose frame header lies behind more, such as a thumbnail, the scans are counted
 _PLAIN_JPEG = ("YCbCr", "Gray")
 """Colour spaces that every decoder turns into the same RGB."""
 
@@ -35,6 +41,17 @@ class ImageSizeError(ImageDecodeError):
             f"{where}: the image is {found[0]} x {found[1]} pixels, the recipe wants {wanted[0]} x {wanted[1]}. "
             "Set data.image_size to the size of the records, or data.wrong_size=resize"
         )
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """A record's name in messages, made when a message is: naming each costs a tenth of reading it."""
+
+    records: ImageRecords
+    record_id: int
+
+    def __str__(self) -> str:
+        return self.records.where(self.record_id)
 
 
 class CheckedRecords:
@@ -83,9 +100,53 @@ class CheckedRecords:
         """
         encoded, header = self._checked(record_id)
         if header.kind == "jpeg" and header.colorspace in _PLAIN_JPEG and self._fits(header):
+            require_few_scans(encoded.body, where=_Place(self._records, record_id))
             return encoded.label, encoded.body
         pixels = self._pixels(encoded.body, record_id)
         return encoded.label, b"P6\n%d %d\n255\n" % (self.image_size, self.image_size) + pixels.tobytes()
+
+    def read_plain(
+        self, record_ids: npt.NDArray[np.int64]
+    ) -> tuple[npt.NDArray[np.int64], list[npt.NDArray[np.uint8] | None]]:
+        """Labels and JPEG bytes of many records for `decode_plain`, as `ImageRecords.read_plain` gives them."""
+        return self._records.read_plain(record_ids)
+
+    def decode_plain(self, record_id: int, body: npt.NDArray[np.uint8] | None) -> npt.NDArray[np.uint8] | None:
+        """(S, S, 3) uint8 RGB pixels of one of them; None where `decode` has to say what is the matter with it."""
+        if body is None or not self._is_plain(record_id, body):
+            return None
+        import simplejpeg
+
+        try:
+            pixels: npt.NDArray[np.uint8] = simplejpeg.decode_jpeg(body, colorspace="RGB")
+        except ValueError:
+            return None
+        return pixels
+
+    def feedable_batch(
+        self, record_ids: npt.NDArray[np.int64], damaged: Callable[[int, ValueError], bytes]
+    ) -> tuple[npt.NDArray[np.int64], list[npt.NDArray[np.uint8]]]:
+        """`feedable` of many, faster: plain records are checked together and not copied (3 us an image, not 8).
+
+        Args:
+            record_ids: (n,) of the batch.
+            damaged: called for each record that `feedable` refuses, with its id and the error; returns what DALI is fed
+                in its place, or raises.
+
+        Returns:
+            (n,) int64 labels, SKIPPED_LABEL for what is damaged; n encoded images as uint8.
+        """
+        labels, plain = self._records.read_plain(record_ids)
+        bodies = []
+        for row, (record_id, body) in enumerate(zip(record_ids.tolist(), plain, strict=True)):
+            if body is None or not self._is_plain(record_id, body):
+                try:
+                    labels[row], encoded = self.feedable(record_id)
+                except DAMAGE as error:
+                    labels[row], encoded = SKIPPED_LABEL, damaged(record_id, error)
+                body = np.frombuffer(encoded, dtype=np.uint8)
+            bodies.append(body)
+        return labels, bodies
 
     def why_resized(self, body: bytes, *, where: str) -> str | None:
         """What is said of an image that `read` let pass and `decode` resizes; None where its size is right."""
@@ -98,20 +159,33 @@ class CheckedRecords:
         """Name one record in messages: file, id, key and byte."""
         return self._records.where(record_id)
 
+    def _is_plain(self, record_id: int, body: npt.NDArray[np.uint8]) -> bool:
+        """Whether `feedable` would feed a JPEG as it is. False is no verdict: whoever decodes it then gives that."""
+        if body.size > self._limits.max_bytes or not self._records.matches_seal(record_id):
+            return False
+        import simplejpeg
+
+        try:
+            height, width, colorspace, _ = simplejpeg.decode_jpeg_header(body)
+        except ValueError:
+            return False
+        fits = height == self.image_size == width and colorspace in _PLAIN_JPEG
+        return fits and is_baseline(body[:_HEAD_BYTES].tobytes())
+
     def _checked(self, record_id: int) -> tuple[EncodedImage, ImageHeader]:
-        encoded = self._records.read(record_id)
+        encoded, where = self._records.read(record_id), _Place(self._records, record_id)
         if len(encoded.body) > self._limits.max_bytes:
             raise ImageDecodeError(
-                f"{self.where(record_id)}: the image has {len(encoded.body)} encoded bytes, max_image_bytes "
+                f"{where}: the image has {len(encoded.body)} encoded bytes, max_image_bytes "
                 f"allows {self._limits.max_bytes}"
             )
-        header = image_header(encoded.body, where=self.where(record_id))
+        header = image_header(encoded.body, where=where)
         if not self._fits(header) and not self._resizes:
             found, wanted = (header.height, header.width), (self.image_size, self.image_size)
-            raise ImageSizeError(self.where(record_id), record_id, found, wanted)
+            raise ImageSizeError(str(where), record_id, found, wanted)
         if max(header.height, header.width) > max(self._limits.max_side, self.image_size):
             raise ImageDecodeError(
-                f"{self.where(record_id)}: claims {header.height} x {header.width} pixels, max_image_side allows "
+                f"{where}: claims {header.height} x {header.width} pixels, max_image_side allows "
                 f"{self._limits.max_side} a side"
             )
         return encoded, header
@@ -120,7 +194,8 @@ class CheckedRecords:
         return header.height == self.image_size == header.width
 
     def _pixels(self, body: bytes, record_id: int) -> npt.NDArray[np.uint8]:
-        pixels = decode_image(body, where=self.where(record_id))
+        where = _Place(self._records, record_id)
+        pixels = decode_image(body, where=where)
         if pixels.shape[:2] != (self.image_size, self.image_size):
-            pixels = resized(pixels, self.image_size, where=self.where(record_id))
+            pixels = resized(pixels, self.image_size, where=where)
         return pixels

@@ -1,8 +1,9 @@
 """Decoding on plain CPU threads: simplejpeg in a thread pool.
 
 simplejpeg lets go of Python's interpreter lock while it decodes, so threads do (two decode 1.6 times as fast as one on
-two hyper-threads) and nothing has to be copied between processes. What stays under the lock takes 12 us per image
-(reading the record, checking its header) beside 80 us of decoding, and bounds one process to 80,000 images/s.
+two hyper-threads) and nothing has to be copied between processes. What stays under the lock takes 4 us per image
+(records are checked a batch at a time, headers one by one) beside 70 us of decoding: one process ends at 250,000
+images/s, however many threads it has.
 """
 
 from __future__ import annotations
@@ -76,10 +77,10 @@ class CpuDecoding:
         self._pool.shutdown(wait=True, cancel_futures=True)
 
     def _start(self, plan: StepPlan) -> _Work:
-        labels = np.empty(len(plan.record_ids), dtype=np.int64)
+        labels, bodies = self._records.read_plain(plan.record_ids)
         staged = self._destination.stage()
         tasks = [
-            self._pool.submit(self._decode_rows, plan, labels, staged, slice(first, first + _ROWS_PER_TASK))
+            self._pool.submit(self._decode_rows, plan, labels, bodies, staged, slice(first, first + _ROWS_PER_TASK))
             for first in range(0, len(labels), _ROWS_PER_TASK)
         ]
         return _Work(plan, labels, staged, tasks)
@@ -90,11 +91,20 @@ class CpuDecoding:
             task.result()
         return self._destination.batch(work.plan, work.labels, work.staged)
 
-    def _decode_rows(self, plan: StepPlan, labels: npt.NDArray[np.int64], staged: Staged, rows: slice) -> None:
+    def _decode_rows(
+        self,
+        plan: StepPlan,
+        labels: npt.NDArray[np.int64],
+        bodies: list[npt.NDArray[np.uint8] | None],
+        staged: Staged,
+        rows: slice,
+    ) -> None:
         images = staged.images_u8[rows].numpy()
         for row, record_id in enumerate(plan.record_ids[rows].tolist(), start=rows.start):
             try:
-                labels[row], pixels = self._records.decode(record_id)
+                pixels = self._records.decode_plain(record_id, bodies[row])
+                if pixels is None:
+                    labels[row], pixels = self._records.decode(record_id)
             except DAMAGE as error:
                 self._damaged.note(record_id, error)
                 labels[row] = SKIPPED_LABEL

@@ -1,6 +1,6 @@
 """Decoding with NVIDIA DALI: on the GPU where there is one, on its CPU threads where there is none.
 
-DALI is fed by record id: a Python source hands it the encoded bytes of one batch at a time, read and checked here, and
+DALI is fed by record id: a Python source hands it the encoded bytes of one batch at a time, checked here together, and
 it does nothing but decode. Order, augmentation and normalisation are ours, so nothing depends on DALI's random state
 and all pipelines give the same batches; on a GPU they are one launch on the very memory that DALI decoded into.
 
@@ -247,16 +247,8 @@ class _Source:
         plan = next(self._plans, None)
         if plan is None:
             raise StopIteration
-        bodies: list[npt.NDArray[np.uint8]] = []
-        labels = np.empty(len(plan.record_ids), dtype=np.int64)
         try:
-            for row, record_id in enumerate(plan.record_ids.tolist()):
-                try:
-                    labels[row], body = self._records.feedable(record_id)
-                except DAMAGE as error:
-                    self._damaged.note(record_id, error)
-                    labels[row], body = SKIPPED_LABEL, self._grey
-                bodies.append(np.frombuffer(body, dtype=np.uint8))
+            labels, bodies = self._records.feedable_batch(plan.record_ids, self._skipped)
         except (ValueError, OSError) as error:
             # DALI then delivers the batches before this one, after which `batches` raises.
             self.error = error
@@ -264,6 +256,10 @@ class _Source:
             raise StopIteration from error
         self.fed.append(_Fed(plan, labels))
         return bodies
+
+    def _skipped(self, record_id: int, error: ValueError) -> bytes:
+        self._damaged.note(record_id, error)
+        return self._grey
 
 
 def require_dali() -> None:

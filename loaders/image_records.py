@@ -19,8 +19,10 @@ import numpy.typing as npt
 from adadistill.loaders.record_index import RecordIndex, load_record_index
 from adadistill.loaders.record_seal import RecordSeal, open_seal
 from adadistill.loaders.recordio import (
+    HEADER_WORDS,
     MAGIC,
     MAX_EXACT_FLOAT,
+    MAX_LABELS,
     BadBodyError,
     BadFlagError,
     BadLabelError,
@@ -134,6 +136,37 @@ class ImageRecords:
         """
         return self._read(record_id, self._num_classes or self.num_classes, self._classes_from)
 
+    def read_plain(
+        self, record_ids: npt.NDArray[np.int64]
+    ) -> tuple[npt.NDArray[np.int64], list[npt.NDArray[np.uint8] | None]]:
+        """Labels (n,) int64 and JPEG bytes of many images, not copied: a tenth of the time of n calls of `read`.
+
+        None stands for every record that is not plain: damaged, of several parts, no JPEG, no class. `read` it alone.
+        Bytes are not compared with the seal, which reads all of them: see `matches_seal`.
+
+        Raises:
+            IndexError: an id is not in [0, len).
+        """
+        index, file = self.index, self._file
+        if len(record_ids) and not (record_ids.min() >= 0 and record_ids.max() < len(index)):
+            raise IndexError(f"record ids must be in [0, {len(index)}); {self.path} holds that many images")
+        num_classes = self._num_classes or self.num_classes
+        offsets, limits = index.offsets[record_ids], index.limits[record_ids]
+        values, starts, lengths, plain = _plain_records(file, offsets, limits)
+        plain &= (values >= 0) & (values < num_classes) & (values == np.floor(values))  # NaN fails
+        labels = np.where(plain, values, -1).astype(np.int64)
+        view = file.bytes_view()
+        bodies: list[npt.NDArray[np.uint8] | None] = [
+            view[start:stop] if sound else None
+            for start, stop, sound in zip(starts.tolist(), (starts + lengths).tolist(), plain.tolist(), strict=True)
+        ]
+        return labels, bodies
+
+    def matches_seal(self, record_id: int) -> bool:
+        """Whether a record's bytes are those that were sealed; true where the file has no seal."""
+        seal = self._seal
+        return seal is None or seal.matches(self._file, seal.image_spans.item(record_id))
+
     def where(self, record_id: int) -> str:
         """Name one record in messages: file, id, key and byte."""
         index = self.index
@@ -219,7 +252,7 @@ class ImageRecords:
         labels = np.empty(len(index), np.int64)
         for start in range(0, len(index), _CHUNK):
             chunk = slice(start, start + _CHUNK)
-            values, plain = _plain_labels(self._file, index.offsets[chunk], index.limits[chunk])
+            values, _, _, plain = _plain_records(self._file, index.offsets[chunk], index.limits[chunk])
             plain &= (values >= 0) & (values < num_classes) & (values == np.floor(values))  # NaN fails
             labels[chunk] = np.where(plain, values, -1).astype(np.int64)
             for record_id in (start + np.flatnonzero(~plain)).tolist():
@@ -228,18 +261,20 @@ class ImageRecords:
         return labels
 
 
-def _plain_labels(
+def _plain_records(
     file: RecordFile, offsets: npt.NDArray[np.int64], limits: npt.NDArray[np.int64]
-) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_]]:
-    """First labels of many records (n,), and whether each is a sound one-part record with a JPEG body."""
-    words = file.header_words(offsets)  # (n, 9)
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
+    """First labels (n,), where bodies begin, their lengths, and whether each is a sound one-part record of a JPEG."""
+    words = file.words_at(offsets, HEADER_WORDS)  # (n, 9)
     length, flag = words[:, 1].astype(np.int64), words[:, 2].astype(np.int64)
     plain = (words[:, 0] == MAGIC) & (offsets + ((length + 11) & ~3) == limits) & (24 + 4 * flag < length)
-    body_starts = np.where(plain, offsets + 32 + 4 * flag, 0)
-    body = file.header_words(body_starts)[:, 0]
-    plain &= (body & 0x00FFFFFF) == _JPEG_WORD
+    plain &= flag <= MAX_LABELS
+    starts = np.where(plain, offsets + 32 + 4 * flag, 0)
+    plain &= (file.words_at(starts, 1)[:, 0] & 0x00FFFFFF) == _JPEG_WORD
+    used = (8 * (length & 3)).astype(np.uint32)  # bits of the last word; the rest is padding, zero in a sound record
+    plain &= (used == 0) | (file.words_at(limits - 4, 1)[:, 0] >> used == 0)
     stored = np.where(flag > 0, words[:, 8], words[:, 3]).astype(np.uint32)
-    return stored.view(np.float32), plain
+    return stored.view(np.float32), starts, length - 24 - 4 * flag, plain
 
 
 def read_property(path: Path) -> int:

@@ -33,6 +33,7 @@ import numpy as np
 import numpy.typing as npt
 
 from adadistill.loaders.recordio import (
+    HEADER_WORDS,
     MAGIC,
     MAX_EXACT_FLOAT,
     RecordError,
@@ -223,7 +224,7 @@ def _verified_limits(file: RecordFile, path: Path, keys: Int64Array, offsets: In
     if offsets[0] > 0 and (unlisted := _first_image(file, 0, int(offsets[0]))) is not None:
         raise _UnusableIndexError(f"{path} leaves out the record at byte {unlisted}")
     sample = _sample(keys, limits - offsets)
-    words = file.header_words(offsets[sample])
+    words = file.words_at(offsets[sample], HEADER_WORDS)
     sound = _is_whole(words) & (_frame_bytes(words) == limits[sample] - offsets[sample])
     for place in sample[~sound].tolist():
         end = _settle(file, path, offsets, place)
@@ -296,7 +297,7 @@ def _require_anchors(file: RecordFile, path: Path, offsets: Int64Array, place: i
 
 
 def _begins_record(file: RecordFile, offset: int) -> bool:
-    words = file.header_words(np.array([offset]))
+    words = file.words_at(np.array([offset]), HEADER_WORDS)
     return bool(words[0, 0] == MAGIC and words[0, 1] >> 29 in (0, 1))
 
 
@@ -407,7 +408,7 @@ def _trailing_bodiless(file: RecordFile, offsets: Int64Array) -> int:
 
 def _bodiless(file: RecordFile, offsets: Int64Array) -> npt.NDArray[np.bool_]:
     """(n,) True for whole records with labels and nothing behind them."""
-    words = file.header_words(offsets)
+    words = file.words_at(offsets, HEADER_WORDS)
     flag = words[:, 2].astype(np.int64)
     return _is_whole(words) & (flag > 0) & (words[:, 1].astype(np.int64) == 24 + 4 * flag)
 

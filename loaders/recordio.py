@@ -35,6 +35,8 @@ import numpy.typing as npt
 MAGIC = 0xCED7230A
 MAX_LABELS = 1 << 16
 """Most labels a record may announce. Real files hold 1 to a few hundred; a damaged count must not cost gigabytes."""
+HEADER_WORDS = 9
+"""Of a record that has several labels, up to the first of them."""
 MAX_EXACT_FLOAT = 1 << 24
 """Labels are float32: whole numbers are exact below this only."""
 
@@ -45,7 +47,6 @@ _IMAGE_HEADER = struct.Struct("<IfQQ")
 _FRAME = struct.Struct("<II")
 _FRAME_AND_HEADER = struct.Struct("<IIIfQQ")
 _WHOLE, _FIRST, _MIDDLE, _LAST = range(4)
-_HEADER_WORDS = 9
 
 
 class RecordError(ValueError):
@@ -235,19 +236,23 @@ class RecordFile:
             yield ScannedRecord(offset, end, id_, flag, body_bytes if body_bytes >= 0 else -1)
             offset, count = end, count + 1
 
-    def header_words(self, offsets: npt.NDArray[np.int64]) -> npt.NDArray[np.uint32]:
-        """The first nine words of the records at `offsets` (n,), multiples of 4, as (n, 9) uint32; zeros past the end.
+    def words_at(self, offsets: npt.NDArray[np.int64], count: int) -> npt.NDArray[np.uint32]:
+        """`count` words from each of `offsets` (n,), multiples of 4, as (n, count) uint32; zeros past the end.
 
-        Words: magic, part flag and length, label count, label, id (2), id2 (2), first of several labels. Meant for
-        checking very many records at once; nothing is checked here.
+        A record begins with nine: magic, part flag and length, label count, label, id (2), id2 (2), first of several
+        labels. Meant for checking very many records at once; nothing is checked here.
         """
         buffer = self._open()
         words = np.frombuffer(buffer, dtype="<u4", count=len(buffer) // 4)
         if not len(words):
-            return np.zeros((len(offsets), _HEADER_WORDS), np.uint32)
-        places = (offsets >> 2)[:, None] + np.arange(_HEADER_WORDS)  # (n, 9)
+            return np.zeros((len(offsets), count), np.uint32)
+        places = (offsets >> 2)[:, None] + np.arange(count)  # (n, count)
         inside = (places >= 0) & (places < len(words))
         return np.where(inside, words[np.where(inside, places, 0)], np.uint32(0))
+
+    def bytes_view(self) -> npt.NDArray[np.uint8]:
+        """The whole file as (size,) uint8, read-only and not copied: slices of it are read when they are used."""
+        return np.frombuffer(self._open(), dtype=np.uint8)
 
     def bytes_at(self, start: int, stop: int) -> bytes:
         """Raw bytes [start, stop) of the file, cut off at its end."""

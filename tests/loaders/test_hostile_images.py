@@ -17,7 +17,14 @@ from PIL import Image
 
 from adadistill.loaders.checked_records import CheckedRecords, ImageSizeError
 from adadistill.loaders.image_records import ImageRecords
-from adadistill.loaders.pixels import ImageDecodeError, ImageLimits, decode_image, image_header
+from adadistill.loaders.pixels import (
+    ImageDecodeError,
+    ImageLimits,
+    decode_image,
+    image_header,
+    is_baseline,
+    require_few_scans,
+)
 from adadistill.loaders.recordio import RecordWriter
 
 SIDE = 32
@@ -101,6 +108,69 @@ def test_what_dali_is_fed_decodes_to_the_same_pixels(tmp_path: Path):
         if fed != body:
             _, pixels = records.decode(record_id)
             assert fed == b"P6\n%d %d\n255\n" % (SIDE, SIDE) + pixels.tobytes()
+
+
+def test_a_batch_is_fed_what_its_records_are_fed_alone(tmp_path: Path):
+    bodies = [
+        *ODD.values(),
+        _encoded(Image.fromarray(_picture()), "JPEG"),
+        ODD["grey"][:-40],
+        b"\xff\xd8\xff\xe0",
+        _scans(65),
+    ]
+    bodies.append(simplejpeg.encode_jpeg(np.zeros((48, 48, 3), np.uint8)))
+    records = CheckedRecords(_records(tmp_path, bodies), SIDE)
+    refused: list[int] = []
+
+    def damaged(record_id: int, error: ValueError) -> bytes:
+        assert str(record_id) in str(error)
+        refused.append(record_id)
+        return b"grey"
+
+    order = np.random.RandomState(1).permutation(len(bodies))
+    labels, fed = records.feedable_batch(order, damaged)
+    _, read = records.read_plain(order)
+    for label, body, plain, record_id in zip(labels.tolist(), fed, read, order.tolist(), strict=True):
+        try:
+            alone = records.feedable(record_id)[1]
+        except ImageDecodeError:
+            assert (label, body.tobytes()) == (-1, b"grey")
+            assert records.decode_plain(record_id, plain) is None
+            continue
+        assert (label, body.tobytes()) == (0, alone)
+        decoded = records.decode_plain(record_id, plain)
+        if decoded is not None:
+            assert np.array_equal(decoded, records.decode(record_id)[1])
+    assert sorted(refused) == [12, 13, 14]
+
+    def stop(record_id: int, error: ValueError) -> bytes:
+        raise error
+
+    with pytest.raises(ImageDecodeError):
+        records.feedable_batch(order, stop)
+
+
+def _scans(count: int) -> bytes:
+    """A progressive JPEG that repeats its last scan."""
+    body = ODD["progressive"]
+    last = body.rindex(b"\xff\xda")
+    return body[:-2] + body[last:-2] * (count - body.count(b"\xff\xda")) + body[-2:]
+
+
+def test_frames_of_one_pass_are_told_from_all_others():
+    baseline = _encoded(Image.fromarray(_picture()), "JPEG")
+    assert is_baseline(baseline)
+    assert is_baseline(ODD["exif rotated"])
+    assert not is_baseline(ODD["progressive"])
+    comment = b"\xff\xfe" + struct.pack(">H", 40) + b"\xff\xc0" * 19  # a frame header in a comment is none
+    assert not is_baseline(ODD["progressive"][:2] + comment + ODD["progressive"][2:])
+    assert is_baseline(baseline[:2] + comment + baseline[2:])
+    for length in range(0, baseline.index(b"\xff\xc0") + 3):
+        assert not is_baseline(baseline[:length])
+    assert not is_baseline(baseline[:2] + b"\xff\xfe\xff\xff" + baseline[4:])
+    with pytest.raises(ImageDecodeError, match="has 65 scans; at most 64"):
+        decode_image(_scans(65), where="test")
+    require_few_scans(_scans(64), where="test")
 
 
 def test_sizes_are_refused_or_resized_and_limits_hold_in_both(tmp_path: Path):

@@ -207,6 +207,67 @@ def test_every_flipped_bit_of_a_frame_is_reported_for_its_record_alone(path):
     assert set(silent) <= set(grown)
 
 
+def _assert_plain_is_read(records: ImageRecords) -> list[bool]:
+    """What `read_plain` gives is what `read` gives, and it gives nothing of what `read` refuses."""
+    labels, bodies = records.read_plain(np.arange(len(records)))
+    for record_id, body in enumerate(bodies):
+        if body is not None:
+            assert records.read(record_id) == EncodedImage(int(labels[record_id]), body.tobytes())
+    return [body is not None for body in bodies]
+
+
+def test_many_records_at_once_are_those_read_one_by_one(path):
+    records = ImageRecords(path)
+    plain = _assert_plain_is_read(records)
+    assert all(plain)
+    order = np.array([4, 0, 4, 2])
+    labels, bodies = records.read_plain(order)
+    assert labels.tolist() == [LABELS[i] for i in order]
+    assert [body.tobytes() for body in bodies if body is not None] == [JPEGS[i] for i in order]
+    assert records.read_plain(np.array([], dtype=np.int64))[1] == []
+    for outside in (-1, 6):
+        with pytest.raises(IndexError, match=r"\[0, 6\)"):
+            records.read_plain(np.array([0, outside]))
+
+
+def test_what_is_not_plain_is_left_to_read(tmp_path):
+    magic = struct.pack("<I", 0xCED7230A)
+    with RecordWriter(tmp_path / "train.rec") as writer:
+        writer.write(0, b"\xff\xd8\xff!", labels=0.0)
+        writer.write(1, b"\xff\xd8\xff!" + magic + b"more", labels=1.0)  # two parts
+        writer.write(2, b"\x89PNG....", labels=1.0)
+        writer.write(3, b"\xff\xd8\xff odd", labels=[2.0, 5.0, 6.0])
+        writer.write(4, b"\xff\xd8\xff!", labels=3.0)  # no class
+    records = ImageRecords(tmp_path / "train.rec", num_classes=3)
+    with pytest.raises(BadLabelError):
+        records.read(4)
+    assert _assert_plain_is_read(records) == [True, False, False, True, False]
+
+
+def test_no_flipped_bit_passes_many_at_once_that_one_alone_refuses(path):
+    """Every bit of the file: frames, headers, labels, the beginnings of bodies, padding."""
+    records, whole = ImageRecords(path), path.read_bytes()
+    assert len(records) == 6
+    _ = records.num_classes
+    first, last = int(records.index.offsets[0]), int(records.index.limits[-1])
+    refused = 0
+    for bit in range(8 * first, 8 * last):
+        body = bytearray(whole)
+        body[bit // 8] ^= 1 << bit % 8
+        records._file._buffer = bytes(body)
+        labels, bodies = records.read_plain(np.arange(6))
+        for record_id in range(6):
+            try:
+                alone = records.read(record_id)
+            except RecordError:
+                refused += 1
+                assert bodies[record_id] is None, (bit, record_id)
+            else:
+                plain = bodies[record_id]
+                assert plain is None or (int(labels[record_id]), plain.tobytes()) == (alone.label, alone.body)
+    assert refused > 6 * 8 * 8
+
+
 def test_all_labels_stop_at_the_first_damaged_record(path):
     records = ImageRecords(path)
     for record_id in (4, 2):
