@@ -51,11 +51,8 @@ def jobs(faces: Path | None) -> list[Job]:
         Job("teacher cache", (*_bench("teacher_cache"), "--rows", "teacher_cache.jsonl"), 120),
         Job("step float32", (*step, "--precision", "float32", "--steps", "50"), 60),
         Job("centre update", (*_bench("kernels.bench_centre_update"), "--rows", "centre_update.jsonl"), 40),
-        Job(
-            "margin softmax",
-            ("-m", "adadistill.bench.kernels.bench_margin_softmax", "--rows", "margin_softmax.jsonl"),
-            90,
-        ),
+        Job("margin softmax", (*_bench("kernels.bench_margin_softmax"), "--rows", "margin_softmax.jsonl"), 90),
+        Job("planar augment", (*_bench("kernels.bench_planar_augment"), "--rows", "planar_augment.jsonl"), 60),
     ]
     if faces is not None:
         decoder = _decoder()
@@ -75,11 +72,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the jobs; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m adadistill.bench.gpu_check", description=__doc__.split("\n")[0])
     parser.add_argument("--minutes", type=float, default=8.0, help="time budget of the whole check")
+    parser.add_argument("--only", nargs="+", metavar="TEXT", help="run the jobs whose names hold one of these")
     parser.add_argument("--faces", type=Path, help="folder of real faces (default: $ADADISTILL_DATA/faces)")
     arguments = parser.parse_args(argv)
     deadline = time.monotonic() + 60 * arguments.minutes
     faces = arguments.faces or Path(os.environ.get("ADADISTILL_DATA", ROOT.parent / "shared" / "data")) / "faces"
-    table = [_run(job, deadline) for job in jobs(faces if faces.is_dir() else None)]
+    chosen = [
+        job
+        for job in jobs(faces if faces.is_dir() else None)
+        if arguments.only is None or any(text in job.name for text in arguments.only)
+    ]
+    if not chosen:
+        parser.error(f"no job's name holds any of {arguments.only}")
+    table = [_run(job, deadline) for job in chosen]
     print(f"\n{'job':<24} {'result':<10} {'seconds':>8}   rows in {results_folder()}")
     for name, result, seconds in table:
         print(f"{name:<24} {result:<10} {seconds:>8.1f}")

@@ -21,6 +21,7 @@ import torch
 from adadistill.bench.loader import tiled_records
 from adadistill.bench.rows import append_row, spread
 from adadistill.bench.step import build_step
+from adadistill.bench.timing import drain
 from adadistill.core.objectives import GlobalSamples
 from adadistill.core.precision import resolve_precision
 from adadistill.core.teachers import record_binding
@@ -41,13 +42,13 @@ def fed_images_per_s(step: TrainingStep, batches: Iterator[Batch], *, warmup: in
     for number in range(warmup + steps):
         batch = next(batches)
         if number == warmup:
-            _synchronise(batch.images.device)
+            drain(batch.images.device)
             started, images = time.perf_counter(), 0
         ids, mirrored = batch.record_ids.cpu().numpy(), batch.mirrored.cpu().numpy()
         samples = GlobalSamples(record_ids=ids, mirrored=mirrored)
         step.run(batch, samples, lr=0.01, fractional_epoch=1.0, global_step=0, stop=False)
         images += len(batch.labels)
-    _synchronise(batch.images.device)
+    drain(batch.images.device)
     return images / (time.perf_counter() - started)
 
 
@@ -160,11 +161,6 @@ def _epochs(pipeline: ImagePipeline) -> Iterator[Batch]:
     while True:
         yield from pipeline.epoch(epoch)
         epoch += 1
-
-
-def _synchronise(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
 """How many images per second each way of loading delivers, stage by stage, and what it costs in CPU time.
 
-Stages: `read` gives encoded bytes, `decode` uint8 pixels, `augment` augmented pixels of images decoded before, `batch`
-normalised float32 batches on the device with labels and flips: what training gets, through `build_pipeline`. Isolates
-loading: nothing trains, and a consumer that only counts takes the batches. Leaves out the first batches of each round,
-in which threads and buffers come up, and cold disks: files are read once before.
+Stages: `read` gives encoded bytes, checked as DALI is fed them, `decode` uint8 pixels, `augment` augmented pixels of
+images decoded before, `batch` normalised float32 batches on the device with labels and flips: what training gets,
+through `build_pipeline`. Isolates loading: nothing trains, and a consumer that only counts takes the batches. Leaves
+out the first batches of each round, in which threads and buffers come up, and cold disks: files are read once before.
 
 Beside ours run, on the CPU, what one would write without a library (torch's DataLoader with worker processes, Pillow,
 ToTensor and Normalize in plain torch) and, wherever DALI is, a pipeline as insightface writes it (its own record
@@ -28,11 +28,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from adadistill.bench.rows import append_row, read_rows, results_folder, spread
+from adadistill.bench.timing import drain
 from adadistill.core.teachers import record_binding
 from adadistill.loaders.augment_image import augment_image
 from adadistill.loaders.augment_policy import Augmentation, AugmentConfig
@@ -131,13 +133,20 @@ def stage_loaders(setting: Setting) -> list[Loader]:
     ids = np.random.default_rng(0).permutation(len(setting.records))
     decoded = np.stack([checked.decode(int(record_id))[1] for record_id in ids[: min(256, len(ids))]])
 
-    def over_ids(work: Callable[[int], object]) -> Callable[[int], Iterator[Any]]:
+    def over_ids(work: Callable[[npt.NDArray[np.int64]], object]) -> Callable[[int], Iterator[Any]]:
         def batches(count: int) -> Iterator[Any]:
-            stream = itertools.cycle(ids.tolist())
-            for _ in range(count):
-                yield [work(record_id) for record_id in itertools.islice(stream, setting.batch_size)]
+            for number in range(count):
+                yield work(ids[(np.arange(setting.batch_size) + number * setting.batch_size) % len(ids)])
 
         return batches
+
+    def read(record_ids: npt.NDArray[np.int64]) -> object:
+        return checked.feedable_batch(record_ids, _raise)
+
+    def decode(record_ids: npt.NDArray[np.int64]) -> object:
+        _, bodies = checked.read_plain(record_ids)
+        pairs = zip(record_ids.tolist(), bodies, strict=True)
+        return [checked.decode_plain(*pair) if pair[1] is not None else checked.decode(pair[0]) for pair in pairs]
 
     def augment(count: int) -> Iterator[Any]:
         out = np.empty_like(decoded[0])
@@ -152,12 +161,16 @@ def stage_loaders(setting: Setting) -> list[Loader]:
             yield out
 
     loaders = [
-        Loader("one thread", "read", over_ids(lambda record_id: setting.records.read(record_id).body)),
-        Loader("one thread", "decode", over_ids(checked.decode)),
+        Loader("one thread", "read", over_ids(read)),
+        Loader("one thread", "decode", over_ids(decode)),
     ]
     if setting.augmentation.alters_pixels:
         loaders.append(Loader("one thread", "augment", augment))
     return loaders
+
+
+def _raise(record_id: int, error: ValueError) -> bytes:
+    raise error
 
 
 def pillow_loader(setting: Setting) -> Loader:
@@ -242,13 +255,50 @@ def measure(loader: Loader, *, batches: int, setting: Setting) -> tuple[float, f
     started = finished = 0.0
     for number, _ in enumerate(loader.batches(_WARM_UP + batches), start=1):
         if number == _WARM_UP:
-            _synchronise(setting.device)
+            drain(setting.device)
             started = time.perf_counter()
         if number == _WARM_UP + batches:
-            _synchronise(setting.device)
+            drain(setting.device)
             finished = time.perf_counter()
     images = (_WARM_UP + batches) * setting.batch_size
     return batches * setting.batch_size / (finished - started), (_cpu_seconds() - cpu) / images * 10_000
+
+
+def gpu_busy(loader: Loader, *, batches: int, setting: Setting) -> float | None:
+    """Share of the time in which loading keeps the GPU's own units busy, of one more round; None on the CPU.
+
+    Counts kernels and copies of all streams, DALI's too, as torch's profiler sees them, once where they overlap. The
+    JPEG engine of a GPU is not among them.
+    """
+    if setting.device.type != "cuda":
+        return None
+    from torch.profiler import ProfilerActivity, profile
+
+    stream = loader.batches(_WARM_UP + batches)
+    for _ in range(_WARM_UP):
+        next(stream)
+    drain(setting.device)
+    with profile(activities=[ProfilerActivity.CUDA]) as profiler:
+        started = time.perf_counter()
+        for _ in stream:
+            pass
+        drain(setting.device)
+        seconds = time.perf_counter() - started
+    spans = [
+        (event.time_range.start, event.time_range.end)
+        for event in profiler.events() or []
+        if event.device_type == torch.autograd.DeviceType.CUDA
+    ]
+    return covered(spans) / 1e6 / seconds
+
+
+def covered(spans: Sequence[tuple[float, float]]) -> float:
+    """Length of the union of [start, end) spans."""
+    total, reached = 0.0, -float("inf")
+    for start, end in sorted(spans):
+        total += max(0.0, end - max(start, reached))
+        reached = max(reached, end)
+    return total
 
 
 def check(setting: Setting, batch: Batch, *, exact: bool) -> None:
@@ -346,14 +396,17 @@ def markdown_table(path: Path | None = None) -> str:
         if "images_per_s" in row:
             newest[row["pipeline"], row["stage"], row.get("augment", "none"), row["device"]] = row
     lines = [
-        "| Source | Stage | Augmentation | Device | images/s | CPU s per 10,000 | Commit |",
-        "| --- | --- | --- | --- | ---: | ---: | --- |",
+        "| Source | Stage | Augmentation | Device | images/s | CPU s per 10,000 | GPU busy | Commit |",
+        "| --- | --- | --- | --- | ---: | ---: | ---: | --- |",
     ]
     for (name, stage, augment, device), row in newest.items():
         cpu = row.get("cpu_s_per_10k")
         spent = "" if cpu is None else f"{cpu['median']:.2f}"
         rate = f"{row['images_per_s']['median']:,.0f}"
-        lines.append(f"| {name} | {stage} | {augment} | {device} | {rate} | {spent} | {str(row['commit'])[:7]} |")
+        busy = "" if row.get("gpu_busy") is None else f"{row['gpu_busy']:.0%}"
+        lines.append(
+            f"| {name} | {stage} | {augment} | {device} | {rate} | {spent} | {busy} | {str(row['commit'])[:7]} |"
+        )
     return "\n".join(lines)
 
 
@@ -399,7 +452,8 @@ def _measure_all(setting: Setting, arguments: argparse.Namespace, folder: Path) 
             rate, cpu = measure(loader, batches=arguments.batches, setting=setting)
             rates[number].append(rate)
             spent[number].append(cpu)
-    _report(loaders, rates, spent, setting, arguments)
+    busy = [gpu_busy(loader, batches=arguments.batches, setting=setting) for loader in loaders]
+    _report(loaders, rates, spent, busy, setting, arguments)
     if arguments.fit:
         decode_fit(setting, arguments.rows)
 
@@ -463,18 +517,22 @@ def _report(
     loaders: list[Loader],
     rates: list[list[float]],
     spent: list[list[float]],
+    busy: list[float | None],
     setting: Setting,
     arguments: argparse.Namespace,
 ) -> None:
     sizes = {"batch_size": setting.batch_size, "workers": setting.workers}
-    print(f"\n{'source':<30} {'stage':<8} {'images/s':>10} {'p20':>10} {'p80':>10} {'CPU s/10k':>10}   ", end="")
+    print(
+        f"\n{'source':<30} {'stage':<8} {'images/s':>10} {'p20':>10} {'p80':>10} {'CPU s/10k':>10} {'GPU busy':>8}   ",
+        end="",
+    )
     print(f"{setting.device}, {sizes}, {len(setting.records)} records, augment {arguments.augment}")
     mean_bytes = float((setting.records.index.limits - setting.records.index.offsets).mean())
-    for loader, measured, cpu in zip(loaders, rates, spent, strict=True):
+    for loader, measured, cpu, share in zip(loaders, rates, spent, busy, strict=True):
         rate, cpu_s = spread(measured), spread(cpu)
         print(
             f"{loader.name:<30} {loader.stage:<8} {rate['median']:>10,.0f} {rate['p20']:>10,.0f} {rate['p80']:>10,.0f} "
-            f"{cpu_s['median']:>10.2f}"
+            f"{cpu_s['median']:>10.2f} {'' if share is None else f'{share:.1%}':>8}"
         )
         append_row(
             arguments.rows,
@@ -484,6 +542,7 @@ def _report(
             device=str(setting.device),
             images_per_s=rate,
             cpu_s_per_10k=cpu_s,
+            gpu_busy=share,
             augment=arguments.augment,
             records=len(setting.records),
             mean_record_bytes=round(mean_bytes),
@@ -498,11 +557,6 @@ def _cpu_seconds() -> float:
         usage.ru_utime + usage.ru_stime
         for usage in (resource.getrusage(resource.RUSAGE_SELF), resource.getrusage(resource.RUSAGE_CHILDREN))
     )
-
-
-def _synchronise(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 if __name__ == "__main__":

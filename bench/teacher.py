@@ -14,8 +14,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -26,6 +25,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from adadistill.bench.rows import append_row, spread
+from adadistill.bench.timing import extra_mib, seconds_of
 from adadistill.core.backbones import BackboneConfig, build_backbone
 from adadistill.core.teachers.network_teacher import NetworkTeacher
 
@@ -109,7 +109,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 "share_of_gemm_rate": tflop_per_s / gemm_rate if form.autocast_dtype is not None else None,
                 "cosine": cosines[runner.name],
                 "first_call_s": runner.first_call_s,
-                "extra_mib": _extra_mib(runner.embed, device),
+                "extra_mib": extra_mib(runner.embed, device),
             }
             _print(arch, values)
             append_row(
@@ -160,22 +160,6 @@ def build_runner(name: str, network: nn.Module, images: Tensor) -> Runner:
     return runner
 
 
-def seconds_of(run: Callable[[], object], device: torch.device, calls: int = 1) -> float:
-    """Wall time of a number of calls, from an idle device to an idle device."""
-    drain(device)
-    started = time.perf_counter()
-    for _ in range(calls):
-        run()
-    drain(device)
-    return time.perf_counter() - started
-
-
-def drain(device: torch.device) -> None:
-    """Wait for what was launched."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
 def _agreement(runners: Sequence[Runner]) -> dict[str, dict[str, float]]:
     """Cosines of each form's embeddings to the reference's, by name of the form.
 
@@ -220,16 +204,6 @@ def _gemm_tflop_per_s(device: torch.device) -> float:
     seconds_of(run, device, 3)
     seconds = spread([seconds_of(run, device, 10) / 10 for _ in range(5)])["median"]
     return 2 * side**3 / seconds / 1e12
-
-
-def _extra_mib(run: Callable[[], object], device: torch.device) -> float | None:
-    """Peak memory of a run beside what was there before; None on the CPU, which does not count it."""
-    if device.type != "cuda":
-        return None
-    before = torch.cuda.memory_allocated(device)
-    torch.cuda.reset_peak_memory_stats(device)
-    seconds_of(run, device)
-    return (torch.cuda.max_memory_allocated(device) - before) / 2**20
 
 
 def _tf32() -> dict[str, bool]:

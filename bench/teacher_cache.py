@@ -29,7 +29,8 @@ import numpy.typing as npt
 import torch
 
 from adadistill.bench.rows import append_row, spread
-from adadistill.bench.teacher import build_runner, drain, noise, random_teacher
+from adadistill.bench.teacher import build_runner, noise, random_teacher
+from adadistill.bench.timing import drain
 from adadistill.core.host_memory import keep_freed_memory
 from adadistill.core.teachers.cached_teacher import CachedTeacher
 from adadistill.loaders.augment_policy import Augmentation, AugmentConfig

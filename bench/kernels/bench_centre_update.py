@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import argparse
 import sys
-import time
 from collections.abc import Callable, Sequence
 
 import torch
 
 from adadistill.bench.rows import append_row, spread
+from adadistill.bench.timing import repeated_ms
 from adadistill.kernels.centre_update import centre_update_, centre_update_reference
 
 
@@ -50,23 +50,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             few = [tensor[: labels.max() + 1] if index == 0 else tensor for index, tensor in enumerate(inputs)]
             forms["sequential"] = lambda few=few: centre_update_reference(*few)  # type: ignore[misc]
         for name, function in forms.items():
-            times = spread([1e3 * _seconds(function, device) for _ in range(arguments.repeats + 2)][2:])
+            times = spread(repeated_ms(function, device, arguments.repeats))
             append_row(
                 arguments.rows, bench="centre_update", form=name, batch=batch, classes=arguments.classes,
                 dim=arguments.dim, device=str(device), ms=times,
             )  # fmt: skip
             print(f"centre update  batch {batch:<5} {name:<11} {times['median']:>9.3f} ms")
     return 0
-
-
-def _seconds(function: Callable[[], object], device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    started = time.perf_counter()
-    function()
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - started
 
 
 if __name__ == "__main__":

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -23,6 +22,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, normalize
 
 from adadistill.bench.rows import append_row, spread
+from adadistill.bench.timing import extra_mib, repeated_ms
 from adadistill.core.heads import ADAFACE_EPS, HeadConfig, HeadLimits, head_limits
 from adadistill.kernels.margin_softmax import MarginSoftmax, margin_softmax, margin_softmax_reference
 
@@ -85,35 +85,6 @@ def seam_step(problem: Problem, softmax: Callable[..., MarginSoftmax]) -> Tensor
     return embeddings.grad
 
 
-def seconds_of(run: Callable[[], object], device: torch.device, repeats: int) -> list[float]:
-    """Wall time of `repeats` runs after one warm-up, the device drained around each."""
-    samples = []
-    for _ in range(repeats + 1):
-        _drain(device)
-        start = time.perf_counter()
-        run()
-        _drain(device)
-        samples.append(time.perf_counter() - start)
-    return samples[1:]
-
-
-def extra_mib(run: Callable[[], object], device: torch.device) -> float | None:
-    """Peak memory of a run beside what was there before; None on the CPU, which does not count it."""
-    if device.type != "cuda":
-        return None
-    _drain(device)
-    before = torch.cuda.memory_allocated(device)
-    torch.cuda.reset_peak_memory_stats(device)
-    run()
-    _drain(device)
-    return (torch.cuda.max_memory_allocated(device) - before) / 2**20
-
-
-def _drain(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
 def bench_shape(
     batch: int, classes: int, dim: int, *, device: torch.device, repeats: int, forms: Sequence[str]
 ) -> list[dict[str, object]]:
@@ -131,19 +102,19 @@ def bench_shape(
     if "dense" in forms and "chunked" in forms:
         torch.testing.assert_close(runs["chunked"](), runs["dense"](), rtol=1e-3, atol=1e-5)
     operations = 4 * batch * classes * dim
-    product = seconds_of(lambda: problem.embeddings @ problem.class_centres.T, device, repeats)
-    gemm_gflops = operations / 2 / spread(product)["median"] / 1e9
+    product = repeated_ms(lambda: problem.embeddings @ problem.class_centres.T, device, repeats, warm_up=1)
+    gemm_gflops = operations / 2 / spread(product)["median"] / 1e6
     rows: list[dict[str, object]] = []
     for form in forms:
-        took = spread(seconds_of(runs[form], device, repeats))
-        gflops = operations / took["median"] / 1e9
+        took = spread(repeated_ms(runs[form], device, repeats, warm_up=1))
+        gflops = operations / took["median"] / 1e6
         rows.append(
             {
                 "form": form,
                 "batch": batch,
                 "classes": classes,
                 "dim": dim,
-                **{f"{name}_ms": round(1e3 * value, 3) for name, value in took.items()},
+                **{f"{name}_ms": round(value, 3) for name, value in took.items()},
                 "gflops": round(gflops, 2),
                 "share_of_gemm_rate": round(gflops / gemm_gflops, 3),
                 "extra_mib": extra_mib(runs[form], device),
@@ -163,7 +134,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--forms", nargs="+", choices=("origin", "dense", "chunked"), default=["origin", "dense", "chunked"]
     )
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--out", default="margin_softmax.jsonl", help="JSONL file under bench/results; - writes none")
+    parser.add_argument("--rows", help="JSONL file for the rows (default: print only)")
     options = parser.parse_args(arguments)
     device = torch.device(options.device)
     for classes in options.classes:
@@ -171,7 +142,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             options.batch, classes, options.dim, device=device, repeats=options.repeats, forms=options.forms
         )
         for row in rows:
-            append_row(None if options.out == "-" else options.out, bench="margin_softmax", device=str(device), **row)
+            append_row(options.rows, bench="margin_softmax", device=str(device), **row)
             print("  ".join(f"{name} {value}" for name, value in row.items()))
     return 0
 

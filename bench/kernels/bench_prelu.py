@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import argparse
 import sys
-import time
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from adadistill.bench.rows import append_row, spread
+from adadistill.bench.timing import repeated_ms
 from adadistill.kernels.prelu import prelu, prelu_reference
 
 LAYERS = ((64, 56), (128, 28), (256, 14), (512, 7))
@@ -40,8 +41,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         slopes = torch.full((channels,), 0.25, device=device, requires_grad=True)
         _check(inputs, slopes)
         for name, function in (("torch", prelu_reference), ("ours", prelu)):
-            seconds = [_seconds(function, inputs, slopes) for _ in range(arguments.repeats + 2)][2:]
-            times = spread([1e3 * s for s in seconds])
+            step = partial(_step, function, inputs, slopes)
+            times = spread(repeated_ms(step, device, arguments.repeats))
             gb_per_s = PASSES * inputs.numel() * inputs.element_size() / times["median"] / 1e6
             append_row(
                 arguments.rows, bench="prelu", form=name, batch=arguments.batch, channels=channels, side=side,
@@ -60,15 +61,9 @@ def _check(inputs: Tensor, slopes: Tensor) -> None:
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
 
 
-def _seconds(function: Callable[[Tensor, Tensor], Tensor], inputs: Tensor, slopes: Tensor) -> float:
-    if inputs.is_cuda:
-        torch.cuda.synchronize()
-    started = time.perf_counter()
+def _step(function: Callable[[Tensor, Tensor], Tensor], inputs: Tensor, slopes: Tensor) -> None:
     outputs = function(inputs, slopes)
     torch.autograd.grad(outputs, (inputs, slopes), grad_outputs=outputs.detach())
-    if inputs.is_cuda:
-        torch.cuda.synchronize()
-    return time.perf_counter() - started
 
 
 if __name__ == "__main__":

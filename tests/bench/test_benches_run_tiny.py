@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import argparse
+import importlib
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from tiny_training import write_tiny_records
 
 from adadistill.bench import gpu_check, real_faces, rows, step
-from adadistill.bench.kernels import bench_centre_update, bench_prelu
+from adadistill.bench.kernels import bench_centre_update, bench_planar_augment, bench_prelu
 
 
 def test_the_step_bench(tmp_path: Path):
@@ -33,6 +36,54 @@ def test_the_centre_update_bench(tmp_path: Path):
     arguments = ["--batch", "7", "16", "--classes", "50", "--dim", "8", "--repeats", "2", "--device", "cpu"]
     assert bench_centre_update.main([*arguments, "--rows", str(tmp_path / "r.jsonl")]) == 0
     assert {row["form"] for row in rows.read_rows(tmp_path / "r.jsonl")} == {"ours", "sequential"}
+
+
+def test_the_planar_augment_bench(tmp_path: Path):
+    arguments = ["--batch", "5", "--images", "9", "--image-size", "32", "--repeats", "1", "--device", "cpu"]
+    assert bench_planar_augment.main([*arguments, "--rows", str(tmp_path / "r.jsonl")]) == 0
+    found = rows.read_rows(tmp_path / "r.jsonl")
+    assert len(found) == 2 * 3 * 2
+    assert {(row["form"], row["layout"]) for row in found} == {
+        (form, layout) for form in ("torch", "threads") for layout in ("planes", "rgb")
+    }
+    assert all(row["images_per_s"] > 0 and row["share_of_copy_rate"] > 0 for row in found)
+
+
+class _Parsed(BaseException):
+    """The arguments were understood."""
+
+
+def _stopping(parse: Callable[..., object]) -> Callable[..., None]:
+    def parse_and_stop(*arguments: object) -> None:
+        parse(*arguments)
+        raise _Parsed
+
+    return parse_and_stop
+
+
+def test_every_job_of_the_gpu_check_is_a_command_that_its_bench_understands(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    for name in ("parse_args", "parse_intermixed_args"):  # they end the process where they do not understand
+        monkeypatch.setattr(argparse.ArgumentParser, name, _stopping(getattr(argparse.ArgumentParser, name)))
+    listed = [job for job in gpu_check.jobs(tmp_path) if job.name != "gpu tests"]
+    assert len(listed) > 8
+    for job in listed:
+        flag, module, *arguments = job.command
+        assert flag == "-m"
+        with pytest.raises(_Parsed):
+            importlib.import_module(module).main(arguments)
+
+
+def test_the_gpu_check_runs_what_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    listed = [gpu_check.Job(name, ("-c", ""), 60) for name in ("loader, a", "loader, b", "step")]
+    monkeypatch.setattr(gpu_check, "jobs", lambda faces: listed)
+    assert gpu_check.main(["--minutes", "2", "--only", "loader"]) == 0
+    said = capsys.readouterr().out
+    assert "loader, a" in said
+    assert "step" not in said
+    with pytest.raises(SystemExit):
+        gpu_check.main(["--only", "nothing"])
 
 
 @pytest.mark.parametrize("kind", ["distilled", "baseline"])

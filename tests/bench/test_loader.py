@@ -71,3 +71,8 @@ def test_the_input_stall_is_measured_for_each_source(records, tmp_path):
     assert {"replayed", "cpu", "packed rgb, page_cache"} <= {row["source"] for row in rows}
     assert rows[0]["stall"] == 0.0
     assert all(row["images_per_s"]["median"] > 0 for row in rows)
+
+
+def test_time_that_overlaps_counts_once():
+    assert loader.covered([]) == 0.0
+    assert loader.covered([(5.0, 7.0), (0.0, 2.0), (1.0, 3.0), (1.5, 2.5), (7.0, 8.0)]) == 6.0

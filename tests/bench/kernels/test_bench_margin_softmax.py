@@ -19,7 +19,7 @@ def test_the_three_forms_give_one_gradient():
 def test_a_row_per_form_is_written_and_printed(tmp_path, capsys):
     out = tmp_path / "rows.jsonl"
     arguments = ["--batch", "4", "--classes", "30", "40", "--dim", "8", "--repeats", "2", "--device", "cpu"]
-    assert bench.main([*arguments, "--out", str(out)]) == 0
+    assert bench.main([*arguments, "--rows", str(out)]) == 0
     rows = [json.loads(line) for line in out.read_text().splitlines()]
     assert [(row["form"], row["classes"]) for row in rows] == [
         (form, classes) for classes in (30, 40) for form in ("origin", "dense", "chunked")

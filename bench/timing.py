@@ -1,0 +1,40 @@
+"""Time and memory of a call, from an idle device to an idle device: how every bench measures."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import torch
+
+
+def seconds_of(run: Callable[[], object], device: torch.device, calls: int = 1) -> float:
+    """Wall time of a number of calls together, in seconds."""
+    drain(device)
+    started = time.perf_counter()
+    for _ in range(calls):
+        run()
+    drain(device)
+    return time.perf_counter() - started
+
+
+def repeated_ms(run: Callable[[], object], device: torch.device, repeats: int, *, warm_up: int = 2) -> list[float]:
+    """Milliseconds of `repeats` calls, each on its own, after some that are not counted."""
+    return [1e3 * seconds_of(run, device) for _ in range(warm_up + repeats)][warm_up:]
+
+
+def extra_mib(run: Callable[[], object], device: torch.device) -> float | None:
+    """Peak memory of a call beside what was there before, in MiB; None on the CPU, which does not count it."""
+    if device.type != "cuda":
+        return None
+    drain(device)
+    before = torch.cuda.memory_allocated(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    seconds_of(run, device)
+    return (torch.cuda.max_memory_allocated(device) - before) / 2**20
+
+
+def drain(device: torch.device) -> None:
+    """Wait for what was launched."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
