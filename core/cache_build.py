@@ -44,7 +44,7 @@ from adadistill.core.teachers.colour_check import resolve_color
 from adadistill.loaders.augment_policy import Augmentation
 from adadistill.loaders.batch import Batch
 from adadistill.loaders.image_records import ImageRecords
-from adadistill.loaders.pipeline import planned_batches
+from adadistill.loaders.pipeline import named_records, planned_batches
 from adadistill.loaders.rank_steps import StepPlan
 from adadistill.loaders.record_blocks import block_plans, record_plans
 from adadistill.loaders.teacher_cache import (
@@ -340,7 +340,7 @@ def _open_source(recipe: Recipe, config: TeacherConfig, ranks: Ranks) -> _Source
     elif ranks.device.type == "cuda":
         torch.backends.cudnn.benchmark = True
     size = recipe.data.image_size
-    records = ImageRecords(recipe.data.records, recipe.data.index, num_classes=recipe.data.num_classes)
+    records = named_records(recipe.data)
     loaded = load_source(config, image_size=size, ranks=ranks)
     loaded, _ = resolve_color(loaded, config, records=records, image_size=size, ranks=ranks)
     return _Source(

@@ -54,7 +54,7 @@ from adadistill.core.training import LoopConfig, Trainer, TrainingResult
 from adadistill.core.training_step import TrainingStep
 from adadistill.loaders.augment_policy import Augmentation
 from adadistill.loaders.image_records import ImageRecords
-from adadistill.loaders.pipeline import ImagePipeline, build_pipeline
+from adadistill.loaders.pipeline import ImagePipeline, build_pipeline, named_records
 from adadistill.loaders.sample_order import SampleOrder
 
 logger = logging.getLogger(__name__)
@@ -72,6 +72,7 @@ _HARMLESS = (
     "data.hw_decoder_load:",
     "data.packed:",
     "data.packed_in:",
+    "data.seal:",
     "data.on_damaged:",
     "data.max_damaged:",
     "name:",
@@ -176,7 +177,7 @@ def _open_parts(recipe: Recipe, ranks: Ranks) -> _Parts:
     elif ranks.device.type == "cuda":
         torch.backends.cudnn.benchmark = True
     precision = resolve_precision(recipe.precision, ranks.device)
-    records = ImageRecords(recipe.data.records, recipe.data.index, num_classes=recipe.data.num_classes)
+    records = named_records(recipe.data)
     order = SampleOrder(len(records), recipe.data.global_batch_size, derive_seed(recipe.seed, "sample_order"))
     order.local_batch_size(ranks.world_size)
     augmentation = recipe_augmentation(recipe)

@@ -12,12 +12,13 @@ import logging
 import struct
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from adadistill.loaders.record_index import RecordIndex, load_record_index
-from adadistill.loaders.record_seal import RecordSeal, open_seal
+from adadistill.loaders.record_seal import RecordSeal, SealError, open_seal, seal_path
 from adadistill.loaders.recordio import (
     HEADER_WORDS,
     MAGIC,
@@ -31,6 +32,8 @@ from adadistill.loaders.recordio import (
 )
 
 logger = logging.getLogger(__name__)
+
+SealUse: TypeAlias = Literal["auto", "require", "ignore"]
 
 _JPEG = b"\xff\xd8\xff"
 _IMAGE_BEGINNINGS = (_JPEG, b"\x89PNG", b"RIFF", b"GIF8", b"II*\0", b"MM\0*", b"\0\0\0\x0cjP  ")
@@ -63,7 +66,7 @@ class ImageRecords:
         index: str | Path | None = None,
         *,
         num_classes: int | None = None,
-        use_seal: bool = True,
+        seal: SealUse = "auto",
     ) -> None:
         """Name the files; they are read later.
 
@@ -72,7 +75,8 @@ class ImageRecords:
             index: its `.idx`; the one beside it where left out, rebuilt by scanning where it cannot be trusted.
             num_classes: number of identities C; where left out it comes from the `property` file beside the records,
                 else from the identity records, else from all labels.
-            use_seal: check records against the seal beside the file, where there is one.
+            seal: check records against the seal beside the file: where there is one (auto), always (require), never
+                (ignore).
 
         Raises:
             FileNotFoundError: a named file does not exist.
@@ -85,7 +89,7 @@ class ImageRecords:
         if num_classes is not None and not 1 <= num_classes <= MAX_EXACT_FLOAT:
             raise ValueError(f"num_classes must be in [1, {MAX_EXACT_FLOAT}], got {num_classes}")
         self._index: RecordIndex | None = None
-        self._use_seal = use_seal
+        self._use_seal: SealUse = seal
         self._seal: RecordSeal | None = None
         self._labels: npt.NDArray[np.int64] | None = None
         self._num_classes, self._classes_from = num_classes, "given by the caller"
@@ -103,12 +107,22 @@ class ImageRecords:
 
     @property
     def index(self) -> RecordIndex:
-        """Offsets and keys of the images. Raises ValueError where the file holds none."""
+        """Offsets and keys of the images.
+
+        Raises:
+            ValueError: the file holds none.
+            SealError: the seal is damaged, of other records, or required and not there.
+        """
         if self._index is None:
             index = load_record_index(self._file, self._index_path)
             if not len(index):
                 raise ValueError(f"{self.path} holds no image records; check the recipe's `data.records`")
-            seal = open_seal(self.path) if self._use_seal else None
+            seal = None if self._use_seal == "ignore" else open_seal(self.path)
+            if seal is None and self._use_seal == "require":
+                raise SealError(
+                    f"{seal_path(self.path)} is not there, and the records must be sealed. Copy it beside them, or "
+                    f"write it: adadistill data verify --seal {self.path}"
+                )
             if seal is not None:
                 seal.require(self._file, index)
             self._seal, self._index = seal, index

@@ -38,6 +38,7 @@ from adadistill.loaders.sample_order import SampleOrder
 _CHOICES = {
     "decode_on": ("auto", "gpu", "cpu"),
     "packed_in": ("page_cache", "pinned", "device", "device_share"),
+    "seal": ("auto", "require", "ignore"),
     "on_damaged": ("stop", "skip"),
     "wrong_size": ("refuse", "resize"),
 }
@@ -76,6 +77,9 @@ class DataConfig:
     packed_in: Literal["page_cache", "pinned", "device", "device_share"] = "page_cache"
     """Where the packed store is read from: files that the system caches; page-locked memory of the host; the memory of
     each rank's device; or spread over the devices of all ranks, which send each other what a step needs."""
+    seal: Literal["auto", "require", "ignore"] = "auto"
+    """Whether every record is checked against its checksum as it is read (`adadistill data verify --seal` writes them):
+    where the file has a seal; always, and the run does not start without one; or never."""
     on_damaged: Literal["stop", "skip"] = "stop"
     """What a record does that cannot be read or decoded: stop the run, or be left out of its batch with a warning."""
     max_damaged: int = 100
@@ -104,8 +108,8 @@ class DataConfig:
             raise ValueError(f"prefetch must be in [1, 64], got {self.prefetch}")
         if not 0.0 <= self.mirror_probability <= 1.0:
             raise ValueError(f"mirror_probability must be in [0, 1], got {self.mirror_probability}")
-        for name in ("decode_on", "packed_in", "on_damaged", "wrong_size"):
-            if getattr(self, name) not in (allowed := _CHOICES[name]):
+        for name, allowed in _CHOICES.items():
+            if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {getattr(self, name)}")
         if not 0.0 <= self.hw_decoder_load <= 1.0:
             raise ValueError(f"hw_decoder_load must be in [0, 1], got {self.hw_decoder_load}")
@@ -120,6 +124,11 @@ class DataConfig:
     def image_limits(self) -> ImageLimits:
         """What an encoded image may claim before it is decoded."""
         return ImageLimits(max_side=self.max_image_side, max_bytes=self.max_image_bytes)
+
+
+def named_records(config: DataConfig) -> ImageRecords:
+    """The records that a recipe names; opened here, read later. Raises as `ImageRecords`."""
+    return ImageRecords(config.records, config.index, num_classes=config.num_classes, seal=config.seal)
 
 
 class ImagePipeline(Protocol):

@@ -92,7 +92,7 @@ def verify_records(
         if seal is not None:
             bad += _against_seal(file, seal, threads, workers)
         try:
-            records = ImageRecords(path, index, num_classes=num_classes, use_seal=use_seal)
+            records = ImageRecords(path, index, num_classes=num_classes, seal="auto" if use_seal else "ignore")
             total = len(records)
         except (RecordError, SealError):
             if not bad:

@@ -35,6 +35,7 @@ from adadistill.core.teachers import expected_identity, record_binding
 from adadistill.core.teachers.cache_views import needed_views
 from adadistill.loaders.dali_pipeline import DaliBatchError, DaliMissingError
 from adadistill.loaders.image_records import ImageRecords
+from adadistill.loaders.pipeline import named_records
 from adadistill.loaders.pixels import ImageDecodeError
 from adadistill.loaders.recordio import RecordError
 from adadistill.loaders.teacher_cache import (
@@ -134,7 +135,7 @@ def _verify(arguments: argparse.Namespace) -> None:
 
 def _require(cache: TeacherCache, recipe: Recipe, ranks: Ranks) -> str:
     """Refuse a cache that the recipe could not train from, and say what was compared."""
-    records = ImageRecords(recipe.data.records, recipe.data.index, num_classes=recipe.data.num_classes)
+    records = named_records(recipe.data)
     compares_teacher = recipe.teacher is not None and recipe.teacher.source is not None
     teacher = None
     if recipe.teacher is not None and compares_teacher:

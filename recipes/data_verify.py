@@ -41,7 +41,7 @@ def run(argv: Sequence[str]) -> int:
             return 1
         if arguments.seal and not found.sealed:
             file = RecordFile(arguments.records)
-            records = ImageRecords(arguments.records, arguments.index, use_seal=False)
+            records = ImageRecords(arguments.records, arguments.index, seal="ignore")
             seal = write_seal(file, records.index)
             print(f"sealed: {seal.path}, {seal.num_images} records and {seal.num_spans - seal.num_images} other spans")
     except (SealError, RecordError) as error:

@@ -141,12 +141,12 @@ def _checkpoint(path: Path, ranks: Ranks) -> ScoredNetwork:
 def _teacher(source: TeacherSource, ranks: Ranks) -> ScoredNetwork:
     from adadistill.core.teachers import load_source
     from adadistill.core.teachers.colour_check import resolve_color
-    from adadistill.loaders.image_records import ImageRecords
+    from adadistill.loaders.pipeline import named_records
 
     loaded = load_source(source.config, image_size=source.image_size, ranks=ranks)
     colours = None
     if source.data is not None:
-        records = ImageRecords(source.data.records, source.data.index, num_classes=source.data.num_classes)
+        records = named_records(source.data)
         loaded, colours = resolve_color(
             loaded, source.config, records=records, image_size=source.image_size, ranks=ranks
         )

@@ -35,6 +35,7 @@ from adadistill.core.teachers.colour_check import (
 from adadistill.core.verification import NonFiniteEmbeddingsError
 from adadistill.loaders.checked_records import CheckedRecords
 from adadistill.loaders.image_records import ImageRecords
+from adadistill.loaders.pipeline import named_records
 from adadistill.loaders.pixels import decode_image, to_network_input
 from adadistill.recipes.evaluate import device_name
 
@@ -143,7 +144,7 @@ def check_teacher(
             raise LaunchError(f"a teacher is checked by one process, and {ranks.world_size} were launched")
         if ranks.device.type == "cuda":
             torch.backends.cudnn.benchmark = not recipe.deterministic  # as in training
-        records = ImageRecords(recipe.data.records, recipe.data.index, num_classes=recipe.data.num_classes)
+        records = named_records(recipe.data)
         loaded = load_source(config, image_size=side, ranks=ranks)
         loaded, colours = resolve_color(loaded, config, records=records, image_size=side, ranks=ranks)
         precision = resolve_precision(recipe.precision, ranks.device)

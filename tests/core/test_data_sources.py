@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -17,7 +18,8 @@ from adadistill.core.teachers import record_binding
 from adadistill.loaders.image_records import ImageRecords
 from adadistill.loaders.packed_store import PackMismatchError, pack_records
 from adadistill.loaders.pixels import ImageDecodeError
-from adadistill.loaders.recordio import RecordWriter
+from adadistill.loaders.record_seal import ChecksumError, SealError, write_seal
+from adadistill.loaders.recordio import RecordFile, RecordWriter
 
 WORKER = Path(__file__).with_name("distributed_worker.py")
 SHORT = {"optim__epochs": 2, "log__every": 1, "precision": "float64"}
@@ -123,3 +125,24 @@ def test_a_run_that_a_damaged_record_stopped_goes_on_where_it_is_skipped(damaged
     recipe = tiny_recipe(damaged, **{**SHORT, **every_step, "data__on_damaged": "skip"})
     run_training(recipe, tmp_path / "run", ranks=Ranks(), resume="auto", student=PlainStudent())
     assert len(_losses(tmp_path / "run")) >= 12 > done
+
+
+def test_a_run_reads_sealed_records_and_starts_without_a_seal_only_where_none_is_required(data: Path, tmp_path: Path):
+    for file in data.iterdir():
+        if file.is_file():
+            shutil.copy(file, tmp_path)
+    with pytest.raises(SealError, match="adadistill data verify --seal"):
+        _train(tmp_path, tmp_path / "unsealed", data__seal="require")
+    records = tmp_path / "train.rec"
+    index = ImageRecords(records).index
+    write_seal(RecordFile(records), index)
+    wanted = _train(tmp_path, tmp_path / "sealed", data__seal="require")
+    with records.open("r+b") as file:  # one bit, deep in an image
+        file.seek(int(index.limits[7]) - 20)
+        byte = file.read(1)[0]
+        file.seek(-1, os.SEEK_CUR)
+        file.write(bytes([byte ^ 4]))
+    with pytest.raises(ChecksumError, match="record 7 "):
+        _train(tmp_path, tmp_path / "flipped")
+    assert _train(tmp_path, tmp_path / "ignored", data__seal="ignore")[:1] != []
+    assert len(wanted) == 12

@@ -427,6 +427,16 @@ def test_what_does_not_fit_is_refused_before_anything_starts(options, message, p
         ("prefetch", 0),
         ("mirror_probability", 1.5),
         ("mirror_probability", float("nan")),
+        ("decode_on", "tpu"),
+        ("hw_decoder_load", 1.1),
+        ("packed", ""),
+        ("packed_in", "disk"),
+        ("seal", "yes"),
+        ("on_damaged", "ignore"),
+        ("max_damaged", -1),
+        ("wrong_size", "crop"),
+        ("max_image_side", 0),
+        ("max_image_bytes", 100),
     ],
 )
 def test_a_config_out_of_range_is_refused_by_name(field, value):

@@ -13,6 +13,7 @@ import pytest
 import simplejpeg
 from tests_support import DATA
 
+from adadistill.loaders.checked_records import CheckedRecords
 from adadistill.loaders.image_records import ImageRecords
 from adadistill.loaders.record_seal import ChecksumError, RecordSeal, SealError, open_seal, seal_path, write_seal
 from adadistill.loaders.record_verification import damaged_spans, verify_records
@@ -92,7 +93,33 @@ def test_every_record_of_a_clean_file_reads(records: Path):
     sealed = ImageRecords(records)
     assert sealed.sealed
     assert [sealed.read(record_id) for record_id in range(COUNT)] == plain
-    assert not ImageRecords(records, use_seal=False).sealed
+    assert not ImageRecords(records, seal="ignore").sealed
+    assert ImageRecords(records, seal="require").sealed
+
+
+def test_where_a_seal_is_required_none_is_an_error(records: Path):
+    with pytest.raises(SealError, match=r"train\.rec\.seal is not there.*adadistill data verify --seal"):
+        len(ImageRecords(records, seal="require"))
+    assert not ImageRecords(records).sealed
+
+
+def test_batches_are_checked_against_the_seal_too(records: Path):
+    """Bits deep in a body, which decode to something all the same."""
+    _seal(records)
+    last = int(ImageRecords(records).index.limits[3]) - 12
+    _flip(records, 8 * last)
+    checked = CheckedRecords(ImageRecords(records), 16)
+    _, bodies = checked.read_plain(np.arange(COUNT))
+    assert [checked.decode_plain(i, body) is None for i, body in enumerate(bodies)] == [i == 3 for i in range(COUNT)]
+    refused: list[int] = []
+
+    def damaged(record_id: int, error: ValueError) -> bytes:
+        assert isinstance(error, ChecksumError)
+        refused.append(record_id)
+        return b""
+
+    checked.feedable_batch(np.arange(COUNT), damaged)
+    assert refused == [3]
 
 
 @pytest.mark.parametrize(
