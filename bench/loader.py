@@ -64,6 +64,8 @@ class Loader:
     name: str
     stage: str
     batches: Callable[[int], Iterator[Any]]
+    augments: bool = False
+    """Whether it does what `--augment` asks for. What others write does not."""
 
 
 @dataclass(frozen=True)
@@ -124,7 +126,7 @@ def pipeline_loader(name: str, setting: Setting, **data: Any) -> Loader:
             pipeline.close()
 
     check(setting, next(batches(1)), exact=name != "dali" or setting.device.type == "cpu")
-    return Loader(name, "batch", batches)
+    return Loader(name, "batch", batches, augments=True)
 
 
 def stage_loaders(setting: Setting) -> list[Loader]:
@@ -165,7 +167,7 @@ def stage_loaders(setting: Setting) -> list[Loader]:
         Loader("one thread", "decode", over_ids(decode)),
     ]
     if setting.augmentation.alters_pixels:
-        loaders.append(Loader("one thread", "augment", augment))
+        loaders.append(Loader("one thread", "augment", augment, augments=True))
     return loaders
 
 
@@ -393,7 +395,7 @@ def markdown_table(path: Path | None = None) -> str:
     path = results_folder() / "loader.jsonl" if path is None else path
     newest: dict[tuple[Any, ...], dict[str, Any]] = {}
     for row in read_rows(path) if path.is_file() else []:
-        if "images_per_s" in row:
+        if "images_per_s" in row and "records" in row:
             newest[row["pipeline"], row["stage"], row.get("augment", "none"), row["device"]] = row
     lines = [
         "| Source | Stage | Augmentation | Device | images/s | CPU s per 10,000 | GPU busy | Commit |",
@@ -543,7 +545,7 @@ def _report(
             images_per_s=rate,
             cpu_s_per_10k=cpu_s,
             gpu_busy=share,
-            augment=arguments.augment,
+            augment=arguments.augment if loader.augments else "none",
             records=len(setting.records),
             mean_record_bytes=round(mean_bytes),
             batches=arguments.batches,

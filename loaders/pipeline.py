@@ -114,7 +114,7 @@ class DataConfig:
         if not 0.0 <= self.hw_decoder_load <= 1.0:
             raise ValueError(f"hw_decoder_load must be in [0, 1], got {self.hw_decoder_load}")
         if self.max_damaged < 0:
-            raise ValueError(f"max_damaged must not be negative, got {self.max_damaged}")
+            raise ValueError(f"max_damaged must be 0 or more, got {self.max_damaged}")
         if self.packed == "":
             raise ValueError("packed must be the folder of a packed store or left out, got an empty text")
         if self.packed is None and self.packed_in != "page_cache":

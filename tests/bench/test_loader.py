@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import simplejpeg
+from tests_support import ROOT
 
 from adadistill.bench import input_stall, loader
 from adadistill.bench.rows import read_rows
@@ -76,3 +77,8 @@ def test_the_input_stall_is_measured_for_each_source(records, tmp_path):
 def test_time_that_overlaps_counts_once():
     assert loader.covered([]) == 0.0
     assert loader.covered([(5.0, 7.0), (0.0, 2.0), (1.0, 3.0), (1.5, 2.5), (7.0, 8.0)]) == 6.0
+
+
+def test_the_page_on_data_shows_the_committed_rows(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delenv("OUT", raising=False)
+    assert loader.markdown_table() in (ROOT / "docs" / "data.md").read_text(encoding="utf-8")
