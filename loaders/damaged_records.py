@@ -73,10 +73,13 @@ class DamagedRecords:
         if self._policy == "stop" or not may_be_skipped(error):
             raise error
         with self._lock:
-            if record_id in self._reasons:
-                return
-            self._reasons[record_id] = str(error)
-            ids = list(self._reasons)
-        logger.warning("skipped: %s", error)
+            is_new = record_id not in self._reasons
+            if len(self._reasons) > self._limit:  # threads that find more, while the first one ends the run
+                is_new = False
+            elif is_new:
+                self._reasons[record_id] = str(error)
+            ids, reasons = list(self._reasons), list(self._reasons.values())
+        if is_new:
+            logger.warning("skipped: %s", error)
         if len(ids) > self._limit:
-            raise TooManyDamagedError(ids, self._limit, str(error))
+            raise TooManyDamagedError(ids, self._limit, reasons[-1])
