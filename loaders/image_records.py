@@ -126,6 +126,7 @@ class ImageRecords:
             if seal is not None:
                 seal.require(self._file, index)
             self._seal, self._index = seal, index
+            self._compare_with_property()
         return self._index
 
     @property
@@ -246,6 +247,12 @@ class ImageRecords:
                 raise BadFlagError(self.path, index.offsets.item(record_id), reason, *place)
         reason = f"its body begins like no image format: {record.body[:8].hex(' ')}"
         raise BadBodyError(self.path, index.offsets.item(record_id), reason, *place)
+
+    def _compare_with_property(self) -> None:
+        """Warn where the caller's number of identities is not the data set's own: labels below it are taken."""
+        properties, wanted = self.path.with_name("property"), self._num_classes
+        if wanted is not None and properties.is_file() and (count := read_property(properties)) != wanted:
+            logger.warning("%s says %d identities, data.num_classes says %d and is used", properties, count, wanted)
 
     def _find_num_classes(self) -> tuple[int, str]:
         properties = self.path.with_name("property")

@@ -26,7 +26,7 @@ import numpy as np
 import numpy.typing as npt
 
 from adadistill.loaders.record_index import RecordIndex
-from adadistill.loaders.recordio import RecordError, RecordFile
+from adadistill.loaders.recordio import SEAL_SUFFIX, RecordError, RecordFile
 
 _MAGIC = b"ADRSEAL1"
 _HEADER = struct.Struct("<8sQQ")
@@ -105,7 +105,7 @@ class RecordSeal:
 
 def seal_path(records: Path) -> Path:
     """Where the seal of a record file lies."""
-    return records.with_name(records.name + ".seal")
+    return records.with_name(records.name + SEAL_SUFFIX)
 
 
 def open_seal(records: Path) -> RecordSeal | None:

@@ -35,6 +35,8 @@ import numpy.typing as npt
 MAGIC = 0xCED7230A
 MAX_LABELS = 1 << 16
 """Most labels a record may announce. Real files hold 1 to a few hundred; a damaged count must not cost gigabytes."""
+SEAL_SUFFIX = ".seal"
+"""Of the file of checksums that may lie beside a record file; see record_seal.py."""
 HEADER_WORDS = 9
 """Of a record that has several labels, up to the first of them."""
 MAX_EXACT_FLOAT = 1 << 24
@@ -426,10 +428,11 @@ class RecordWriter:
         self._key_range = (min(low, key), max(high, key))
 
     def _publish(self) -> None:
-        """Move both files to their names. An old index goes first, so that it is never seen beside the new records."""
+        """Move both files to their names. An old index and seal go first: they are never seen beside new records."""
         keys, offsets = np.frombuffer(self._keys, np.int64), np.frombuffer(self._offsets, np.int64)
         order = np.argsort(keys, kind="stable")
         self.index_path.unlink(missing_ok=True)
+        self.path.with_name(self.path.name + SEAL_SUFFIX).unlink(missing_ok=True)
         os.replace(self._partial, self.path)
         lines = (
             f"{key}\t{offset}\n" for key, offset in zip(keys[order].tolist(), offsets[order].tolist(), strict=True)

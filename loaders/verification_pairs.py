@@ -69,6 +69,8 @@ def read_verification_bin(path: str | Path) -> VerificationPairs:
     Memory: the file, and once more its content. Source: insightface's `.bin` format.
     """
     path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no verification set at {path}; check the recipe's `evaluation.sets`, or --sets")
     with path.open("rb") as file:
         data = file.read(MAX_FILE_BYTES + 1)
     if len(data) > MAX_FILE_BYTES:

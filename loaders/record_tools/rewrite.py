@@ -41,6 +41,7 @@ def shuffle_records(
 
     Raises:
         FileExistsError: the target exists and `overwrite` is false.
+        ValueError: the target is the source.
         RecordError: a record is damaged; nothing is written.
     """
     order = np.random.Generator(np.random.PCG64(seed)).permutation(len(source))
@@ -114,6 +115,7 @@ def merge_records(
         ValueError: labels have holes, which that layout cannot hold, or there is no image.
         FileExistsError, RecordError: as `shuffle_records`.
     """
+    _refuse_to_replace(sources, folder / "train.rec")
     offsets, total = [], 0
     for source in sources:
         offsets.append(0 if same_identities else total)
@@ -152,6 +154,13 @@ def merge_records(
     return Written(path, len(order) - dropped, len(present), dropped)
 
 
+def _refuse_to_replace(sources: Sequence[ImageRecords], target: Path) -> None:
+    """A mistake after an hour of copying must not cost the original."""
+    for source in sources:
+        if target.exists() and target.samefile(source.path):
+            raise ValueError(f"{target} is where the images come from, and stays; name another folder")
+
+
 def _write_plain(
     source: ImageRecords,
     target: Path,
@@ -162,6 +171,7 @@ def _write_plain(
     progress: Progress | None,
 ) -> Written:
     """Records in the order of `ids`, and `property` beside them."""
+    _refuse_to_replace([source], target)
     properties = target.with_name("property")
     if properties.exists() and not overwrite:
         raise FileExistsError(f"{properties} exists already; name another folder, or pass --overwrite")

@@ -127,6 +127,15 @@ def test_an_unreadable_property_file_stops(path, content):
         _ = ImageRecords(path).num_classes
 
 
+def test_another_number_of_classes_than_the_data_set_s_own_is_warned_of(path, caplog):
+    assert ImageRecords(path, num_classes=3).read(0).label == 0
+    assert not caplog.records
+    assert ImageRecords(path, num_classes=7).read(0).label == 0
+    assert [record.message.split("property ")[1] for record in caplog.records] == [
+        "says 3 identities, data.num_classes says 7 and is used"
+    ]
+
+
 @pytest.mark.parametrize("num_classes", [0, -1, (1 << 24) + 1])
 def test_a_number_of_classes_that_labels_cannot_hold_is_refused(path, num_classes):
     with pytest.raises(ValueError, match=f"got {num_classes}"):

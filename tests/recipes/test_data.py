@@ -70,6 +70,20 @@ def test_shuffling_keeps_every_image_with_its_label_and_other_readers_read_it(tm
     assert target.read_bytes() != before
 
 
+def test_a_source_is_never_replaced_and_an_old_seal_goes_with_its_records(tmp_path: Path, capsys):
+    source = _write(tmp_path / "a" / "train.rec", [n // 5 for n in range(20)])
+    before = source.read_bytes()
+    for verb in (["shuffle", str(source), str(source)], ["merge", str(source.parent), str(source)]):
+        assert main([*verb, "--overwrite"]) == 2
+        assert "is where the images come from, and stays" in capsys.readouterr().err
+    assert source.read_bytes() == before
+    target = _write(tmp_path / "b" / "train.rec", [0, 0, 1])
+    assert main(["verify", str(target), "--seal"]) == 0
+    assert main(["shuffle", str(source), str(target), "--overwrite"]) == 0
+    assert not target.with_name("train.rec.seal").exists()
+    assert len(ImageRecords(target)) == len(ImageRecords(source))
+
+
 @pytest.mark.parametrize("relabel", [False, True])
 @pytest.mark.parametrize("identities", [False, True])
 def test_parts_of_a_split_share_nothing_and_lose_nothing(tmp_path: Path, identities: bool, relabel: bool):
@@ -245,7 +259,7 @@ def test_a_damaged_record_leaves_nothing_behind(tmp_path: Path, capsys: pytest.C
     ("arguments", "message"),
     [
         (["shuffle", "none.rec", "b.rec"], "no record file at none.rec"),
-        (["shuffle", "{source}", "{source}"], "exists already"),
+        (["shuffle", "{source}", "{holes}"], "exists already"),
         (["split", "{source}", "{folder}", "--fractions", "0.9", "0.2"], "sum to at most 1"),
         (["split", "{source}", "{folder}", "--fractions", "0.5"], "each part needs a name"),
         (["merge", "{folder}", "{source}", "{holes}", "--same-identities"], "identity 3 has no image"),
