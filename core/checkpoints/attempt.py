@@ -214,12 +214,16 @@ class Attempt:
         self._write_note(f"failed-{self._rank:02d}.json", {"error": f"{type(error).__name__}: {error}"})
 
     def _raise_if_another_failed(self) -> None:
-        if not self.temporary.is_dir():
+        try:
+            names = sorted(os.listdir(self.temporary))
+        except FileNotFoundError:  # rank 0 may rename it at any moment
             return
-        for path in sorted(self.temporary.glob("failed-*.json")):
-            note = self._read_note(path.name)
+        for name in names:
+            if not (name.startswith("failed-") and name.endswith(".json")):
+                continue
+            note = self._read_note(name)
             if note is not None:
-                rank = int(path.stem.removeprefix("failed-"))
+                rank = int(name.removeprefix("failed-").removesuffix(".json"))
                 raise CheckpointError(f"checkpoint of step {self.step}: rank {rank} failed with {note['error']}")
 
     def _write_note(self, name: str, content: dict[str, Any]) -> None:

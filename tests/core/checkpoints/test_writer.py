@@ -614,3 +614,26 @@ def test_saves_fall_due_by_steps_and_by_epochs(config, due):
 def test_writer_arguments_are_checked(tmp_path, arguments, message):
     with pytest.raises(ValueError, match=message):
         CheckpointWriter(tmp_path, **({"keep": 1} | arguments))
+
+
+def test_a_rank_that_looks_for_failures_does_not_trip_over_the_rename_that_completes_the_save(tmp_path):
+    attempt = checkpoint_attempt.Attempt(tmp_path, 4, "t", 1, 1, 2, checkpoint_attempt.Patience(20))
+    attempt.temporary.mkdir()
+    ends = threading.Event()
+
+    def rename() -> None:
+        while not ends.is_set():
+            attempt.temporary.rename(attempt.final)
+            attempt.final.rename(attempt.temporary)
+
+    renaming = threading.Thread(target=rename)
+    renaming.start()
+    try:
+        for _ in range(20_000):
+            attempt._raise_if_another_failed()
+    finally:
+        ends.set()
+        renaming.join()
+    (attempt.temporary / "failed-00.json").write_text('{"error": "the disk is full"}')
+    with pytest.raises(CheckpointError, match=r"step 4: rank 0 failed with the disk is full"):
+        attempt._raise_if_another_failed()
