@@ -38,13 +38,14 @@ from adadistill.loaders.image_records import ImageRecords
 from adadistill.loaders.pipeline import named_records
 from adadistill.loaders.pixels import ImageDecodeError
 from adadistill.loaders.recordio import RecordError
+from adadistill.loaders.stored_blocks.files import HEADER_NAME, read_header_bytes
 from adadistill.loaders.teacher_cache import (
     CacheDamagedError,
     CacheHeader,
     CacheIncompleteError,
     TeacherCache,
 )
-from adadistill.loaders.teacher_cache.files import read_header_bytes
+from adadistill.loaders.teacher_cache.header import KIND
 
 logger = logging.getLogger("adadistill")
 
@@ -182,7 +183,7 @@ def _recompute(cache: TeacherCache, recipe: Recipe, records: int, ranks: Ranks) 
 
 def _info(arguments: argparse.Namespace) -> None:
     folder: Path = arguments.folder
-    header = CacheHeader.from_bytes(read_header_bytes(folder), where=str(folder / "header.json"))
+    header = CacheHeader.from_bytes(read_header_bytes(folder, KIND), where=str(folder / HEADER_NAME))
     try:
         state, digest = "complete", TeacherCache(folder).digest()
     except CacheIncompleteError as error:

@@ -1,19 +1,13 @@
-"""Which blocks of a packed store are done, and whether their bytes are still what was written.
-
-`blocks.bin` holds a slot of 16 bytes for each block, as in a teacher cache (`loaders.teacher_cache.blocks`). The crc32
-in it is of the block's images, then of its labels.
-"""
+"""Where the bytes of a block of a packed store lie, and what they sum to: its images, then its labels."""
 
 from __future__ import annotations
 
 import os
 import zlib
 
-from adadistill.loaders.packed_store.errors import PackDamagedError, PackIncompleteError
-from adadistill.loaders.packed_store.files import HEAD_BYTES, PACK_COMMAND, SLOTS_NAME
+from adadistill.loaders.packed_store.files import HEAD_BYTES
 from adadistill.loaders.packed_store.header import PackedHeader
-from adadistill.loaders.teacher_cache.blocks import SLOT_BYTES, SlotFormat, crc32_of
-from adadistill.loaders.teacher_cache.files import read_start
+from adadistill.loaders.stored_blocks.slots import crc32_of
 
 
 def image_span(header: PackedHeader, block: int) -> range:
@@ -35,7 +29,7 @@ def block_crc32(header: PackedHeader, block: int, shard: int, labels: int, buffe
 
     Args:
         shard: descriptor of the block's shard; `labels`: of `labels.npy`.
-        buffer: see `chunk_buffer` of the teacher cache's blocks.
+        buffer: see `stored_blocks.slots.chunk_buffer`.
     """
     images = crc32_of(shard, image_span(header, block), buffer)
     span = label_span(header, block)
@@ -43,41 +37,3 @@ def block_crc32(header: PackedHeader, block: int, shard: int, labels: int, buffe
     if images is None or len(body) != len(span):
         return None
     return zlib.crc32(body, images)
-
-
-def read_slots(handle: int, header: PackedHeader) -> bytes:
-    """All slots of an open `blocks.bin`."""
-    return read_start(handle, SLOT_BYTES * header.num_blocks)
-
-
-def slot_of(slots: bytes, block: int) -> bytes:
-    """The 16 bytes of one block."""
-    return slots[SLOT_BYTES * block : SLOT_BYTES * (block + 1)]
-
-
-def check_all_done(where: str, header: PackedHeader, header_sha256: str, slots: bytes) -> None:
-    """Refuse a store whose slots do not all say that their block is done.
-
-    Args:
-        where: the folder, for messages.
-
-    Raises:
-        PackDamagedError: a slot is neither done nor empty.
-        PackIncompleteError: some are empty.
-    """
-    slot_format = SlotFormat(header_sha256)
-    missing = []
-    for block in range(header.num_blocks):
-        state = slot_format.read(block, slot_of(slots, block))
-        if state.damage:
-            raise PackDamagedError(
-                f"{where}/{SLOTS_NAME} is damaged: the slot of {header.describe_block(block)}, at byte "
-                f"{SLOT_BYTES * block}: {state.damage}. To pack such blocks anew: {PACK_COMMAND}"
-            )
-        if state.crc32 is None:
-            missing.append(block)
-    if missing:
-        raise PackIncompleteError(
-            f"{where} is not complete: {header.num_blocks - len(missing)} of {header.num_blocks} blocks are done, "
-            f"the first missing one is {header.describe_block(missing[0])}. Continue with: {PACK_COMMAND}"
-        )

@@ -7,16 +7,30 @@ docs/packed_format.md for the fields.
 
 from __future__ import annotations
 
-import hashlib
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Literal, TypeAlias, get_args
 
-from adadistill.loaders.packed_store.errors import PackDamagedError, PackFormatError
+from adadistill.loaders.packed_store.errors import (
+    PackDamagedError,
+    PackFormatError,
+    PackIncompleteError,
+    PackMissingError,
+)
 from adadistill.loaders.pixels import MAX_SIDE
-from adadistill.loaders.teacher_cache.header import differences
-from adadistill.loaders.teacher_cache.json_text import JSON, dump_json, parse_json, plain_json
+from adadistill.loaders.stored_blocks.header_text import (
+    check_agrees,
+    check_sha256,
+    check_whole,
+    checked_object,
+    differences,
+    header_fields,
+    header_text,
+    shown,
+    stated_sha256,
+)
+from adadistill.loaders.stored_blocks.json_text import JSON
+from adadistill.loaders.stored_blocks.kind import StoreKind
 
 Layout: TypeAlias = Literal["planes", "rgb"]
 """planes: Y (S, S), then Cb and Cr (S/2, S/2), of one image; rgb: (S, S, 3)."""
@@ -29,7 +43,6 @@ DAMAGED_LABEL = -1
 DAMAGED_PIXEL = 128
 """Every byte of such a row: Y = Cb = Cr = 128 and R = G = B = 128 are the same mid-grey, 0.004 after normalisation."""
 
-MAX_HEADER_BYTES = 1 << 20
 MAX_RECORDS = 1 << 40
 MAX_SHARDS = 1 << 12
 """A reader maps every shard, and each map holds a file descriptor."""
@@ -39,10 +52,16 @@ MAX_BLOCKS = 1 << 20
 _BLOCK_RECORDS = 1024
 _BLOCK_BYTES = 1 << 26
 """Records in a block: 1,024, fewer where these would be more than 64 MiB, as each thread holds a block in memory."""
-_MAX_SHOWN = 120  # characters of a value in messages
-_SHA256 = re.compile(r"[0-9a-f]{64}")
-# In JSON a quote inside a text is escaped, so this is only ever found where `header_sha256` is a key.
-_OWN_SHA256 = re.compile(rb'"header_sha256"\s*:\s*"([0-9a-f]{64})"')
+
+KIND = StoreKind(
+    name="packed store",
+    making="packing",
+    command="adadistill data pack RECORDS FOLDER",
+    missing=PackMissingError,
+    incomplete=PackIncompleteError,
+    damaged=PackDamagedError,
+    unknown_format=PackFormatError,
+)
 
 
 def image_bytes(layout: Layout, image_size: int) -> int:
@@ -75,19 +94,17 @@ class PackedHeader:
 
     def __post_init__(self) -> None:
         if self.layout not in get_args(Layout):
-            raise ValueError(f"layout must be planes or rgb, got {_shown(self.layout)}")
-        _check_whole("num_records", self.num_records, 1, MAX_RECORDS)
-        _check_whole("image_size", self.image_size, 1, MAX_SIDE)
-        _check_whole("shard_records", self.shard_records, 1, MAX_RECORDS)
-        _check_whole("block_records", self.block_records, 1, self.shard_records)
+            raise ValueError(f"layout must be planes or rgb, got {shown(self.layout)}")
+        check_whole("num_records", self.num_records, 1, MAX_RECORDS)
+        check_whole("image_size", self.image_size, 1, MAX_SIDE)
+        check_whole("shard_records", self.shard_records, 1, MAX_RECORDS)
+        check_whole("block_records", self.block_records, 1, self.shard_records)
         if self.layout == "planes" and self.image_size % 2:
             raise ValueError(f"planes need an even image_size, got {self.image_size}")
-        object.__setattr__(self, "records", _checked_object("records", self.records))
-        _check_sha256("records.fingerprint", self.records.get("fingerprint"))
-        _check_whole("records.num_classes", self.records.get("num_classes"), 1, 1 << 24)
-        stated = self.records.get("num_records")
-        if type(stated) is not int or stated != self.num_records:
-            raise ValueError(f"records.num_records must be num_records ({self.num_records}), got {_shown(stated)}")
+        object.__setattr__(self, "records", checked_object("records", self.records))
+        check_sha256("records.fingerprint", self.records.get("fingerprint"))
+        check_whole("records.num_classes", self.records.get("num_classes"), 1, 1 << 24)
+        check_agrees("records.num_records", self.records.get("num_records"), "num_records", self.num_records)
         if self.num_shards > MAX_SHARDS:
             raise ValueError(f"{self.num_shards} shards are more than {MAX_SHARDS}; take a larger shard_records")
         if self.num_blocks > MAX_BLOCKS:
@@ -157,12 +174,7 @@ class PackedHeader:
 
         Raises ValueError where it is longer than a reader accepts.
         """
-        blank = dump_json(self._to_json() | {"header_sha256": "0" * 64}).encode()
-        if len(blank) > MAX_HEADER_BYTES:
-            raise ValueError(f"the header has {len(blank)} bytes, {MAX_HEADER_BYTES} are allowed; shorten `records`")
-        match = _OWN_SHA256.search(blank)
-        assert match is not None, "the field was just written"
-        return blank[: match.start(1)] + hashlib.sha256(blank).hexdigest().encode() + blank[match.end(1) :]
+        return header_text(self._to_json())
 
     @classmethod
     def from_bytes(cls, text: bytes, *, where: str = "header.json") -> PackedHeader:
@@ -176,12 +188,9 @@ class PackedHeader:
             PackDamagedError: the bytes do not fit their own sha256, or are no JSON.
             PackFormatError: another format, a version from the future, or fields that describe no store.
         """
-        header_sha256(text, where=where)
+        stated_sha256(text, where=where, kind=KIND)
         try:
-            content = parse_json(text.decode())
-            if not isinstance(content, dict):
-                raise ValueError("it is no object")
-            return cls(**_header_fields(content))
+            return cls(**_header_fields(text))
         except ValueError as error:
             raise PackFormatError(f"{where} describes no packed store that this version reads: {error}") from None
 
@@ -207,7 +216,7 @@ def packed_header(
     layout: Layout, *, num_records: int, image_size: int, shard_records: int, records: Mapping[str, Any]
 ) -> PackedHeader:
     """The header of a store to be written, with blocks of the usual size. Raises ValueError as `PackedHeader` does."""
-    _check_whole("image_size", image_size, 1, MAX_SIDE)
+    check_whole("image_size", image_size, 1, MAX_SIDE)
     fitting = _BLOCK_BYTES // image_bytes(layout, image_size)
     return PackedHeader(
         layout=layout,
@@ -219,73 +228,7 @@ def packed_header(
     )
 
 
-def header_sha256(text: bytes, *, where: str = "header.json") -> str:
-    """The sha256 that a header states of itself, 64 hex digits, checked: of all its bytes, those 64 digits as zeros.
-
-    The rule holds in every version of the format, so that damage can be told from a version of the future.
-
-    Raises:
-        PackDamagedError: the sha256 is another one, or the text was cut short.
-        PackFormatError: the text is too long or states no such sha256: no header of a store.
-    """
-    remedy = "Restore it from a copy, or remove the folder and pack again"
-    if len(text) > MAX_HEADER_BYTES:
-        raise PackFormatError(f"{where} has more than a header's {MAX_HEADER_BYTES} bytes: no packed store")
-    matches = list(_OWN_SHA256.finditer(text))
-    if len(matches) != 1:
-        try:
-            parse_json(text.decode())
-        except ValueError as error:
-            raise PackDamagedError(f"{where} is damaged: {_shown(str(error))}. {remedy}") from None
-        raise PackFormatError(f"{where} is no header of a packed store: it does not state `header_sha256` once")
-    stated = matches[0].group(1).decode()
-    found = hashlib.sha256(text[: matches[0].start(1)] + b"0" * 64 + text[matches[0].end(1) :]).hexdigest()
-    if found != stated:
-        raise PackDamagedError(
-            f"{where} is damaged or was edited: it states sha256 {stated} of itself, its bytes have {found}. {remedy}"
-        )
-    return stated
-
-
-def _header_fields(content: dict[str, JSON]) -> dict[str, Any]:
-    """The constructor's arguments from a header's content. Raises ValueError."""
-    if content.get("format") != FORMAT:
-        raise ValueError(f"its format is {_shown(content.get('format'))}, not {FORMAT!r}")
-    version = content.get("version")
-    _check_whole("version", version, 1, 1 << 31)
-    if version != VERSION:
-        raise ValueError(f"it has version {version}, from the future: this adadistill reads version {VERSION}")
+def _header_fields(text: bytes) -> dict[str, Any]:
+    """The constructor's arguments from a header's text. Raises ValueError."""
     names = {field.name for field in fields(PackedHeader)}
-    wanted = names | {"format", "version", "header_sha256"}
-    if unknown := sorted(set(content) - wanted):
-        raise ValueError(f"unknown field {_shown(unknown[0])}")
-    if missing := sorted(wanted - set(content)):
-        raise ValueError(f"field {missing[0]!r} is missing")
-    return {name: content[name] for name in names}
-
-
-def _checked_object(name: str, value: Any) -> dict[str, JSON]:
-    """A copy of a mapping in JSON's own types, so that it equals what is read back."""
-    try:
-        plain = plain_json(value)
-    except ValueError as error:
-        raise ValueError(f"{name} cannot be stored: {error}") from None
-    if not isinstance(plain, dict):
-        raise ValueError(f"{name} must be an object, got {_shown(value)}")
-    return plain
-
-
-def _check_whole(name: str, value: Any, least: int, most: int) -> None:
-    if type(value) is not int or not least <= value <= most:
-        raise ValueError(f"{name} must be a whole number in [{least}, {most}], got {_shown(value)}")
-
-
-def _check_sha256(name: str, value: Any) -> None:
-    if not isinstance(value, str) or not _SHA256.fullmatch(value):
-        raise ValueError(f"{name} must be a sha256, 64 lower-case hex digits, got {_shown(value)}")
-
-
-def _shown(value: Any) -> str:
-    """A value for messages: on one line, ASCII, not longer than people read."""
-    text = ascii(value)
-    return text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]}... ({len(text)} characters)"
+    return dict(header_fields(text, format_name=FORMAT, version=VERSION, names=names))

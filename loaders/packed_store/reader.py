@@ -12,22 +12,21 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from adadistill.loaders.packed_store.block_sums import block_crc32, check_all_done, read_slots, slot_of
+from adadistill.loaders.packed_store.block_sums import block_crc32
 from adadistill.loaders.packed_store.errors import PackDamagedError, PackMismatchError
 from adadistill.loaders.packed_store.files import (
     HEAD_BYTES,
-    HEADER_NAME,
     LABELS_NAME,
-    PACK_COMMAND,
     DataFile,
     labels_file,
     open_data,
-    read_header_bytes,
     shard_file,
     slots_file,
 )
-from adadistill.loaders.packed_store.header import DAMAGED_LABEL, Layout, PackedHeader, header_sha256
-from adadistill.loaders.teacher_cache.blocks import SlotFormat, chunk_buffer
+from adadistill.loaders.packed_store.header import DAMAGED_LABEL, KIND, Layout, PackedHeader
+from adadistill.loaders.stored_blocks.files import HEADER_NAME, read_header_bytes, read_start
+from adadistill.loaders.stored_blocks.header_text import stated_sha256
+from adadistill.loaders.stored_blocks.slots import SLOT_BYTES, SlotFormat, check_all_done, chunk_buffer, slot_of
 
 _SHOWN_IDS = 5  # of those out of range
 _CHECKED_LABELS = 1 << 20  # at a time: a sparse file can claim more of them than fit into memory
@@ -63,12 +62,12 @@ class PackedStore:
             OSError: a file cannot be read; names it.
         """
         self.folder = Path(folder)
-        text = read_header_bytes(self.folder)
+        text = read_header_bytes(self.folder, KIND)
         where = str(self.folder / HEADER_NAME)
         self.header = PackedHeader.from_bytes(text, where=where)
-        self._slot_format = SlotFormat(digest := header_sha256(text, where=where))
+        self._slot_format = SlotFormat(digest := stated_sha256(text, where=where, kind=KIND))
         self._slots = self._read_slots()
-        check_all_done(str(self.folder), self.header, digest, self._slots)
+        check_all_done(self.folder, self._slots, self.header.num_blocks, digest, self.header.describe_block, KIND)
         self._digest = hashlib.sha256(text + self._slots).hexdigest()
 
         self.layout: Layout = self.header.layout
@@ -145,7 +144,7 @@ class PackedStore:
         ]
         raise PackMismatchError(
             f"the packed store at {self.folder} is of other records: it was packed from {sides[0]}, this run reads "
-            f"{sides[1]}. Record ids would name other images. Pack these records into another folder: {PACK_COMMAND}"
+            f"{sides[1]}. Record ids would name other images. Pack these records into another folder: {KIND.command}"
         )
 
     def verify(
@@ -190,13 +189,13 @@ class PackedStore:
             what = "the file ends before" if found is None else f"crc32 {stated:08x} expected, found {found:08x}"
             raise PackDamagedError(
                 f"{self.folder / file.name}: {self.header.describe_block(block)} or its labels in {LABELS_NAME} "
-                f"are damaged: {what}. To pack such blocks anew: {PACK_COMMAND}"
+                f"are damaged: {what}. To make such blocks anew: {KIND.command}"
             )
 
     def _read_slots(self) -> bytes:
         handle = open_data(self.folder, slots_file(self.header), os.O_RDONLY)
         try:
-            return read_slots(handle, self.header)
+            return read_start(handle, SLOT_BYTES * self.header.num_blocks)
         finally:
             os.close(handle)
 
@@ -221,7 +220,7 @@ class PackedStore:
             if wrong.size:
                 raise PackDamagedError(
                     f"{self.folder / LABELS_NAME}: record {start + wrong[0]} has label {part[wrong[0]]}, not in "
-                    f"[0, {self.header.num_classes}) or -1. Restore it from a copy, or pack again: {PACK_COMMAND}"
+                    f"[0, {self.header.num_classes}) or -1. Restore it from a copy, or pack again: {KIND.command}"
                 )
         return labels
 

@@ -27,25 +27,29 @@ import numpy as np
 import numpy.typing as npt
 
 from adadistill.loaders.folder_sync import sync_folder
-from adadistill.loaders.packed_store.block_sums import block_crc32, image_span, label_span, read_slots, slot_of
+from adadistill.loaders.packed_store.block_sums import block_crc32, image_span, label_span
 from adadistill.loaders.packed_store.errors import PackError, PackMismatchError
 from adadistill.loaders.packed_store.files import (
     DAMAGED_NAME,
     HEAD_BYTES,
-    HEADER_NAME,
-    PARTIAL_HEADER_NAME,
     DataFile,
     data_files,
     labels_file,
     open_data,
-    read_header_bytes,
     shard_file,
     slots_file,
 )
-from adadistill.loaders.packed_store.header import DAMAGED_LABEL, PackedHeader, header_sha256
-from adadistill.loaders.teacher_cache.blocks import EMPTY_SLOT, SLOT_BYTES, SlotFormat, chunk_buffer
-from adadistill.loaders.teacher_cache.files import write_at
-from adadistill.loaders.teacher_cache.json_text import JSON, dump_json
+from adadistill.loaders.packed_store.header import DAMAGED_LABEL, KIND, PackedHeader
+from adadistill.loaders.stored_blocks.files import (
+    HEADER_NAME,
+    PARTIAL_HEADER_NAME,
+    read_header_bytes,
+    read_start,
+    write_at,
+)
+from adadistill.loaders.stored_blocks.header_text import stated_sha256
+from adadistill.loaders.stored_blocks.json_text import JSON, dump_json
+from adadistill.loaders.stored_blocks.slots import EMPTY_SLOT, SLOT_BYTES, SlotFormat, chunk_buffer, slot_of
 
 logger = logging.getLogger(__name__)
 
@@ -70,7 +74,7 @@ def stored_header(folder: Path) -> PackedHeader | None:
     names = sorted(os.listdir(folder))
     # Looked for by name, after listing: a listing that another process's rename overtakes may show neither name of it.
     if (folder / HEADER_NAME).exists():
-        return PackedHeader.from_bytes(read_header_bytes(folder), where=str(folder / HEADER_NAME))
+        return PackedHeader.from_bytes(read_header_bytes(folder, KIND), where=str(folder / HEADER_NAME))
     if names and not (PARTIAL_HEADER_NAME in names and all(map(_BEGUN_NAME.fullmatch, names))):
         listed = ", ".join(ascii(name) for name in names[:5]) + (", ..." if len(names) > 5 else "")
         raise PackError(f"{folder} is not empty and holds no packed store ({listed}); give it a folder of its own")
@@ -96,9 +100,9 @@ def create_or_resume(folder: Path, header: PackedHeader, *, main: bool) -> PackW
         try:
             if main:
                 _begin(folder, header, opened)
-            text = read_header_bytes(folder)
+            text = read_header_bytes(folder, KIND)
             _check_same_header(folder, header, text)
-            return PackWriter(folder, header, header_sha256(text), opened)
+            return PackWriter(folder, header, stated_sha256(text, where=str(folder / HEADER_NAME), kind=KIND), opened)
         except OSError as error:
             raise PackError(f"the packed store at {folder} cannot be written: {error}") from error
 
@@ -182,7 +186,7 @@ class PackWriter:
 
     def missing_blocks(self) -> int:
         """How many blocks, of all processes, are not marked as done."""
-        slots = read_slots(self._slots, self.header)
+        slots = read_start(self._slots, SLOT_BYTES * self.header.num_blocks)
         states = (self._slot_format.read(block, slot_of(slots, block)) for block in range(self.header.num_blocks))
         return sum(state.crc32 is None for state in states)
 

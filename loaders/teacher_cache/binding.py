@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from adadistill.loaders.teacher_cache.header import MIRRORED, PLAIN, CacheHeader, CacheView, differences
-from adadistill.loaders.teacher_cache.json_text import JSON, plain_json
+from adadistill.loaders.stored_blocks.header_text import differences
+from adadistill.loaders.stored_blocks.json_text import JSON, plain_json
+from adadistill.loaders.teacher_cache.header import MIRRORED, PLAIN, CacheHeader, CacheView
 
 _PREPROCESSING = ("preprocessing", "image_size")
 _NETWORK = ("arch", "embedding_dim")

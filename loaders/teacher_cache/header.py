@@ -7,23 +7,38 @@ where its header says the same again. See docs/cache_format.md for the fields.
 
 from __future__ import annotations
 
-import hashlib
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Literal, TypeAlias, get_args
 
-from adadistill.loaders.teacher_cache.errors import CacheDamagedError, CacheFormatError
-from adadistill.loaders.teacher_cache.json_text import JSON, dump_json, parse_json, plain_json
+from adadistill.loaders.stored_blocks.header_text import (
+    check_agrees,
+    check_sha256,
+    check_whole,
+    checked_object,
+    differences,
+    header_fields,
+    header_text,
+    shown,
+    stated_sha256,
+)
+from adadistill.loaders.stored_blocks.json_text import JSON
+from adadistill.loaders.stored_blocks.kind import StoreKind
+from adadistill.loaders.teacher_cache.errors import (
+    CacheDamagedError,
+    CacheFormatError,
+    CacheIncompleteError,
+    CacheMissingError,
+)
 
 ViewKind: TypeAlias = Literal["plain", "mirrored", "augmented"]
 
+DATA_NAME = "embeddings.bin"
 FORMAT = "adadistill-teacher-cache"
 VERSION = 1
 DTYPE = "float16"
 """Little-endian, as all of the format."""
 
-MAX_HEADER_BYTES = 1 << 20
 MAX_RECORDS = 1 << 40
 MAX_EMBEDDING_DIM = 1 << 16
 MAX_VIEWS = 1 << 10
@@ -32,10 +47,15 @@ MAX_BLOCKS = 1 << 20
 MAX_BLOCK_BYTES = 1 << 30
 """A writer holds whole blocks in memory."""
 
-_MAX_SHOWN = 120  # characters of a value in messages
-_SHA256 = re.compile(r"[0-9a-f]{64}")
-# In JSON a quote inside a text is escaped, so this is only ever found where `header_sha256` is a key.
-_OWN_SHA256 = re.compile(rb'"header_sha256"\s*:\s*"([0-9a-f]{64})"')
+KIND = StoreKind(
+    name="cache",
+    making="build",
+    command="adadistill cache build RECIPE",
+    missing=CacheMissingError,
+    incomplete=CacheIncompleteError,
+    damaged=CacheDamagedError,
+    unknown_format=CacheFormatError,
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -56,7 +76,7 @@ class CacheView:
 
     def __post_init__(self) -> None:
         if self.kind not in get_args(ViewKind):
-            raise ValueError(f"kind of a view must be plain, mirrored or augmented, got {_shown(self.kind)}")
+            raise ValueError(f"kind of a view must be plain, mirrored or augmented, got {shown(self.kind)}")
         given = [name for name in ("seed", "view", "policy") if getattr(self, name) is not None]
         if self.kind != "augmented":
             if given:
@@ -64,15 +84,15 @@ class CacheView:
             return
         if len(given) != 3:
             raise ValueError(f"an augmented view needs seed, view and policy, got {' and '.join(given) or 'none'}")
-        _check_whole("seed of a view", self.seed, 0, (1 << 63) - 1)
-        _check_whole("view of a view", self.view, 0, (1 << 31) - 1)
+        check_whole("seed of a view", self.seed, 0, (1 << 63) - 1)
+        check_whole("view of a view", self.view, 0, (1 << 31) - 1)
         if not isinstance(self.policy, str) or not self.policy:
-            raise ValueError(f"policy of a view must be text, got {_shown(self.policy)}")
+            raise ValueError(f"policy of a view must be text, got {shown(self.policy)}")
 
     def __str__(self) -> str:
         if self.kind != "augmented":
             return self.kind
-        return f"augmented view {self.view} of seed {self.seed}, policy {_shown(self.policy)}"
+        return f"augmented view {self.view} of seed {self.seed}, policy {shown(self.policy)}"
 
     def to_json(self) -> dict[str, JSON]:
         """JSON values; what the view does not have is left out."""
@@ -84,7 +104,7 @@ class CacheView:
         """Raises ValueError where `value` is no view."""
         names = {field.name for field in fields(cls)}
         if not isinstance(value, Mapping) or "kind" not in value or not names.issuperset(value):
-            raise ValueError(f"a view has kind, seed, view and policy, got {_shown(value)}")
+            raise ValueError(f"a view has kind, seed, view and policy, got {shown(value)}")
         return cls(**value)
 
 
@@ -118,19 +138,19 @@ class CacheHeader:
     """How they were made: precision, decoder and such. Training does not mind; a build only goes on as it began."""
 
     def __post_init__(self) -> None:
-        _check_whole("num_records", self.num_records, 1, MAX_RECORDS)
-        _check_whole("embedding_dim", self.embedding_dim, 1, MAX_EMBEDDING_DIM)
-        _check_whole("block_records", self.block_records, 1, MAX_RECORDS)
+        check_whole("num_records", self.num_records, 1, MAX_RECORDS)
+        check_whole("embedding_dim", self.embedding_dim, 1, MAX_EMBEDDING_DIM)
+        check_whole("block_records", self.block_records, 1, MAX_RECORDS)
         object.__setattr__(self, "views", _checked_views(self.views))
         for name in ("teacher", "records", "built"):
-            object.__setattr__(self, name, _checked_object(name, getattr(self, name)))
+            object.__setattr__(self, name, checked_object(name, getattr(self, name)))
         self._check_blocks()
-        _check_sha256("teacher.sha256", self.teacher.get("sha256"))
-        _check_sha256("records.fingerprint", self.records.get("fingerprint"))
-        _check_agrees("records.num_records", self.records.get("num_records"), "num_records", self.num_records)
+        check_sha256("teacher.sha256", self.teacher.get("sha256"))
+        check_sha256("records.fingerprint", self.records.get("fingerprint"))
+        check_agrees("records.num_records", self.records.get("num_records"), "num_records", self.num_records)
         if "embedding_dim" in self.teacher:
             stated = self.teacher["embedding_dim"]
-            _check_agrees("teacher.embedding_dim", stated, "embedding_dim", self.embedding_dim)
+            check_agrees("teacher.embedding_dim", stated, "embedding_dim", self.embedding_dim)
 
     @property
     def num_views(self) -> int:
@@ -169,6 +189,11 @@ class CacheHeader:
         ids = self.block_record_range(block)
         return range(ids.start * self.record_bytes, ids.stop * self.record_bytes)
 
+    def describe_block(self, block: int) -> str:
+        """Name a block, its records and its bytes in messages."""
+        ids, span = self.block_record_range(block), self.block_byte_range(block)
+        return f"block {block} (records [{ids.start}, {ids.stop}), bytes [{span.start}, {span.stop}) of {DATA_NAME})"
+
     def differences(self, wanted: CacheHeader) -> list[str]:
         """One line for each field that is not as in `wanted`: its dotted name and both values."""
         stored_fields, wanted_fields = self._to_json(), wanted._to_json()
@@ -179,12 +204,7 @@ class CacheHeader:
 
         Raises ValueError where it is longer than a reader accepts.
         """
-        blank = dump_json(self._to_json() | {"header_sha256": "0" * 64}).encode()
-        if len(blank) > MAX_HEADER_BYTES:
-            raise ValueError(f"the header has {len(blank)} bytes, {MAX_HEADER_BYTES} are allowed; shorten its parts")
-        match = _OWN_SHA256.search(blank)
-        assert match is not None, "the field was just written"
-        return blank[: match.start(1)] + hashlib.sha256(blank).hexdigest().encode() + blank[match.end(1) :]
+        return header_text(self._to_json())
 
     @classmethod
     def from_bytes(cls, text: bytes, *, where: str = "header.json") -> CacheHeader:
@@ -198,12 +218,9 @@ class CacheHeader:
             CacheDamagedError: the bytes do not fit their own sha256, or are no JSON.
             CacheFormatError: another format, a version from the future, or fields that describe no cache.
         """
-        header_digest(text, where=where)
+        stated_sha256(text, where=where, kind=KIND)
         try:
-            content = parse_json(text.decode())
-            if not isinstance(content, dict):
-                raise ValueError("it is no object")
-            return cls(**_header_fields(content))
+            return cls(**_header_fields(text))
         except ValueError as error:
             raise CacheFormatError(f"{where} describes no cache that this version reads: {error}") from None
 
@@ -232,60 +249,15 @@ class CacheHeader:
             raise ValueError(f"a block has {block_bytes} bytes, {MAX_BLOCK_BYTES} are allowed; take smaller blocks")
 
 
-def header_digest(text: bytes, *, where: str = "header.json") -> str:
-    """The sha256 that a header states of itself, 64 hex digits, checked: of all its bytes, those 64 digits as zeros.
-
-    The rule holds in every version of the format, so that damage can be told from a version of the future.
-
-    Raises:
-        CacheDamagedError: the sha256 is another one, or the text was cut short.
-        CacheFormatError: the text is too long or states no such sha256: no header of a cache.
-    """
-    if len(text) > MAX_HEADER_BYTES:
-        raise CacheFormatError(f"{where} has {len(text)} bytes, more than a header's {MAX_HEADER_BYTES}: no cache")
-    matches = list(_OWN_SHA256.finditer(text))
-    if len(matches) != 1:
-        raise _no_digest(text, where, len(matches))
-    stated = matches[0].group(1).decode()
-    found = hashlib.sha256(text[: matches[0].start(1)] + b"0" * 64 + text[matches[0].end(1) :]).hexdigest()
-    if found != stated:
-        raise CacheDamagedError(
-            f"{where} is damaged or was edited: it states sha256 {stated} of itself, its bytes have {found}. "
-            "Restore it from a copy, or remove the folder and build the cache again"
-        )
-    return stated
-
-
-def _no_digest(text: bytes, where: str, count: int) -> CacheDamagedError | CacheFormatError:
-    try:
-        parse_json(text.decode())
-    except ValueError as error:
-        return CacheDamagedError(
-            f"{where} is damaged: {_shown(str(error))}. Restore it from a copy, or remove the folder and build again"
-        )
-    return CacheFormatError(f"{where} is no header of a cache: it states `header_sha256` {count} times, not once")
-
-
-def _header_fields(content: dict[str, JSON]) -> dict[str, Any]:
-    """The constructor's arguments from a header's content. Raises ValueError."""
-    if content.get("format") != FORMAT:
-        raise ValueError(f"its format is {_shown(content.get('format'))}, not {FORMAT!r}")
-    version = content.get("version")
-    _check_whole("version", version, 1, 1 << 31)
-    if version != VERSION:
-        raise ValueError(f"it has version {version}, from the future: this adadistill reads version {VERSION}")
+def _header_fields(text: bytes) -> dict[str, Any]:
+    """The constructor's arguments from a header's text. Raises ValueError."""
     names = {field.name for field in fields(CacheHeader)}
-    wanted = names | {"format", "version", "dtype", "header_sha256"}
-    if unknown := sorted(set(content) - wanted):
-        raise ValueError(f"unknown field {_shown(unknown[0])}")
-    if missing := sorted(wanted - set(content)):
-        raise ValueError(f"field {missing[0]!r} is missing")
-    if content["dtype"] != DTYPE:
-        raise ValueError(f"its dtype is {_shown(content['dtype'])}, not {DTYPE!r}")
-    views = content["views"]
+    found: dict[str, Any] = header_fields(text, format_name=FORMAT, version=VERSION, names=names | {"dtype"})
+    if (dtype := found.pop("dtype")) != DTYPE:
+        raise ValueError(f"its dtype is {shown(dtype)}, not {DTYPE!r}")
+    views = found["views"]
     if not isinstance(views, list):
-        raise ValueError(f"views must be a list, got {_shown(views)}")
-    found: dict[str, Any] = {name: content[name] for name in names}
+        raise ValueError(f"views must be a list, got {shown(views)}")
     found["views"] = tuple(CacheView.from_json(view) for view in views)
     return found
 
@@ -301,51 +273,3 @@ def _checked_views(views: Sequence[CacheView]) -> tuple[CacheView, ...]:
         if columns.setdefault(view, column) != column:
             raise ValueError(f"views {columns[view]} and {column} are the same: {view}")
     return views
-
-
-def _checked_object(name: str, value: Any) -> dict[str, JSON]:
-    """A copy of a mapping in JSON's own types, so that it equals what is read back."""
-    try:
-        plain = plain_json(value)
-    except ValueError as error:
-        raise ValueError(f"{name} cannot be stored: {error}") from None
-    if not isinstance(plain, dict):
-        raise ValueError(f"{name} must be an object, got {_shown(value)}")
-    return plain
-
-
-def _check_whole(name: str, value: Any, least: int, most: int) -> None:
-    if type(value) is not int or not least <= value <= most:
-        raise ValueError(f"{name} must be a whole number in [{least}, {most}], got {_shown(value)}")
-
-
-def _check_sha256(name: str, value: Any) -> None:
-    if not isinstance(value, str) or not _SHA256.fullmatch(value):
-        raise ValueError(f"{name} must be a sha256, 64 lower-case hex digits, got {_shown(value)}")
-
-
-def _check_agrees(name: str, value: Any, field: str, expected: int) -> None:
-    if type(value) is not int or value != expected:
-        raise ValueError(f"{name} must be {field} ({expected}), got {_shown(value)}")
-
-
-def differences(name: str, stored: JSON, wanted: JSON) -> list[str]:
-    """One line for each place where two values differ: its dotted name below `name`, what is stored, what is wanted."""
-    if dump_json(stored) == dump_json(wanted):  # 1, 1.0 and true are equal in Python and other bytes in the file
-        return []
-    if isinstance(stored, dict) and isinstance(wanted, dict):
-        lines = []
-        for key in sorted(set(stored) | set(wanted)):
-            if key in stored and key in wanted:
-                lines += differences(f"{name}.{key}", stored[key], wanted[key])
-            else:
-                found, asked = (_shown(side[key]) if key in side else "nothing" for side in (stored, wanted))
-                lines.append(f"{name}.{key}: {found} stored, {asked} wanted")
-        return lines
-    return [f"{name}: {_shown(stored)} stored, {_shown(wanted)} wanted"]
-
-
-def _shown(value: Any) -> str:
-    """A value for messages: on one line, ASCII, not longer than people read."""
-    text = ascii(value)
-    return text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]}... ({len(text)} characters)"

@@ -13,26 +13,20 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from adadistill.loaders.teacher_cache.binding import mismatches
-from adadistill.loaders.teacher_cache.blocks import (
+from adadistill.loaders.stored_blocks.files import HEADER_NAME, open_sized, read_header_bytes, read_start
+from adadistill.loaders.stored_blocks.header_text import stated_sha256
+from adadistill.loaders.stored_blocks.slots import (
     SLOT_BYTES,
+    SLOTS_NAME,
     SlotFormat,
     check_all_done,
     chunk_buffer,
     crc32_of,
-    describe_records,
+    slot_of,
 )
+from adadistill.loaders.teacher_cache.binding import mismatches
 from adadistill.loaders.teacher_cache.errors import CacheDamagedError, CacheMismatchError
-from adadistill.loaders.teacher_cache.files import (
-    BUILD_COMMAND,
-    DATA_NAME,
-    HEADER_NAME,
-    SLOTS_NAME,
-    open_sized,
-    read_header_bytes,
-    read_start,
-)
-from adadistill.loaders.teacher_cache.header import CacheHeader, CacheView, header_digest
+from adadistill.loaders.teacher_cache.header import DATA_NAME, KIND, CacheHeader, CacheView
 
 _SHOWN_IDS = 5  # of those out of range
 
@@ -60,14 +54,16 @@ class TeacherCache:
             OSError: a file cannot be read; names it.
         """
         self.folder = Path(folder)
-        text = read_header_bytes(self.folder)
+        text = read_header_bytes(self.folder, KIND)
         where = str(self.folder / HEADER_NAME)
         self.header = CacheHeader.from_bytes(text, where=where)
-        header_sha256 = header_digest(text, where=where)
-        self._data = open_sized(self.folder / DATA_NAME, self.header.data_bytes, os.O_RDONLY)
+        header_sha256 = stated_sha256(text, where=where, kind=KIND)
+        self._data = open_sized(self.folder / DATA_NAME, self.header.data_bytes, os.O_RDONLY, KIND)
         weakref.finalize(self, os.close, self._data)
         self._slots = self._read_slots()
-        check_all_done(self.folder, self.header, header_sha256, self._slots)
+        check_all_done(
+            self.folder, self._slots, self.header.num_blocks, header_sha256, self.header.describe_block, KIND
+        )
         self._slot_format = SlotFormat(header_sha256)
         self._digest = hashlib.sha256(text + self._slots).hexdigest()
         self._columns = {view: column for column, view in enumerate(self.header.views)}
@@ -173,25 +169,25 @@ class TeacherCache:
             listed = "\n  ".join(problems)
             raise CacheMismatchError(
                 f"the cache at {self.folder} does not fit:\n  {listed}\n"
-                f"Name another folder, or remove this one, and rebuild with: {BUILD_COMMAND}"
+                f"Name another folder, or remove this one, and rebuild with: {KIND.command}"
             )
 
     def _read_slots(self) -> bytes:
         size = SLOT_BYTES * self.header.num_blocks
-        handle = open_sized(self.folder / SLOTS_NAME, size, os.O_RDONLY)
+        handle = open_sized(self.folder / SLOTS_NAME, size, os.O_RDONLY, KIND)
         try:
             return read_start(handle, size)
         finally:
             os.close(handle)
 
     def _verify_block(self, block: int, buffer: memoryview) -> None:
-        stated = self._slot_format.read(block, self._slots[SLOT_BYTES * block : SLOT_BYTES * (block + 1)]).crc32
+        stated = self._slot_format.read(block, slot_of(self._slots, block)).crc32
         found = crc32_of(self._data, self.header.block_byte_range(block), buffer)
         if found != stated:
             what = "the file ends before" if found is None else f"crc32 {stated:08x} expected, found {found:08x}"
-            place = f"block {block} ({describe_records(self.header, block)})"
+            place = self.header.describe_block(block)
             raise CacheDamagedError(
-                f"{self.folder / DATA_NAME}: {place} is damaged: {what}. To compute such blocks anew: {BUILD_COMMAND}"
+                f"{self.folder / DATA_NAME}: {place} is damaged: {what}. To make such blocks anew: {KIND.command}"
             )
 
 

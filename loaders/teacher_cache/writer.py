@@ -26,26 +26,25 @@ import numpy as np
 import numpy.typing as npt
 
 from adadistill.loaders.folder_sync import sync_folder
-from adadistill.loaders.teacher_cache.blocks import (
-    EMPTY_SLOT,
-    SLOT_BYTES,
-    SlotFormat,
-    chunk_buffer,
-    crc32_of,
-    describe_records,
-)
-from adadistill.loaders.teacher_cache.errors import CacheError, CacheMismatchError
-from adadistill.loaders.teacher_cache.files import (
-    DATA_NAME,
+from adadistill.loaders.stored_blocks.files import (
     HEADER_NAME,
     PARTIAL_HEADER_NAME,
-    SLOTS_NAME,
     open_sized,
     read_header_bytes,
     read_start,
     write_at,
 )
-from adadistill.loaders.teacher_cache.header import MAX_HEADER_BYTES, CacheHeader, header_digest
+from adadistill.loaders.stored_blocks.header_text import MAX_HEADER_BYTES, stated_sha256
+from adadistill.loaders.stored_blocks.slots import (
+    EMPTY_SLOT,
+    SLOT_BYTES,
+    SLOTS_NAME,
+    SlotFormat,
+    chunk_buffer,
+    crc32_of,
+)
+from adadistill.loaders.teacher_cache.errors import CacheError, CacheMismatchError
+from adadistill.loaders.teacher_cache.header import DATA_NAME, KIND, CacheHeader
 
 logger = logging.getLogger(__name__)
 
@@ -84,9 +83,9 @@ def create_or_resume(folder: str | Path, header: CacheHeader, *, main: bool) -> 
             digest = _check_same_header(folder, header, read_start(lock, MAX_HEADER_BYTES + 1))
             if main:  # a build that lost the race to begin may have been killed before it removed this
                 (folder / PARTIAL_HEADER_NAME).unlink(missing_ok=True)
-            data = open_sized(folder / DATA_NAME, header.data_bytes, os.O_RDWR | _NO_LINK)
+            data = open_sized(folder / DATA_NAME, header.data_bytes, os.O_RDWR | _NO_LINK, KIND)
             opened.callback(os.close, data)
-            slots = open_sized(folder / SLOTS_NAME, SLOT_BYTES * header.num_blocks, os.O_RDWR | _NO_LINK)
+            slots = open_sized(folder / SLOTS_NAME, SLOT_BYTES * header.num_blocks, os.O_RDWR | _NO_LINK, KIND)
             opened.callback(os.close, slots)
         except OSError as error:
             raise CacheError(f"the cache at {folder} cannot be written: {error}") from error
@@ -159,11 +158,10 @@ class CacheWriter:
                 raise CacheError(f"{self.folder}: block {block} cannot be read: {error}") from error
         if damaged:
             logger.warning(
-                "%s: %d blocks that were done are damaged and will be computed anew, the first is block %d (%s)",
+                "%s: %d blocks that were done are damaged and will be computed anew, the first is %s",
                 self.folder,
                 len(damaged),
-                damaged[0],
-                describe_records(self.header, damaged[0]),
+                self.header.describe_block(damaged[0]),
             )
         return np.array(sorted(missing + damaged), np.int64)
 
@@ -190,7 +188,7 @@ class CacheWriter:
             self._write_slot(block, self._slot_format.pack(block, zlib.crc32(body)))
         except OSError as error:
             raise CacheError(
-                f"{self.folder}: block {block} ({describe_records(self.header, block)}) cannot be written: {error}. "
+                f"{self.folder}: {self.header.describe_block(block)} cannot be written: {error}. "
                 "What is done stays; start the build again to continue it"
             ) from error
 
@@ -243,7 +241,7 @@ def _begin(folder: Path, header: CacheHeader, text: bytes, opened: contextlib.Ex
 
 def _join(folder: Path, opened: contextlib.ExitStack) -> int:
     """Descriptor of the header that the main process has made, with the shared lock."""
-    read_header_bytes(folder)  # says what is wrong where there is none
+    read_header_bytes(folder, KIND)  # says what is wrong where there is none
     handle = os.open(folder / HEADER_NAME, os.O_RDONLY | _NO_LINK)
     opened.callback(_release, handle, os.getpid())
     _lock(handle, fcntl.LOCK_SH, folder)
@@ -372,4 +370,4 @@ def _check_same_header(folder: Path, header: CacheHeader, text: bytes) -> str:
             f"{folder} holds another cache than the one to be built:\n  {listed}\n"
             "Take another folder, or remove this one to build it anew"
         )
-    return header_digest(text, where=where)
+    return stated_sha256(text, where=where, kind=KIND)

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from small_cache import signed
 
 from adadistill.loaders.packed_store import PackDamagedError, PackedHeader, PackFormatError, image_bytes
-from adadistill.loaders.packed_store.header import MAX_HEADER_BYTES, packed_header
+from adadistill.loaders.packed_store.header import packed_header
+from adadistill.loaders.stored_blocks.header_text import MAX_HEADER_BYTES
 
 RECORDS = {"fingerprint": "cd" * 32, "num_records": 23, "num_classes": 7, "name": "train.rec"}
 

@@ -248,7 +248,7 @@ def test_an_unfinished_cache_says_how_much_is_done(tmp_path):
         for block in (0, 1, 3):
             writer.write_block(block, block_rows(header, ROWS, block))
     with pytest.raises(
-        CacheIncompleteError, match=r"3 of 5 blocks are done, the first missing one is 2 \(records \[10, 15\)"
+        CacheIncompleteError, match=r"3 of 5 blocks are done, the first missing one is block 2 \(records \[10, 15\)"
     ):
         TeacherCache(tmp_path / "cache")
 

@@ -8,7 +8,7 @@ import zlib
 
 import pytest
 
-from adadistill.loaders.teacher_cache.blocks import EMPTY_SLOT, SlotFormat, SlotState, chunk_buffer, crc32_of
+from adadistill.loaders.stored_blocks.slots import EMPTY_SLOT, SlotFormat, SlotState, chunk_buffer, crc32_of
 
 DIGEST = "0badcafe" + "00" * 28
 

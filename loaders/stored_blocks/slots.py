@@ -1,11 +1,11 @@
-"""Which blocks of a cache are done, and whether their bytes are still what was written.
+"""Which blocks of a store are done, and whether their bytes are still what was written.
 
 `blocks.bin` has one slot of 16 bytes for each block, in order, all zeros until the block is done:
 
     u32 crc32 of the block's bytes | u32 block | first 4 bytes of the header's sha256 | u32 crc32 of these 12 bytes
 
 all numbers little-endian. The crc is zlib's (IEEE 802.3). Block and header are in the slot, so that a slot that was
-copied to another place, or from another cache, is not taken for one that belongs here.
+copied to another place, or from another store, is not taken for one that belongs here.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from __future__ import annotations
 import os
 import struct
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from adadistill.loaders.teacher_cache.errors import CacheDamagedError, CacheIncompleteError
-from adadistill.loaders.teacher_cache.files import BUILD_COMMAND, SLOTS_NAME
-from adadistill.loaders.teacher_cache.header import CacheHeader
+from adadistill.loaders.stored_blocks.kind import StoreKind
 
+SLOTS_NAME = "blocks.bin"
 SLOT_BYTES = 16
 EMPTY_SLOT = bytes(SLOT_BYTES)
 
@@ -36,7 +36,7 @@ class SlotState:
 
 
 class SlotFormat:
-    """Makes and reads the slots of one cache."""
+    """Makes and reads the slots of one store."""
 
     def __init__(self, header_sha256: str) -> None:
         self._tag = bytes.fromhex(header_sha256)[:4]
@@ -62,30 +62,38 @@ class SlotFormat:
         return SlotState(crc32)
 
 
-def check_all_done(folder: Path, header: CacheHeader, header_sha256: str, slots: bytes) -> None:
-    """Refuse a cache whose slots do not all say that their block is done.
+def slot_of(slots: bytes, block: int) -> bytes:
+    """The 16 bytes of one block."""
+    return slots[SLOT_BYTES * block : SLOT_BYTES * (block + 1)]
+
+
+def check_all_done(
+    folder: Path, slots: bytes, num_blocks: int, header_sha256: str, describe: Callable[[int], str], kind: StoreKind
+) -> None:
+    """Refuse a store whose slots do not all say that their block is done.
+
+    Args:
+        describe: names a block and its rows in messages.
 
     Raises:
-        CacheDamagedError: a slot is neither done nor empty.
-        CacheIncompleteError: some are empty.
+        kind.damaged: a slot is neither done nor empty.
+        kind.incomplete: some are empty.
     """
     slot_format = SlotFormat(header_sha256)
-    missing, first_missing = 0, -1
-    for block in range(header.num_blocks):
-        state = slot_format.read(block, slots[SLOT_BYTES * block : SLOT_BYTES * (block + 1)])
+    missing = []
+    for block in range(num_blocks):
+        state = slot_format.read(block, slot_of(slots, block))
         if state.damage:
-            raise CacheDamagedError(
-                f"{folder / SLOTS_NAME} is damaged: the slot of block {block}, at byte {SLOT_BYTES * block}: "
-                f"{state.damage}. To compute such blocks anew: {BUILD_COMMAND}"
+            raise kind.damaged(
+                f"{folder / SLOTS_NAME} is damaged: the slot of {describe(block)}, at byte {SLOT_BYTES * block}: "
+                f"{state.damage}. To make such blocks anew: {kind.command}"
             )
         if state.crc32 is None:
-            first_missing = first_missing if missing else block
-            missing += 1
+            missing.append(block)
     if missing:
-        raise CacheIncompleteError(
-            f"{folder} is not complete: {header.num_blocks - missing} of {header.num_blocks} blocks are done, "
-            f"the first missing one is {first_missing} ({describe_records(header, first_missing)}). "
-            f"Continue its build with: {BUILD_COMMAND}"
+        raise kind.incomplete(
+            f"{folder} is not complete: {num_blocks - len(missing)} of {num_blocks} blocks are done, the first missing "
+            f"one is {describe(missing[0])}. Continue its {kind.making} with: {kind.command}"
         )
 
 
@@ -103,9 +111,3 @@ def crc32_of(handle: int, span: range, buffer: memoryview) -> int | None:
 def chunk_buffer() -> memoryview:
     """Memory for `crc32_of`."""
     return memoryview(bytearray(_CHUNK_BYTES))
-
-
-def describe_records(header: CacheHeader, block: int) -> str:
-    """Name the records and bytes of a block in messages."""
-    ids, span = header.block_record_range(block), header.block_byte_range(block)
-    return f"records [{ids.start}, {ids.stop}), bytes [{span.start}, {span.stop}) of embeddings.bin"

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from adadistill.loaders.teacher_cache.json_text import dump_json, parse_json, plain_json
+from adadistill.loaders.stored_blocks.json_text import dump_json, parse_json, plain_json
 
 
 @pytest.mark.parametrize(
