@@ -19,7 +19,6 @@ import argparse
 import json
 import logging
 import sys
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -28,7 +27,7 @@ from adadistill.core.cache_import import DEFAULT_MARGIN, import_embeddings
 from adadistill.core.checkpoints import CheckpointError
 from adadistill.core.distributed import LaunchError, Ranks, distributed_session
 from adadistill.core.host_memory import keep_freed_memory
-from adadistill.core.metrics_log import ProgressBar, format_seconds
+from adadistill.core.metrics_log import format_seconds
 from adadistill.core.recipe import Recipe, load_recipe, recipe_augmentation
 from adadistill.core.stop_signal import StopRequested, listen_for_stop
 from adadistill.core.teachers import expected_identity, record_binding
@@ -46,13 +45,13 @@ from adadistill.loaders.teacher_cache import (
     TeacherCache,
 )
 from adadistill.loaders.teacher_cache.header import KIND
+from adadistill.recipes.block_report import BlockReport, verify_blocks
 
 logger = logging.getLogger("adadistill")
 
 LEAST_COSINE = 0.999
 """Of stored to fresh embeddings. Rounding moves a row by less, another image, colour order or network by far more."""
 
-_LOG_EVERY_S = 10.0
 
 _FAILURES = (CacheBuildError, CacheDamagedError, RecordError, ImageDecodeError, DaliBatchError)
 _MISTAKES = (ValueError, OSError, LaunchError, DaliMissingError, CheckpointError)
@@ -93,7 +92,7 @@ def _build(arguments: argparse.Namespace) -> None:
             stop=stop,
             batch_size=arguments.batch_size,
             views=arguments.views,
-            report=_BuildReport(ranks) if ranks.is_main else None,
+            report=BlockReport(ranks, _rates) if ranks.is_main else None,
         )
         if ranks.is_main:
             _print_result(result)
@@ -112,7 +111,7 @@ def _import(arguments: argparse.Namespace) -> None:
             label_check=not arguments.no_label_check,
             name=arguments.name,
             image_size=arguments.image_size,
-            report=_BuildReport(Ranks()),
+            report=BlockReport(Ranks(), _rates),
         )
     _print_result(result)
 
@@ -149,22 +148,11 @@ def _require(cache: TeacherCache, recipe: Recipe, ranks: Ranks) -> str:
 
 def _check_sums(cache: TeacherCache, ranks: Ranks) -> None:
     header = cache.header
-    bar, started = ProgressBar(header.num_blocks, ranks), time.perf_counter()
     with listen_for_stop() as stop:
-
-        def progress(blocks: int) -> None:
-            bar.update(blocks)
-            if stop.requested:
-                bar.clear()
-                raise StopRequested(stop.exit_code)
-
-        cache.verify(progress=progress)
-    bar.clear()
-    seconds = max(time.perf_counter() - started, 1e-9)
-    print(
-        f"all checksums are right: {header.num_blocks} blocks, {header.data_bytes / 1e9:.3f} GB, "
-        f"{header.data_bytes / 1e9 / seconds:.2f} GB/s, digest {cache.digest()}"
-    )
+        said = verify_blocks(
+            lambda progress: cache.verify(progress=progress), header.num_blocks, header.data_bytes, ranks, stop
+        )
+    print(f"{said}, digest {cache.digest()}")
 
 
 def _recompute(cache: TeacherCache, recipe: Recipe, records: int, ranks: Ranks) -> None:
@@ -223,38 +211,8 @@ def _listed(value: object) -> str:
     return ", ".join(f"{key} {_listed(entry)}" for key, entry in value.items())
 
 
-class _BuildReport:
-    """Shows how far a build is: a bar on a terminal, and a line every ten seconds. Rank 0's part stands for all."""
-
-    def __init__(self, ranks: Ranks) -> None:
-        self._ranks = ranks
-        self._bar: ProgressBar | None = None
-        self._since: tuple[float, BuildProgress] | None = None
-
-    def __call__(self, progress: BuildProgress) -> None:
-        now = time.perf_counter()
-        if self._bar is None or self._since is None:  # what came before the first block says nothing of the next ones
-            self._bar, self._since = ProgressBar(progress.of_blocks, self._ranks), (now, progress)
-        self._bar.update(progress.blocks)
-        if progress.blocks == progress.of_blocks:
-            self._bar.clear()
-        elif now - self._since[0] >= _LOG_EVERY_S:
-            self._bar.clear()
-            self._log(progress, self._since[1], now - self._since[0])
-            self._since = (now, progress)
-
-    def _log(self, progress: BuildProgress, earlier: BuildProgress, seconds: float) -> None:
-        images_per_s = (progress.images - earlier.images) / seconds * self._ranks.world_size
-        blocks_per_s = (progress.blocks - earlier.blocks) / seconds
-        logger.info(
-            "block %d/%d%s  images/s %.0f  embeddings/s %.0f  ETA %s",
-            progress.blocks,
-            progress.of_blocks,
-            f" of rank 0 of {self._ranks.world_size}" if self._ranks.world_size > 1 else "",
-            images_per_s,
-            images_per_s * progress.views,
-            format_seconds((progress.of_blocks - progress.blocks) / max(blocks_per_s, 1e-9)),
-        )
+def _rates(progress: BuildProgress, images_per_s: float) -> str:
+    return f"images/s {images_per_s:.0f}  embeddings/s {images_per_s * progress.views:.0f}"
 
 
 def _print_result(result: CacheBuildResult) -> None:

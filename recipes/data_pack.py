@@ -16,22 +16,20 @@ import argparse
 import logging
 import os
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
 from adadistill.core.distributed import LaunchError, Ranks
-from adadistill.core.metrics_log import ProgressBar, format_seconds
+from adadistill.core.metrics_log import format_seconds
 from adadistill.core.stop_signal import StopRequested, StopSignal, listen_for_stop
 from adadistill.core.teachers import record_binding
 from adadistill.loaders.image_records import ImageRecords
 from adadistill.loaders.packed_store import PackDamagedError, PackedStore, PackProgress, PackResult, pack_records
 from adadistill.loaders.pixels import ImageDecodeError, ImageLimits
 from adadistill.loaders.recordio import RecordError
+from adadistill.recipes.block_report import BlockReport, verify_blocks
 
 logger = logging.getLogger("adadistill")
-
-_LOG_EVERY_S = 10.0
 
 _FAILURES = (RecordError, ImageDecodeError, PackDamagedError)
 _MISTAKES = (ValueError, OSError, LaunchError)
@@ -132,7 +130,7 @@ def _pack(arguments: argparse.Namespace, ranks: Ranks, stop: StopSignal) -> None
         rank=ranks.rank,
         world_size=ranks.world_size,
         stop=lambda: stop.requested,
-        report=_PackReport(ranks) if ranks.is_main else None,
+        report=BlockReport(ranks, _rates) if ranks.is_main else None,
     )
     if result.stopped:
         raise StopRequested(stop.exit_code)
@@ -160,51 +158,16 @@ def _print_result(result: PackResult) -> None:
 
 def _verify(folder: Path, ranks: Ranks, stop: StopSignal) -> None:
     store = PackedStore(folder)
-    bar, began = ProgressBar(store.header.num_blocks, ranks), time.perf_counter()
-
-    def progress(blocks: int) -> None:
-        bar.update(blocks)
-        if stop.requested:
-            bar.clear()
-            raise StopRequested(stop.exit_code)
-
-    store.verify(progress=progress)
-    bar.clear()
-    gigabytes = store.header.data_bytes / 1e9
-    rate = gigabytes / max(time.perf_counter() - began, 1e-9)
-    print(f"all checksums are right: {store.header.num_blocks} blocks, {gigabytes:.3f} GB, {rate:.2f} GB/s")
-
-
-class _PackReport:
-    """Shows how far a packing is: a bar on a terminal, and a line every ten seconds. Rank 0's part stands for all."""
-
-    def __init__(self, ranks: Ranks) -> None:
-        self._ranks = ranks
-        self._bar: ProgressBar | None = None
-        self._since: tuple[float, PackProgress] | None = None
-
-    def __call__(self, progress: PackProgress) -> None:
-        now = time.perf_counter()
-        if self._bar is None or self._since is None:  # what came before the first block says nothing of the next ones
-            self._bar, self._since = ProgressBar(progress.of_blocks, self._ranks), (now, progress)
-        self._bar.update(progress.blocks)
-        if progress.blocks == progress.of_blocks:
-            self._bar.clear()
-        elif now - self._since[0] >= _LOG_EVERY_S:
-            self._bar.clear()
-            self._log(progress, self._since[1], now - self._since[0])
-            self._since = (now, progress)
-
-    def _log(self, progress: PackProgress, earlier: PackProgress, seconds: float) -> None:
-        blocks_per_s = (progress.blocks - earlier.blocks) / seconds
-        logger.info(
-            "block %d/%d%s  images/s %.0f  ETA %s",
-            progress.blocks,
-            progress.of_blocks,
-            f" of rank 0 of {self._ranks.world_size}" if self._ranks.world_size > 1 else "",
-            (progress.images - earlier.images) / seconds * self._ranks.world_size,
-            format_seconds((progress.of_blocks - progress.blocks) / max(blocks_per_s, 1e-9)),
+    header = store.header
+    print(
+        verify_blocks(
+            lambda progress: store.verify(progress=progress), header.num_blocks, header.data_bytes, ranks, stop
         )
+    )
+
+
+def _rates(progress: PackProgress, images_per_s: float) -> str:
+    return f"images/s {images_per_s:.0f}"
 
 
 def _ranks() -> Ranks:

@@ -129,7 +129,7 @@ def test_a_signal_stops_between_blocks_and_the_same_command_goes_on(path, tmp_pa
             signal.raise_signal(number)
 
     with monkeypatch.context() as patch:
-        patch.setattr(data_pack._PackReport, "__call__", asked_once)
+        patch.setattr(data_pack.BlockReport, "__call__", asked_once)
         assert run(path, tmp_path / "store", "--layout", "rgb", "--workers", "1") == code
     assert run(path, tmp_path / "store", "--layout", "rgb") == 0
     assert contents(tmp_path / "store") == contents(tmp_path / "undisturbed")
