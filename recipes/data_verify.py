@@ -36,7 +36,7 @@ def run(argv: Sequence[str]) -> int:
             workers=arguments.workers,
             use_seal=not arguments.reseal,
         )
-        _report(found, time.perf_counter() - started, arguments.report)
+        _report(found, time.perf_counter() - started, arguments)
         if found.bad:
             return 1
         if arguments.seal and not found.sealed:
@@ -86,7 +86,8 @@ def _wanted(arguments: argparse.Namespace) -> tuple[int | None, int | None]:
     return arguments.image_size or data.image_size, data.num_classes
 
 
-def _report(found: Verification, seconds: float, path: Path | None) -> None:
+def _report(found: Verification, seconds: float, arguments: argparse.Namespace) -> None:
+    path: Path | None = arguments.report
     if path is not None:
         path.write_text("".join(json.dumps(asdict(bad)) + "\n" for bad in found.bad), encoding="utf-8")
     for bad in found.bad[:_SHOWN]:
@@ -94,6 +95,7 @@ def _report(found: Verification, seconds: float, path: Path | None) -> None:
     if len(found.bad) > _SHOWN:
         print(f"... and {len(found.bad) - _SHOWN} more" + ("" if path else " (--report FILE lists them)"))
     how = "checksums compared" if found.sealed else "not sealed: frames, labels and headers checked"
+    how += ", every image decoded" if arguments.decode else ""
     gigabytes = found.bytes / 1e9
     print(
         f"{found.records} images, {gigabytes:.3f} GB in {seconds:.1f} s ({gigabytes / seconds:.2f} GB/s), {how}, "

@@ -176,6 +176,7 @@ def _write_plain(
     if properties.exists() and not overwrite:
         raise FileExistsError(f"{properties} exists already; name another folder, or pass --overwrite")
     side = image_size(source.read(int(ids[0])).body, where=source.where(int(ids[0])))
+    target.parent.mkdir(parents=True, exist_ok=True)
     with RecordWriter(target, overwrite=overwrite) as writer:
         for key, record_id in enumerate(_counted(ids.tolist(), progress)):
             encoded = source.read(record_id)

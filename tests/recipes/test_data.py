@@ -55,8 +55,7 @@ def _dali_labels(path: Path, index: Path) -> list[int]:
 
 def test_shuffling_keeps_every_image_with_its_label_and_other_readers_read_it(tmp_path: Path):
     source = _write(tmp_path / "a" / "train.rec", [n // 5 for n in range(40)])
-    target = tmp_path / "b" / "train.rec"
-    target.parent.mkdir()
+    target = tmp_path / "new" / "b" / "train.rec"
     assert main(["shuffle", str(source), str(target), "--seed", "3"]) == 0
     assert _content(target) == _content(source)
     labels = ImageRecords(target).labels().tolist()
@@ -248,11 +247,10 @@ def test_a_damaged_record_leaves_nothing_behind(tmp_path: Path, capsys: pytest.C
     with source.open("r+b") as file:
         file.seek(ImageRecords(source).index.offsets[1].item() + 32)
         file.write(b"XXXX")
-    target = tmp_path / "b" / "train.rec"
-    target.parent.mkdir()
+    target = tmp_path / "new" / "b" / "train.rec"
     assert main(["shuffle", str(source), str(target)]) == 1
     assert "record 1" in capsys.readouterr().err
-    assert list(target.parent.iterdir()) == []
+    assert [path for path in (tmp_path / "new").rglob("*") if path.is_file()] == []
 
 
 @pytest.mark.parametrize(
