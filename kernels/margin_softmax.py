@@ -29,14 +29,16 @@ Source    ArcFace arXiv:1801.07698, CosFace 1801.09414, AdaFace 2204.00964; onli
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 MarginGrad = Literal["exact", "straight_through"]
+Form = Literal["auto", "torch", "chunks", "fused"]
 
 _FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
@@ -156,6 +158,7 @@ class _Settings(NamedTuple):
     logit_scale: float
     cosine_limit: float
     chunk_classes: int
+    form: Literal["torch", "chunks", "fused"]
 
 
 class _Target(NamedTuple):
@@ -210,11 +213,11 @@ def _chunk_cosines(operand: Tensor, chunk: Tensor, accumulate: torch.dtype) -> T
     return operand @ chunk.to(accumulate).T
 
 
-def _weighted_rows(weights: Tensor, chunk: Tensor) -> Tensor:
-    """(B, D) sum over the chunk of weights (B, n) times its rows, in the weights' dtype."""
-    if _reads_half(chunk, weights.dtype):
-        return torch.mm(weights.to(chunk.dtype), chunk, out_dtype=weights.dtype)
-    return weights @ chunk.to(weights.dtype)
+def _weighted_rows(weights: Tensor, chunk: Tensor, accumulate: torch.dtype) -> Tensor:
+    """(B, D) sum over the chunk of weights (B, n) times its rows, in the accumulation dtype."""
+    if _reads_half(chunk, accumulate):
+        return torch.mm(weights.to(chunk.dtype), chunk, out_dtype=accumulate)
+    return weights.to(accumulate) @ chunk.to(accumulate)
 
 
 class _Columns:
@@ -234,17 +237,58 @@ class _Sweep(NamedTuple):
     """What one pass over the classes other than the target leaves behind."""
 
     lse_others: Tensor
-    shift: Tensor
+    shift: Tensor | None
+    """(B,) that the weights lie above; None where they are exp(z) itself."""
     weighted_rows: Tensor | None
 
 
 def _sweep_classes(embeddings: Tensor, centres: Tensor, labels: Tensor, settings: _Settings, *, rows: bool) -> _Sweep:
-    """Online log-sum-exp over non-target classes; with `rows`, also sum_j exp(z_j - shift) [not cut] w_j, (B, D).
+    """Log-sum-exp over non-target classes; with `rows`, also sum_j exp(z_j - shift) [not cut] w_j, (B, D)."""
+    if settings.form == "torch":
+        return _sweep_online(embeddings, centres, labels, settings, rows=rows)
+    if settings.form == "chunks":
+        return _sweep_chunks(embeddings, centres, labels, settings, rows=rows)
+    from adadistill.kernels.margin_softmax_triton import default_splits, fused_sweep, tile_of
 
-    The running maximum starts at the least possible logit, so it is finite even when a row has no other class.
+    operand, tile = embeddings.to(centres.dtype), tile_of(centres.shape[1])
+    totals, weighted = fused_sweep(
+        operand,
+        centres.contiguous(),
+        labels,
+        scale=settings.logit_scale,
+        limit=settings.cosine_limit,
+        weighted=rows,
+        splits=default_splits(len(operand), len(centres), tile, _processors(operand.device)),
+    )
+    return _Sweep(torch.log(totals), None, weighted)
+
+
+def _sweep_chunks(embeddings: Tensor, centres: Tensor, labels: Tensor, settings: _Settings, *, rows: bool) -> _Sweep:
+    """Library products with one Triton pass between them; exp(z) needs no maximum, see margin_softmax_triton.py."""
+    from adadistill.kernels.margin_softmax_triton import class_weights
+
+    scale, limit, width, _ = settings
+    totals = torch.zeros_like(embeddings[:, 0])  # (B,)
+    weighted = torch.zeros_like(embeddings) if rows else None
+    half = _reads_half(centres, embeddings.dtype)
+    operand = embeddings.to(centres.dtype) if half else embeddings
+    for first in range(0, len(centres), width):
+        chunk = centres[first : first + width]
+        cosines = _chunk_cosines(operand, chunk, embeddings.dtype)  # (B, n)
+        dtype = centres.dtype if half else torch.float32
+        weights = class_weights(cosines, totals, labels, first=first, scale=scale, limit=limit, dtype=dtype)
+        if weighted is not None:
+            weighted.add_(_weighted_rows(weights, chunk, embeddings.dtype))
+    return _Sweep(torch.log(totals), None, weighted)
+
+
+def _sweep_online(embeddings: Tensor, centres: Tensor, labels: Tensor, settings: _Settings, *, rows: bool) -> _Sweep:
+    """The sweep in plain torch, with a running maximum.
+
+    It starts at the least possible logit, so it is finite even when a row has no other class.
     """
     accumulate = embeddings.dtype
-    scale, limit, width = settings
+    scale, limit, width, _ = settings
     shift = torch.full_like(embeddings[:, 0], -scale * limit)  # (B,)
     total = torch.zeros_like(shift)
     weighted = torch.zeros_like(embeddings) if rows else None
@@ -260,7 +304,7 @@ def _sweep_classes(embeddings: Tensor, centres: Tensor, labels: Tensor, settings
         block = block.sub_(new_shift[:, None]).exp_()
         total = total * decay + block.sum(1)
         if weighted is not None and passes is not None:
-            weighted = weighted.mul_(decay[:, None]).add_(_weighted_rows(block.mul_(passes), chunk))
+            weighted = weighted.mul_(decay[:, None]).add_(_weighted_rows(block.mul_(passes), chunk, accumulate))
         shift = new_shift
     return _Sweep(shift + torch.log(total), shift, weighted)
 
@@ -285,8 +329,11 @@ class _FixedCentres(torch.autograd.Function):
         probability = torch.sigmoid(-excess)
         ctx.mark_non_differentiable(probability)
         if sweep.weighted_rows is not None:
-            # p_j = exp(z_j - shift) exp(shift - lse_all); the exponent is positive only where all weights are 0.
-            to_probability = torch.exp((sweep.shift - target.logit - loss).clamp(max=0.0))
+            # p_j = exp(z_j - shift) exp(shift - lse_all), and lse_all is the target's logit and the loss.
+            if sweep.shift is None:
+                to_probability = torch.exp(-target.logit - loss)
+            else:  # the exponent is positive only where all weights are 0
+                to_probability = torch.exp((sweep.shift - target.logit - loss).clamp(max=0.0))
             pull = -torch.sigmoid(excess) * target.slope  # (B,) (p_y - 1) slope
             gradient = sweep.weighted_rows.mul_(to_probability[:, None]).add_(pull[:, None] * target_rows)
             ctx.save_for_backward(gradient.mul_(settings.logit_scale))
@@ -320,7 +367,7 @@ class _TrainedCentres(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, loss_grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         embeddings, centres, labels, lse, pull = ctx.saved_tensors
-        scale, limit, width = ctx.settings
+        scale, limit, width, form = ctx.settings
         accumulate = embeddings.dtype
         row_weight = (scale * loss_grad)[:, None]  # (B, 1)
         embedding_grad = torch.zeros_like(embeddings)
@@ -330,14 +377,28 @@ class _TrainedCentres(torch.autograd.Function):
             for first in range(0, len(centres), width):
                 chunk = centres[first : first + width]
                 block = _chunk_cosines(operand, chunk, accumulate)  # (B, n)
-                passes = block.abs() <= limit
-                block = block.clamp_(-limit, limit).mul_(scale).sub_(lse[:, None]).exp_().mul_(passes)
                 # The target's weight goes into the block, so no scattered sum is needed: deterministic.
-                _Columns(labels, first, len(chunk)).replace_(block, pull[:, None])
-                block.mul_(row_weight)
-                embedding_grad.add_(_weighted_rows(block, chunk))
+                if form == "torch":
+                    passes = block.abs() <= limit
+                    block = block.clamp_(-limit, limit).mul_(scale).sub_(lse[:, None]).exp_().mul_(passes)
+                    _Columns(labels, first, len(chunk)).replace_(block, pull[:, None])
+                    block.mul_(row_weight)
+                else:
+                    block = _class_gradients(block, labels, lse, pull, row_weight, first, scale, limit)
+                embedding_grad.add_(_weighted_rows(block, chunk, accumulate))
                 centre_grad[first : first + width] = block.T @ embeddings
         return embedding_grad, centre_grad, None, None, None
+
+
+def _class_gradients(
+    block: Tensor, labels: Tensor, lse: Tensor, pull: Tensor, row_weight: Tensor, first: int, scale: float, limit: float
+) -> Tensor:
+    from adadistill.kernels.margin_softmax_triton import class_gradients
+
+    return class_gradients(
+        block, labels, lse, pull, row_weight[:, 0].contiguous(), first=first, scale=scale, limit=limit,
+        dtype=torch.float32,
+    )  # fmt: skip
 
 
 def margin_softmax(
@@ -353,6 +414,7 @@ def margin_softmax(
     margin_grad: MarginGrad,
     target_centres: Tensor | None = None,
     chunk_classes: int | None = None,
+    form: Form = "auto",
 ) -> MarginSoftmax:
     """Per-sample margin softmax loss against all centres, by chunks of classes.
 
@@ -369,9 +431,13 @@ def margin_softmax(
         target_centres: (B, D) rows standing in for unit_centres[labels], e.g. from a wider master copy; not together
             with centres that require a gradient.
         chunk_classes: classes per chunk; None picks by device and B.
+        form: how the classes are swept. `torch`: plain torch with a running maximum, any device and dtype; `chunks`:
+            library products with a Triton pass between them; `fused`: one Triton kernel, for bfloat16 centres with D
+            a multiple of 16 up to 512. These two need logits that need no maximum (s up to about 70), and no float16.
+            `auto`: chunks where they can run, else torch.
 
     Raises:
-        ValueError: shapes, dtypes or options disagree.
+        ValueError: shapes, dtypes or options disagree, or the form cannot take them.
 
     Second derivatives are not available. Peak memory beside the inputs: two (B, D) and about three (B, chunk) tensors.
     """
@@ -380,7 +446,8 @@ def margin_softmax(
     dtype = torch.promote_types(torch.promote_types(unit_embeddings.dtype, unit_centres.dtype), torch.float32)
     if chunk_classes is None:
         chunk_classes = default_chunk_classes(len(unit_embeddings), len(unit_centres), unit_embeddings.device.type)
-    settings = _Settings(logit_scale, cosine_limit, chunk_classes)
+    form = _checked_form(form, unit_embeddings, unit_centres, dtype, logit_scale * cosine_limit)
+    settings = _Settings(logit_scale, cosine_limit, chunk_classes, form)
     with torch.autocast(unit_embeddings.device.type, enabled=False):
         valid = labels >= 0
         # An ignored row may hold anything, NaN included, and 0 * NaN would reach the centres' gradient.
@@ -397,7 +464,6 @@ def margin_softmax(
                 angle_limits,
                 margin_grad,
             )
-        # A Triton form for CUDA tensors is to be chosen here; the chunked form serves every device.
         if unit_centres.requires_grad and torch.is_grad_enabled():
             loss, probability = _TrainedCentres.apply(embeddings, unit_centres, labels, target, settings)
         else:
@@ -408,6 +474,44 @@ def margin_softmax(
             target_probability=torch.where(valid, probability, 0.0),
             clamped=target.clamped & valid,
         )
+
+
+def _checked_form(
+    form: Form, embeddings: Tensor, centres: Tensor, accumulate: torch.dtype, largest_logit: float
+) -> Literal["torch", "chunks", "fused"]:
+    """The form that runs. Raises ValueError where the one asked for cannot take these inputs."""
+    if form not in get_args(Form):
+        raise ValueError(f"form must be one of {', '.join(get_args(Form))}, got {form!r}")
+    if form == "torch" or (form == "auto" and not _runs_triton(embeddings)):
+        return "torch"
+    if not _runs_triton(embeddings):
+        raise ValueError(f"form {form} runs on CUDA or in Triton's interpreter, these tensors are on the CPU")
+    from adadistill.kernels.margin_softmax_triton import fits_dtype, fits_fused_sweep, needs_no_shift
+
+    fits = (
+        accumulate == torch.float32 and fits_dtype(centres.dtype) and needs_no_shift(largest_logit, 1.0, len(centres))
+    )
+    if form == "auto":
+        return "chunks" if fits else "torch"
+    if not fits:
+        raise ValueError(
+            f"form {form} sums exp(logit) in float32: not for {centres.dtype} centres and logits up to "
+            f"{largest_logit:g} over {len(centres)} classes; take form torch"
+        )
+    if form == "fused" and not fits_fused_sweep(centres.shape[1], centres.dtype):
+        raise ValueError(
+            f"form fused takes bfloat16 centres with D a multiple of 16 up to 512, got {centres.dtype} and D "
+            f"{centres.shape[1]}; take form chunks"
+        )
+    return form
+
+
+def _runs_triton(tensor: Tensor) -> bool:
+    return tensor.is_cuda or os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def _processors(device: torch.device) -> int:
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 4
 
 
 def default_chunk_classes(batch: int, classes: int, device_type: str) -> int:

@@ -1,0 +1,292 @@
+"""The Triton half of margin_softmax.py: an elementwise pass between two library products, or the whole sweep at once.
+
+`class_weights` turns a block of cosines, which a library product left in cache, into the weights of the next product
+and adds up its rows: one read and one write where eager PyTorch makes eleven. `fused_sweep` never writes cosines at
+all: a program keeps 64 embeddings and their (64, D) sums in registers, and streams centres past them, each tile once
+for both products. It is split over the classes, since a batch alone gives too few programs, and the parts are added in
+order.
+
+Neither looks for a maximum. Logits lie in [-s L, s L], so exp(z) itself neither overflows nor underflows in float32 as
+long as 2 s L + log C stays under 160 (`needs_no_shift`): with s = 64 that holds for any number of classes in use. The
+sums then need no rescaling, and the parts of a split are merged by adding them.
+
+Every offset into (C, D) or (B, C) is 64 bits wide, or the copy engine's own (row, column).
+
+Dropped: `fused_sweep` for float32 and tf32 operands. Their tiles are twice as large, and the sums spill to memory (half
+a kilobyte a thread and more on sm_90); library products serve them.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from dataclasses import dataclass
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
+
+_LOG2_E = tl.constexpr(1.4426950408889634)
+_LOG2_E_REST = tl.constexpr(1.9259629911783e-08)  # what float32 leaves of it
+_LN_2 = tl.constexpr(0.6931471805599453)
+
+_INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+"""Triton's interpreter would multiply the bits of bfloat16 as whole numbers; there tiles are widened first."""
+_BLOCK_COLUMNS = 1024
+"""Columns of a row that `class_weights` works on at a time: 8 for each of 128 threads. Not tuned on a GPU."""
+_EXPONENT_RANGE = 160.0
+"""Of float32, e^-87 to e^88, less a margin for sums of products."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tile:
+    """Shape of a program of `fused_sweep`. Not tuned on a GPU: chosen by the registers it takes."""
+
+    rows: int
+    classes: int
+    warps: int
+    stages: int
+
+
+def needs_no_shift(logit_scale: float, cosine_limit: float, classes: int) -> bool:
+    """Whether sums of exp(logit) over all classes stay inside float32 as they are."""
+    return 2.0 * logit_scale * cosine_limit + math.log(max(classes, 1)) <= _EXPONENT_RANGE
+
+
+def fits_dtype(dtype: torch.dtype) -> bool:
+    """Whether weights of exp(logit) fit the centres' dtype, which they are multiplied in: float16 ends at e^11."""
+    return dtype in (torch.float32, torch.bfloat16)
+
+
+def fits_fused_sweep(dim: int, dtype: torch.dtype) -> bool:
+    """Whether `fused_sweep` can hold its sums in registers: bfloat16, whose tiles are half as large; the interpreter
+    has no registers."""
+    return dim % 16 == 0 and 16 <= dim <= 512 and (dtype == torch.bfloat16 or _INTERPRETED)
+
+
+def tile_of(dim: int) -> Tile:
+    """The program shape for embeddings of `dim` values.
+
+    64 x 512 sums are half of an SM's registers. With 32 classes a tile the rest fits beside them without spilling (251
+    of 255 registers on sm_90; 64 classes spill in the loop), and three tiles in flight take 160 KB of shared memory.
+    """
+    return Tile(64, 32, 8, 3) if dim > 256 else Tile(64, 64, 4, 3)
+
+
+@triton.jit
+def _exp(value):
+    """exp to the last bits at large arguments too, where rounding value * log2(e) alone would cost 4e-6."""
+    power = value * _LOG2_E
+    rest = tl.fma(value, _LOG2_E, -power) + value * _LOG2_E_REST
+    result = tl.exp2(power)
+    return tl.where(result < float("inf"), tl.fma(result, rest * _LN_2, result), result)
+
+
+@triton.jit
+def class_weights_kernel(
+    cosines,
+    weights,
+    totals,
+    labels,
+    lse,
+    target,
+    factor,
+    first,
+    width,
+    cosine_row,
+    weight_row,
+    scale,
+    limit,
+    GRADIENT: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """One row a program. Without GRADIENT: exp(z), summed into `totals`, cut cosines and the target weighing nothing.
+
+    With GRADIENT: probabilities exp(z - lse) times `factor`, the target's weight replaced by `target`.
+    """
+    row = tl.program_id(0).to(tl.int64)
+    own = tl.load(labels + row) - first
+    total = tl.zeros((), dtype=tl.float32)
+    if GRADIENT:
+        shift = tl.load(lse + row)
+        own_weight = tl.load(target + row)
+        row_factor = tl.load(factor + row)
+    for start in range(0, width, BLOCK):
+        column = start + tl.arange(0, BLOCK)
+        inside = column < width
+        cosine = tl.load(cosines + row * cosine_row + column, mask=inside, other=0.0)
+        passes = tl.abs(cosine) <= limit
+        # A NaN must stay one: min and max alone would let the other operand through.
+        cut = tl.where(cosine != cosine, cosine, tl.minimum(tl.maximum(cosine, -limit), limit))
+        logit = cut * scale
+        if GRADIENT:
+            weight = _exp(logit - shift)
+            weight = tl.where(passes | (cosine != cosine), weight, 0.0)
+            weight = tl.where(column == own, own_weight, weight) * row_factor
+        else:
+            weight = _exp(logit)
+            weight = tl.where(inside & (column != own), weight, 0.0)
+            total += tl.sum(weight, axis=0)
+            weight = tl.where(passes | (cosine != cosine), weight, 0.0)
+        tl.store(weights + row * weight_row + column, weight.to(weights.dtype.element_ty), mask=inside)
+    if not GRADIENT:
+        # One program a row and one launch after the other: added in the same order every time.
+        tl.store(totals + row, tl.load(totals + row) + total)
+
+
+@triton.jit
+def fused_sweep_kernel(
+    tiles,
+    embeddings,
+    labels,
+    totals,
+    weighted,
+    batch,
+    classes,
+    classes_per_split,
+    scale,
+    limit,
+    D: tl.constexpr,
+    WIDE: tl.constexpr,
+    ROWS: tl.constexpr,
+    CLASSES: tl.constexpr,
+    WEIGHTED: tl.constexpr,
+    WIDENS: tl.constexpr,
+):
+    """ROWS embeddings against one part of the classes; WIDE is D rounded up to a power of two."""
+    split = tl.program_id(1)
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    lives = row < batch
+    value = tl.arange(0, WIDE)
+    row_offset = row.to(tl.int64)[:, None] * D + value[None, :]
+    row_mask = lives[:, None] & (value < D)[None, :]
+    tile_column = tl.arange(0, CLASSES)
+    own_rows = tl.load(embeddings + row_offset, mask=row_mask, other=0.0)  # stays in shared memory throughout
+    if WIDENS:
+        own_rows = own_rows.to(tl.float32)
+    own = tl.load(labels + row, mask=lives, other=-1)
+    total = tl.zeros((ROWS,), dtype=tl.float32)
+    sums = tl.zeros((ROWS, WIDE), dtype=tl.float32)
+    start = split * classes_per_split
+    stop = tl.minimum(start + classes_per_split, classes)
+    for first in range(start, stop, CLASSES):
+        # One load serves both products: keys and values are the same rows. The copy engine computes its addresses and
+        # fills what lies beyond C or D with zeros: pointers and masks of the tile would take registers from the sums.
+        tile = tiles.load([first, 0])
+        if WIDENS:
+            tile = tile.to(tl.float32)
+        cosine = tl.dot(own_rows, tl.trans(tile))
+        cut = tl.where(cosine != cosine, cosine, tl.minimum(tl.maximum(cosine, -limit), limit))
+        weight = tl.exp2(cut * (scale * _LOG2_E))
+        others = (tile_column < stop - first)[None, :] & (tile_column[None, :] != (own - first)[:, None])
+        weight = tl.where(others, weight, 0.0)
+        total += tl.sum(weight, axis=1)
+        if WEIGHTED:
+            weight = tl.where(tl.abs(cosine) > limit, 0.0, weight)
+            sums = tl.dot(weight.to(tile.dtype), tile, sums)
+    part = split.to(tl.int64) * batch
+    tl.store(totals + part + row, total, mask=lives)
+    if WEIGHTED:
+        tl.store(weighted + part * D + row_offset, sums, mask=row_mask)
+
+
+def class_weights(
+    cosines: Tensor, totals: Tensor, labels: Tensor, *, first: int, scale: float, limit: float, dtype: torch.dtype
+) -> Tensor:
+    """Weights of a block of classes for the second product of the sweep.
+
+    Args:
+        cosines: (B, n) float32, rows contiguous; overwritten where `dtype` is float32.
+        totals: (B,) float32; sums of exp(logit) over the classes other than the target are added.
+        labels: (B,) int64.
+        first: class of the first column.
+        scale, limit: of the logits; `needs_no_shift` must hold.
+        dtype: of the weights.
+
+    Returns:
+        (B, n) exp(logit), 0 for the target and where the cosine is cut.
+    """
+    weights = cosines if dtype == torch.float32 else torch.empty_like(cosines, dtype=dtype)
+    if len(cosines):
+        class_weights_kernel[(len(cosines),)](
+            cosines, weights, totals, labels, totals, totals, totals, first, cosines.shape[1], cosines.stride(0),
+            weights.stride(0), scale, limit, GRADIENT=False, BLOCK=_BLOCK_COLUMNS, num_warps=4,
+        )  # fmt: skip
+    return weights
+
+
+def class_gradients(
+    cosines: Tensor,
+    labels: Tensor,
+    lse: Tensor,
+    target: Tensor,
+    factor: Tensor,
+    *,
+    first: int,
+    scale: float,
+    limit: float,
+    dtype: torch.dtype,
+) -> Tensor:
+    """Gradient of the loss with respect to a block of cosines.
+
+    Args:
+        cosines: (B, n) float32, rows contiguous; overwritten where `dtype` is float32.
+        labels: (B,) int64.
+        lse: (B,) float32 log-sum-exp over all classes.
+        target: (B,) float32, what stands in the target's column.
+        factor: (B,) float32, multiplies each row.
+        first: class of the first column.
+        scale, limit: of the logits.
+        dtype: of the result.
+
+    Returns:
+        (B, n).
+    """
+    weights = cosines if dtype == torch.float32 else torch.empty_like(cosines, dtype=dtype)
+    if len(cosines):
+        class_weights_kernel[(len(cosines),)](
+            cosines, weights, lse, labels, lse, target, factor, first, cosines.shape[1], cosines.stride(0),
+            weights.stride(0), scale, limit, GRADIENT=True, BLOCK=_BLOCK_COLUMNS, num_warps=4,
+        )  # fmt: skip
+    return weights
+
+
+def fused_sweep(
+    embeddings: Tensor, centres: Tensor, labels: Tensor, *, scale: float, limit: float, weighted: bool, splits: int
+) -> tuple[Tensor, Tensor | None]:
+    """Sums over all classes but the target, without a block of cosines anywhere.
+
+    Args:
+        embeddings: (B, D) in the dtype of the centres, contiguous.
+        centres: (C, D) float32 or bfloat16, contiguous; `fits_fused_sweep` must hold.
+        labels: (B,) int64.
+        scale, limit: of the logits; `needs_no_shift` must hold.
+        weighted: also give the weighted rows.
+        splits: parts that the classes are cut into; see `default_splits`.
+
+    Returns:
+        (B,) float32 sums of exp(logit); (B, D) float32 sums of exp(logit) times centre where the cosine is not cut.
+    """
+    batch, dim = embeddings.shape
+    tile, wide = tile_of(dim), triton.next_power_of_2(dim)
+    num_tiles = -(-len(centres) // tile.classes)
+    classes_per_split = -(-num_tiles // splits) * tile.classes
+    splits = -(-len(centres) // classes_per_split)  # none of them empty
+    totals = torch.zeros((splits, batch), dtype=torch.float32, device=embeddings.device)
+    sums = torch.empty((splits, batch, dim) if weighted else (1,), dtype=torch.float32, device=embeddings.device)
+    if batch:
+        tiles = TensorDescriptor.from_tensor(centres, [tile.classes, wide])
+        fused_sweep_kernel[(-(-batch // tile.rows), splits)](
+            tiles, embeddings, labels, totals, sums, batch, len(centres), classes_per_split, scale, limit, D=dim,
+            WIDE=wide, ROWS=tile.rows, CLASSES=tile.classes, WEIGHTED=weighted, WIDENS=_INTERPRETED,
+            num_warps=tile.warps, num_stages=tile.stages,
+        )  # fmt: skip
+    return totals.sum(0), sums.sum(0) if weighted else None
+
+
+def default_splits(batch: int, classes: int, tile: Tile, processors: int) -> int:
+    """Parts of the classes such that every processor of the GPU has a program, and none fewer than four tiles."""
+    row_tiles = max(1, -(-batch // tile.rows))
+    return max(1, min(processors // row_tiles, classes // (4 * tile.classes)))

@@ -1,0 +1,127 @@
+"""Runs the Triton forms in Triton's interpreter, which is chosen before Triton is imported: a process of its own.
+
+Prints one line of JSON for each case: how far loss and gradients are from the dense reference in float64, and how far
+eager PyTorch is in the same dtype. With golden files as arguments: how far they are from what those hold.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import json
+import os
+import sys
+from pathlib import Path
+
+os.environ["TRITON_INTERPRET"] = "1"
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import tests_support
+
+tests_support.make_importable()
+
+import golden_heads
+import torch
+from margin_softmax_cases import ADAFACE, ARCFACE, INSIGHTFACE, gradients, make_case
+from torch import Tensor
+
+from adadistill.kernels import margin_softmax_triton
+from adadistill.kernels.margin_softmax import margin_softmax, margin_softmax_reference
+
+OPTIONS = {"adaface": ADAFACE, "arcface": ARCFACE, "insightface": INSIGHTFACE}
+# No samples; one class; one pair; primes; one past a tile of rows and of classes; several tiles of both.
+SHAPES = [(0, 5, 16), (3, 1, 16), (1, 2, 16), (7, 17, 32), (24, 85, 48), (65, 65, 16), (67, 331, 80)]
+
+
+def main() -> None:
+    for (name, options), shape, trained in itertools.product(OPTIONS.items(), SHAPES, (False, True)):
+        case = make_case(*shape, special=shape[0] > 7)
+        exact = gradients(margin_softmax_reference, case, trained=trained, **options)
+        single = case.to(torch.float32)
+        eager = gradients(margin_softmax_reference, single, trained=trained, **options)
+        for form, chunk in (("chunks", 16 if shape[1] < 100 else 150), ("fused", None)):
+            if form == "fused" and trained:
+                continue  # backward runs as chunks
+            found = gradients(margin_softmax, single, trained=trained, form=form, chunk_classes=chunk, **options)
+            report([name, *shape, trained, form, chunk], found, exact, eager)
+    many_splits()
+    half_centres()
+
+
+def many_splits() -> None:
+    """Parts of the classes, the last of them short, give what one part gives."""
+    case = make_case(33, 700, 32).to(torch.float32)
+    arguments = (case.embeddings, case.centres, case.labels)
+    whole = margin_softmax_triton.fused_sweep(*arguments, scale=64.0, limit=1.0, weighted=True, splits=1)
+    for splits in (2, 3, 7, 22):
+        parts = margin_softmax_triton.fused_sweep(*arguments, scale=64.0, limit=1.0, weighted=True, splits=splits)
+        off = [relative(part, one) for part, one in zip(parts, whole, strict=True)]
+        print(json.dumps({"case": ["splits", splits], "off": off}))
+
+
+def half_centres() -> None:
+    """bfloat16 centres under float32 embeddings, the target row from a float32 master."""
+    case = make_case(40, 300, 64)
+    rounded = case.centres.bfloat16()
+    own = case.centres[case.labels.clamp(min=0)]
+    exact = case.embeddings.clone().requires_grad_()
+    wanted = margin_softmax_reference(exact, rounded.double(), *case_rest(case), target_centres=own, **ADAFACE)
+    (wanted_gradient,) = torch.autograd.grad(wanted.loss.sum(), exact)
+    for form in ("torch", "chunks", "fused"):
+        single = case.to(torch.float32)
+        embeddings = single.embeddings.clone().requires_grad_()
+        result = margin_softmax(
+            embeddings, rounded, *case_rest(single), target_centres=own.float(), form=form, **ADAFACE
+        )
+        (gradient,) = torch.autograd.grad(result.loss.sum(), embeddings)
+        off = [relative(result.loss, wanted.loss), relative(gradient, wanted_gradient)]
+        print(json.dumps({"case": ["bfloat16", form], "off": off}))
+
+
+def golden(paths: list[Path]) -> None:
+    """The public implementations' steps, prepared in float64, their softmax in float32."""
+    for path in paths:
+        for form in ("chunks", "fused"):
+            name = path.stem
+            for step, case in golden_heads.prepared_steps(path):
+                if form == "fused" and "centres_grad" in case:
+                    continue  # backward runs as chunks
+                loss, found = step.gradients(functools.partial(single, form=form))
+                wanted = [case[key] for key in ("student_grad", "centres_grad") if key in case]
+                off = [relative(loss, case["loss"]), *(relative(a, b) for a, b in zip(found, wanted, strict=True))]
+                print(json.dumps({"case": [name, form], "off": off}))
+
+
+def single(*inputs: Tensor, target_centres: Tensor | None, **options: object) -> object:
+    narrow = [value.float() if value.is_floating_point() else value for value in inputs]
+    target = None if target_centres is None else target_centres.float()
+    return margin_softmax(*narrow, target_centres=target, **options)
+
+
+def case_rest(case: object) -> tuple[Tensor, Tensor, Tensor]:
+    return tuple(case)[2:]
+
+
+def report(name: list[object], found: tuple, exact: tuple, eager: tuple) -> None:
+    def off(result: tuple) -> list[float]:
+        losses = relative(result[0].loss, exact[0].loss)
+        return [losses, *(relative(a, b) for a, b in zip(result[1], exact[1], strict=True))]
+
+    same = torch.equal(found[0].clamped, eager[0].clamped)
+    print(json.dumps({"case": name, "off": off(found), "eager": off(eager), "clamped": same}))
+
+
+def relative(found: Tensor, wanted: Tensor) -> float:
+    """Largest difference as a share of the largest value; NaN and infinities count as far."""
+    if not wanted.numel():
+        return 0.0 if found.shape == wanted.shape else float("inf")
+    difference = (found.double() - wanted.double()).abs().max().item()
+    largest = max(wanted.abs().max().item(), 1e-30)
+    return difference / largest if difference == difference else float("inf")
+
+
+if __name__ == "__main__":
+    if len(sys.argv) > 1:
+        golden([Path(argument) for argument in sys.argv[1:]])
+    else:
+        main()
