@@ -11,10 +11,13 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+from adadistill.kernels.margin_softmax import ClassShard
 
 COLLECTIVE_TIMEOUT = datetime.timedelta(minutes=20)
 """Longer than any evaluation or checkpoint between two collectives, short enough that a dead rank ends the run."""
@@ -75,6 +78,26 @@ def gather_rows(rows: Tensor, ranks: Ranks) -> Tensor:
     gathered = rows.new_empty((ranks.world_size * rows.shape[0], *rows.shape[1:]))
     dist.all_gather_into_tensor(gathered, rows.contiguous())
     return gathered
+
+
+def all_reduced(values: Tensor, how: Literal["sum", "max"], ranks: Ranks) -> Tensor:
+    """The sum or the largest of every rank's tensor, a new one, equal in every bit on all ranks. Without gradient."""
+    values = values.detach().clone()
+    if ranks.world_size > 1:
+        dist.all_reduce(values, dist.ReduceOp.SUM if how == "sum" else dist.ReduceOp.MAX)
+    return values
+
+
+def class_shard(num_classes: int, ranks: Ranks) -> ClassShard:
+    """This rank's part of the classes: contiguous, and of sizes that differ by one at most.
+
+    Raises:
+        ValueError: there are fewer classes than ranks.
+    """
+    if num_classes < ranks.world_size:
+        raise ValueError(f"{num_classes} classes cannot be spread over {ranks.world_size} ranks")
+    first = num_classes * ranks.rank // ranks.world_size
+    return ClassShard(first, num_classes, lambda values, how: all_reduced(values, how, ranks))
 
 
 def exchange_rows(send: Tensor, send_counts: Sequence[int], receive_counts: Sequence[int]) -> Tensor:

@@ -30,6 +30,7 @@ Source    ArcFace arXiv:1801.07698, CosFace 1801.09414, AdaFace 2204.00964; onli
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -49,6 +50,19 @@ _FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 _BLOCK_VALUES = {"cpu": 2**18, "cuda": 2**22}
 # Narrower chunks waste the GEMMs, however large the batch is.
 _LEAST_CHUNK = 256
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ClassShard:
+    """The part of the classes that this rank holds, where they are spread over several."""
+
+    first_class: int
+    """Label of this rank's first centre."""
+    num_classes: int
+    """C, of all ranks together."""
+    all_reduce: Callable[[Tensor, Literal["sum", "max"]], Tensor]
+    """Combines a tensor of one shape over all ranks; the same bits on each. Three calls a step for (B,) and one for
+    (B, D) tensors."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -321,10 +335,11 @@ class _FixedCentres(torch.autograd.Function):
         target_rows: Tensor,
         target: _Target,
         settings: _Settings,
+        shard: ClassShard | None,
     ) -> tuple[Tensor, Tensor]:
         wants_gradient = ctx.needs_input_grad[0]
         sweep = _sweep_classes(embeddings, centres, labels, settings, rows=wants_gradient)
-        excess = sweep.lse_others - target.logit  # (B,)
+        excess = _of_all_shards(sweep.lse_others, shard) - target.logit  # (B,)
         loss = torch.logaddexp(excess, torch.zeros_like(excess))
         probability = torch.sigmoid(-excess)
         ctx.mark_non_differentiable(probability)
@@ -336,6 +351,8 @@ class _FixedCentres(torch.autograd.Function):
                 to_probability = torch.exp((sweep.shift - target.logit - loss).clamp(max=0.0))
             pull = -torch.sigmoid(excess) * target.slope  # (B,) (p_y - 1) slope
             gradient = sweep.weighted_rows.mul_(to_probability[:, None]).add_(pull[:, None] * target_rows)
+            if shard is not None:  # a row's own centre adds its pull on the one rank that holds it
+                gradient = shard.all_reduce(gradient, "sum")
             ctx.save_for_backward(gradient.mul_(settings.logit_scale))
         return loss, probability
 
@@ -343,7 +360,7 @@ class _FixedCentres(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, loss_grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         (gradient,) = ctx.saved_tensors
-        return gradient * loss_grad[:, None], None, None, None, None, None
+        return gradient * loss_grad[:, None], None, None, None, None, None, None
 
 
 class _TrainedCentres(torch.autograd.Function):
@@ -351,16 +368,22 @@ class _TrainedCentres(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, embeddings: Tensor, centres: Tensor, labels: Tensor, target: _Target, settings: _Settings
+        ctx: Any,
+        embeddings: Tensor,
+        centres: Tensor,
+        labels: Tensor,
+        target: _Target,
+        settings: _Settings,
+        shard: ClassShard | None,
     ) -> tuple[Tensor, Tensor]:
         sweep = _sweep_classes(embeddings, centres, labels, settings, rows=False)
-        excess = sweep.lse_others - target.logit  # (B,)
+        excess = _of_all_shards(sweep.lse_others, shard) - target.logit  # (B,)
         loss = torch.logaddexp(excess, torch.zeros_like(excess))
         probability = torch.sigmoid(-excess)
         ctx.mark_non_differentiable(probability)
         pull = -torch.sigmoid(excess) * target.slope
         ctx.save_for_backward(embeddings, centres, labels, target.logit + loss, pull)
-        ctx.settings = settings
+        ctx.settings, ctx.shard = settings, shard
         return loss, probability
 
     @staticmethod
@@ -387,7 +410,18 @@ class _TrainedCentres(torch.autograd.Function):
                     block = _class_gradients(block, labels, lse, pull, row_weight, first, scale, limit)
                 embedding_grad.add_(_weighted_rows(block, chunk, accumulate))
                 centre_grad[first : first + width] = block.T @ embeddings
-        return embedding_grad, centre_grad, None, None, None
+        if ctx.shard is not None:
+            embedding_grad = ctx.shard.all_reduce(embedding_grad, "sum")
+        return embedding_grad, centre_grad, None, None, None, None
+
+
+def _of_all_shards(lse_others: Tensor, shard: ClassShard | None) -> Tensor:
+    """(B,) log-sum-exp over the other classes of all ranks."""
+    if shard is None:
+        return lse_others
+    # A shard whose only class is the target has -inf; where all have, the differences must not become NaN.
+    highest = shard.all_reduce(lse_others, "max").clamp(min=torch.finfo(lse_others.dtype).min)
+    return highest + torch.log(shard.all_reduce(torch.exp(lse_others - highest), "sum"))
 
 
 def _class_gradients(
@@ -415,6 +449,7 @@ def margin_softmax(
     target_centres: Tensor | None = None,
     chunk_classes: int | None = None,
     form: Form = "auto",
+    shard: ClassShard | None = None,
 ) -> MarginSoftmax:
     """Per-sample margin softmax loss against all centres, by chunks of classes.
 
@@ -435,6 +470,9 @@ def margin_softmax(
             library products with a Triton pass between them; `fused`: one Triton kernel, for bfloat16 centres with D
             a multiple of 16 up to 512. These two need logits that need no maximum (s up to about 70), and no float16.
             `auto`: chunks where they can run, else torch.
+        shard: `unit_centres` are only this part of the classes, and every rank calls this with the embeddings, labels
+            and margins of the whole global batch: results are those of all classes, the same on every rank, and so is
+            the gradient to the embeddings; that to the centres is the shard's own. Not together with target_centres.
 
     Raises:
         ValueError: shapes, dtypes or options disagree, or the form cannot take them.
@@ -442,6 +480,7 @@ def margin_softmax(
     Second derivatives are not available. Peak memory beside the inputs: two (B, D) and about three (B, chunk) tensors.
     """
     _check_inputs(unit_embeddings, unit_centres, labels, angular, additive, target_centres)
+    _check_shard(shard, len(unit_centres), target_centres)
     _check_options(cosine_limit, angle_limits, margin_grad, chunk_classes)
     dtype = torch.promote_types(torch.promote_types(unit_embeddings.dtype, unit_centres.dtype), torch.float32)
     if chunk_classes is None:
@@ -453,10 +492,16 @@ def margin_softmax(
         # An ignored row may hold anything, NaN included, and 0 * NaN would reach the centres' gradient.
         embeddings = torch.where(valid[:, None], unit_embeddings.to(dtype), 0.0)  # (B, D)
         with torch.no_grad():
-            target_rows = unit_centres[labels.clamp(min=0)] if target_centres is None else target_centres  # (B, D)
-            target_rows = torch.where(valid[:, None], target_rows.to(dtype), 0.0)
+            own, held = labels, valid  # row of each sample's centre, and whether it is here
+            if shard is not None:
+                own = labels - shard.first_class
+                held = valid & (own >= 0) & (own < len(unit_centres))
+                own = torch.where(held, own, -1)
+            target_rows = unit_centres[own.clamp(min=0)] if target_centres is None else target_centres  # (B, D)
+            target_rows = torch.where(held[:, None], target_rows.to(dtype), 0.0)
+            cosine = (embeddings * target_rows).sum(-1)
             target = _target_column(
-                (embeddings * target_rows).sum(-1),
+                cosine if shard is None else shard.all_reduce(cosine, "sum"),
                 torch.where(valid, angular.to(dtype), 0.0),
                 torch.where(valid, additive.to(dtype), 0.0),
                 logit_scale,
@@ -465,9 +510,9 @@ def margin_softmax(
                 margin_grad,
             )
         if unit_centres.requires_grad and torch.is_grad_enabled():
-            loss, probability = _TrainedCentres.apply(embeddings, unit_centres, labels, target, settings)
+            loss, probability = _TrainedCentres.apply(embeddings, unit_centres, own, target, settings, shard)
         else:
-            loss, probability = _FixedCentres.apply(embeddings, unit_centres, labels, target_rows, target, settings)
+            loss, probability = _FixedCentres.apply(embeddings, unit_centres, own, target_rows, target, settings, shard)
         return MarginSoftmax(
             loss=torch.where(valid, loss, 0.0),
             target_cosine=target.cosine,
@@ -550,6 +595,17 @@ def _check_inputs(
     for name, tensor in floats:
         if tensor.dtype not in _FLOATS:
             raise ValueError(f"{name} must be float64, float32, bfloat16 or float16, got {tensor.dtype}")
+
+
+def _check_shard(shard: ClassShard | None, classes: int, target_centres: Tensor | None) -> None:
+    if shard is None:
+        return
+    if target_centres is not None:
+        raise ValueError("target_centres must be None for a shard of the classes")
+    if not 0 <= shard.first_class <= shard.num_classes - classes:
+        raise ValueError(
+            f"a shard of {classes} classes from {shard.first_class} on does not lie within {shard.num_classes}"
+        )
 
 
 def _check_options(

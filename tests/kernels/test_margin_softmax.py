@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import math
+import subprocess
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,12 +23,14 @@ from torch.nn.functional import normalize
 
 from adadistill.kernels import margin_softmax as module
 from adadistill.kernels.margin_softmax import (
+    ClassShard,
     default_chunk_classes,
     margin_logits_reference,
     margin_softmax,
     margin_softmax_reference,
 )
 
+MEMORY_WORKER = Path(__file__).with_name("margin_softmax_memory_worker.py")
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
 OPTIONS = [
@@ -330,6 +339,17 @@ def test_nothing_of_the_size_of_the_logits_is_kept_for_backward():
     assert len(sizes) == 13, "one sweep gives loss and gradient"
 
 
+def test_peak_memory_is_bounded_and_speed_is_no_less_than_dense():
+    if not Path("/proc/self/clear_refs").exists():
+        pytest.skip("peak memory is read from /proc")
+    done = subprocess.run([sys.executable, str(MEMORY_WORKER)], capture_output=True, text=True, timeout=240, check=True)
+    found = json.loads(done.stdout)
+    assert found["extra_mib"] <= 64.0
+    seconds = found["seconds"]
+    assert seconds["chunked"] <= seconds["dense"]
+    assert 2.0 * seconds["chunked"] <= seconds["origin"]
+
+
 def test_evaluation_without_gradient_runs_one_product_per_chunk():
     case = make_case(4, 30)
     with torch.no_grad():
@@ -407,6 +427,61 @@ def test_a_centre_far_from_everything_changes_nothing_measurable(seed):
 
     assert_close(with_far.loss, loss.loss, 1e-9)
     assert_close(far_gradient, gradient, 1e-9)
+
+
+class Together:
+    """Ranks that are threads: each hands in its tensor and gets all of them combined."""
+
+    def __init__(self, count: int) -> None:
+        self._given: list[Tensor | None] = [None] * count
+        self._meeting = threading.Barrier(count, timeout=30)
+
+    def all_reduce(self, rank: int, values: Tensor, how: str) -> Tensor:
+        self._given[rank] = values.detach()
+        self._meeting.wait()
+        stacked = torch.stack([given for given in self._given if given is not None])
+        self._meeting.wait()
+        return stacked.sum(0) if how == "sum" else stacked.amax(0)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    st.integers(0, 2**20),
+    st.lists(st.integers(1, 30), min_size=1, max_size=4),
+    st.booleans(),
+    st.sampled_from([ADAFACE, ARCFACE, INSIGHTFACE]),
+)
+def test_classes_in_shards_of_any_size_give_what_all_together_give(seed, sizes, trained, options):
+    case = make_case(9, sum(sizes), seed=seed, special=sum(sizes) > 1)
+    expected, expected_gradients = gradients(margin_softmax, case, trained=trained, chunk_classes=7, **options)
+    together = Together(len(sizes))
+
+    def run(rank: int) -> Any:
+        first = sum(sizes[:rank])
+        shard = ClassShard(first, sum(sizes), partial(together.all_reduce, rank))
+        part = replace(case, centres=case.centres[first : first + sizes[rank]])
+        return gradients(margin_softmax, part, trained=trained, shard=shard, chunk_classes=7, **options)
+
+    with ThreadPoolExecutor(len(sizes)) as pool:
+        found = list(pool.map(run, range(len(sizes))))
+    for result, (embeddings_gradient, *_) in found:
+        assert_close(result.loss, expected.loss)
+        assert_close(result.target_cosine, expected.target_cosine)
+        assert_close(result.target_probability, expected.target_probability)
+        assert torch.equal(result.clamped, expected.clamped)
+        assert_close(embeddings_gradient, expected_gradients[0])
+    if trained:
+        assert_close(torch.cat([centres for _, (_, centres) in found]), expected_gradients[1])
+
+
+def test_a_shard_outside_the_classes_and_target_rows_beside_one_are_refused():
+    case = make_case(4, 10)
+    for first, classes in ((-1, 12), (5, 12)):
+        with pytest.raises(ValueError, match="does not lie within 12"):
+            margin_softmax(*case, shard=ClassShard(first, classes, lambda values, how: values), **ADAFACE)
+    shard = ClassShard(0, 10, lambda values, how: values)
+    with pytest.raises(ValueError, match="target_centres must be None for a shard"):
+        margin_softmax(*case, shard=shard, target_centres=case.centres[case.labels], **ADAFACE)
 
 
 def test_chunks_are_within_the_classes_and_never_narrow():
