@@ -17,14 +17,16 @@ arbitrary sample of several with the same label survives.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from adadistill.kernels.centre_update import CentreUpdate, centre_update_
+from adadistill.kernels.triton_use import runs_triton
 
 LEAST_MOMENTUM = 1e-6
 INITIAL_STD = 0.01
@@ -128,16 +130,8 @@ class CentreStep:
     """(G,) cosine of the centre as it was to the teacher's embedding, in [1e-6, 1]; 0 for ignored samples."""
     momentum: Tensor
     """(G,) weight the old centre kept, in [1e-6, 1]; 1 for ignored samples."""
-    update: CentreUpdate
-    """Rows before and after."""
-    unit_centres: Tensor
-    """(C, D) unit copy that follows the update."""
-
-    def commit_(self, ok: Tensor) -> None:
-        """Keep the step where `ok` (0-dim bool on the centres' device) is true, else restore every bit of the old."""
-        self.update.commit_(ok)
-        rows = torch.where(ok, self.update.new, self.update.old)
-        self.unit_centres.index_copy_(0, self.update.rows, unit_rows(rows).to(self.unit_centres.dtype))
+    commit_: Callable[[Tensor], None]
+    """Keep the step where its argument (0-dim bool on the centres' device) is true, else restore every bit."""
 
 
 class AdaptiveCentres:
@@ -194,19 +188,36 @@ class AdaptiveCentres:
                 f"teacher_embeddings must be ({len(labels)}, {self.class_centres.shape[1]}), "
                 f"got {tuple(teacher_embeddings.shape)}"
             )
+        weighted = self.config.momentum == "weighted"
+        if runs_triton(self.class_centres) and self.class_centres.dtype != torch.float64:
+            from adadistill.kernels.centre_update_triton import adaptive_update_
+
+            made = adaptive_update_(
+                self.class_centres,
+                self._unit_centres,
+                teacher_embeddings.contiguous(),
+                labels,
+                student_teacher_cosine.float(),
+                weighted=weighted,
+            )
+            return CentreStep(made.confidence, made.momentum, made.commit_)
         valid = labels >= 0
         teacher = teacher_embeddings.to(self.class_centres.dtype)
         confidence = centre_confidence(self.class_centres[labels.clamp(min=0)], teacher)
         cosine = student_teacher_cosine.to(confidence.dtype)
-        momentum = centre_momentum(cosine, confidence, weighted=self.config.momentum == "weighted")
+        momentum = centre_momentum(cosine, confidence, weighted=weighted)
         update = centre_update_(self.class_centres, teacher, labels, momentum)
         self._unit_centres.index_copy_(0, update.rows, unit_rows(update.new).to(self._unit_centres.dtype))
         return CentreStep(
             confidence=torch.where(valid, confidence, 0.0),
             momentum=torch.where(valid, momentum, 1.0),
-            update=update,
-            unit_centres=self._unit_centres,
+            commit_=partial(self._commit_, update),
         )
+
+    def _commit_(self, update: CentreUpdate, ok: Tensor) -> None:
+        update.commit_(ok)
+        rows = torch.where(ok, update.new, update.old)
+        self._unit_centres.index_copy_(0, update.rows, unit_rows(rows).to(self._unit_centres.dtype))
 
     def unit_centres(self) -> Tensor:
         """(C, D) unit rows the softmax reads; the live copy, not to be written."""

@@ -29,7 +29,6 @@ Source    ArcFace arXiv:1801.07698, CosFace 1801.09414, AdaFace 2204.00964; onli
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, get_args
@@ -37,6 +36,8 @@ from typing import Any, Literal, NamedTuple, get_args
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+
+from adadistill.kernels.triton_use import runs_triton
 
 MarginGrad = Literal["exact", "straight_through"]
 Form = Literal["auto", "torch", "chunks", "fused"]
@@ -527,9 +528,9 @@ def _checked_form(
     """The form that runs. Raises ValueError where the one asked for cannot take these inputs."""
     if form not in get_args(Form):
         raise ValueError(f"form must be one of {', '.join(get_args(Form))}, got {form!r}")
-    if form == "torch" or (form == "auto" and not _runs_triton(embeddings)):
+    if form == "torch" or (form == "auto" and not runs_triton(embeddings)):
         return "torch"
-    if not _runs_triton(embeddings):
+    if not runs_triton(embeddings):
         raise ValueError(f"form {form} runs on CUDA or in Triton's interpreter, these tensors are on the CPU")
     from adadistill.kernels.margin_softmax_triton import fits_dtype, fits_fused_sweep, needs_no_shift
 
@@ -549,10 +550,6 @@ def _checked_form(
             f"{centres.shape[1]}; take form chunks"
         )
     return form
-
-
-def _runs_triton(tensor: Tensor) -> bool:
-    return tensor.is_cuda or os.environ.get("TRITON_INTERPRET") == "1"
 
 
 def _processors(device: torch.device) -> int:

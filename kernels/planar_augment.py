@@ -23,7 +23,6 @@ pipelines have decode threads of their own there (loaders/plane_pixels.py, loade
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from typing import Literal
 
@@ -31,6 +30,7 @@ import torch
 from torch import Tensor
 
 from adadistill.kernels.augment_parameters import FACTOR_ONE, TAPS, Column, ResampleTables, len_columns
+from adadistill.kernels.triton_use import runs_triton
 
 Layout = Literal["planes", "rgb"]
 
@@ -89,7 +89,7 @@ def planar_augment(
     _check(store, rows, layout, image_size, mirrored, parameters, tables)
     if not dtype.is_floating_point:
         raise ValueError(f"images are floating point, got dtype {dtype}")
-    if not _uses_triton(store):
+    if not runs_triton(store):
         pixels = planar_augment_reference(
             store, rows, layout=layout, image_size=image_size, mirrored=mirrored, parameters=parameters, tables=tables
         )
@@ -116,7 +116,7 @@ def planar_augment_u8(
 ) -> Tensor:
     """As `planar_augment`, before normalisation: (B, S, S, 3) uint8 RGB."""
     _check(store, rows, layout, image_size, mirrored, parameters, tables)
-    if not _uses_triton(store):
+    if not runs_triton(store):
         return planar_augment_reference(
             store, rows, layout=layout, image_size=image_size, mirrored=mirrored, parameters=parameters, tables=tables
         )
@@ -147,10 +147,6 @@ def planar_augment_reference(
         flips = moved[:, Column.MIRROR] != 0
     images = torch.where(flips[:, None, None, None], images.flip(3), images)
     return images.to(torch.uint8).permute(0, 2, 3, 1).contiguous()
-
-
-def _uses_triton(store: Tensor) -> bool:
-    return store.device.type == "cuda" or os.environ.get("TRITON_INTERPRET") == "1"
 
 
 def _check(

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import re
 import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+from hopper_code import compile_for_hopper, registers_of
 from tests_support import golden_files
 
 WORKER = Path(__file__).with_name("margin_softmax_worker.py")
@@ -86,9 +86,6 @@ VARIANTS = {
 def test_hopper_code_keeps_its_sums_in_registers(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Compiled ahead of time for compute capability 9.0, without a GPU: no local memory anywhere, so no spills."""
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
-    compiler = pytest.importorskip("triton.backends.compiler", reason="this Triton cannot compile ahead of time")
-    import triton
-
     from adadistill.kernels import margin_softmax_triton
 
     kernel, dim, flag = VARIANTS[name]
@@ -104,23 +101,10 @@ def test_hopper_code_keeps_its_sums_in_registers(name: str, tmp_path: Path, monk
         types = {**dict.fromkeys(("cosines", "totals", "lse", "target", "factor"), "*fp32"), "weights": "*bf16",
                  "labels": "*i64", "scale": "fp32", "limit": "fp32"}  # fmt: skip
         options = {"num_warps": 4}
-    function = getattr(margin_softmax_triton, kernel)
-    names = function.arg_names
-    signature = {n: "constexpr" if n in constants else types.get(n, "i32") for n in names}
-    aligned = {(names.index(n),): [["tt.divisibility", 16]] for n, kind in types.items() if kind.startswith("*")}
-    source = triton.compiler.ASTSource(fn=function, signature=signature, constexprs=constants, attrs=aligned)
-    compiled = triton.compile(source, target=compiler.GPUTarget("cuda", 90, 32), options=options)
+    compiled = compile_for_hopper(getattr(margin_softmax_triton, kernel), types, constants, **options)
     if kernel == "fused_sweep_kernel":
         assert "wgmma.mma_async" in compiled.asm["ptx"], "tensor cores are not used"
         assert compiled.metadata.shared <= 227 * 1024
-
-    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
-    if not tool.is_file():
-        pytest.skip("this Triton brings no cuobjdump")
-    (tmp_path / "kernel.cubin").write_bytes(compiled.asm["cubin"])
-    usage = subprocess.run(
-        [tool, "-res-usage", tmp_path / "kernel.cubin"], capture_output=True, text=True, check=True
-    ).stdout
-    used = {key: int(value) for key, value in re.findall(r"(REG|STACK|LOCAL):(\d+)", usage)}
+    used = registers_of(compiled, tmp_path)
     print(f"{name}: {used['REG']} registers, {compiled.metadata.shared} bytes of shared memory")
-    assert used["STACK"] == used["LOCAL"] == 0, usage
+    assert used["STACK"] == used["LOCAL"] == 0, used

@@ -1,0 +1,97 @@
+"""Runs the Triton centre update in Triton's interpreter, which is chosen before Triton is imported: its own process.
+
+Prints one line of JSON for each case: how far the update is from one sample after the other in float64, and whether an
+update that is not ok is undone in every bit.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import sys
+from pathlib import Path
+
+os.environ["TRITON_INTERPRET"] = "1"
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import tests_support
+
+tests_support.make_importable()
+
+import torch
+from torch.nn.functional import normalize
+
+from adadistill.core.class_centres import AdaptiveCentres, CentresConfig
+from adadistill.kernels.centre_update_triton import adaptive_update_
+
+SHAPES = [(0, 5, 16), (1, 1, 16), (7, 3, 24), (33, 200, 64), (64, 5, 48), (40, 1, 32)]
+
+
+def main() -> None:
+    for (batch, classes, dim), momentum in itertools.product(SHAPES, ("weighted", "unweighted")):
+        draw = torch.Generator().manual_seed(batch)
+        stored = torch.randn(classes, dim, generator=draw)
+        teacher = normalize(torch.randn(batch, dim, generator=draw) + 0.5)
+        labels = torch.randint(-1, classes, (batch,), generator=draw)
+        cosines = torch.rand(batch, generator=draw) * 2 - 1
+        config = CentresConfig(momentum=momentum)
+        exact = AdaptiveCentres(config, stored.double())  # float64 takes the torch path
+        wanted = exact.propose_update(teacher.double(), labels, cosines.double())
+        found_centres = AdaptiveCentres(config, stored.clone())
+        before = [found_centres.class_centres.clone(), found_centres.unit_centres().clone()]
+        found = found_centres.propose_update(teacher, labels, cosines)
+        off = [
+            far(found.confidence, wanted.confidence),
+            far(found.momentum, wanted.momentum),
+            far(found_centres.class_centres, exact.class_centres),
+            far(found_centres.unit_centres(), exact.unit_centres()),
+        ]
+        found.commit_(torch.tensor(True))
+        off.append(far(found_centres.class_centres, exact.class_centres))
+        untouched = torch.ones(classes, dtype=torch.bool)
+        untouched[labels[labels >= 0]] = False
+        same = torch.equal(found_centres.class_centres[untouched], before[0][untouched])
+
+        undone = AdaptiveCentres(config, stored.clone())
+        broken = torch.where(torch.rand(batch, 1, generator=draw) < 0.3, torch.nan, teacher)
+        undone.propose_update(broken, labels, cosines).commit_(torch.tensor(False))
+        back = [undone.class_centres, undone.unit_centres()]
+        print(
+            json.dumps(
+                {
+                    "case": [batch, classes, dim, momentum],
+                    "off": off,
+                    "untouched": same,
+                    "undone": all(torch.equal(a, b) for a, b in zip(back, before, strict=True)),
+                }
+            )
+        )
+    half_masters()
+
+
+def half_masters() -> None:
+    """Computed wide and rounded once, both copies."""
+    draw = torch.Generator().manual_seed(5)
+    stored = torch.randn(9, 32, generator=draw)
+    teacher = normalize(torch.randn(6, 32, generator=draw))
+    labels, cosines = torch.tensor([0, 3, 5, 6, 7, 8]), torch.rand(6, generator=draw)
+    for dtype in (torch.float16, torch.float32):
+        master = stored.to(dtype)
+        wide = master.float().clone()
+        units = normalize(wide).half()
+        adaptive_update_(master, units, teacher, labels, cosines, weighted=True)
+        exact = AdaptiveCentres(CentresConfig(), wide.double())
+        exact.propose_update(teacher.double(), labels, cosines.double())
+        off = [far(master, exact.class_centres), far(units, exact.unit_centres())]
+        print(json.dumps({"case": ["half", str(dtype)], "off": off}))
+
+
+def far(found: torch.Tensor, wanted: torch.Tensor) -> float:
+    if found.shape != wanted.shape or not found.numel():
+        return 0.0 if found.shape == wanted.shape else float("inf")
+    return (found.double() - wanted.double()).abs().max().item()
+
+
+if __name__ == "__main__":
+    main()

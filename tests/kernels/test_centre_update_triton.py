@@ -1,0 +1,62 @@
+"""The Triton centre update: what the ordered rule gives in float64, undone in every bit, compiled for Hopper."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hopper_code import compile_for_hopper, registers_of
+
+WORKER = Path(__file__).with_name("centre_update_worker.py")
+pytestmark = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
+
+
+@pytest.fixture(scope="module")
+def cases() -> list[dict]:
+    done = subprocess.run([sys.executable, str(WORKER)], capture_output=True, text=True, timeout=240, check=False)
+    assert done.returncode == 0, done.stderr
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def test_the_update_is_that_of_one_sample_after_the_other(cases: list[dict]):
+    """Confidence, momentum, centres and unit rows; repeated, ignored and single identities, no samples."""
+    updates = [case for case in cases if case["case"][0] != "half"]
+    assert len(updates) == 12
+    for case in updates:
+        assert max(case["off"]) <= 5e-7, case
+        assert case["untouched"], case
+
+
+def test_a_step_that_is_not_finite_is_undone_in_every_bit(cases: list[dict]):
+    assert all(case["undone"] for case in cases if case["case"][0] != "half")
+
+
+def test_half_precision_is_rounded_once(cases: list[dict]):
+    off = {case["case"][1]: case["off"] for case in cases if case["case"][0] == "half"}
+    assert off["torch.float32"][0] <= 5e-7
+    assert off["torch.float32"][1] <= 2**-11  # the unit copy is float16
+    assert max(off["torch.float16"]) <= 2**-10
+
+
+@pytest.mark.parametrize("kernel", ["update_kernel", "undo_kernel"])
+@pytest.mark.parametrize("unit", ["bf16", "fp32"])
+def test_the_kernels_compile_for_hopper_without_spilling(
+    kernel: str, unit: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    from adadistill.kernels import centre_update_triton
+
+    function = getattr(centre_update_triton, kernel)
+    types = {"centres": "*fp32", "units": f"*{unit}", "old": "*fp32", "old_unit": f"*{unit}", "sorted_labels": "*i64"}
+    constants = {"D": 512, "WIDE": 512}
+    if kernel == "update_kernel":
+        types |= {**dict.fromkeys(("teacher", "cosines", "confidences", "momenta"), "*fp32"), "order": "*i64"}
+        constants["WEIGHTED"] = True
+    else:
+        types["ok"] = "*i1"
+    used = registers_of(compile_for_hopper(function, types, constants, num_warps=4), tmp_path)
+    assert used["STACK"] == used["LOCAL"] == 0, used
