@@ -38,6 +38,7 @@ def jobs(faces: Path | None) -> list[Job]:
     Args:
         faces: folder of real faces, or None where there is none.
     """
+    margin = (*_bench("kernels.bench_margin_softmax"), "--rows", "margin_softmax.jsonl")
     step = (*_bench("step"), "--rows", "step.jsonl")
     listed = [
         Job("gpu tests", ("-m", "pytest", "-q", "-m", "gpu", "tests"), 240),
@@ -51,7 +52,8 @@ def jobs(faces: Path | None) -> list[Job]:
         Job("teacher cache", (*_bench("teacher_cache"), "--rows", "teacher_cache.jsonl"), 120),
         Job("step float32", (*step, "--precision", "float32", "--steps", "50"), 60),
         Job("centre update", (*_bench("kernels.bench_centre_update"), "--rows", "centre_update.jsonl"), 40),
-        Job("margin softmax", (*_bench("kernels.bench_margin_softmax"), "--rows", "margin_softmax.jsonl"), 90),
+        Job("margin softmax", (*margin, "--classes", "85742", "--batch", "384", "1024", "2048", "4096"), 120),
+        Job("margin softmax, large C", (*margin, "--classes", "360232", "2059906", "--batch", "1024", "4096"), 150),
         Job("planar augment", (*_bench("kernels.bench_planar_augment"), "--rows", "planar_augment.jsonl"), 60),
     ]
     if faces is not None:
