@@ -359,6 +359,21 @@ def test_evaluation_without_gradient_runs_one_product_per_chunk():
     assert_close(trained.loss, result.loss)
 
 
+def test_compiling_sees_through_without_a_break():
+    case = make_case(24, 85).to(torch.float32)
+
+    def mean_loss(*inputs: Tensor) -> Tensor:
+        return margin_softmax(*inputs, **ADAFACE).loss.mean()
+
+    compiled = torch.compile(mean_loss, fullgraph=True, backend="aot_eager")
+    found, wanted = (case.embeddings.clone().requires_grad_() for _ in range(2))
+    losses = compiled(found, *tuple(case)[1:]), mean_loss(wanted, *tuple(case)[1:])
+    for loss in losses:
+        loss.backward()
+    assert torch.equal(*losses)
+    assert torch.equal(found.grad, wanted.grad)
+
+
 def test_margins_never_get_a_gradient():
     case = make_case(4, 9)
     angular, additive = case.angular.clone().requires_grad_(), case.additive.clone().requires_grad_()
