@@ -6,8 +6,9 @@ With y = labels[i], c = x_i . w_j cut to [-L, L] (L = cosine_limit) and theta = 
     loss_i = logsumexp_j z_ij - z_iy
 
 Every head of this field is a choice of the two numbers per sample. The target is a (B,) side computation; what remains
-is a log-sum-exp over the other classes, computed chunk by chunk with a running maximum. For centres without gradient
-the embedding gradient comes out of the same sweep (it is attention with keys = values = centres):
+is a log-sum-exp over the other classes, computed chunk by chunk: in plain torch with a running maximum, or by one of
+two Triton forms that need none (margin_softmax_triton.py). For centres without gradient the embedding gradient comes
+out of the same sweep (it is attention with keys = values = centres):
 
     d loss_i / d x_i = s (sum_{j != y} p_ij [c_ij not cut] w_j + (p_iy - 1) slope_i w_y)
     slope_i          = sin(theta') / sin(theta),  0 where c_iy is cut or theta' clipped

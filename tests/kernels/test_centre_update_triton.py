@@ -9,7 +9,11 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from hopper_code import compile_for_hopper, registers_of
+from torch.nn.functional import normalize
+
+from adadistill.core.class_centres import AdaptiveCentres, CentresConfig
 
 WORKER = Path(__file__).with_name("centre_update_worker.py")
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
@@ -60,3 +64,29 @@ def test_the_kernels_compile_for_hopper_without_spilling(
         types["ok"] = "*i1"
     used = registers_of(compile_for_hopper(function, types, constants, num_warps=4), tmp_path)
     assert used["STACK"] == used["LOCAL"] == 0, used
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("unit_dtype", [torch.float32, torch.bfloat16])
+def test_on_cuda_the_update_is_the_cpu_s_and_can_be_undone(unit_dtype: torch.dtype):
+    draw = torch.Generator().manual_seed(3)
+    stored = torch.randn(200, 512, generator=draw)
+    teacher = normalize(torch.randn(300, 512, generator=draw) + 0.5)
+    labels = torch.randint(-1, 60, (300,), generator=draw)
+    cosines = torch.rand(300, generator=draw)
+    exact = AdaptiveCentres(CentresConfig(), stored.double())
+    wanted = exact.propose_update(teacher.double(), labels, cosines.double())
+    centres = AdaptiveCentres(CentresConfig(), stored.cuda(), unit_dtype=unit_dtype)
+    before = centres.class_centres.clone(), centres.unit_centres().clone()
+    inputs = teacher.cuda(), labels.cuda(), cosines.cuda()
+    step = centres.propose_update(*inputs)
+    assert (step.momentum.double().cpu() - wanted.momentum).abs().max() <= 5e-7
+    assert (centres.class_centres.double().cpu() - exact.class_centres).abs().max() <= 1e-6
+    off = (centres.unit_centres().double().cpu() - exact.unit_centres()).abs().max()
+    assert off <= (1e-6 if unit_dtype == torch.float32 else 2**-9)
+    step.commit_(torch.tensor(False, device="cuda"))
+    assert torch.equal(centres.class_centres, before[0])
+    assert torch.equal(centres.unit_centres(), before[1])
+    centres.propose_update(*inputs).commit_(torch.tensor(True, device="cuda"))
+    assert (centres.class_centres.double().cpu() - exact.class_centres).abs().max() <= 1e-6

@@ -10,8 +10,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+import torch
 from hopper_code import compile_for_hopper, registers_of
+from margin_softmax_cases import ADAFACE, gradients, make_case
 from tests_support import golden_files
+
+from adadistill.kernels.margin_softmax import margin_softmax, margin_softmax_reference
 
 WORKER = Path(__file__).with_name("margin_softmax_worker.py")
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
@@ -108,3 +112,41 @@ def test_hopper_code_keeps_its_sums_in_registers(name: str, tmp_path: Path, monk
     used = registers_of(compiled, tmp_path)
     print(f"{name}: {used['REG']} registers, {compiled.metadata.shared} bytes of shared memory")
     assert used["STACK"] == used["LOCAL"] == 0, used
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("form", ["torch", "chunks", "fused"])
+@pytest.mark.parametrize("shape", [(1, 2, 16), (67, 331, 80), (384, 5000, 512)])
+def test_on_cuda_bfloat16_centres_give_what_their_rounding_allows(form: str, shape: tuple[int, int, int]):
+    case = make_case(*shape)
+    rounded, own = case.centres.bfloat16(), case.centres[case.labels.clamp(min=0)]
+    exact = case.embeddings.clone().requires_grad_()
+    rest = tuple(case)[2:]
+    wanted = margin_softmax_reference(exact, rounded.double(), *rest, target_centres=own, **ADAFACE)
+    (wanted_gradient,) = torch.autograd.grad(wanted.loss.sum(), exact)
+    single = case.to(torch.float32, "cuda")
+    runs = []
+    for _ in range(2):
+        embeddings = single.embeddings.clone().requires_grad_()
+        result = margin_softmax(
+            embeddings, rounded.cuda(), *tuple(single)[2:], target_centres=own.float().cuda(), form=form, **ADAFACE
+        )
+        runs.append((result.loss, *torch.autograd.grad(result.loss.sum(), embeddings)))
+    assert all(torch.equal(one, other) for one, other in zip(*runs, strict=True)), "the same bits every time"
+    loss, gradient = (value.double().cpu() for value in runs[0])
+    assert (loss - wanted.loss).abs().max() <= 4e-3 * wanted.loss.abs().max() + 1e-3
+    assert (gradient - wanted_gradient).abs().max() <= 2e-2 * wanted_gradient.abs().max()
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("trained", [False, True])
+def test_on_cuda_float32_chunks_are_as_exact_as_eager(trained: bool):
+    case = make_case(67, 331, 80)
+    exact = gradients(margin_softmax_reference, case, trained=trained, **ADAFACE)
+    single = case.to(torch.float32, "cuda")
+    found = gradients(margin_softmax, single, trained=trained, form="chunks", **ADAFACE)
+    pairs = [(found[0].loss, exact[0].loss), *zip(found[1], exact[1], strict=True)]
+    for (one, other), limit in zip(pairs, (LOSS, GRADIENT, GRADIENT), strict=False):
+        assert (one.double().cpu() - other).abs().max() <= limit * other.abs().max()
