@@ -1,7 +1,9 @@
 """The centre update alone: one global batch against C centres, repeated labels included.
 
-Isolates the ordered merge and its undo; leaves out teacher, cosines and the softmax's unit copy. Before timing, the
-result must equal applying one sample after the other in float64. `sequential` is that loop, on the rows it touches.
+Isolates the update and its undo; leaves out teacher and student. Before timing, the result must equal applying one
+sample after the other in float64. `merge` is the ordered merge alone, in torch; `step` is what training does:
+confidence, momentum, merge and the softmax's unit copy, one Triton launch on CUDA. `sequential` (CPU) is the loop over
+samples, on the rows it touches.
 
     python -m adadistill.bench.kernels.bench_centre_update --batch 1024 --classes 85742
 """
@@ -11,11 +13,13 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 
 from adadistill.bench.rows import append_row, spread
 from adadistill.bench.timing import repeated_ms
+from adadistill.core.class_centres import AdaptiveCentres, CentresConfig
 from adadistill.kernels.centre_update import centre_update_, centre_update_reference
 
 
@@ -45,7 +49,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         update()
         torch.testing.assert_close(inputs[0].double().cpu(), truth, rtol=1e-5, atol=1e-6)
-        forms: dict[str, Callable[[], object]] = {"ours": update}
+        adaptive = AdaptiveCentres(CentresConfig(), inputs[0].clone())
+        cosines = torch.rand(batch, generator=generator).to(device)
+
+        step = partial(_step, adaptive, inputs[1], inputs[2], cosines, ok)
+        forms: dict[str, Callable[[], object]] = {"merge": update, "step": step}
         if device.type == "cpu":
             few = [tensor[: labels.max() + 1] if index == 0 else tensor for index, tensor in enumerate(inputs)]
             forms["sequential"] = lambda few=few: centre_update_reference(*few)  # type: ignore[misc]
@@ -57,6 +65,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             )  # fmt: skip
             print(f"centre update  batch {batch:<5} {name:<11} {times['median']:>9.3f} ms")
     return 0
+
+
+def _step(
+    centres: AdaptiveCentres, teacher: torch.Tensor, labels: torch.Tensor, cosines: torch.Tensor, ok: torch.Tensor
+) -> None:
+    centres.propose_update(teacher, labels, cosines).commit_(ok)
 
 
 if __name__ == "__main__":
