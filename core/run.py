@@ -266,8 +266,10 @@ def _build_objective(recipe: Recipe, parts: _Parts, ranks: Ranks) -> Objective:
     statistics = NormStatistics.start(dtype=dtype, device=ranks.device)
     if kind == "adaptive":
         assert teacher is not None, "a recipe with adaptive centres has a teacher"
-        # Under bfloat16 autocast the softmax reads a bfloat16 copy of the centres; exact precisions read exact centres.
-        unit_dtype = None if parts.precision.autocast_dtype is not None else dtype
+        # Under bfloat16 autocast the softmax reads a bfloat16 copy of the centres; exact precisions read exact centres,
+        # unless these are half precision themselves.
+        reads_as_stored = parts.precision.autocast_dtype is not None or recipe.centres.half is not None
+        unit_dtype = None if reads_as_stored else dtype
         return DistillationObjective(
             head=recipe.head,
             geometry=recipe.geometry_margin,
@@ -293,7 +295,7 @@ def _random_centres(recipe: Recipe, parts: _Parts, ranks: Ranks) -> torch.Tensor
         parts.records.num_classes,
         recipe.student.embedding_dim,
         generator=stream(recipe.seed, "class_centres"),
-        dtype=parts.precision.dtype,
+        dtype=parts.precision.dtype if recipe.centres.half is None else getattr(torch, recipe.centres.half),
     ).to(ranks.device)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -253,3 +255,37 @@ def test_unit_rows_are_written_piece_by_piece_also_onto_themselves(monkeypatch):
     write_unit_rows_(rows, rows)
     assert torch.equal(rows, expected)
     assert [(piece.start, piece.stop) for piece in row_pieces(7)] == [(0, 3), (3, 6), (6, 7)]
+
+
+@pytest.mark.parametrize(("half", "drift"), [("bfloat16", 6e-6), ("float16", 1e-6)])
+def test_half_precision_centres_stay_beside_float32_ones(half: str, drift: float):
+    """A moving average forgets its own rounding: after 400 updates of each centre as after 100."""
+    generator = torch.Generator().manual_seed(4)
+    start = initial_centres(20, 128, generator=generator)
+    wide = AdaptiveCentres(WEIGHTED, start.clone())
+    narrow = AdaptiveCentres(replace(WEIGHTED, half=half), start.to(getattr(torch, half)))
+    assert narrow.unit_centres().dtype == narrow.class_centres.dtype == getattr(torch, half)
+    identities = units(20, 128, 9)
+    for step in range(400):
+        labels = torch.randint(20, (20,), generator=generator)
+        teacher = unit_rows(identities[labels] + torch.randn(20, 128, generator=generator) / 128**0.5)
+        cosine = 0.3 + 0.65 * min(1.0, step / 150) + 0.05 * torch.randn(20, generator=generator)
+        for centres in (wide, narrow):
+            centres.propose_update(teacher, labels, cosine.clamp(-1, 1)).commit_(torch.tensor(True))
+        if step in (99, 399):
+            off = 1.0 - (unit_rows(narrow.class_centres) * unit_rows(wide.class_centres)).sum(1)
+            assert off.max() <= drift
+    target = narrow.target_centres(labels)
+    assert target is not None
+    assert target.dtype == torch.float32
+
+
+def test_half_precision_centres_are_of_the_format_asked_for():
+    with pytest.raises(ValueError, match="bfloat16"):
+        AdaptiveCentres(replace(WEIGHTED, half="bfloat16"), units(5, 8, 7))
+    with pytest.raises(ValueError, match="float32 or float64"):
+        AdaptiveCentres(WEIGHTED, units(5, 8, 7).half())
+    with pytest.raises(ValueError, match="half must be bfloat16, float16"):
+        CentresConfig(half="float8")
+    with pytest.raises(ValueError, match="half is for kind adaptive"):
+        CentresConfig(kind="trainable", half="bfloat16")

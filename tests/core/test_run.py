@@ -278,3 +278,21 @@ def test_resuming_with_another_teacher_under_the_same_path_is_refused(data: Path
     save_network(tmp_path / "teacher", build_backbone(backbone, 32, generator=2), backbone, 32)
     with pytest.raises(ResumeError, match="class centres of two teachers must not mix"):
         run_training(recipe, tmp_path / "run", ranks=RANKS, resume="auto")
+
+
+@pytest.mark.parametrize("half", ["bfloat16", "float16"])
+def test_half_precision_centres_train_save_and_resume_to_the_same_bits(half: str, tmp_path: Path):
+    write_tiny_records(tmp_path)
+    recipe = tiny_recipe(tmp_path, centres__half=half, log__every=1, checkpoint__every_steps=4)
+    run_training(recipe, tmp_path / "whole", ranks=Ranks())
+    run_training(recipe, tmp_path / "halted", ranks=Ranks())
+    newest = sorted((tmp_path / "halted" / "checkpoints").glob("step-*"))
+    for folder in newest[1:]:
+        shutil.rmtree(folder)
+    run_training(recipe, tmp_path / "halted", ranks=Ranks(), resume="auto")
+    states = [
+        load_checkpoint(sorted((tmp_path / name / "checkpoints").glob("step-*"))[-1]) for name in ("whole", "halted")
+    ]
+    centres = [state.row_sharded["class_centres"] for state in states]
+    assert centres[0].dtype == getattr(torch, half)
+    assert torch.equal(*centres)
