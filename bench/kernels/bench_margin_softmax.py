@@ -54,13 +54,14 @@ class Problem:
 
 def make_problem(batch: int, classes: int, dim: int, device: torch.device) -> Problem:
     """Random float32 problem with embeddings near their centres, as in the middle of training."""
-    draw = torch.Generator().manual_seed(0)
-    centres = normalize(torch.randn(classes, dim, generator=draw))
-    labels = torch.randint(0, classes, (batch,), generator=draw)
-    embeddings = normalize(normalize(torch.randn(batch, dim, generator=draw)) + centres[labels])
-    scaler = torch.rand(batch, generator=draw) * 2 - 1
-    tensors = (embeddings, centres, labels, -HEAD.margin * scaler, HEAD.margin * (1 + scaler))
-    return Problem(*(t.to(device) for t in tensors))
+    draw = torch.Generator(device).manual_seed(0)  # two million centres would take the host half a minute
+    options: dict[str, Any] = {"generator": draw, "device": device}
+    centres = torch.randn(classes, dim, **options)
+    centres /= torch.linalg.vector_norm(centres, dim=1, keepdim=True)
+    labels = torch.randint(0, classes, (batch,), **options)
+    embeddings = normalize(normalize(torch.randn(batch, dim, **options)) + centres[labels])
+    scaler = torch.rand(batch, **options) * 2 - 1
+    return Problem(embeddings, centres, labels, -HEAD.margin * scaler, HEAD.margin * (1 + scaler))
 
 
 def origin_step(problem: Problem) -> Tensor:
