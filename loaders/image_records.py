@@ -251,7 +251,13 @@ class ImageRecords:
     def _compare_with_property(self) -> None:
         """Warn where the caller's number of identities is not the data set's own: labels below it are taken."""
         properties, wanted = self.path.with_name("property"), self._num_classes
-        if wanted is not None and properties.is_file() and (count := read_property(properties)) != wanted:
+        if wanted is None or not properties.is_file():
+            return
+        try:
+            count = read_property(properties)
+        except ValueError:  # which is why the caller says the number
+            return
+        if count != wanted:
             logger.warning("%s says %d identities, data.num_classes says %d and is used", properties, count, wanted)
 
     def _find_num_classes(self) -> tuple[int, str]:

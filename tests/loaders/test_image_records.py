@@ -134,6 +134,9 @@ def test_another_number_of_classes_than_the_data_set_s_own_is_warned_of(path, ca
     assert [record.message.split("property ")[1] for record in caplog.records] == [
         "says 3 identities, data.num_classes says 7 and is used"
     ]
+    path.with_name("property").write_text("who knows\n")
+    assert ImageRecords(path, num_classes=3).read(0).label == 0
+    assert len(caplog.records) == 1
 
 
 @pytest.mark.parametrize("num_classes", [0, -1, (1 << 24) + 1])
