@@ -532,7 +532,10 @@ def _checked_form(
     if form == "torch" or (form == "auto" and not runs_triton(embeddings)):
         return "torch"
     if not runs_triton(embeddings):
-        raise ValueError(f"form {form} runs on CUDA or in Triton's interpreter, these tensors are on the CPU")
+        raise ValueError(
+            f"form {form} runs on CUDA or in Triton's interpreter, unless ADADISTILL_KERNELS=torch; these tensors are on "
+            f"{embeddings.device}"
+        )
     from adadistill.kernels.margin_softmax_triton import fits_dtype, fits_fused_sweep, needs_no_shift
 
     fits = (
