@@ -533,8 +533,8 @@ def _checked_form(
         return "torch"
     if not runs_triton(embeddings):
         raise ValueError(
-            f"form {form} runs on CUDA or in Triton's interpreter, unless ADADISTILL_KERNELS=torch; these tensors are on "
-            f"{embeddings.device}"
+            f"form {form} runs on CUDA or in Triton's interpreter, unless ADADISTILL_KERNELS=torch; these tensors are "
+            f"on {embeddings.device}"
         )
     from adadistill.kernels.margin_softmax_triton import fits_dtype, fits_fused_sweep, needs_no_shift
 

@@ -539,6 +539,26 @@ def test_options_out_of_range_are_refused_by_name(options, message):
         margin_softmax(*make_case(4, 9), **{**ADAFACE, **options})
 
 
+@pytest.mark.parametrize(
+    ("form", "interpreter", "changes", "message"),
+    [
+        ("flash", True, {}, "form must be one of auto, torch, chunks, fused, got 'flash'"),
+        ("fused", False, {}, "form fused runs on CUDA or in Triton's interpreter.*on cpu"),
+        ("chunks", True, {"dtype": torch.float64}, "take form torch"),
+        ("chunks", True, {"dtype": torch.float16}, "not for torch.float16 centres"),
+        ("chunks", True, {"logit_scale": 90.0}, "logits up to 90 over 10 classes; take form torch"),
+        ("fused", True, {"dim": 24}, "D a multiple of 16 up to 512, got torch.float32 and D 24; take form chunks"),
+    ],
+)
+def test_a_form_that_cannot_take_the_inputs_is_refused(form, interpreter, changes, message, monkeypatch):
+    pytest.importorskip("triton", reason="Triton is not installed")
+    monkeypatch.setenv("TRITON_INTERPRET", "1" if interpreter else "0")
+    case = make_case(4, 10, changes.get("dim", 16)).to(changes.get("dtype", torch.float32))
+    options = ARCFACE | {"logit_scale": changes.get("logit_scale", 64.0)}
+    with pytest.raises(ValueError, match=message):
+        margin_softmax(*case, form=form, **options)
+
+
 def test_target_rows_beside_trained_centres_are_refused():
     case = make_case(4, 9)
     centres = case.centres.clone().requires_grad_()
