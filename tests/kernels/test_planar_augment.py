@@ -13,10 +13,10 @@ import planar_cases
 import pytest
 import simplejpeg
 import torch
-from hopper_code import compile_for_hopper
+from hopper_code import compile_for_hopper, registers_of
 
 from adadistill.kernels.augment_parameters import Column, resample_tables
-from adadistill.kernels.planar_augment import planar_augment, planar_augment_reference, planar_augment_u8
+from adadistill.kernels.planar_augment import BLOCK, planar_augment, planar_augment_reference, planar_augment_u8
 from adadistill.loaders.augment_image import augment_image
 from adadistill.loaders.packed_store.errors import TurboJpegMissingError
 from adadistill.loaders.packed_store.jpeg_planes import PlaneDecoder
@@ -104,7 +104,7 @@ def test_the_triton_kernel_gives_the_bits_of_the_reference():
 @needs_triton
 @pytest.mark.parametrize("augments", [False, True])
 def test_the_triton_kernel_compiles_for_hopper(augments: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """Without a GPU: down to the machine code of compute capability 9.0."""
+    """Without a GPU: down to the machine code of compute capability 9.0, and without a spill."""
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     from adadistill.kernels.planar_augment_triton import augment_kernel
 
@@ -112,9 +112,10 @@ def test_the_triton_kernel_compiles_for_hopper(augments: bool, tmp_path: Path, m
         "out": "*bf16", "store": "*u8", "rows": "*i64", "mirrored": "*u8", "parameters": "*i32", "slots": "*i32",
         "index": "*i16", "weight": "*i16", "pixels_a": "*u8", "pixels_b": "*u8", "middle": "*i32",
     }  # fmt: skip
-    constants = {"S": 112, "PLANES": True, "AUGMENTS": augments, "NORMALISES": True, "WIDE": False, "BLOCK": 1024}
+    constants = {"S": 112, "PLANES": True, "AUGMENTS": augments, "NORMALISES": True, "WIDE": False, "BLOCK": BLOCK}
     compiled = compile_for_hopper(augment_kernel, pointers, constants)
-    assert len(compiled.asm["cubin"]) > 0
+    used = registers_of(compiled, tmp_path)
+    assert used["STACK"] == used["LOCAL"] == 0, used
 
 
 @pytest.mark.parametrize("size", [16, 34, 112])
