@@ -147,8 +147,11 @@ def stage_loaders(setting: Setting) -> list[Loader]:
 
     def decode(record_ids: npt.NDArray[np.int64]) -> object:
         _, bodies = checked.read_plain(record_ids)
-        pairs = zip(record_ids.tolist(), bodies, strict=True)
-        return [checked.decode_plain(*pair) if pair[1] is not None else checked.decode(pair[0]) for pair in pairs]
+        images = []
+        for record_id, body in zip(record_ids.tolist(), bodies, strict=True):
+            pixels = checked.decode_plain(record_id, body)
+            images.append(checked.decode(record_id)[1] if pixels is None else pixels)
+        return images
 
     def augment(count: int) -> Iterator[Any]:
         out = np.empty_like(decoded[0])

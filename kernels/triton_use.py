@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
+from functools import cache
 
 from torch import Tensor
 
@@ -16,8 +18,18 @@ def runs_triton(tensor: Tensor) -> bool:
 
     Raises:
         ValueError: the switch is neither auto nor torch.
+        ImportError: it may, and Triton is not installed.
     """
     choice = os.environ.get(SWITCH, "auto")
     if choice not in ("auto", "torch"):
         raise ValueError(f"{SWITCH} must be auto or torch, got {choice!r}")
-    return choice == "auto" and (tensor.is_cuda or os.environ.get("TRITON_INTERPRET") == "1")
+    if choice == "torch" or not (tensor.is_cuda or os.environ.get("TRITON_INTERPRET") == "1"):
+        return False
+    if not _is_installed():
+        raise ImportError(f"Triton is not installed: pip install triton, or set {SWITCH}=torch for slower plain forms")
+    return True
+
+
+@cache
+def _is_installed() -> bool:
+    return importlib.util.find_spec("triton") is not None

@@ -21,12 +21,8 @@ tests_support.make_importable()
 import torch
 
 from adadistill.bench.kernels.bench_margin_softmax import Problem, origin_step, seam_step
+from adadistill.bench.timing import extra_mib
 from adadistill.kernels.margin_softmax import margin_softmax, margin_softmax_reference
-
-
-def peak_mib() -> float:
-    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
-    return int(line.split()[1]) / 1024
 
 
 def main() -> None:
@@ -38,10 +34,7 @@ def main() -> None:
     problem = Problem(embeddings, centres, labels, torch.full((512,), 0.1), torch.full((512,), 0.3))
     small = replace(problem, class_centres=centres[:20_000], labels=labels % 20_000)
     seam_step(small, margin_softmax)  # threads and buffers come up
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
-    before = peak_mib()
-    seam_step(problem, margin_softmax)
-    extra = peak_mib() - before
+    extra = extra_mib(lambda: seam_step(problem, margin_softmax), torch.device("cpu"))
     seconds = {}
     for name, run in (
         ("chunked", lambda: seam_step(small, margin_softmax)),

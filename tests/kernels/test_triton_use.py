@@ -5,11 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 
+from adadistill.kernels import triton_use
 from adadistill.kernels.triton_use import SWITCH, runs_triton
 
 
 def test_triton_runs_in_its_interpreter_unless_it_is_switched_off(monkeypatch: pytest.MonkeyPatch):
     tensor = torch.zeros(1)
+    monkeypatch.setattr(triton_use, "_is_installed", lambda: True)
     monkeypatch.delenv(SWITCH, raising=False)
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     assert not runs_triton(tensor)
@@ -17,6 +19,10 @@ def test_triton_runs_in_its_interpreter_unless_it_is_switched_off(monkeypatch: p
     assert runs_triton(tensor)
     monkeypatch.setenv(SWITCH, "torch")
     assert not runs_triton(tensor)
+    monkeypatch.setenv(SWITCH, "auto")
+    monkeypatch.setattr(triton_use, "_is_installed", lambda: False)
+    with pytest.raises(ImportError, match="pip install triton, or set ADADISTILL_KERNELS=torch"):
+        runs_triton(tensor)
     monkeypatch.setenv(SWITCH, "cuda")
     with pytest.raises(ValueError, match="ADADISTILL_KERNELS must be auto or torch, got 'cuda'"):
         runs_triton(tensor)

@@ -127,7 +127,7 @@ def test_insightface_s_operations_are_dali_s(name: str, image: np.ndarray):
         ours = _augmented(image, GREY=1)
     else:
         ours = _augmented(image, BLUR_TABLE=tables.blur(np.array([int(name[-1])]))[0])
-    assert _off(ours, theirs) <= 2
+    assert _off(ours, theirs) <= (2 if name == "resize" else 1)
 
 
 def _augmented_by_policy(image: np.ndarray, hue: float, saturation: float) -> np.ndarray:
