@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -27,8 +28,8 @@ def repeated_ms(run: Callable[[], object], device: torch.device, repeats: int, *
 def extra_mib(run: Callable[[], object], device: torch.device) -> float | None:
     """Peak memory of a call beside what was there before, in MiB.
 
-    On the CPU it is what the process grows by, so memory that an earlier call left to the allocator is not counted
-    again; None where Linux's /proc does not tell.
+    On the CPU it is what the process grows by, after the allocator has given back what earlier calls left to it; None
+    where Linux's /proc or glibc does not tell.
     """
     if device.type != "cuda":
         return _grown_mib(run)
@@ -40,9 +41,10 @@ def extra_mib(run: Callable[[], object], device: torch.device) -> float | None:
 
 
 def _grown_mib(run: Callable[[], object]) -> float | None:
-    reset = Path("/proc/self/clear_refs")
-    if not reset.exists():
+    reset, trim = Path("/proc/self/clear_refs"), getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if not reset.exists() or trim is None:
         return None
+    trim(0)
     reset.write_text("5")  # the peak starts anew from what is resident now
     before = _peak_mib()
     run()

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from tiny_training import write_tiny_records
 
 from adadistill.bench import gpu_check, real_faces, rows, step
@@ -36,6 +37,15 @@ def test_the_centre_update_bench(tmp_path: Path):
     arguments = ["--batch", "7", "16", "--classes", "50", "--dim", "8", "--repeats", "2", "--device", "cpu"]
     assert bench_centre_update.main([*arguments, "--rows", str(tmp_path / "r.jsonl")]) == 0
     assert {row["form"] for row in rows.read_rows(tmp_path / "r.jsonl")} == {"merge", "step", "sequential"}
+
+
+def test_the_drift_of_half_precision_centres(tmp_path: Path):
+    rows_path = str(tmp_path / "r.jsonl")
+    bench_centre_update.measure_drift(torch.device("cpu"), rows_path, classes=6, dim=16, batch=4, steps=8)
+    found = rows.read_rows(rows_path)
+    assert [(row["half"], row["updates_each"]) for row in found[:2]] == [("bfloat16", 8 / 6), ("float16", 8 / 6)]
+    assert len(found) == 8
+    assert all(0.0 <= row["one_minus_cosine"]["mean"] < 1e-4 for row in found)
 
 
 def test_the_planar_augment_bench(tmp_path: Path):
