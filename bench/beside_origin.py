@@ -155,7 +155,7 @@ def our_steps(
         guard=NonFiniteGuard(GuardConfig(), batch_size, device),
         precision=formats,
         ranks=ranks,
-        compile_student=compiled,
+        compile_student="default" if compiled else "off",
     )
     batches = [_batch(*parts, formats.image_dtype) for parts in zip(faces.images, faces.labels, faces.record_ids)]  # noqa: B905
     while True:

@@ -6,6 +6,7 @@ leaves the step as a small device tensor.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -18,6 +19,7 @@ from adadistill.core.non_finite import NonFiniteGuard
 from adadistill.core.objectives import GlobalSamples, Objective
 from adadistill.core.optimiser import OptimConfig, build_optimiser, step_where_finite
 from adadistill.core.precision import Precision
+from adadistill.core.student_compiler import CompileMode, compiled_forward
 from adadistill.loaders.batch import Batch
 
 
@@ -36,7 +38,7 @@ class TrainingStep:
 
     Args:
         student: images -> raw embeddings; moved to the device here. Only it is wrapped in DDP.
-        compile_student: run the student through `torch.compile`.
+        compile_student: mode of `torch.compile` for the student, or off.
     """
 
     def __init__(
@@ -48,7 +50,7 @@ class TrainingStep:
         guard: NonFiniteGuard,
         precision: Precision,
         ranks: Ranks,
-        compile_student: bool = False,
+        compile_student: CompileMode = "off",
     ) -> None:
         memory_format = torch.channels_last if precision.channels_last else torch.preserve_format
         self.student = student.to(device=ranks.device, dtype=precision.dtype, memory_format=memory_format)  # type: ignore[call-overload]
@@ -101,7 +103,7 @@ class TrainingStep:
         names.update({parameter: f"objective.{index}" for index, parameter in enumerate(self.objective.parameters())})
         return names
 
-    def _wrap(self, compile_student: bool) -> nn.Module:
+    def _wrap(self, compile_student: CompileMode) -> Callable[[Tensor], Tensor]:
         network: nn.Module = self.student
         if self._ranks.world_size > 1:
             device = self._ranks.device
@@ -113,7 +115,7 @@ class TrainingStep:
                 gradient_as_bucket_view=True,
                 static_graph=True,
             )
-        return torch.compile(network) if compile_student else network  # type: ignore[return-value]
+        return compiled_forward(network, compile_student)
 
     def _clip(self) -> Tensor:
         """Clip the student's gradient; its 0-dim norm before clipping."""
