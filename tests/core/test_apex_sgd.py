@@ -16,7 +16,7 @@ CPU = torch.device("cpu")
 
 
 class StandInSGD(torch.optim.Optimizer):
-    """What apex documents and its kernels do: SGD with weight decay, which a raised overflow flag turns into nothing."""
+    """What apex does: SGD with weight decay, which a raised overflow flag turns into nothing."""
 
     heeds_flag = True
 
