@@ -124,8 +124,8 @@ class MeasuredRows:
 
     def _core_share(self, row: dict[str, Any], cores: int) -> float:
         """How much longer work takes on so many cores than on those of the row; 1 on devices other than CPUs."""
-        threads = row.get("threads")
-        return (threads if _number(threads) else 1) / cores if self._device.is_cpu else 1.0
+        threads = row["threads"] if _number(row.get("threads")) else 1
+        return float(threads / cores) if self._device.is_cpu else 1.0
 
     def _best(
         self,

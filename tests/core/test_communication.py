@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from rank_processes import run_ranks
+from tests_support import ROOT
 from tiny_training import tiny_recipe, write_tiny_records
 
 from adadistill.core.backbones import BackboneConfig, backbone_skeleton
@@ -163,3 +164,16 @@ def test_the_counter_leaves_ordinary_operators_alone():
         total = torch.ones(3).sum()
     assert total == 3.0
     assert counter.take() == []
+
+
+def test_the_bytes_in_the_documentation_are_those_of_the_formula():
+    page = (ROOT / "docs" / "multi_node.md").read_text(encoding="utf-8")
+    recipe = load_recipe("ms1mv2_ir50_to_mobilefacenet", [f"data.global_batch_size={RANKS * PER_RANK}"])
+    ours = _formula(recipe, RANKS, num_classes=MS1MV2_IDENTITIES)
+    parameters, _ = _student_sizes(recipe.student, 112)
+    origin = origin_transfers(parameters=parameters, num_classes=MS1MV2_IDENTITIES, dim=512)
+    for size in (*bytes_by_part(ours).values(), handed_bytes(origin)):
+        assert f"| {size:,} |" in page
+    cached = [transfer for transfer in ours if transfer.part != TEACHER_EMBEDDINGS]
+    for transfers in (ours, cached, origin):
+        assert f"{wire_bytes(transfers, RANKS) / 1e6:.1f} MB" in page
