@@ -17,6 +17,7 @@ from adadistill.core.backbones import BackboneConfig
 from adadistill.core.cost_model.devices import DeviceModel
 
 _OUR_SOFTMAX_FORMS = ("torch", "chunks", "fused")
+_MOST_BYTES = 64 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,31 +45,27 @@ class MeasuredRows:
         self._rows = [row for file in files for row in _read(file) if _is_of(row, device)]
 
     def student_s_per_image(
-        self, config: BackboneConfig, image_size: int, *, half: bool, compiled: bool, cores: int
+        self, config: BackboneConfig, image_size: int, *, precision: str, compiled: bool, cores: int
     ) -> tuple[Measured, int] | None:
-        """Seconds per image of a whole step of this student on one device, and the identities it was measured with."""
+        """Seconds per image of a whole step of this student on one device, and the identities it was measured with.
+
+        `precision` is float32, bfloat16 or float64: `auto` of a row is what it means on its device.
+        """
+        automatic = "float32" if self._device.is_cpu else "bfloat16"
+        wanted = (config.arch, config.width, image_size, "compiled" if compiled else "eager", precision)
 
         def fits(row: dict[str, Any]) -> bool:
-            precision = row["precision"]
-            in_half = precision == "bfloat16" or (precision == "auto" and not self._device.is_cpu)
-            network = (row["arch"], row["width"], row["image_size"]) == (config.arch, config.width, image_size)
-            replayed = row.get("way", "replayed") == "replayed"
+            computed_in = automatic if row["precision"] == "auto" else row["precision"]
             whole = all(_number(row[key]) for key in ("step_ms", "batch_size", "identities"))
-            return (
-                whole
-                and network
-                and replayed
-                and in_half == half
-                and row["mode"] == ("compiled" if compiled else "eager")
-            )
+            found = (row["arch"], row["width"], row["image_size"], row["mode"], computed_in)
+            return whole and row.get("way", "replayed") == "replayed" and found == wanted
 
         row = self._best(("step", "step_replayed_batch"), fits, lambda row: (row["batch_size"], 0.0))
         if row is None:
             return None
         seconds = 1e-3 * row["step_ms"] / row["batch_size"] * self._core_share(row, cores)
-        return Measured(seconds, _source(row, f"batch {row['batch_size']}, {row['identities']} identities")), row[
-            "identities"
-        ]
+        source = _source(row, f"batch {row['batch_size']}, {row['identities']} identities")
+        return Measured(seconds, source), row["identities"]
 
     def softmax_flop_per_s(self, dim: int, *, cores: int) -> Measured | None:
         """Operations per second of the margin softmax with fixed centres, by its fastest form."""
@@ -146,11 +143,13 @@ class MeasuredRows:
 
 
 def _read(file: Path) -> list[dict[str, Any]]:
+    if file.stat().st_size > _MOST_BYTES:
+        raise ValueError(f"{file} is larger than {_MOST_BYTES >> 20} MiB: that is no file of rows")
     rows = []
-    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(file.read_bytes().splitlines(), start=1):
         try:
             row = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             raise ValueError(f"{file}, line {number} is no JSON; rows are JSON objects, one a line") from None
         if not isinstance(row, dict) or not isinstance(row.get("bench"), str):
             raise ValueError(f"{file}, line {number} is no row of a bench: an object with `bench` is wanted")

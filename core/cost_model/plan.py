@@ -241,9 +241,11 @@ class _Model:
     def __init__(self, recipe: Recipe, launch: Launch, rows: MeasuredRows, batch: int, placement: Placement) -> None:
         self.recipe, self.launch, self.rows, self.batch, self.placement = recipe, launch, rows, batch, placement
         self.device = launch.device
-        self.half = recipe.precision == "bfloat16" or (recipe.precision == "auto" and not self.device.is_cpu)
-        self.image_bytes = 8 if recipe.precision == "float64" else 2 if self.half else 4
-        self.value_bytes = 8 if recipe.precision == "float64" else 4
+        automatic = "float32" if self.device.is_cpu else "bfloat16"
+        self.precision = automatic if recipe.precision == "auto" else recipe.precision
+        self.half = self.precision == "bfloat16"
+        self.image_bytes = {"float64": 8, "float32": 4, "bfloat16": 2}[self.precision]
+        self.value_bytes = 8 if self.precision == "float64" else 4
         self.student = network_cost(recipe.student, recipe.data.image_size)
         self.teacher: NetworkCost | None = None
         self.inputs: list[Input] = []
@@ -372,8 +374,8 @@ class _Model:
 
     def _student_s(self) -> float:
         measured = self.rows.student_s_per_image(
-            self.recipe.student, self.recipe.data.image_size, half=self.half, compiled=self.recipe.compile,
-            cores=self.launch.cores,
+            self.recipe.student, self.recipe.data.image_size, precision=self.precision,
+            compiled=self.recipe.compile, cores=self.launch.cores,
         )  # fmt: skip
         if measured is None:
             least, most = self._student_bounds_s()
@@ -423,12 +425,13 @@ class _Model:
         return operations / self._softmax_rate()
 
     def _softmax_rate(self) -> float:
+        # Rows are of centres without gradient, which are bfloat16 on CUDA; trainable ones stay in float32.
+        other = self.recipe.centres.kind == "trainable" and not self.device.is_cpu
         measured = self.rows.softmax_flop_per_s(self.recipe.student.embedding_dim, cores=self.launch.cores)
-        if measured is not None:
+        if measured is not None and not other:
             self._input("softmax", measured.value / 1e12, "TFLOP/s", "measured", measured.source)
             return measured.value
-        # Trainable centres stay in float32.
-        return self._flop_per_s(half=self.half and self.recipe.centres.kind != "trainable")
+        return self._flop_per_s(half=self.half and not other)
 
     def _update_s(self) -> float:
         dim, kind = self.recipe.student.embedding_dim, self.recipe.centres.kind
@@ -499,7 +502,7 @@ class _Model:
         form = "bfloat16" if half else "float32"
         constant = self.device.half_tflop_per_s if half else self.device.single_tflop_per_s
         rate = self._probed(f"matrix products, {form}", f"gemm_{form}_tflop_per_s", constant, "TFLOP/s")
-        return 1e12 * rate / (2 if self.recipe.precision == "float64" else 1)
+        return 1e12 * rate / (2 if self.precision == "float64" else 1)
 
     def _bytes_per_s(self) -> float:
         return 1e9 * self._probed("memory traffic", "copy_gb_per_s", self.device.memory_gb_per_s, "GB/s")

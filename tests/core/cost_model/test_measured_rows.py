@@ -28,7 +28,7 @@ def _rows(tmp_path: Path, rows: list[dict[str, Any]], device: Any = H200) -> Mea
 
 
 def _student(rows: MeasuredRows, **changes: Any) -> float | None:
-    arguments: dict[str, Any] = {"half": True, "compiled": False, "cores": 4, **changes}
+    arguments: dict[str, Any] = {"precision": "bfloat16", "compiled": False, "cores": 4, **changes}
     found = rows.student_s_per_image(BackboneConfig(), 112, **arguments)
     return None if found is None else found[0].value
 
@@ -36,12 +36,13 @@ def _student(rows: MeasuredRows, **changes: Any) -> float | None:
 def test_a_row_counts_for_its_own_device_network_format_and_mode(tmp_path: Path):
     rows = _rows(tmp_path, [{**GPU, **STEP}])
     assert _student(rows) == pytest.approx(0.1 / 512)
-    assert _student(rows, half=False) is None
+    assert _student(rows, precision="float32") is None
+    assert _student(rows, precision="float64") is None
     assert _student(rows, compiled=True) is None
     assert _student(_rows(tmp_path, [{**GPU, **STEP, "arch": "mbf"}])) is None
     assert _student(_rows(tmp_path, [{**GPU, **STEP, "devices": ["NVIDIA H100"]}])) is None
     assert _student(_rows(tmp_path, [{**GPU, **STEP, "device": "cpu"}])) is None
-    assert _student(_rows(tmp_path, [{**GPU, **STEP}], CPU), half=False) is None
+    assert _student(_rows(tmp_path, [{**GPU, **STEP}], CPU), precision="float32") is None
 
 
 def test_rows_of_a_fed_step_are_no_rows_of_the_step(tmp_path: Path):
@@ -70,8 +71,8 @@ def test_the_softmax_takes_the_fastest_of_our_forms_on_one_day(tmp_path: Path):
 def test_a_cpu_is_as_fast_as_its_cores_are_many(tmp_path: Path):
     row = {**STEP, "precision": "float32", "devices": [], "threads": 2}
     rows = _rows(tmp_path, [row], CPU)
-    assert _student(rows, half=False, cores=2) == pytest.approx(0.1 / 512)
-    assert _student(rows, half=False, cores=8) == pytest.approx(0.025 / 512)
+    assert _student(rows, precision="float32", cores=2) == pytest.approx(0.1 / 512)
+    assert _student(rows, precision="float32", cores=8) == pytest.approx(0.025 / 512)
 
 
 def test_probes_teachers_and_loaders_are_found_by_name(tmp_path: Path):
@@ -89,7 +90,7 @@ def test_probes_teachers_and_loaders_are_found_by_name(tmp_path: Path):
     assert rows.loaded_per_worker(("dali",), "adaface") is None
 
 
-@pytest.mark.parametrize("line", ["{", "[]", '{"date": 1}', '{"bench": 3}'])
+@pytest.mark.parametrize("line", ["{", "[]", '{"date": 1}', '{"bench": 3}', pytest.param("[" * 100_000, id="deep")])
 def test_what_is_no_row_is_named(tmp_path: Path, line: str):
     path = tmp_path / "r.jsonl"
     path.write_text(json.dumps({**GPU, **STEP}) + "\n" + line + "\n")
