@@ -63,15 +63,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.plan is not None:
         _train_as_one_rank(json.loads(arguments.plan.read_text(encoding="utf-8")))
         return 0
-    if any(arguments.global_batch_size % ranks for ranks in arguments.ranks):
+    if any(ranks < 1 or arguments.global_batch_size % ranks for ranks in arguments.ranks):
         print(f"--global-batch-size {arguments.global_batch_size} must divide by {arguments.ranks}", file=sys.stderr)
         return 2
     with tempfile.TemporaryDirectory(prefix="adadistill-scaling-") as folder:
         _write_faces(Path(folder), arguments)
         if "network" in arguments.kinds:
             _train_a_teacher(Path(folder), arguments)
-        for kind in arguments.kinds:
-            _measure(kind, Path(folder), arguments)
+        try:
+            for kind in arguments.kinds:
+                _measure(kind, Path(folder), arguments)
+        except DisagreementError as error:
+            print(f"{type(error).__name__}: {error}", file=sys.stderr)
+            return 1
     return 0
 
 
@@ -167,6 +171,7 @@ def _measure(kind: str, folder: Path, arguments: argparse.Namespace) -> None:
         values = {
             "kind": kind,
             "ranks": ranks,
+            "threads_per_rank": _threads(ranks),
             "images_per_s": rate,
             "against_first": rate["median"] / base_rate,
             "bytes_per_rank_and_step": handed_bytes(outcome.counted),
@@ -189,11 +194,10 @@ def _launch(recipes: dict[str, str], folder: Path, ranks: int, device: str | Non
     folder.mkdir()
     plan = folder / "plan.json"
     plan.write_text(json.dumps({"recipes": recipes, "folder": str(folder), "device": device}))
-    threads = max(1, (os.cpu_count() or 1) // ranks)
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"] if ranks > 1 else []
     done = subprocess.run(
         [sys.executable, *launcher, "-m", "adadistill.bench.scaling", "--plan", str(plan)],
-        env={**os.environ, "OMP_NUM_THREADS": str(threads)}, capture_output=True, text=True, check=False,
+        env={**os.environ, "OMP_NUM_THREADS": str(_threads(ranks))}, capture_output=True, text=True, check=False,
     )  # fmt: skip
     if done.returncode != 0:
         raise RuntimeError(f"training on {ranks} processes failed:\n{done.stderr}")
@@ -205,6 +209,10 @@ def _launch(recipes: dict[str, str], folder: Path, ranks: int, device: str | Non
         [Transfer(*transfer) for transfer in found["counted"]],
         [Transfer(*transfer) for transfer in found["formula"]],
     )
+
+
+def _threads(ranks: int) -> int:
+    return max(1, (os.cpu_count() or 1) // ranks)
 
 
 def _check_losses(outcome: _Outcome, base: _Outcome) -> float:

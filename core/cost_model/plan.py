@@ -71,9 +71,9 @@ class Launch:
     nodes: int
     """Machines that they are spread over evenly. Positive."""
     memory_gb: float
-    """Of each device, 10^9 bytes; of the whole machine for `cpu`."""
+    """Of each device, 10^9 bytes; for `cpu` of one process, its share of the machine."""
     cores: int
-    """CPU cores for each device; those that compute, for `cpu`."""
+    """CPU cores for each device; for `cpu` those that it computes on."""
     network_gbit_per_s: float
     """Between nodes, of one node."""
     images: int
@@ -87,8 +87,8 @@ class Launch:
 
     def __post_init__(self) -> None:
         for name in ("ranks", "nodes", "memory_gb", "cores", "network_gbit_per_s", "images", "identities"):
-            if getattr(self, name) <= 0:
-                raise PlanError(f"{name} must be positive, got {getattr(self, name)}")
+            if not 0 < getattr(self, name) < math.inf:
+                raise PlanError(f"{name} must be positive and finite, got {getattr(self, name)}")
         if self.ranks % self.nodes:
             raise PlanError(f"{self.ranks} devices cannot be spread evenly over {self.nodes} nodes")
         if self.teacher_arch is not None and self.teacher_arch not in BACKBONE_NAMES:

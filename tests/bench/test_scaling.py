@@ -46,6 +46,7 @@ def test_other_losses_are_not_reported():
         _check_losses(other, first)
 
 
-def test_a_batch_that_the_processes_cannot_share_is_refused(capsys: pytest.CaptureFixture[str]):
-    assert scaling.main([*TINY.split(), "--ranks", "1", "3"]) == 2
+@pytest.mark.parametrize("ranks", ["3", "0"])
+def test_a_batch_that_the_processes_cannot_share_is_refused(ranks: str, capsys: pytest.CaptureFixture[str]):
+    assert scaling.main([*TINY.split(), "--ranks", "1", ranks]) == 2
     assert "must divide" in capsys.readouterr().err

@@ -154,7 +154,14 @@ def test_measured_rows_replace_what_is_assumed_and_are_named(tmp_path: Path):
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"ranks": 0}, {"ranks": 3, "nodes": 2}, {"images": 0}, {"memory_gb": -1.0}, {"teacher_arch": "resnet"}],
+    [
+        {"ranks": 0},
+        {"ranks": 3, "nodes": 2},
+        {"images": 0},
+        {"memory_gb": -1.0},
+        {"network_gbit_per_s": float("nan")},
+        {"teacher_arch": "resnet"},
+    ],
 )
 def test_a_launch_that_is_none_is_refused(wrong: dict[str, Any]):
     with pytest.raises(PlanError):
