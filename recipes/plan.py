@@ -24,7 +24,8 @@ from typing import Any
 from adadistill.core.communication import bytes_by_part, handed_bytes, wire_bytes
 from adadistill.core.cost_model.devices import DEVICES, NETWORK_GBIT_PER_S, DeviceModel
 from adadistill.core.cost_model.measured_rows import MeasuredRows
-from adadistill.core.cost_model.plan import Launch, Plan, PlanError, make_plan
+from adadistill.core.cost_model.plan import make_plan
+from adadistill.core.cost_model.step_model import Launch, Plan, PlanError
 from adadistill.core.recipe import Recipe, load_recipe
 from adadistill.loaders.pipeline import named_records
 from adadistill.loaders.recordio import RecordError

@@ -13,7 +13,8 @@ import pytest
 from adadistill.core.communication import SHARDED_CENTRES, bytes_by_part
 from adadistill.core.cost_model.devices import DEVICES
 from adadistill.core.cost_model.measured_rows import MeasuredRows
-from adadistill.core.cost_model.plan import Launch, Plan, PlanError, make_plan
+from adadistill.core.cost_model.plan import make_plan
+from adadistill.core.cost_model.step_model import Launch, Plan, PlanError
 from adadistill.core.recipe import Recipe, load_recipe, shipped_recipes
 
 LAUNCH = Launch(
