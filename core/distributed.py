@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import datetime
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
@@ -121,6 +121,24 @@ def average_(tensor: Tensor, ranks: Ranks) -> Tensor:
         dist.all_reduce(tensor)
         tensor.div_(ranks.world_size)
     return tensor
+
+
+def start_average_(tensor: Tensor, ranks: Ranks) -> Callable[[], Tensor]:
+    """Begin `average_` beside what is computed meanwhile; the call that it returns waits and gives the mean.
+
+    Same bits as `average_`. The tensor must not be touched in between, and every rank must begin at the same place
+    among its other collectives. Under NCCL the wait is one of the device, not of the host.
+    """
+    if ranks.world_size == 1:
+        return lambda: tensor
+    work = dist.all_reduce(tensor, async_op=True)
+    assert work is not None, "an asynchronous collective has a handle on every rank of the group"
+
+    def finish() -> Tensor:
+        work.wait()
+        return tensor.div_(ranks.world_size)
+
+    return finish
 
 
 def barrier(ranks: Ranks) -> None:

@@ -82,6 +82,8 @@ class TrainingStep:
         with torch.autocast(self._ranks.device.type, dtype=dtype, enabled=dtype is not None):
             embeddings = self._forward(batch.images)
         step = self.objective.step(embeddings, batch, samples, fractional_epoch=fractional_epoch, stop=stop)
+        # Behind the objective's small gathers, which the loss waits for; done before the last gradients are.
+        self.running_statistics.start_average(self._ranks)
         step.loss.backward()
         self.objective.reduce_gradients_(self._ranks)
         gradient_norm = self._clip()
@@ -91,7 +93,7 @@ class TrainingStep:
         )
         step_where_finite(self.optimiser, lr=lr, finite=finite)
         self.objective.commit_(finite)
-        self.running_statistics.commit_(finite, self._ranks)
+        self.running_statistics.commit_(finite)
         signals = torch.stack(
             [self.guard.rejected_steps, self.guard.last_rejected, step.stop_requested.to(torch.int64)]
         )
