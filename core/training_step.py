@@ -19,6 +19,7 @@ from adadistill.core.objectives import GlobalSamples, Objective
 from adadistill.core.optimiser import OptimConfig, build_optimiser, step_where_finite
 from adadistill.core.precision import Precision
 from adadistill.loaders.batch import Batch
+from adadistill.loaders.named_ranges import named_range
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,17 +78,22 @@ class TrainingStep:
         self.student.train()
         self.optimiser.zero_grad(set_to_none=True)
         dtype = self._precision.autocast_dtype
-        with torch.autocast(self._ranks.device.type, dtype=dtype, enabled=dtype is not None):
+        with (
+            named_range("student_fwd"),
+            torch.autocast(self._ranks.device.type, dtype=dtype, enabled=dtype is not None),
+        ):
             embeddings = self._forward(batch.images)
-        step = self.objective.step(embeddings, batch, samples, fractional_epoch=fractional_epoch, stop=stop)
-        step.loss.backward()
-        self.objective.reduce_gradients_(self._ranks)
-        gradient_norm = self._clip()
-
-        finite = self.guard.admit(
-            finite_samples=step.finite_samples, gradient_norm=gradient_norm, global_step=global_step
-        )
-        step_where_finite(self.optimiser, lr=lr, finite=finite)
+        with named_range("head"):
+            step = self.objective.step(embeddings, batch, samples, fractional_epoch=fractional_epoch, stop=stop)
+        with named_range("backward"):
+            step.loss.backward()
+            self.objective.reduce_gradients_(self._ranks)
+        with named_range("optimiser"):
+            gradient_norm = self._clip()
+            finite = self.guard.admit(
+                finite_samples=step.finite_samples, gradient_norm=gradient_norm, global_step=global_step
+            )
+            step_where_finite(self.optimiser, lr=lr, finite=finite)
         self.objective.commit_(finite)
         self.running_statistics.commit_(finite, self._ranks)
         signals = torch.stack(
