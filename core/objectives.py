@@ -35,6 +35,7 @@ from adadistill.core.regression import RegressionConfig, cosine_regression
 from adadistill.core.teachers import ImageTeacher, RecordTeacher
 from adadistill.kernels.margin_softmax import MarginSoftmax, margin_softmax
 from adadistill.loaders.batch import Batch
+from adadistill.loaders.named_ranges import in_range, named_range
 
 NO_GEOMETRY = GeometryMarginConfig(mode="off")
 NO_REGRESSION = RegressionConfig(weight=0.0)
@@ -169,7 +170,8 @@ class DistillationObjective(_CentresAndStatistics[AdaptiveCentres]):
         lesson = _Lesson.of(student, local_slice(teacher_global, self.ranks))
 
         shared = _Shared.gather(lesson.cosine, student.quality, batch, stop=stop, ranks=self.ranks)
-        centre_step = self.centres.propose_update(teacher_global, shared.labels, shared.cosine)
+        with named_range("centres"):
+            centre_step = self.centres.propose_update(teacher_global, shared.labels, shared.cosine)
         statistics = _next_statistics(self.statistics, self.head, shared)
         self._proposed = (centre_step, statistics)
 
@@ -192,7 +194,8 @@ class DistillationObjective(_CentresAndStatistics[AdaptiveCentres]):
         """See `Objective.commit_`."""
         assert self._proposed is not None, "commit_ follows step"
         centre_step, statistics = self._proposed
-        centre_step.commit_(finite)
+        with named_range("centres"):
+            centre_step.commit_(finite)
         self.statistics = self.statistics.committed(statistics, finite)
         self._proposed = None
 
@@ -345,6 +348,7 @@ class RegressionObjective:
             )
 
 
+@in_range("teacher")
 def _global_teacher_embeddings(teacher: Teacher, batch: Batch, samples: GlobalSamples, ranks: Ranks) -> Tensor:
     """(G, D) unit embeddings of the global batch: gathered from a network, read from a store."""
     if isinstance(teacher, ImageTeacher):
@@ -352,6 +356,7 @@ def _global_teacher_embeddings(teacher: Teacher, batch: Batch, samples: GlobalSa
     return teacher.rows(samples.record_ids, samples.mirrored, samples.view)
 
 
+@in_range("teacher")
 def _own_teacher_embeddings(teacher: Teacher, batch: Batch, samples: GlobalSamples, ranks: Ranks) -> Tensor:
     """(B, D) unit embeddings of this rank's samples, without communication."""
     if isinstance(teacher, ImageTeacher):

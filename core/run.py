@@ -38,6 +38,7 @@ from adadistill.core.objectives import (
     RegressionObjective,
 )
 from adadistill.core.precision import Precision, resolve_precision
+from adadistill.core.profiling import ProfileRequest, open_profile
 from adadistill.core.recipe import (
     Recipe,
     dump_recipe,
@@ -106,6 +107,7 @@ def run_training(
     resume: str = "none",
     resume_allow: Sequence[str] = (),
     student: nn.Module | None = None,
+    profile: ProfileRequest | None = None,
 ) -> TrainingResult:
     """Train what a recipe describes into a run folder.
 
@@ -114,13 +116,15 @@ def run_training(
             one; a path goes on from that checkpoint, or from the newest valid one of that run folder.
         resume_allow: dotted recipe keys that may differ from the checkpoint's recipe.
         student: a network to train instead of the recipe's, images -> (B, embedding_dim); for tests and experiments.
+        profile: steps of this call to be profiled into the folder; results do not change.
 
     Raises:
         ResumeError: the checkpoint belongs to another recipe, or fits this run in no way.
         NonFiniteError, StopRequested: see `Trainer.run`.
     """
-    parts = _open_parts(recipe, ranks)
     run_folder = RunFolder(folder)
+    step_profile = open_profile(profile, run_folder.profile, ranks)
+    parts = _open_parts(recipe, ranks)
     checkpoint = _find_checkpoint(run_folder, resume, ranks)
     if checkpoint is not None:
         _refuse_other_recipe(recipe, checkpoint, resume_allow)
@@ -160,6 +164,7 @@ def run_training(
                 sets=parts.sets,
                 folder=run_folder.path,
                 state=_identity(recipe, parts),
+                profile=step_profile,
             )
             if checkpoint is not None:
                 _restore(trainer, checkpoint, ranks)

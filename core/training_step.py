@@ -21,6 +21,7 @@ from adadistill.core.optimiser import OptimConfig, build_optimiser, step_where_f
 from adadistill.core.precision import Precision
 from adadistill.core.student_compiler import CompileMode, compiled_forward
 from adadistill.loaders.batch import Batch
+from adadistill.loaders.named_ranges import named_range
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,19 +80,24 @@ class TrainingStep:
         self.student.train()
         self.optimiser.zero_grad(set_to_none=True)
         dtype = self._precision.autocast_dtype
-        with torch.autocast(self._ranks.device.type, dtype=dtype, enabled=dtype is not None):
+        with (
+            named_range("student_fwd"),
+            torch.autocast(self._ranks.device.type, dtype=dtype, enabled=dtype is not None),
+        ):
             embeddings = self._forward(batch.images)
-        step = self.objective.step(embeddings, batch, samples, fractional_epoch=fractional_epoch, stop=stop)
-        # Behind the objective's small gathers, which the loss waits for; done before the last gradients are.
-        self.running_statistics.start_average(self._ranks)
-        step.loss.backward()
-        self.objective.reduce_gradients_(self._ranks)
-        gradient_norm = self._clip()
-
-        finite = self.guard.admit(
-            finite_samples=step.finite_samples, gradient_norm=gradient_norm, global_step=global_step
-        )
-        step_where_finite(self.optimiser, lr=lr, finite=finite)
+        with named_range("head"):
+            step = self.objective.step(embeddings, batch, samples, fractional_epoch=fractional_epoch, stop=stop)
+        with named_range("backward"):
+            # Behind the objective's small gathers, which the loss waits for; done before the last gradients are.
+            self.running_statistics.start_average(self._ranks)
+            step.loss.backward()
+            self.objective.reduce_gradients_(self._ranks)
+        with named_range("optimiser"):
+            gradient_norm = self._clip()
+            finite = self.guard.admit(
+                finite_samples=step.finite_samples, gradient_norm=gradient_norm, global_step=global_step
+            )
+            step_where_finite(self.optimiser, lr=lr, finite=finite)
         self.objective.commit_(finite)
         self.running_statistics.commit_(finite)
         signals = torch.stack(
