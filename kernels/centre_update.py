@@ -98,8 +98,9 @@ def _compose_repeats(weight: Tensor, offset: Tensor, sorted_labels: Tensor) -> t
     distance = 1
     while distance < len(sorted_labels):
         same = sorted_labels[distance:] == sorted_labels[:-distance]  # (G - distance,)
-        # No equal labels at this distance means none further on. Looking is free on the CPU and would stall a GPU.
-        if same.device.type == "cpu" and not bool(same.any()):
+        # No equal labels at this distance means none further on. Looking is free on the CPU and would stall a GPU, and
+        # torch.compile cannot; further passes change no bit.
+        if same.device.type == "cpu" and not torch.compiler.is_compiling() and not bool(same.any()):
             break
         later_weight, later_offset = weight[distance:], offset[distance:]
         composed_weight = later_weight * weight[:-distance]
