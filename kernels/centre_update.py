@@ -15,6 +15,7 @@ Bits     deterministic on CPU and CUDA: no atomics, and nothing here waits for t
 Ignored  labels[i] = -1 moves nothing, whatever the row and its momentum hold (NaN included)
 Undo     the old rows are kept, so a step that turns out non-finite is taken back without asking the device
 Cost     memory 4 G D beside the inputs; log2 G passes over (G, D)
+Compile  in one graph; the passes over repeats are unrolled, so that another doubling of G is another graph
 Source   AdaDistill, arXiv:2407.01332. Differs from the released code, which keeps an arbitrary one of several repeats
 """
 

@@ -24,6 +24,7 @@ Gradient  embeddings always, centres where they ask for it (one more sweep, in b
 Ignored   labels[i] = -1 gives loss 0 and no gradient, whatever the row holds; B = 0 and C = 1 are fine
 Numerics  loss = log(1 + exp(lse_others - z_y)), so that a small loss and 1 - p_y keep their relative accuracy
 Cost      4 B C D operations (8 B C D with a gradient to the centres), memory O(B D + B chunk) beside the inputs
+Compile   one graph: the torch form as it is, its chunks unrolled; the Triton forms as one registered operator a sweep
 Source    ArcFace arXiv:1801.07698, CosFace 1801.09414, AdaFace 2204.00964; online log-sum-exp after Milakov,
           arXiv:1805.02867
 """
