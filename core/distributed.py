@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import datetime
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
@@ -117,10 +117,25 @@ def exchange_rows(send: Tensor, send_counts: Sequence[int], receive_counts: Sequ
 
 def average_(tensor: Tensor, ranks: Ranks) -> Tensor:
     """Replace a floating tensor by its mean over ranks, in place; equal bits on all ranks."""
-    if ranks.world_size > 1:
-        dist.all_reduce(tensor)
-        tensor.div_(ranks.world_size)
+    begin_average_(tensor, ranks)()
     return tensor
+
+
+def begin_average_(tensor: Tensor, ranks: Ranks) -> Callable[[], None]:
+    """Begin `average_` and return at once; what comes back waits for its end.
+
+    Until then nobody may touch the tensor. All ranks must begin it at the same place among their collectives.
+    """
+    if ranks.world_size == 1:
+        return lambda: None
+    work = dist.all_reduce(tensor, async_op=True)
+    assert work is not None, "every rank of the group takes part"
+
+    def finish() -> None:
+        work.wait()
+        tensor.div_(ranks.world_size)
+
+    return finish
 
 
 def barrier(ranks: Ranks) -> None:

@@ -12,6 +12,7 @@ changes first and keep them only when told that the step was finite.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeAlias, TypeVar
 
@@ -26,7 +27,7 @@ from adadistill.core.class_centres import (
     TrainableCentres,
     student_teacher_cosine,
 )
-from adadistill.core.distributed import Ranks, average_, gather_rows, local_slice
+from adadistill.core.distributed import Ranks, begin_average_, gather_rows, local_slice
 from adadistill.core.frozen_centres import FrozenCentres
 from adadistill.core.geometry_margin import GeometryMarginConfig, geometry_term
 from adadistill.core.heads import Directions, HeadConfig, Margins, directions, head_limits, margins
@@ -208,7 +209,9 @@ class ClassificationObjective(_CentresAndStatistics[TrainableCentres | FrozenCen
     """Margin softmax against class centres that no teacher moves: trained by gradient, or frozen.
 
     Args:
-        centres: replicated. Trainable ones are parameters outside DDP, whose replicas `reduce_gradients_` keeps equal.
+        centres: replicated. Trainable ones are parameters outside DDP, whose replicas are kept equal here: the average
+            over ranks of their gradient begins in backward, as soon as it is there, and runs beside the student's
+            backward; `reduce_gradients_` waits for it.
         statistics: as in `DistillationObjective`.
         teacher: for `regression` and, with frozen centres, for `geometry`; None where neither is used.
 
@@ -239,6 +242,9 @@ class ClassificationObjective(_CentresAndStatistics[TrainableCentres | FrozenCen
         self.geometry = geometry
         self.regression = regression
         self._proposed: NormStatistics | None = None
+        self._finish_average: Callable[[], None] | None = None
+        if isinstance(centres, TrainableCentres):
+            centres.class_centres.register_post_accumulate_grad_hook(self._begin_average)
 
     def step(
         self, embeddings: Tensor, batch: Batch, samples: GlobalSamples, *, fractional_epoch: float, stop: bool
@@ -275,9 +281,15 @@ class ClassificationObjective(_CentresAndStatistics[TrainableCentres | FrozenCen
 
     def reduce_gradients_(self, ranks: Ranks) -> None:
         """See `Objective.reduce_gradients_`."""
-        for parameter in self.parameters():
-            assert parameter.grad is not None, "reduce_gradients_ follows backward"
-            average_(parameter.grad, ranks)
+        if isinstance(self.centres, TrainableCentres):
+            assert self._finish_average is not None, "reduce_gradients_ follows backward"
+            self._finish_average()
+            self._finish_average = None
+
+    def _begin_average(self, parameter: Tensor) -> None:
+        # Centres come after the student in forward, so in backward their gradient comes before any of the student's.
+        assert parameter.grad is not None, "torch calls this once there is a gradient"
+        self._finish_average = begin_average_(parameter.grad, self.ranks)
 
     def _geometry_term(
         self, lesson: _Lesson | None, labels: Tensor, fractional_epoch: float
