@@ -167,6 +167,7 @@ def run_training(
             )
             if checkpoint is not None:
                 _restore(trainer, checkpoint, ranks)
+                checkpoint = None  # its tensors are as large as those of the run
             return trainer.run(stop)
     finally:
         pipeline.close()

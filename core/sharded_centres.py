@@ -39,7 +39,8 @@ class ShardedCentres:
 
     A row that is not finite makes the loss of every sample NaN on every rank, since each loss is a sum over all classes
     that is reduced over ranks. With it go the embeddings' gradient, the student's and its norm: all ranks refuse the
-    step together, though one of them alone has seen the row.
+    step together, though one of them alone has seen the row. Where the loss is finite, so is the gradient of every row,
+    as rows are divided by their lengths but by no less than 1e-12.
     """
 
     def __init__(self, config: CentresConfig, num_classes: int, own_rows: Tensor, ranks: Ranks) -> None:
