@@ -97,6 +97,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
             _job("adaface-sharded-3", {**FLOAT64, **SHARDED}),
             _job("arcface-sharded-3", {**FLOAT64, **ARCFACE, **SHARDED}),
             _job("sharded-2-to-sharded-3", {**FLOAT64, **SHARDED}, resume=made.step("adaface-sharded-2", 16)),
+            _job("nan-row", {**FLOAT64, **SHARDED}, resume="auto"),
             _job("too-few", {**FLOAT64, **SHARDED, "data__records": str(folder / "two" / "train.rec")}),
         ]),
         (1, [
@@ -190,10 +191,15 @@ def test_what_is_not_finite_on_one_rank_stops_all_and_nothing_of_it_is_kept(runs
         return
     assert torch.isnan(rows).sum() == 1
     saved = load_checkpoint(runs.step(name, 12))
-    assert newest_valid_checkpoint(runs.folder / name)[0].step == 12
     assert torch.equal(torch.where(torch.isnan(rows), saved.row_sharded["class_centres"], rows),
                        saved.row_sharded["class_centres"])  # fmt: skip
     assert all(torch.equal(states[0][f"student.{key}"], tensor) for key, tensor in saved.model.items())
+
+
+def test_the_stopped_run_goes_on_from_its_newest_checkpoint_on_three_ranks(runs: Runs):
+    assert [ended["error"] for ended in runs.ended[3]["nan-row"]] == [None] * 3
+    assert runs.losses("nan-row") == pytest.approx(runs.losses("adaface"), rel=1e-6)
+    assert _largest_difference(runs.final("adaface"), runs.final("nan-row")) <= 1e-10
 
 
 def test_fewer_identities_than_ranks_are_refused_at_the_door(runs: Runs):
