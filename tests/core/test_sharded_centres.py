@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -65,7 +67,18 @@ class Runs:
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
-    folder = tmp_path_factory.mktemp("runs")
+    """All runs, made once: workers of pytest-xdist that share these tests wait for the first of them."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "sharded-centres"
+    folder.mkdir(exist_ok=True)
+    with open(folder / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (folder / "ended.pt").exists():
+            torch.save(_run_all(folder), folder / "ended.pt")
+    return Runs(folder, folder / "data", torch.load(folder / "ended.pt"))
+
+
+def _run_all(folder: Path) -> dict[int, dict[str, list[dict[str, Any]]]]:
     data = folder / "data"
     write_tiny_records(data, identities=IDENTITIES)
     made = Runs(folder, data, {1: {}, 2: {}, 3: {}})
@@ -113,7 +126,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
         run_ranks([str(WORKER), str(folder / "plan.json"), str(folder)], world_size)
         by_rank = [torch.load(folder / f"rank-{rank}.pt") for rank in range(world_size)]
         made.ended[world_size].update({job["name"]: [ended[job["name"]] for ended in by_rank] for job in jobs})
-    return made
+    return made.ended
 
 
 def _largest_difference(one: dict[str, Tensor], other: dict[str, Tensor]) -> float:
