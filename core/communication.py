@@ -8,8 +8,8 @@ dimensions and w bytes per value (4; 8 in float64), a step hands to its collecti
     per-sample packet                all-gather   5 w G         cosine, norm, label, finite, stop
     teacher embeddings               all-gather   w G D         adaptive centres whose teacher runs in the loop
     centre gradient                  all-reduce   w C D         trainable centres, replicated
-    sharded centres                  all-gather   w G D         trainable centres, sharded: unit embeddings,
-                                     all-reduce   w G (D + 3)   and their sums, maxima and gradients
+    sharded centres                  all-gather   w G (D + 1)   trainable centres, sharded: unit embeddings and the
+                                     all-reduce   w G (D + 3)   losses' gradient; sums, maxima and gradients of rows
     store exchange                   all-to-all   I G / R       packed store of I bytes an image, spread over the ranks
 
 Bytes are those of the larger buffer of a collective: the tensor of an all-reduce, the output of an all-gather, the
@@ -69,7 +69,7 @@ def step_transfers(
     running_statistics: int,
     num_classes: int,
     ranks: int,
-    placement: Placement = "replicated",
+    placement: Placement | None = None,
     store_image_bytes: int | None = None,
     value_bytes: int = 4,
 ) -> list[Transfer]:
@@ -79,7 +79,7 @@ def step_transfers(
         parameters: trained values of the student, P.
         running_statistics: floating-point buffer values of the student, S.
         num_classes: C.
-        placement: of trainable centres.
+        placement: of trainable centres; None takes the recipe's.
         store_image_bytes: of one image of the packed store; needed where that is spread over the ranks.
         value_bytes: per gradient, statistic and embedding value: 4, or 8 in float64.
 
@@ -87,6 +87,7 @@ def step_transfers(
         ValueError: the global batch does not divide by the ranks, or the size of a spread store's images is missing.
     """
     samples, dim = recipe.data.global_batch_size, recipe.student.embedding_dim
+    placement = placement or recipe.centres.placement
     if ranks < 1 or samples % ranks:
         raise ValueError(f"data.global_batch_size {samples} does not divide by {ranks} ranks")
     if ranks == 1:
@@ -101,7 +102,7 @@ def step_transfers(
     if recipe.centres.kind == "trainable" and placement == "replicated":
         found.append(Transfer(CENTRE_GRADIENT, "all_reduce", value_bytes * num_classes * dim))
     if recipe.centres.kind == "trainable" and placement == "sharded":
-        found.append(Transfer(SHARDED_CENTRES, "all_gather", value_bytes * samples * dim))
+        found.append(Transfer(SHARDED_CENTRES, "all_gather", value_bytes * samples * (dim + 1)))
         found.append(Transfer(SHARDED_CENTRES, "all_reduce", value_bytes * samples * (dim + 3)))
     if recipe.data.packed is not None and recipe.data.packed_in == "device_share":
         if store_image_bytes is None:
@@ -161,7 +162,8 @@ _SENDERS: Mapping[str, str] = {
     "core.batch_norm_sync": RUNNING_STATISTICS,
     "core.objectives.gather": SAMPLE_PACKET,
     "core.objectives._global_teacher_embeddings": TEACHER_EMBEDDINGS,
-    "core.objectives.reduce_gradients_": CENTRE_GRADIENT,
+    "core.objectives._begin_average": CENTRE_GRADIENT,
+    "core.sharded_centres": SHARDED_CENTRES,
     "kernels.margin_softmax": SHARDED_CENTRES,
     "loaders.packed_pipeline": STORE_EXCHANGE,
     "core.metrics_log": LOG_LINE,

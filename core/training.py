@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from adadistill.core.checkpoints import Checkpoint, CheckpointConfig, CheckpointWriter, Snapshot
+from adadistill.core.checkpoints import Checkpoint, CheckpointConfig, CheckpointWriter, OwnRows, RowArray, Snapshot
 from adadistill.core.distributed import Ranks
 from adadistill.core.evaluation import VerificationSets, evaluate_sets
 from adadistill.core.lagged_readback import LaggedReadback
@@ -38,6 +39,10 @@ from adadistill.loaders.pipeline import ImagePipeline
 from adadistill.loaders.sample_order import SampleOrder
 
 logger = logging.getLogger(__name__)
+
+# In a checkpoint: momentum of a small parameter, and of a row-sharded array, which is divided as the array is.
+_MOMENTUM_OF = "momentum."
+_OWN_MOMENTUM = "_momentum"
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,15 +163,20 @@ class Trainer:
             return
         self._heed(self._readback.drain())  # a checkpoint must not hide a rejected step behind it
         started = time.perf_counter()
-        names = self.step.parameter_names()
         objective = self.step.objective
+        momentum = momentum_tensors(self.step.optimiser, self.step.parameter_names())
+        arrays = objective.row_sharded()
         snapshot = Snapshot(
             model=self.step.student.state_dict(),
             optimiser={
-                **{f"momentum.{name}": value for name, value in momentum_tensors(self.step.optimiser, names).items()},
+                **{f"{_MOMENTUM_OF}{name}": value for name, value in momentum.items() if name not in arrays},
                 **objective.tensors(),
             },
-            row_sharded=objective.row_sharded(),
+            # What is too large to be held whole has momentum just as large.
+            row_sharded={
+                **arrays,
+                **{f"{n}{_OWN_MOMENTUM}": _divided_as(a, momentum[n]) for n, a in arrays.items() if n in momentum},
+            },
             rank_state=random_state(self._ranks.device),
             state={
                 **self._state,
@@ -189,11 +199,15 @@ class Trainer:
         """
         with torch.no_grad():
             self.step.student.load_state_dict(checkpoint.model, strict=True)
-        prefix = "momentum."
-        momentum = {n.removeprefix(prefix): t for n, t in checkpoint.optimiser.items() if n.startswith(prefix)}
-        others = {n: t for n, t in checkpoint.optimiser.items() if not n.startswith(prefix)}
+        small, large = checkpoint.optimiser, checkpoint.row_sharded
+        others = {name: tensor for name, tensor in small.items() if not name.startswith(_MOMENTUM_OF)}
+        arrays = {name: array for name, array in large.items() if not name.endswith(_OWN_MOMENTUM)}
+        momentum = {name.removeprefix(_MOMENTUM_OF): small[name] for name in small.keys() - others.keys()}
+        for name in large.keys() - arrays.keys():
+            array = large[name]
+            momentum[name.removesuffix(_OWN_MOMENTUM)] = array.rows if isinstance(array, OwnRows) else array
+        self.step.objective.load(row_sharded=arrays, tensors=others)
         load_momentum(self.step.optimiser, self.step.parameter_names(), momentum)
-        self.step.objective.load(row_sharded=checkpoint.row_sharded, tensors=others)
         self.step.running_statistics.remember()
         self.position = Position(**checkpoint.state["position"])
         if len(checkpoint.rank_states) == self._ranks.world_size:
@@ -380,3 +394,7 @@ class Trainer:
         return StepMetrics(
             global_batch_size=self._order.global_batch_size, total_steps=self._total_steps, ranks=self._ranks
         )
+
+
+def _divided_as(array: RowArray, rows: Tensor) -> RowArray:
+    return OwnRows(rows, array.total) if isinstance(array, OwnRows) else rows

@@ -62,7 +62,7 @@ class TrainingStep:
         self._precision = precision
         self._ranks = ranks
         self._parameters = [parameter for parameter in self.student.parameters() if parameter.requires_grad]
-        self.optimiser = build_optimiser([*self._parameters, *objective.parameters()], optim)
+        self.optimiser = build_optimiser([*self._parameters, *objective.parameters().values()], optim)
         self._forward = self._wrap(compile_student)
 
     def run(
@@ -106,9 +106,9 @@ class TrainingStep:
         return StepOutcome(metrics={**step.metrics, "gradient_norm": gradient_norm}, signals=signals)
 
     def parameter_names(self) -> dict[nn.Parameter, str]:
-        """Names of all trained parameters, for the optimiser's part of a checkpoint."""
+        """Names of all trained parameters, for the optimiser's part of a checkpoint; see `Objective.parameters`."""
         names = {parameter: f"student.{name}" for name, parameter in self.student.named_parameters()}
-        names.update({parameter: f"objective.{index}" for index, parameter in enumerate(self.objective.parameters())})
+        names.update({parameter: name for name, parameter in self.objective.parameters().items()})
         return names
 
     def _wrap(self, compile_student: CompileMode) -> Callable[[Tensor], Tensor]:

@@ -64,7 +64,7 @@ def _fastest(recipe: Recipe, launch: Launch, rows: MeasuredRows) -> Plan | None:
 def _placed(recipe: Recipe, launch: Launch, rows: MeasuredRows, batch: int) -> Plan:
     """At this batch; centres as the recipe places them, but trainable ones sharded where they only fit so."""
     kind = recipe.centres.kind
-    asked: Placement = getattr(recipe.centres, "placement", "replicated")
+    asked: Placement = recipe.centres.placement
     plan = StepModel(recipe, launch, rows, batch, asked).plan()
     if kind == "none":
         return plan

@@ -23,6 +23,7 @@ from typing import Literal
 
 from adadistill.core.backbones import BACKBONE_NAMES, BackboneConfig
 from adadistill.core.communication import (
+    CENTRE_GRADIENT,
     RUNNING_STATISTICS,
     STUDENT_GRADIENT,
     Placement,
@@ -48,7 +49,7 @@ from adadistill.core.recipe import Recipe
 
 Basis = Literal["measured", "assumed"]
 
-_DURING_BACKWARD = (STUDENT_GRADIENT, RUNNING_STATISTICS)
+_DURING_BACKWARD = (STUDENT_GRADIENT, RUNNING_STATISTICS, CENTRE_GRADIENT)
 _BACKWARD_SHARE = 2.0 / 3.0
 _MIB = 2**20
 # Blocks of 2^22 values on CUDA and 2^18 on the CPU, in float32 and as weights, see kernels/margin_softmax.py.

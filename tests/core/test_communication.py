@@ -43,6 +43,7 @@ def _overrides(folder: Path, packed: Path) -> dict[str, dict[str, Any]]:
     return {
         "stored": short,
         "trainable": {**short, **TRAINABLE},
+        "sharded": {**short, **TRAINABLE, "centres__placement": "sharded"},
         "network": {
             **short,
             "teacher__embeddings": "null",
@@ -96,7 +97,7 @@ def _by_kind(transfers: list[Transfer]) -> Counter[tuple[str, str]]:
     return total
 
 
-@pytest.mark.parametrize("run", ["stored", "trainable", "network"])
+@pytest.mark.parametrize("run", ["stored", "trainable", "sharded", "network"])
 def test_every_byte_that_two_ranks_hand_over_is_in_the_formula(counted: dict[str, Any], run: str):
     recipe, by_rank = counted[run]
     expected = _by_kind(_formula(recipe, 2, store_image_bytes=3 * 32 * 32))
@@ -109,6 +110,7 @@ def test_every_byte_that_two_ranks_hand_over_is_in_the_formula(counted: dict[str
 def test_each_kind_of_run_sends_what_only_it_needs(counted: dict[str, Any]):
     parts = {run: set(bytes_by_part(by_rank[0][0])) for run, (_, by_rank) in counted.items()}
     assert parts["trainable"] - parts["stored"] == {CENTRE_GRADIENT}
+    assert parts["sharded"] - parts["stored"] == {SHARDED_CENTRES}
     assert parts["network"] - parts["stored"] == {TEACHER_EMBEDDINGS, STORE_EXCHANGE}
     assert parts["stored"] < parts["network"]
 
@@ -137,7 +139,7 @@ def test_sharded_centres_send_samples_and_never_centres():
     recipe = tiny_recipe(Path("faces"), **TRAINABLE)
     few, many = (_formula(recipe, 2, placement="sharded", num_classes=count) for count in (10, 10**6))
     assert few == many
-    assert bytes_by_part(few)[SHARDED_CENTRES] == 4 * 8 * (16 + 16 + 3)
+    assert bytes_by_part(few)[SHARDED_CENTRES] == 4 * 8 * (16 + 1 + 16 + 3)
     assert CENTRE_GRADIENT not in bytes_by_part(few)
 
 
