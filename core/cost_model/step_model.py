@@ -288,15 +288,19 @@ class StepModel:
 
     # Time
 
+    @property
+    def _compiled(self) -> bool:
+        return self.recipe.compile != "off"
+
     def _student_s(self) -> float:
         measured = self.rows.student_s_per_image(
             self.recipe.student, self.recipe.data.image_size, precision=self.precision,
-            compiled=self.recipe.compile, cores=self.launch.cores,
+            compiled=self._compiled, cores=self.launch.cores,
         )  # fmt: skip
         if measured is None:
             least, most = self._student_bounds_s()
             # Compilers fuse some; eager runs each operator alone.
-            return (least + most) / 2 if self.recipe.compile else most
+            return (least + most) / 2 if self._compiled else most
         found, identities = measured
         softmax_s = 4 * self.batch * identities * self.recipe.student.embedding_dim / self._softmax_rate()
         seconds = max(found.value * self.batch - softmax_s, 0.5 * found.value * self.batch)
@@ -310,7 +314,7 @@ class StepModel:
         per_value = self.batch * self.image_bytes / self._bytes_per_s()
         least = FUSED_STEP_PASSES * self.student.fused_values * per_value
         most = EAGER_STEP_PASSES * self.student.unfused_values * per_value
-        launches = self._launches_s(STEP_LAUNCHES * self.student.operators, compiled=self.recipe.compile)
+        launches = self._launches_s(STEP_LAUNCHES * self.student.operators, compiled=self._compiled)
         return max(arithmetic, least, launches), max(arithmetic + most, launches)
 
     def _launches_s(self, operators: int, *, compiled: bool) -> float:
