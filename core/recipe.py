@@ -138,7 +138,12 @@ class Recipe:
         problems = []
         if self.head.kind != "adaface":
             problems.append(f"geometry_margin.mode {mode} needs head.kind adaface, got {self.head.kind}")
-        if kind not in ("adaptive", "frozen"):
+        if mode == "headroom" and kind != "adaptive":
+            problems.append(
+                f"geometry_margin.mode headroom needs centres.kind adaptive, got {kind}: it replaces the confidence of "
+                "centres that move with every image"
+            )
+        elif kind not in ("adaptive", "frozen"):
             problems.append(
                 f"geometry_margin.mode {mode} needs a teacher and centres.kind adaptive or frozen, got {kind}"
             )

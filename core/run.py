@@ -48,6 +48,7 @@ from adadistill.core.recipe import (
 )
 from adadistill.core.run_folder import RunFolder, describe_environment
 from adadistill.core.seeding import derive_seed, seed_process, stream
+from adadistill.core.slow_centres import SlowCentres, slow_centres_dtype
 from adadistill.core.stop_signal import listen_for_stop
 from adadistill.core.teachers import BuiltTeacher, build_teacher
 from adadistill.core.training import LoopConfig, Trainer, TrainingResult
@@ -274,6 +275,7 @@ def _build_objective(recipe: Recipe, parts: _Parts, ranks: Ranks) -> Objective:
             head=recipe.head,
             geometry=recipe.geometry_margin,
             centres=AdaptiveCentres(recipe.centres, _random_centres(recipe, parts, ranks), unit_dtype=unit_dtype),
+            slow_centres=_slow_centres(recipe, parts, ranks),
             teacher=teacher,
             statistics=statistics,
             ranks=ranks,
@@ -297,6 +299,18 @@ def _random_centres(recipe: Recipe, parts: _Parts, ranks: Ranks) -> torch.Tensor
         generator=stream(recipe.seed, "class_centres"),
         dtype=parts.precision.dtype if recipe.centres.half is None else getattr(torch, recipe.centres.half),
     ).to(ranks.device)
+
+
+def _slow_centres(recipe: Recipe, parts: _Parts, ranks: Ranks) -> SlowCentres | None:
+    if recipe.geometry_margin.mode != "headroom":
+        return None
+    return SlowCentres(
+        parts.records.num_classes,
+        recipe.student.embedding_dim,
+        momentum=recipe.geometry_margin.headroom_momentum,
+        dtype=slow_centres_dtype(recipe.centres.half, parts.precision.dtype),
+        device=ranks.device,
+    )
 
 
 def _identity(recipe: Recipe, parts: _Parts) -> dict[str, Any]:
