@@ -130,7 +130,7 @@ def run_training(
         _refuse_other_teacher(parts.teacher, checkpoint)
     run_folder.start(
         recipe_yaml=dump_recipe(recipe),
-        environment=describe_environment(world_size=ranks.world_size),
+        environment={**describe_environment(world_size=ranks.world_size), "device": str(ranks.device)},
         resuming=resume != "none",
         rank=ranks.rank,
     )
