@@ -171,13 +171,14 @@ def _forget_the_last_run(ranks: Ranks) -> None:
 def _report(result: AblationResult) -> None:
     folder = result.plan.folder / "report"
     written = write_report(result, folder)
-    figure = folder / "ablation.svg"
-    try:
-        plot_differences(result, figure)
-        written.append(figure)
-        note = ""
-    except PlotMissingError as error:
-        note = f"\nno figure: {error}"
+    note = ""
+    if len(result.plan.variants) > 1:
+        figure = folder / "ablation.svg"
+        try:
+            plot_differences(result, figure)
+            written.append(figure)
+        except PlotMissingError as error:
+            note = f"\nno figure: {error}"
     print(f"\n{report_text(result)}\n\nwritten: {', '.join(map(str, written))}{note}")
 
 

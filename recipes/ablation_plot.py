@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from adadistill.core.seed_statistics import LEVEL
 from adadistill.recipes.ablation_report import AblationResult, SetResult
 
 _ACCENT, _SEED, _ZERO = "#1f4e79", "#e08214", "#888888"
@@ -17,6 +18,9 @@ class PlotMissingError(RuntimeError):
 def plot_differences(result: AblationResult, path: Path) -> None:
     """Draw the figure to a file; its suffix chooses the format (`.svg`, `.png`, `.pdf`). Needs no display.
 
+    Args:
+        result: of two variants at least.
+
     Raises:
         PlotMissingError: matplotlib is not installed.
     """
@@ -29,7 +33,7 @@ def plot_differences(result: AblationResult, path: Path) -> None:
             "command again, which trains nothing that is finished"
         ) from error
     compared = [variant.label for variant in result.plan.variants if variant.label != result.plan.baseline]
-    height = 1.3 + 0.42 * max(1, len(compared))
+    height = 1.3 + 0.42 * len(compared)
     # Text stays text, and equal results give equal files.
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "adadistill", "font.size": 9}):
         figure = Figure(figsize=(7.5, height * len(result.sets)), layout="constrained")
@@ -63,7 +67,10 @@ def _draw(axes, one: SetResult, compared: list[str]) -> None:  # type: ignore[no
     axes.set_yticks(range(len(compared)), compared)
     axes.set_ylim(len(compared) - 0.5, -0.5)
     axes.set_title(
-        f"{one.name}: mean (diamond), seeds (dots), 95 % interval (line)", loc="left", fontsize=9, fontweight="bold"
+        f"{one.name}: mean (diamond), seeds (dots), {100 * LEVEL:g} % interval (line)",
+        loc="left",
+        fontsize=9,
+        fontweight="bold",
     )
     axes.grid(axis="x", color="#dddddd", linewidth=0.6)
     axes.set_axisbelow(True)

@@ -77,7 +77,7 @@ class VariantResult:
         word = "better" if low > 0.0 else "worse"
         corrected = self.corrected is not None and self.corrected.excludes_zero
         kept = "" if corrected else ", but not when all comparisons are counted (Bonferroni)"
-        return f"{word} than {baseline} by {_points(low)} to {_points(high)} points in {seeds}{kept}{lost}"
+        return f"{word} than {baseline}: {_points(low)} to {_points(high)} points in {seeds}{kept}{lost}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -273,7 +273,7 @@ def report_markdown(result: AblationResult) -> str:
         f"# Ablation of {plan.base.name}",
         "",
         f"{len(plan.variants)} variants, {_seeds(plan.seeds)}. Differences are to `{plan.baseline}`, paired by seed, "
-        f"in percentage points, with Student's {LEVEL:.0%} interval over the seeds.",
+        f"in percentage points, with Student's {100 * LEVEL:g} % interval over the seeds.",
         "",
     ]
     for one in result.sets:
@@ -291,7 +291,7 @@ def report_markdown(result: AblationResult) -> str:
 
 
 def _set_markdown(one: SetResult, plan: AblationPlan) -> list[str]:
-    head = "| Variant | Accuracy % | Std over seeds | Difference | Interval | By seed | Seeds |"
+    head = f"| Variant | Accuracy % | Std over seeds | Difference | {100 * LEVEL:g} % interval | By seed | Seeds |"
     lines = [head, "| --- | ---: | ---: | ---: | ---: | --- | ---: |"]
     lines += [f"| {' | '.join(map(_cell, cells))} |" for cells in _cells(one, plan)]
     return [*lines, "", *(f"- {_cell(line)}" for line in _sentences(one, plan)), "", _pairs_note(one)]
@@ -301,7 +301,7 @@ def report_text(result: AblationResult) -> str:
     """The tables for a terminal."""
     blocks = []
     for one in result.sets:
-        head = ("variant", "accuracy %", "std", "difference", f"{LEVEL:.0%} interval", "by seed", "seeds")
+        head = ("variant", "accuracy %", "std", "difference", f"{100 * LEVEL:g} % interval", "by seed", "seeds")
         rows = [head, *_cells(one, result.plan)]
         widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
         table = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
