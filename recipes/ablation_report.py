@@ -108,11 +108,6 @@ class AblationResult:
     comparisons: int
     """Intervals in all sets together."""
 
-    @property
-    def complete(self) -> bool:
-        """Whether every run is finished."""
-        return all(state.stage == "finished" for state in self.states.values())
-
 
 def ablation_result(
     plan: AblationPlan, states: Mapping[PlannedRun, RunState], failures: Mapping[PlannedRun, str]
