@@ -77,7 +77,7 @@ class VariantResult:
         word = "better" if low > 0.0 else "worse"
         corrected = self.corrected is not None and self.corrected.excludes_zero
         kept = "" if corrected else ", but not when all comparisons are counted (Bonferroni)"
-        return f"{word} than {baseline}: {_points(low)} to {_points(high)} points in {seeds}{kept}{lost}"
+        return f"{word} than {baseline}, {_points(low)} to {_points(high)} points in {seeds}{kept}{lost}"
 
 
 @dataclass(frozen=True, slots=True)

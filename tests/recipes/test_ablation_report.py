@@ -69,8 +69,8 @@ def sentence(result: AblationResult, label: str) -> str:
         # Differences +1, +2, +3 points: 2 +- 2.48.
         ([0.81, 0.82, 0.83], "no difference can be told from these 3 seeds: -0.48 to +4.48 points"),
         # +2.0, +2.1, +1.9: 2 +- 0.25.
-        ([0.820, 0.821, 0.819], f"better than {BASE}: +1.75 to +2.25 points in these 3 seeds"),
-        ([0.780, 0.779, 0.781], f"worse than {BASE}: -2.25 to -1.75 points in these 3 seeds"),
+        ([0.820, 0.821, 0.819], f"better than {BASE}, +1.75 to +2.25 points in these 3 seeds"),
+        ([0.780, 0.779, 0.781], f"worse than {BASE}, -2.25 to -1.75 points in these 3 seeds"),
         ([0.80, 0.80, 0.80], f"the same accuracy as {BASE} in each of these 3 seeds"),
         # Two seeds: -0.4 and +1.0, 0.3 +- 12.71 * 0.99 / 1.41.
         ([0.796, 0.810, "NonFiniteError: step 7"],
