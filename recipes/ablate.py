@@ -47,7 +47,14 @@ from adadistill.recipes.ablation_plan import (
 )
 from adadistill.recipes.ablation_plot import PlotMissingError, plot_differences
 from adadistill.recipes.ablation_report import AblationResult, ablation_result, report_text, write_report
-from adadistill.recipes.ablation_runs import RunState, check_folder, claim_folder, read_state, read_states
+from adadistill.recipes.ablation_runs import (
+    RunState,
+    check_folder,
+    claim_folder,
+    read_state,
+    read_states,
+    refuse_mixtures,
+)
 
 logger = logging.getLogger("adadistill")
 
@@ -137,6 +144,7 @@ def _run(plan: AblationPlan, ranks: Ranks) -> int:
             states[run] = read_state(run)
             write_report(ablation_result(plan, states, failures), plan.folder / "report")
     if ranks.is_main:
+        refuse_mixtures(states)
         _report(ablation_result(plan, states, failures))
     barrier(ranks)
     return 1 if failures else 0

@@ -32,6 +32,9 @@ class RunState:
     """For people: `not begun`, `begun, epoch 3 of 16`, `finished`."""
     evaluations: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """Of a finished run: fields of `VerificationResult` by set, as `metrics.jsonl` holds them."""
+    made_of: Mapping[str, str] = field(default_factory=dict)
+    """Of a finished run: what stood behind the paths in its recipe, by kind: fingerprint of the records, sha256 of the
+    teacher where it has one, number of pairs of each set."""
 
 
 def claim_folder(plan: AblationPlan) -> None:
@@ -92,7 +95,29 @@ def read_states(plan: AblationPlan) -> dict[PlannedRun, RunState]:
             problems += error.problems
     if problems:
         raise AblationError(problems)
+    refuse_mixtures(states)
     return states
+
+
+def refuse_mixtures(states: Mapping[PlannedRun, RunState]) -> None:
+    """Refuse finished runs whose equal recipes meant other files: a path says nothing of what lay there at the time.
+
+    Raises:
+        AblationError: two runs with the same records, teacher or verification set by name had different ones.
+    """
+    first: dict[tuple[str, str], tuple[PlannedRun, str]] = {}
+    problems = []
+    for run, state in states.items():
+        for kind, content in state.made_of.items():
+            named = str(run.recipe.teacher) if kind == "teacher" else run.recipe.data.records
+            other, seen = first.setdefault((kind, named), (run, content))
+            if seen != content:
+                problems.append(
+                    f"{run.folder} was trained with another {kind} ({content:.12}) than {other.folder} ({seen:.12}); "
+                    "their difference would not be that of the variants. Remove the runs of one of them"
+                )
+    if problems:
+        raise AblationError(problems)
 
 
 def read_state(run: PlannedRun) -> RunState:
@@ -120,7 +145,15 @@ def read_state(run: PlannedRun) -> RunState:
     names = [Path(path).stem for path in run.recipe.evaluation.sets]
     if any(name not in found for name in names):
         return RunState("begun", "trained, to be scored")
-    return RunState("finished", "finished", {name: found[name] for name in names})
+    return RunState("finished", "finished", {name: found[name] for name in names}, _made_of(checkpoint.state, found))
+
+
+def _made_of(state: Mapping[str, Any], scores: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+    teacher, records = state.get("teacher"), state.get("records")
+    sha256 = teacher.get("sha256") if isinstance(teacher, dict) else None
+    made = {f"verification set {name}": f"{score['pairs']} pairs" for name, score in scores.items()}
+    made |= {"records": records} if isinstance(records, str) else {}
+    return made | ({"teacher": sha256} if isinstance(sha256, str) else {})
 
 
 def _refuse_differences(run: PlannedRun, differences: list[str]) -> None:

@@ -19,6 +19,8 @@ from tiny_training import tiny_recipe, write_tiny_records
 from adadistill.core.checkpoints import newest_valid_checkpoint
 from adadistill.core.recipe import dump_recipe, load_recipe, recipe_hash
 from adadistill.recipes import ablate, cli
+from adadistill.recipes.ablation_plan import AblationError, plan_ablation
+from adadistill.recipes.ablation_runs import RunState, read_states, refuse_mixtures
 
 VARIANTS = ["geometry_adaptive", "geometry_headroom"]
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT / ".typecheck")}
@@ -280,6 +282,26 @@ def test_a_run_of_another_recipe_in_the_folder_is_refused_by_its_hash(
     told = refused(capsys, *arguments(recipe, out))
     assert f"{run} holds a run of another recipe" in told
     assert ("geometry_margin.mode: adaptive != headroom" if kept.endswith("yaml") else "another recipe hash") in told
+
+
+@pytest.mark.parametrize("kind", ["records", "teacher", "verification set pairs"])
+def test_runs_of_other_files_under_the_same_paths_are_not_compared(tmp_path: Path, kind: str):
+    """A teacher that was trained on since, or records that were packed anew, between two launches."""
+    plan = plan_ablation(
+        "demo_distilled", ["evaluation.sets=[pairs.bin]"], variants=VARIANTS, seeds="1", folder=tmp_path
+    )  # fmt: skip
+    one, other = plan.runs()
+    alike = {run: RunState("finished", "finished", made_of={kind: "a" * 64}) for run in (one, other)}
+    refuse_mixtures(alike)
+    with pytest.raises(AblationError, match=rf"geometry_headroom/seed-0 was trained with another {kind} \(b{{12}}\)"):
+        refuse_mixtures({**alike, other: RunState("finished", "finished", made_of={kind: "b" * 64})})
+
+
+def test_a_finished_run_says_what_it_was_made_of(whole: Path, recipe: Path):
+    plan = plan_ablation(recipe, variants=VARIANTS, seeds="2", folder=whole)
+    told = [state.made_of for state in read_states(plan).values()]
+    assert set(told[0]) >= {"records", "verification set pairs"}
+    assert all(one == told[0] for one in told)
 
 
 def test_a_damaged_or_unscored_run_is_not_taken_for_finished(
