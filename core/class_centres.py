@@ -371,21 +371,23 @@ class TrainableCentres:
 
 
 @torch.no_grad()
-def load_centres_(into: Tensor, state: Mapping[str, RowArray], *, num_classes: int) -> None:
+def load_centres_(
+    into: Tensor, state: Mapping[str, RowArray], *, num_classes: int, name: str = "class_centres"
+) -> None:
     """Copy stored centres into all (C, D) centres of a run, or into the rows of them that this rank holds.
 
     Raises:
         ValueError: other keys, shape or dtype.
     """
-    if set(state) != {"class_centres"}:
-        raise ValueError(f"state of class centres must hold class_centres alone, got {sorted(state)}")
-    stored = state["class_centres"]
+    if set(state) != {name}:
+        raise ValueError(f"their state must hold {name} alone, got {sorted(state)}")
+    stored = state[name]
     rows, total = (stored.rows, stored.total) if isinstance(stored, OwnRows) else (stored, len(stored))
     if (total, *rows.shape[1:]) != (num_classes, *into.shape[1:]) or rows.dtype != into.dtype:
         raise ValueError(
-            f"stored class_centres are {(total, *rows.shape[1:])} {rows.dtype}, "
+            f"stored {name} are {(total, *rows.shape[1:])} {rows.dtype}, "
             f"this run has {(num_classes, *into.shape[1:])} {into.dtype}"
         )
     if len(rows) != len(into):
-        raise ValueError(f"{len(rows)} rows of the stored class_centres were read, this rank holds {len(into)}")
+        raise ValueError(f"{len(rows)} rows of the stored {name} were read, this rank holds {len(into)}")
     into.copy_(rows)

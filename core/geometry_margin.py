@@ -4,6 +4,7 @@ The term is added to AdaFace's quality scaler before that is clipped, so it move
 of a high-quality one: a larger additive part and a smaller angular one. It does not simply add an angle. It is made of
 the confidence (cosine of the centre as it was before the step to the teacher's embedding) and of the student-teacher
 cosine, and carries no gradient. A ramp over the first epochs keeps it out while neither of them means anything yet.
+`headroom` is the same term of another confidence, that of slow centres (`core/slow_centres.py`).
 
 Source: github.com/rayyichen310/adadistill_with_adaface_loss, re-derived from its description.
 """
@@ -22,8 +23,10 @@ class GeometryMarginConfig:
     """Extra margin where the student lags behind a confident teacher; for the adaface head with adaptive or frozen
     centres."""
 
-    mode: Literal["off", "adaptive", "static"] = "off"
-    """`adaptive` compares confidence with the student-teacher cosine; `static` looks at that cosine alone."""
+    mode: Literal["off", "adaptive", "static", "headroom"] = "off"
+    """`adaptive` compares confidence with the student-teacher cosine; `static` looks at that cosine alone; `headroom`
+    is `adaptive` with the confidence of a second, slow centre of each identity, which is not capped by the noise of
+    adaptive centres (C D more numbers of memory; adaptive centres only; not in the published method)."""
     weight: float = 1.0
     """Multiplies the term after its ramp. At least 0. The origin's final recipe has 1."""
     scale: float = 3.0
@@ -34,10 +37,13 @@ class GeometryMarginConfig:
     """`static` only: student-teacher cosines from here on get no term. In [-1, 1]."""
     baseline: float = 0.25
     """`static` only: subtracted from the term, negative results count as 0. In [0, 1]."""
+    headroom_momentum: float = 0.99
+    """`headroom` only: weight that a slow centre keeps at each image of its identity. In [0, 1); 0.99 averages about a
+    hundred images, more than one epoch shows of a person in MS1MV2."""
 
     def __post_init__(self) -> None:
-        if self.mode not in ("off", "adaptive", "static"):
-            raise ValueError(f"mode must be off, adaptive or static, got {self.mode!r}")
+        if self.mode not in ("off", "adaptive", "static", "headroom"):
+            raise ValueError(f"mode must be off, adaptive, static or headroom, got {self.mode!r}")
         for name in ("weight", "scale", "warmup_epochs"):
             if not 0.0 <= getattr(self, name) < float("inf"):
                 raise ValueError(f"{name} must be at least 0 and finite, got {getattr(self, name)}")
@@ -45,13 +51,15 @@ class GeometryMarginConfig:
             raise ValueError(f"mask must be in [-1, 1], got {self.mask}")
         if not 0.0 <= self.baseline <= 1.0:
             raise ValueError(f"baseline must be in [0, 1], got {self.baseline}")
+        if not 0.0 <= self.headroom_momentum < 1.0:
+            raise ValueError(f"headroom_momentum must be in [0, 1), got {self.headroom_momentum}")
 
 
 def geometry_ramp(config: GeometryMarginConfig, fractional_epoch: float) -> float:
     """Share of the term in force at `fractional_epoch` (epoch + step / steps per epoch), linear until full.
 
-    `adaptive` starts from 0, `static` (as it was published) from 1 / (warmup_epochs + 1); both are full after
-    `warmup_epochs`.
+    `adaptive` and `headroom` start from 0, `static` (as it was published) from 1 / (warmup_epochs + 1); all are full
+    after `warmup_epochs`.
     """
     if config.warmup_epochs == 0.0:
         return 1.0
@@ -67,7 +75,8 @@ def geometry_term(
 
     Args:
         config: mode and constants.
-        confidence: (B,) or (B, 1), cosine of the pre-step centre to the teacher's embedding, cut to [1e-6, 1].
+        confidence: (B,) or (B, 1), cosine of the pre-step centre (`headroom`: of the pre-step slow centre) to the
+            teacher's embedding, cut to [1e-6, 1].
         student_teacher_cosine: (B,) or (B, 1), in [-1, 1].
         fractional_epoch: epoch + step / steps per epoch, from 0.
 
@@ -83,7 +92,7 @@ def geometry_term(
             f"confidence {tuple(confidence.shape)} and student_teacher_cosine {tuple(cosine.shape)} must match"
         )
     weight = config.weight * geometry_ramp(config, fractional_epoch)
-    if config.mode == "adaptive":
+    if config.mode in ("adaptive", "headroom"):
         return weight * config.scale * confidence * (confidence - cosine).clamp(min=0.0)
     if config.mode == "static":
         gap = torch.where(cosine < config.mask, (config.scale * (1.0 - cosine)).clamp(0.0, 1.0), 0.0)

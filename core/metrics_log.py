@@ -42,6 +42,7 @@ _LINE_FORMATS = {
     "wait_share": "wait {:.1%}",
     "centre_momentum": "momentum {:.3f}",
     "confidence": "confidence {:.3f}",
+    "slow_confidence": "slow confidence {:.3f}",
     "student_teacher_cosine": "s-t cosine {:.3f}",
     "regression": "regression {:.3f}",
     "geometry": "geometry {:.3f}",

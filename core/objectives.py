@@ -35,6 +35,7 @@ from adadistill.core.heads import Directions, HeadConfig, Margins, directions, h
 from adadistill.core.norm_statistics import NormStatistics, updated_norm_statistics
 from adadistill.core.regression import RegressionConfig, cosine_regression
 from adadistill.core.sharded_centres import ShardedCentres, gathered_with_gradient, own_samples
+from adadistill.core.slow_centres import SlowCentres, SlowCentreStep
 from adadistill.core.teachers import ImageTeacher, RecordTeacher
 from adadistill.kernels.margin_softmax import MarginSoftmax, margin_softmax
 from adadistill.loaders.batch import Batch
@@ -142,6 +143,10 @@ class DistillationObjective(_CentresAndStatistics[AdaptiveCentres]):
         centres: replicated; every rank applies the update of the whole global batch.
         statistics: AdaFace's norm statistics of the global batch; replicated.
         regression: cosine regression to the same teacher, added where its weight is not 0.
+        slow_centres: for geometry mode `headroom`, whose confidence they give; None with any other. Replicated.
+
+    Raises:
+        ValueError: slow centres are missing in mode `headroom`, or given in another.
     """
 
     def __init__(
@@ -154,15 +159,21 @@ class DistillationObjective(_CentresAndStatistics[AdaptiveCentres]):
         statistics: NormStatistics,
         ranks: Ranks,
         regression: RegressionConfig = NO_REGRESSION,
+        slow_centres: SlowCentres | None = None,
     ) -> None:
+        if (slow_centres is not None) != (geometry.mode == "headroom"):
+            raise ValueError(
+                f"slow centres are for geometry mode headroom alone, which needs them; got {geometry.mode}"
+            )
         self.head = head
         self.geometry = geometry
         self.centres = centres
+        self.slow_centres = slow_centres
         self.teacher = teacher
         self.statistics = statistics
         self.ranks = ranks
         self.regression = regression
-        self._proposed: tuple[CentreStep, NormStatistics] | None = None
+        self._proposed: tuple[CentreStep, SlowCentreStep | None, NormStatistics] | None = None
 
     def step(
         self, embeddings: Tensor, batch: Batch, samples: GlobalSamples, *, fractional_epoch: float, stop: bool
@@ -173,13 +184,22 @@ class DistillationObjective(_CentresAndStatistics[AdaptiveCentres]):
         lesson = _Lesson.of(student, local_slice(teacher_global, self.ranks))
 
         shared = _Shared.gather(lesson.cosine, student.quality, batch, stop=stop, ranks=self.ranks)
+        slow_step = None
         with named_range("centres"):
             centre_step = self.centres.propose_update(teacher_global, shared.labels, shared.cosine)
+            if self.slow_centres is not None:
+                slow_step = self.slow_centres.propose_update(teacher_global, shared.labels)
         statistics = _next_statistics(self.statistics, self.head, shared)
-        self._proposed = (centre_step, statistics)
+        self._proposed = (centre_step, slow_step, statistics)
 
         confidence = local_slice(centre_step.confidence, self.ranks)
-        geometry = geometry_term(self.geometry, confidence, lesson.cosine, fractional_epoch)
+        slow_confidence = None if slow_step is None else local_slice(slow_step.confidence, self.ranks)
+        geometry = geometry_term(
+            self.geometry,
+            confidence if slow_confidence is None else slow_confidence,
+            lesson.cosine,
+            fractional_epoch,
+        )
         margin = margins(self.head, student.quality, statistics, None if self.geometry.mode == "off" else geometry)
         softmax = _softmax(self.head, self.centres, student, batch.labels, margin)
         loss, teacher_metrics = _with_regression(softmax.loss.mean(), self.regression, student, lesson, batch.labels)
@@ -189,6 +209,7 @@ class DistillationObjective(_CentresAndStatistics[AdaptiveCentres]):
                 **_margin_metrics(softmax, margin, student, statistics),
                 **teacher_metrics,
                 **_geometry_metrics(confidence, geometry),
+                **({} if slow_confidence is None else {"slow_confidence": slow_confidence.mean()}),
                 "centre_momentum": local_slice(centre_step.momentum, self.ranks).mean(),
             },
         )
@@ -196,11 +217,26 @@ class DistillationObjective(_CentresAndStatistics[AdaptiveCentres]):
     def commit_(self, finite: Tensor) -> None:
         """See `Objective.commit_`."""
         assert self._proposed is not None, "commit_ follows step"
-        centre_step, statistics = self._proposed
+        centre_step, slow_step, statistics = self._proposed
         with named_range("centres"):
             centre_step.commit_(finite)
+            if slow_step is not None:
+                slow_step.commit_(finite)
         self.statistics = self.statistics.committed(statistics, finite)
         self._proposed = None
+
+    def row_sharded(self) -> dict[str, RowArray]:
+        """See `Objective.row_sharded`."""
+        slow = {} if self.slow_centres is None else self.slow_centres.state_dict()
+        return {**self.centres.state_dict(), **slow}
+
+    def load(self, *, row_sharded: dict[str, RowArray], tensors: dict[str, Tensor]) -> None:
+        """See `Objective.load`."""
+        if self.slow_centres is not None:
+            own = self.slow_centres.state_dict().keys()
+            self.slow_centres.load_state_dict({name: rows for name, rows in row_sharded.items() if name in own})
+            row_sharded = {name: rows for name, rows in row_sharded.items() if name not in own}
+        super().load(row_sharded=row_sharded, tensors=tensors)
 
     def parameters(self) -> dict[str, nn.Parameter]:
         """None: centres are averages of teacher embeddings, not parameters."""
@@ -239,6 +275,8 @@ class ClassificationObjective(_CentresAndStatistics[TrainableCentres | ShardedCe
             raise ValueError("regression and the geometry margin need a teacher")
         if geometry.mode != "off" and not isinstance(centres, FrozenCentres):
             raise ValueError("the geometry margin needs frozen centres here, got trainable ones")
+        if geometry.mode == "headroom":
+            raise ValueError("geometry mode headroom needs adaptive centres")
         self.head = head
         self.centres = centres
         self.statistics = statistics

@@ -18,7 +18,13 @@ from pathlib import Path
 from adadistill.core.backbones import BackboneConfig
 from adadistill.core.checkpoints import CheckpointConfig
 from adadistill.core.class_centres import CentresConfig
-from adadistill.core.config.strict_yaml import LoadedConfig, RecipeError, parse_config, read_config
+from adadistill.core.config.strict_yaml import (
+    LoadedConfig,
+    RecipeError,
+    parse_config,
+    read_config,
+    read_overlaid_config,
+)
 from adadistill.core.config.text import canonical_json, config_differences, dump_config
 from adadistill.core.evaluation import EvaluationConfig
 from adadistill.core.geometry_margin import GeometryMarginConfig
@@ -142,7 +148,12 @@ class Recipe:
         problems = []
         if self.head.kind != "adaface":
             problems.append(f"geometry_margin.mode {mode} needs head.kind adaface, got {self.head.kind}")
-        if kind not in ("adaptive", "frozen"):
+        if mode == "headroom" and kind != "adaptive":
+            problems.append(
+                f"geometry_margin.mode headroom needs centres.kind adaptive, got {kind}: it replaces the confidence of "
+                "centres that move with every image"
+            )
+        elif kind not in ("adaptive", "frozen"):
             problems.append(
                 f"geometry_margin.mode {mode} needs a teacher and centres.kind adaptive or frozen, got {kind}"
             )
@@ -203,6 +214,23 @@ def load_recipe(recipe: Path | str, overrides: Iterable[str] = ()) -> Recipe:
 def resolve_recipe(recipe: Path | str, overrides: Iterable[str] = ()) -> LoadedConfig[Recipe]:
     """As `load_recipe`, with where each value came from: a default, a line of a file, or an override."""
     return read_config(Recipe, find_recipe(recipe), overrides)
+
+
+def load_overlaid_recipe(
+    recipe: Path | str,
+    overrides: Iterable[str] = (),
+    *,
+    overlay: Path | str | None,
+    overlay_overrides: Iterable[str] = (),
+) -> Recipe:
+    """As `load_recipe`, with a YAML file of recipe keys and then further overrides laid over the result.
+
+    Raises:
+        RecipeError: anything is wrong with the whole that this gives.
+    """
+    return read_overlaid_config(
+        Recipe, find_recipe(recipe), overrides, overlay=overlay, overlay_overrides=overlay_overrides
+    ).config
 
 
 def parse_recipe(text: str | bytes, *, source: str = "recipe", overrides: Iterable[str] = ()) -> Recipe:

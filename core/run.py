@@ -51,6 +51,7 @@ from adadistill.core.recipe import (
 from adadistill.core.run_folder import RunFolder, describe_environment
 from adadistill.core.seeding import derive_seed, seed_process, stream
 from adadistill.core.sharded_centres import ShardedCentres
+from adadistill.core.slow_centres import SlowCentres, slow_centres_dtype
 from adadistill.core.stop_signal import listen_for_stop
 from adadistill.core.teachers import BuiltTeacher, build_teacher
 from adadistill.core.training import LoopConfig, Trainer, TrainingResult
@@ -137,7 +138,7 @@ def run_training(
         _refuse_other_teacher(parts.teacher, checkpoint)
     run_folder.start(
         recipe_yaml=dump_recipe(recipe),
-        environment=describe_environment(world_size=ranks.world_size),
+        environment={**describe_environment(world_size=ranks.world_size), "device": str(ranks.device)},
         resuming=resume != "none",
         rank=ranks.rank,
     )
@@ -289,6 +290,7 @@ def _build_objective(recipe: Recipe, parts: _Parts, ranks: Ranks) -> Objective:
             head=recipe.head,
             geometry=recipe.geometry_margin,
             centres=AdaptiveCentres(recipe.centres, _random_centres(recipe, parts, ranks), unit_dtype=unit_dtype),
+            slow_centres=_slow_centres(recipe, parts, ranks),
             teacher=teacher,
             statistics=statistics,
             ranks=ranks,
@@ -321,6 +323,18 @@ def _random_centres(recipe: Recipe, parts: _Parts, ranks: Ranks, rows: tuple[int
         dtype=parts.precision.dtype if recipe.centres.half is None else getattr(torch, recipe.centres.half),
         rows=rows,
     ).to(ranks.device)
+
+
+def _slow_centres(recipe: Recipe, parts: _Parts, ranks: Ranks) -> SlowCentres | None:
+    if recipe.geometry_margin.mode != "headroom":
+        return None
+    return SlowCentres(
+        parts.records.num_classes,
+        recipe.student.embedding_dim,
+        momentum=recipe.geometry_margin.headroom_momentum,
+        dtype=slow_centres_dtype(recipe.centres.half, parts.precision.dtype),
+        device=ranks.device,
+    )
 
 
 def _identity(recipe: Recipe, parts: _Parts) -> dict[str, Any]:

@@ -166,6 +166,7 @@ def describe_environment(*, world_size: int, argv: Sequence[str] | None = None) 
         "devices": _device_names(),
         "cpu": _cpu_name(),
         "cpu_count": os.cpu_count(),
+        "threads": torch.get_num_threads(),
     }
 
 

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 VERBS = {
     "train": ("adadistill.recipes.train", "train a student (or a teacher) from a recipe, in one process"),
     "plan": ("adadistill.recipes.plan", "predict memory, time and bottleneck of a recipe on some devices"),
+    "ablate": ("adadistill.recipes.ablate", "train variants of a recipe with several seeds and compare them"),
     "evaluate": ("adadistill.recipes.evaluate", "score a checkpoint, or a teacher, on verification sets"),
     "teacher": ("adadistill.recipes.teacher", "check a recipe's teacher: identity, precision, speed, colour order"),
     "cache": ("adadistill.recipes.cache", "build, import, verify or describe a cache of teacher embeddings"),

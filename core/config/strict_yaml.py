@@ -76,12 +76,36 @@ def read_config(cls: type[Config], path: Path | str, overrides: Iterable[str] = 
     Raises:
         RecipeError: anything is wrong with the file, its base, the overrides or the values in them.
     """
+    return read_overlaid_config(cls, path, overlay=None, overlay_overrides=overrides)
+
+
+def read_overlaid_config(
+    cls: type[Config],
+    path: Path | str,
+    overrides: Iterable[str] = (),
+    *,
+    overlay: Path | str | None,
+    overlay_overrides: Iterable[str] = (),
+) -> LoadedConfig[Config]:
+    """As `read_config`, with a second file and a second list of overrides laid over the result, key by key.
+
+    Args:
+        overlay: a YAML file of any of the config's keys, without `base`; None lays only `overlay_overrides` over it.
+
+    Raises:
+        RecipeError: as `read_config`; problems with values of the overlay name it.
+    """
     path = Path(path)
     source = str(path)
     main = _parse_file(path, source)
     problems = list(main.problems)
     root = _lay_over_base(path, _root_mapping(main.root, source), source, problems)
-    return _build(cls, root, source, overrides, problems)
+    given: set[str] = set()
+    for override in overrides:
+        root = _apply_override(root, override, given, problems)
+    if overlay is not None:
+        root = _lay_overlay(root, Path(overlay), problems)
+    return _build(cls, root, source, overlay_overrides, problems)
 
 
 def parse_config(
@@ -179,6 +203,19 @@ def _lay_over_base(path: Path, root: MapNode, source: str, problems: list[str]) 
         raise RecipeError(source, [*problems, f"base {name} has a base itself; only one level is allowed"])
     problems.extend(f"base {name}: {problem}" for problem in parsed.problems)
     merged = merge(below, own)
+    assert isinstance(merged, MapNode)
+    return merged
+
+
+def _lay_overlay(root: MapNode, overlay: Path, problems: list[str]) -> MapNode:
+    """The mapping of a file over `root`. One that cannot be parsed raises at once, as a base does."""
+    source = str(overlay)
+    parsed = _parse_file(overlay, source)
+    above = _root_mapping(parsed.root, source)
+    if "base" in above.entries:
+        raise RecipeError(source, ["has a `base`; an overlay has none, since it is laid over whatever it is given"])
+    problems.extend(f"{show_text(source, 300)}: {problem}" for problem in parsed.problems)
+    merged = merge(root, above)
     assert isinstance(merged, MapNode)
     return merged
 

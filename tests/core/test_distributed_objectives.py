@@ -1,4 +1,4 @@
-"""Two gloo processes against one, with frozen centres and with regression: the same training, bit-identical replicas.
+"""Two gloo processes against one, with frozen and slow centres and regression: the same training, equal replicas.
 
 The student has no batch norm, so that a sample's embedding does not depend on how the batch is divided.
 """
@@ -44,7 +44,11 @@ def _objectives(data: Path) -> dict[str, dict[str, object]]:
             "geometry_margin__mode": "off",
             "regression__weight": 64.0,
         },
-        "adaptive with regression, network": {**network, "regression__weight": 2.0},
+        "adaptive with headroom and regression, network": {
+            **network,
+            "geometry_margin__mode": "headroom",
+            "regression__weight": 2.0,
+        },
     }
 
 
@@ -82,5 +86,6 @@ def test_two_processes_train_as_one_does(data: Path, tmp_path: Path, name: str):
         # Metrics are summed in float32.
         assert two["loss"] == pytest.approx(one["loss"], rel=1e-6)
         assert two["regression"] == pytest.approx(one["regression"], rel=1e-6)
+    assert ("slow_centres" in states[0]) == ("headroom" in name)
     assert states[0].keys() == states[1].keys()
     assert all(torch.equal(tensor, states[1][key]) for key, tensor in states[0].items())

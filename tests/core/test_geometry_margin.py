@@ -53,6 +53,14 @@ def test_the_static_term_is_masked_cut_and_lowered_by_its_baseline():
     torch.testing.assert_close(term, column(*expected))
 
 
+@pytest.mark.parametrize("epoch", [0.0, 0.4, 1.0, 7.0])
+def test_headroom_is_the_adaptive_term_of_another_confidence(epoch):
+    confidence, cosine = column(0.8, 0.69, 1e-6, 1.0), column(0.7, 0.75, -1.0, -1.0)
+    term = geometry_term(GeometryMarginConfig(mode="headroom"), confidence, cosine, epoch)
+    assert torch.equal(term, geometry_term(ADAPTIVE, confidence, cosine, epoch))
+    assert term[0].item() == pytest.approx(min(1.0, epoch) * 3 * 0.8 * 0.1)
+
+
 def test_off_gives_zeros():
     assert geometry_term(GeometryMarginConfig(), column(0.9, 0.9), column(0.0, -1.0), 5.0).tolist() == [0.0, 0.0]
 
@@ -78,7 +86,7 @@ def test_the_term_carries_no_gradient():
     confidence=st.floats(1e-6, 1.0),
     cosine=st.floats(-1.0, 1.0),
     epoch=st.floats(0.0, 30.0),
-    mode=st.sampled_from(["adaptive", "static"]),
+    mode=st.sampled_from(["adaptive", "static", "headroom"]),
 )
 def test_the_term_is_never_negative_and_never_falls_as_the_student_lags_more(confidence, cosine, epoch, mode):
     config = GeometryMarginConfig(mode=mode)
@@ -97,6 +105,8 @@ def test_the_term_is_never_negative_and_never_falls_as_the_student_lags_more(con
         ("weight", math.nan),
         ("mask", 1.5),
         ("baseline", -0.1),
+        ("headroom_momentum", 1.0),
+        ("headroom_momentum", math.nan),
     ],
 )
 def test_values_out_of_range_are_refused_by_name(field, value):

@@ -1,4 +1,4 @@
-"""Runs with frozen centres and with regression: they learn, go on where they stopped, and refuse other centres."""
+"""Runs with frozen or slow centres and with regression: they learn, go on where they stopped, refuse other centres."""
 
 from __future__ import annotations
 
@@ -36,6 +36,7 @@ def _objectives(data: Path) -> dict[str, dict[str, object]]:
         "frozen with geometry and regression": {**frozen, "regression__weight": 2.0},
         "regression alone": REGRESSION_ALONE,
         "adaptive with regression": {"regression__weight": 2.0},
+        "adaptive with headroom": {"geometry_margin__mode": "headroom", "geometry_margin__headroom_momentum": 0.9},
         "trainable with regression": {"centres__kind": "trainable", "geometry_margin__mode": "off",
                                       "regression__weight": 2.0},
     }  # fmt: skip
@@ -64,7 +65,8 @@ def test_a_run_learns_and_reports_what_it_uses(data: Path, tmp_path: Path, name:
     assert sum(row["loss"] for row in rows[-8:]) < 0.9 * sum(row["loss"] for row in rows[:8])
     assert ("regression" in rows[0]) == ("regression" in name)
     assert ("student_teacher_cosine" in rows[0]) == (changes.get("teacher") != "null")
-    assert ("confidence" in rows[0]) == (name in ("frozen with geometry and regression", "adaptive with regression"))
+    assert ("confidence" in rows[0]) == (name.startswith("adaptive") or name == "frozen with geometry and regression")
+    assert ("slow_confidence" in rows[0]) == (name == "adaptive with headroom")
     if name == "regression alone":
         assert all(row["loss"] == pytest.approx(64.0 * row["regression"], rel=1e-5) for row in rows)
 

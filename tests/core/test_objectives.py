@@ -33,6 +33,7 @@ from adadistill.core.objectives import (
     _own_teacher_embeddings,
 )
 from adadistill.core.regression import RegressionConfig
+from adadistill.core.slow_centres import SlowCentres
 from adadistill.kernels.margin_softmax import margin_softmax_reference
 from adadistill.loaders.batch import Batch
 
@@ -214,6 +215,68 @@ def test_classification_trains_its_centres():
     assert parameter.grad is not None
     assert parameter.grad.abs().sum() > 0
     assert set(objective.row_sharded()) == {"class_centres"}
+
+
+# Slow centres
+
+HEADROOM = GeometryMarginConfig(mode="headroom", warmup_epochs=0.0, headroom_momentum=0.8)
+
+
+def _headroom(teacher: Tensor, centres: Tensor) -> DistillationObjective:
+    slow = SlowCentres(*centres.shape, momentum=0.8, dtype=centres.dtype, device=torch.device("cpu"))
+    return _objective(teacher, centres, geometry=HEADROOM, slow_centres=slow)
+
+
+def test_headroom_takes_its_confidence_from_the_slow_centres_and_all_else_from_the_adaptive_ones():
+    student, teacher, labels, centres = _random_case()
+    ours, plain = (
+        _headroom(teacher, centres.clone()),
+        _objective(teacher, centres.clone(), geometry=GeometryMarginConfig()),
+    )
+    for _ in range(3):
+        before = ours.slow_centres.slow_centres.clone()
+        metrics, _, _ = _loss_and_gradient(ours, student, labels)
+        expected, _, _ = _loss_and_gradient(plain, student, labels)
+        slow = centre_confidence(before[labels], _unit(teacher))
+        term = geometry_term(HEADROOM, slow, torch.cosine_similarity(student, teacher), 0.0)
+        assert metrics["slow_confidence"] == pytest.approx(float(slow.mean()))
+        assert metrics["geometry"] == pytest.approx(float(term.mean()))
+        assert metrics["geometry_active"] == pytest.approx(float((term > 0).double().mean()))
+        for name in ("confidence", "centre_momentum", "student_teacher_cosine"):
+            assert torch.equal(metrics[name], expected[name]), name
+    assert torch.equal(ours.centres.class_centres, plain.centres.class_centres)
+    assert metrics["geometry"] > 0.0
+
+
+def test_slow_centres_are_undone_and_restored_with_the_others():
+    student, teacher, labels, centres = _random_case()
+    objective = _headroom(teacher, centres.clone())
+    _loss_and_gradient(objective, student, labels)
+    before = {name: rows.clone() for name, rows in objective.row_sharded().items()}
+    assert before.keys() == {"class_centres", "slow_centres"}
+
+    objective.step(student * torch.nan, _batch(labels), _samples(8), fractional_epoch=1.0, stop=False)
+    objective.commit_(NO)
+    assert all(torch.equal(rows, before[name]) for name, rows in objective.row_sharded().items())
+
+    fresh = _headroom(teacher, centres.clone())
+    fresh.load(row_sharded=before, tensors=objective.tensors())
+    assert all(torch.equal(rows, before[name]) for name, rows in fresh.row_sharded().items())
+    with pytest.raises(ValueError, match="state of slow centres must hold slow_centres alone"):
+        fresh.load(row_sharded={"class_centres": before["class_centres"]}, tensors=objective.tensors())
+    with pytest.raises(ValueError, match=r"must hold class_centres alone, got \['class_centres', 'slow_centres'\]"):
+        _objective(teacher, centres.clone()).load(row_sharded=before, tensors=objective.tensors())
+
+
+def test_slow_centres_and_headroom_come_together():
+    _, teacher, _, centres = _random_case()
+    with pytest.raises(ValueError, match="slow centres are for geometry mode headroom alone"):
+        _objective(teacher, centres, geometry=HEADROOM)
+    slow = SlowCentres(6, 16, momentum=0.8, dtype=torch.float64, device=torch.device("cpu"))
+    with pytest.raises(ValueError, match="which needs them; got adaptive"):
+        _objective(teacher, centres, slow_centres=slow)
+    with pytest.raises(ValueError, match="geometry mode headroom needs adaptive centres"):
+        _frozen(centres, teacher=FixedTeacher(_unit(teacher)), geometry=HEADROOM)
 
 
 # Frozen centres

@@ -157,6 +157,15 @@ def test_centres_and_regression_are_checked_by_themselves(override: str, problem
     assert problems_of(DISTILLED, override)[0].startswith(problem)
 
 
+@pytest.mark.parametrize("centres", [TRAINABLE, FROZEN, NONE])
+def test_headroom_needs_centres_that_move_with_the_teacher(centres: str) -> None:
+    kind = centres.strip("{}").split(",")[0].split()[1]
+    problems = problems_of(DISTILLED, "geometry_margin.mode=headroom", f"centres={centres}", "regression.weight=1")
+    assert problems[0].startswith(f"geometry_margin.mode headroom needs centres.kind adaptive, got {kind}: it replaces")
+    recipe = parse_recipe(DISTILLED, overrides=["geometry_margin={mode: headroom, headroom_momentum: 0.95}"])
+    assert parse_recipe(dump_recipe(recipe)) == recipe
+
+
 def test_the_geometry_margin_needs_the_adaface_head() -> None:
     assert problems_of(DISTILLED, "geometry_margin.mode=adaptive", "head.kind=cosface")[0].startswith(
         "geometry_margin.mode adaptive needs head.kind adaface, got cosface"

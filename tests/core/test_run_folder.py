@@ -114,7 +114,19 @@ def test_the_environment_tells_versions_and_devices_and_is_json():
     assert environment["torch"].split("+")[0] == torch.__version__.split("+")[0]
     assert environment["world_size"] == 2
     assert environment["command"] == "train 'my recipe.yaml'"
-    for key in ("date", "commit", "python", "numpy", "dali", "simplejpeg", "cuda", "driver", "devices", "cpu_count"):
+    for key in (
+        "date",
+        "commit",
+        "python",
+        "numpy",
+        "dali",
+        "simplejpeg",
+        "cuda",
+        "driver",
+        "devices",
+        "cpu_count",
+        "threads",
+    ):
         assert key in environment
     assert len(environment["devices"]) == (torch.cuda.device_count() if torch.cuda.is_available() else 0)
 

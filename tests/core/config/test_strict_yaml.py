@@ -12,7 +12,13 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from adadistill.core.config.strict_yaml import LoadedConfig, RecipeError, parse_config, read_config
+from adadistill.core.config.strict_yaml import (
+    LoadedConfig,
+    RecipeError,
+    parse_config,
+    read_config,
+    read_overlaid_config,
+)
 from adadistill.core.config.text import canonical_json, config_differences, dump_config
 
 
@@ -454,6 +460,46 @@ def test_a_base_may_lie_in_a_folder_below(tmp_path: Path) -> None:
     write(tmp_path / "common", all=MINIMAL)
 
     assert read_config(Experiment, write(tmp_path, v="base: common/all.yaml")).config.name == "first"
+
+
+def test_an_overlay_lies_over_file_base_and_overrides_and_under_its_own(tmp_path: Path) -> None:
+    path = write(
+        tmp_path,
+        variant="base: common.yaml\nname: variant\nteacher: {checkpoint: t}",
+        common=MINIMAL + "head: {kind: arcface, margin: 0.2}\nsets: [a.bin, c.bin]",
+        over="teacher: null\nhead: {margin: 0.3, mode: on}\nsets: [b.bin]",
+    )
+
+    loaded: LoadedConfig[Experiment] = read_overlaid_config(
+        Experiment,
+        path,
+        ["teacher.checkpoint=u", "head.logit_scale=2", "seed=3"],
+        overlay=tmp_path / "over.yaml",
+        overlay_overrides=["head.mode=off", "seed=4"],
+    )
+
+    assert loaded.config == Experiment(
+        name="variant", seed=4, schedule=Schedule(epochs=4), head=Head(kind="arcface", margin=0.3, logit_scale=2.0),
+        sets=("b.bin",),
+    )  # fmt: skip
+    assert loaded.provenance["head.margin"] == f"{tmp_path / 'over.yaml'}:2"
+    assert loaded.provenance["seed"] == "seed=4"
+
+
+def test_what_is_wrong_with_an_overlay_names_it(tmp_path: Path) -> None:
+    path = write(tmp_path, variant=MINIMAL, over="head: {margn: 0.3}\nseed: 1\nseed: 2", based="base: variant.yaml")
+    over = tmp_path / "over.yaml"
+
+    with pytest.raises(RecipeError) as caught:
+        read_overlaid_config(Experiment, path, overlay=over)
+    assert caught.value.problems == (
+        f"{over}: duplicate key `seed` (again in line 3)",
+        f"unknown key `head.margn`; did you mean `head.margin`? (from {over})",
+    )
+    with pytest.raises(RecipeError, match=r"based\.yaml: has a `base`; an overlay has none"):
+        read_overlaid_config(Experiment, path, overlay=tmp_path / "based.yaml")
+    with pytest.raises(RecipeError, match=r"absent\.yaml: cannot be read"):
+        read_overlaid_config(Experiment, path, overlay=tmp_path / "absent.yaml")
 
 
 def test_base_is_unknown_in_text_without_a_folder() -> None:

@@ -1,0 +1,210 @@
+"""How far the runs of an ablation are, read from the run folders themselves.
+
+There is no list of what has been done: a run is finished when its newest checkpoint is of its recipe and of its last
+epoch, verifies, and the scores of every verification set after that epoch stand in its `metrics.jsonl`. Whatever is
+less is trained on from where it is, so that a kill at any moment costs what training alone would lose.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from adadistill.core.checkpoints import CheckpointError, list_checkpoints, load_checkpoint
+from adadistill.core.config.strict_yaml import RecipeError
+from adadistill.core.recipe import Recipe, dump_recipe, parse_recipe, recipe_differences, recipe_hash
+from adadistill.core.run_folder import RunFolder, redact_urls
+from adadistill.recipes.ablation_plan import AblationError, AblationPlan, PlannedRun
+from adadistill.recipes.evaluate import write_whole
+
+BASE_RECIPE = "base.resolved.yaml"
+
+
+@dataclass(frozen=True, slots=True)
+class RunState:
+    """Where one run is."""
+
+    stage: Literal["new", "begun", "finished"]
+    told: str
+    """For people: `not begun`, `begun, epoch 3 of 16`, `finished`."""
+    evaluations: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """Of a finished run: fields of `VerificationResult` by set, as `metrics.jsonl` holds them."""
+    made_of: Mapping[str, str] = field(default_factory=dict)
+    """Of a finished run: what stood behind the paths in its recipe, by kind: fingerprint of the records, sha256 of the
+    teacher where it has one, number of pairs of each set."""
+
+
+def claim_folder(plan: AblationPlan) -> None:
+    """Make the folder of an ablation, or recognise it. Rank 0 calls it.
+
+    Raises:
+        AblationError: see `check_folder`.
+        OSError: it cannot be written.
+    """
+    check_folder(plan)
+    base = plan.folder / BASE_RECIPE
+    if not base.exists():
+        plan.folder.mkdir(parents=True, exist_ok=True)
+        write_whole(base, redact_urls(dump_recipe(plan.base)))
+
+
+def check_folder(plan: AblationPlan) -> None:
+    """Refuse a folder that holds something else. Nothing is written.
+
+    Raises:
+        AblationError: it is a file, holds a run, something unknown, or an ablation of another recipe.
+    """
+    folder = plan.folder
+    if not folder.exists():
+        return
+    if not folder.is_dir():
+        raise AblationError([f"{folder} is a file; an ablation needs a folder. Give another --out"])
+    base = folder / BASE_RECIPE
+    if base.exists():
+        differences = _differences(base, plan.base)
+        if differences:
+            raise AblationError(
+                [
+                    f"{folder} is the ablation of another recipe; differences (there != now): "
+                    f"{'; '.join(differences)}. Give another --out, or the recipe and overrides it was begun with"
+                ]
+            )
+        return
+    if RunFolder(folder).traces_of_a_run():
+        raise AblationError([f"{folder} is the folder of one run; give the ablation a folder of its own with --out"])
+    # What a kill leaves of a file that was being written begins with a dot.
+    if any(not path.name.startswith(".") for path in folder.iterdir()):
+        raise AblationError([f"{folder} is not empty and holds no ablation; give another --out"])
+
+
+def read_states(plan: AblationPlan) -> dict[PlannedRun, RunState]:
+    """Where every run of the plan is.
+
+    Raises:
+        AblationError: run folders hold other recipes than the plan's; all of them are named.
+    """
+    states: dict[PlannedRun, RunState] = {}
+    problems: list[str] = []
+    for run in plan.runs():
+        try:
+            states[run] = read_state(run)
+        except AblationError as error:
+            problems += error.problems
+    if problems:
+        raise AblationError(problems)
+    refuse_mixtures(states)
+    return states
+
+
+def refuse_mixtures(states: Mapping[PlannedRun, RunState]) -> None:
+    """Refuse finished runs whose equal recipes meant other files: a path says nothing of what lay there at the time.
+
+    Raises:
+        AblationError: two runs with the same records, teacher or verification set by name had different ones.
+    """
+    first: dict[tuple[str, str], tuple[PlannedRun, str]] = {}
+    problems = []
+    for run, state in states.items():
+        for kind, content in state.made_of.items():
+            named = str(run.recipe.teacher) if kind == "teacher" else run.recipe.data.records
+            other, seen = first.setdefault((kind, named), (run, content))
+            if seen != content:
+                problems.append(
+                    f"{run.folder} was trained with another {kind} ({content:.12}) than {other.folder} ({seen:.12}); "
+                    "their difference would not be that of the variants. Remove the runs of one of them"
+                )
+    if problems:
+        raise AblationError(problems)
+
+
+def read_state(run: PlannedRun) -> RunState:
+    """Where one run is.
+
+    Raises:
+        AblationError: its folder holds a run of another recipe.
+    """
+    folder = RunFolder(run.folder)
+    if folder.recipe.exists():
+        _refuse_differences(run, _differences(folder.recipe, run.recipe))
+    saved = list_checkpoints(run.folder)
+    if not saved:
+        return RunState("begun", "begun, nothing saved yet") if folder.recipe.exists() else RunState("new", "not begun")
+    try:
+        checkpoint = load_checkpoint(saved[-1], model_only=True)
+    except CheckpointError:
+        return RunState("begun", "begun; its newest checkpoint is damaged")
+    if checkpoint.state.get("recipe_hash") != recipe_hash(run.recipe):
+        _refuse_differences(run, ["its newest checkpoint has another recipe hash"])
+    epoch, epochs = _epoch(checkpoint.state), run.recipe.optim.epochs
+    if epoch != epochs:
+        return RunState("begun", f"begun, epoch {epoch} of {epochs}")
+    found = _evaluations(folder.metrics, step=checkpoint.step)
+    names = [Path(path).stem for path in run.recipe.evaluation.sets]
+    if any(name not in found for name in names):
+        return RunState("begun", "trained, to be scored")
+    return RunState("finished", "finished", {name: found[name] for name in names}, _made_of(checkpoint.state, found))
+
+
+def _made_of(state: Mapping[str, Any], scores: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+    teacher, records = state.get("teacher"), state.get("records")
+    sha256 = teacher.get("sha256") if isinstance(teacher, dict) else None
+    made = {f"verification set {name}": f"{score['pairs']} pairs" for name, score in scores.items()}
+    made |= {"records": records} if isinstance(records, str) else {}
+    return made | ({"teacher": sha256} if isinstance(sha256, str) else {})
+
+
+def _refuse_differences(run: PlannedRun, differences: list[str]) -> None:
+    if differences:
+        raise AblationError(
+            [
+                f"{run.folder} holds a run of another recipe; differences (there != now): {'; '.join(differences)}. "
+                "Give another --out, or remove that folder"
+            ]
+        )
+
+
+def _differences(saved: Path, recipe: Recipe) -> list[str]:
+    """What differs between a saved recipe and one of now, secrets in URLs left out on both sides."""
+    now = parse_recipe(redact_urls(dump_recipe(recipe)))
+    try:
+        there = parse_recipe(saved.read_bytes(), source=str(saved))
+    except RecipeError as error:
+        raise AblationError([f"{error}\n  It is the record of what was begun there; give another --out"]) from error
+    return [] if recipe_hash(there) == recipe_hash(now) else recipe_differences(there, now)
+
+
+def _epoch(state: Mapping[str, Any]) -> int | None:
+    position = state.get("position")
+    epoch = position.get("epoch") if isinstance(position, dict) else None
+    return epoch if isinstance(epoch, int) else None
+
+
+def _evaluations(metrics: Path, *, step: int) -> dict[str, dict[str, Any]]:
+    """The last scores of each set after a step. A line that is no JSON (of a machine that died) says nothing."""
+    found: dict[str, dict[str, Any]] = {}
+    for row in _rows(metrics):
+        if row.get("event") == "evaluation" and row.get("step") == step and _is_score(row):
+            found[row["set"]] = row
+    return found
+
+
+def _rows(metrics: Path) -> Iterator[dict[str, Any]]:
+    if not metrics.exists():
+        return
+    with metrics.open("rb") as lines:
+        for line in lines:
+            try:
+                row = json.loads(line)
+            except (ValueError, RecursionError):
+                continue
+            if isinstance(row, dict):
+                yield row
+
+
+def _is_score(row: Mapping[str, Any]) -> bool:
+    accuracy, pairs = row.get("accuracy"), row.get("pairs")
+    known = accuracy is None or (isinstance(accuracy, float) and 0.0 <= accuracy <= 1.0)
+    return isinstance(row.get("set"), str) and isinstance(pairs, int) and pairs > 0 and known
