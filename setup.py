@@ -41,7 +41,7 @@ setup(
     python_requires=">=3.10",
     packages=[f"adadistill.{p}" for p in found],
     package_dir={"adadistill": "."},
-    package_data={"adadistill.recipes": ["*.yaml"]},
+    package_data={"adadistill.recipes": ["*.yaml", "variants/*.yaml", "launch/*.sbatch"]},
     install_requires=[
         "torch>=2.11",
         "numpy",
