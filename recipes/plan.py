@@ -170,7 +170,8 @@ def _table(recipe: Recipe, launch: Launch, plan: Plan) -> str:
             "",
         ]
     lines += [
-        f"images/s                    {plan.images_per_s:>10,.0f} (between {low:,.0f} and {high:,.0f})",
+        f"images/s                    {plan.images_per_s:>10,.0f}"
+        + (f" ({low:,.0f} with nothing of the student fused, {high:,.0f} with all)" if high > 1.01 * low else ""),
         f"epoch                       {_duration(plan.epoch_s):>10}",
         f"{recipe.optim.epochs} epochs".ljust(28)
         + f"{_duration(plan.total_s):>10}, evaluation and checkpoints not counted",

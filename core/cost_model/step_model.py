@@ -239,7 +239,7 @@ class StepModel:
             "teacher embeddings": self._cached_bytes(),
             "reserved": self.device.reserved_gb * 1e9,
         }
-        self._assume("reserved memory", self.device.reserved_gb, "GB", self.device.source)
+        self._assume("reserved memory", self.device.reserved_gb, "GB", "context, workspaces, communication buffers")
         self._assume("usable share of memory", USABLE_MEMORY, "", "what blocks of the allocator leave")
         self._assume("memory", self.launch.memory_gb, "GB", "given, or the device's")
         return {name: size / 1e9 for name, size in parts.items() if size}
