@@ -37,6 +37,7 @@ from adadistill.bench.image_sources import synthetic_records, tiled_records
 from adadistill.bench.report.row_sets import machine
 from adadistill.bench.rows import append_row, read_rows, results_folder, spread
 from adadistill.bench.timing import drain
+from adadistill.core.profiling.trace_summary import covered
 from adadistill.core.teachers import record_binding
 from adadistill.loaders.augment_image import augment_image
 from adadistill.loaders.augment_policy import Augmentation, AugmentConfig
@@ -301,15 +302,6 @@ def gpu_busy(loader: Loader, *, batches: int, setting: Setting) -> float | None:
         if event.device_type == torch.autograd.DeviceType.CUDA
     ]
     return covered(spans) / 1e6 / seconds
-
-
-def covered(spans: Sequence[tuple[float, float]]) -> float:
-    """Length of the union of [start, end) spans."""
-    total, reached = 0.0, -float("inf")
-    for start, end in sorted(spans):
-        total += max(0.0, end - max(start, reached))
-        reached = max(reached, end)
-    return total
 
 
 def check(setting: Setting, batch: Batch, *, exact: bool) -> None:

@@ -113,7 +113,7 @@ def build_step(
         guard=NonFiniteGuard(GuardConfig(), batch_size, device),
         precision=formats,
         ranks=ranks,
-        compile_student=compiled,
+        compile_student="default" if compiled else "off",
     )
     memory_format = torch.channels_last if formats.channels_last else torch.contiguous_format
     images = torch.rand(batch_size, 3, image_size, image_size, generator=generator).mul_(2).sub_(1)

@@ -17,14 +17,16 @@ arbitrary sample of several with the same label survives.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
+from adadistill.core.checkpoints import OwnRows, RowArray
 from adadistill.kernels.centre_update import CentreUpdate, centre_update_
 from adadistill.kernels.triton_use import runs_triton
 
@@ -49,6 +51,13 @@ class CentresConfig:
     half: Literal["bfloat16", "float16"] | None = None
     """Adaptive centres: keep them, and the copy that the softmax reads, in this format, for identity counts whose
     float32 centres do not fit: 4 C D bytes in all, where float32 takes 6 on CUDA and 8 elsewhere. Left out: float32."""
+    placement: Literal["replicated", "sharded"] = "replicated"
+    """Trainable centres: does every rank hold all of them, or its share of the rows alone? Replicated, each rank keeps
+    12 C D bytes, for parameter, gradient and momentum in float32, and needs 20 while a step runs: 0.9 GB for 85,742
+    identities of 512 dimensions, 21 GB for two million. Sharded over R ranks it is 1/R of that and a few (G, D) arrays,
+    as the embeddings of the global batch G are gathered; the loss is still exact, over all identities. Shard where
+    memory asks for it; fewer bytes travel where C is above 1.5 G. What is computed is the same, so that a run may go on
+    with the other placement, on any number of ranks."""
     path: str | None = None
     """Frozen centres: where they come from. A run folder or checkpoint of ours that trained its centres on the same
     records, a file that `adadistill centres export` made, or a `.npy` file, (C, D) floating point, row = label."""
@@ -62,6 +71,13 @@ class CentresConfig:
             raise ValueError(f"half must be bfloat16, float16 or left out, got {self.half!r}")
         if self.half is not None and self.kind != "adaptive":
             raise ValueError(f"half is for kind adaptive, got {self.half} with kind {self.kind}; remove it (null)")
+        if self.placement not in ("replicated", "sharded"):
+            raise ValueError(f"placement must be replicated or sharded, got {self.placement!r}")
+        if self.placement == "sharded" and self.kind != "trainable":
+            raise ValueError(
+                f"placement sharded is for kind trainable, got kind {self.kind}, whose centres every rank holds; set "
+                "placement to replicated"
+            )
         if self.kind == "frozen" and not self.path:
             raise ValueError("path must name the file or run folder that kind frozen takes its centres from")
         if self.kind != "frozen" and self.path is not None:
@@ -69,17 +85,50 @@ class CentresConfig:
 
 
 def initial_centres(
-    num_classes: int, dim: int, *, generator: torch.Generator, dtype: torch.dtype = torch.float32
+    num_classes: int,
+    dim: int,
+    *,
+    generator: torch.Generator,
+    dtype: torch.dtype = torch.float32,
+    rows: tuple[int, int] | None = None,
 ) -> Tensor:
-    """(C, D) random centres, N(0, 0.01^2), on the generator's device.
+    """(C, D) random centres, N(0, 0.01^2), or rows [first, end) of them, on the CPU.
 
     Drawn in float32 whatever the dtype, so that runs of other precisions start alike. An adaptive centre forgets its
     start at its first image; until then it is a random negative.
+
+    Args:
+        generator: of the CPU. It ends where it would have after one draw of the whole.
+        rows: the bits of a row are the same whichever are asked for: all C are drawn, in pieces, and the others
+            dropped. That takes the memory of `rows` and one piece, and some 15 ns a value.
     """
     if num_classes < 1 or dim < 1:
         raise ValueError(f"num_classes and dim must be positive, got {num_classes} and {dim}")
-    drawn = torch.randn(num_classes, dim, generator=generator, dtype=torch.float32, device=generator.device)
-    return drawn.mul_(INITIAL_STD).to(dtype)
+    first, end = (0, num_classes) if rows is None else rows
+    if not 0 <= first <= end <= num_classes:
+        raise ValueError(f"rows must lie in [0, {num_classes}], got {first} to {end}")
+    wanted = torch.empty(end - first, dim, dtype=dtype)
+    for piece in _stream_pieces(num_classes):
+        drawn = torch.randn(piece.stop - piece.start, dim, generator=generator, dtype=torch.float32)
+        kept_first, kept_end = max(first, piece.start), min(end, piece.stop)
+        if kept_first < kept_end:
+            kept = drawn[kept_first - piece.start : kept_end - piece.start]
+            wanted[kept_first - first : kept_end - first] = kept.mul_(INITIAL_STD)
+    return wanted
+
+
+def _stream_pieces(count: int) -> Iterator[slice]:
+    """Pieces of rows whose draws, one after the other, are the draw of all rows at once.
+
+    torch makes normal numbers on the CPU in blocks of 16; a tensor that is no multiple of that redraws its last 16, and
+    one below 16 values goes another way. So every piece but the last is a multiple of 16 rows, and the last has at
+    least 16 unless there is but one.
+    """
+    first = 0
+    while first < count:
+        end = first + _PIECE_ROWS if count - first >= _PIECE_ROWS + 16 else count
+        yield slice(first, end)
+        first = end
 
 
 def student_teacher_cosine(student_unit_embeddings: Tensor, teacher_unit_embeddings: Tensor) -> Tensor:
@@ -121,6 +170,36 @@ def write_unit_rows_(into: Tensor, rows: Tensor) -> None:
     """Fill `into` (C, D) of any floating dtype with the rows divided by their norms. It may be `rows` itself."""
     for piece in row_pieces(len(rows)):
         into[piece] = unit_rows(rows[piece])
+
+
+def trained_unit_rows(rows: Tensor) -> Tensor:
+    """`unit_rows` of a parameter (C, D), float32 or float64, whose backward makes one (C, D) tensor, its result."""
+    return _TrainedUnitRows.apply(rows)
+
+
+class _TrainedUnitRows(torch.autograd.Function):
+    """Through `unit_rows` itself a step peaks at 7.2 (C, D) arrays (CPU, C 500,000, D 64), with this at 5.2."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor) -> Tensor:
+        unit = torch.empty_like(rows)
+        write_unit_rows_(unit, rows)
+        ctx.save_for_backward(rows, unit)
+        return unit
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        rows, unit = ctx.saved_tensors
+        result = torch.empty_like(rows)
+        for piece in row_pieces(len(rows)):
+            lengths = torch.linalg.vector_norm(rows[piece], dim=1, keepdim=True)
+            along = (gradient[piece] * unit[piece]).sum(1, keepdim=True)
+            # A row shorter than the least norm is divided by a constant, which has no part along the row to take off.
+            along = torch.where(lengths >= LEAST_CENTRE_NORM, along, 0.0)
+            across = torch.addcmul(gradient[piece], along, unit[piece], value=-1.0)
+            torch.div(across, lengths.clamp(min=LEAST_CENTRE_NORM), out=result[piece])
+        return result
 
 
 def softmax_dtype(class_centres: Tensor) -> torch.dtype:
@@ -242,25 +321,26 @@ class AdaptiveCentres:
             return None
         return unit_rows(self.class_centres[labels.clamp(min=0)])
 
-    def state_dict(self) -> dict[str, Tensor]:
+    def state_dict(self) -> dict[str, RowArray]:
         """What a checkpoint stores: the live (C, D) centres."""
         return {"class_centres": self.class_centres}
 
     @torch.no_grad()
-    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+    def load_state_dict(self, state: Mapping[str, RowArray]) -> None:
         """Take over stored centres, in place.
 
         Raises:
             ValueError: other keys, shape or dtype than this object's.
         """
-        _load_centres(self.class_centres, state)
+        load_centres_(self.class_centres, state, num_classes=len(self.class_centres))
         write_unit_rows_(self._unit_centres, self.class_centres)
 
 
-class TrainableCentres(nn.Module):
+class TrainableCentres:
     """Class centres learned by gradient.
 
-    Ownership: an ordinary (C, D) parameter, replicated; whoever reduces gradients over ranks reduces this one too.
+    Ownership: an ordinary (C, D) parameter, replicated; whoever reduces gradients over ranks reduces this one too. One
+    that is spread over the ranks is in `core/sharded_centres.py`.
     """
 
     def __init__(self, config: CentresConfig, class_centres: Tensor) -> None:
@@ -269,27 +349,43 @@ class TrainableCentres(nn.Module):
         Raises:
             ValueError: the config asks for other centres.
         """
-        super().__init__()
         if config.kind != "trainable":
             raise ValueError(f"centres.kind must be trainable here, got {config.kind}")
         self.class_centres = nn.Parameter(class_centres.detach().clone())
 
     def unit_centres(self) -> Tensor:
         """(C, D) unit rows, with gradient to the parameter."""
-        return unit_rows(self.class_centres)
+        return trained_unit_rows(self.class_centres)
 
     def target_centres(self, labels: Tensor) -> None:
         """None: the softmax takes its target rows from `unit_centres`, so that they get their gradient."""
         return None
 
+    def state_dict(self) -> dict[str, RowArray]:
+        """What a checkpoint stores: the live (C, D) centres."""
+        return {"class_centres": self.class_centres.detach()}
 
-def _load_centres(into: Tensor, state: dict[str, Tensor]) -> None:
+    def load_state_dict(self, state: Mapping[str, RowArray]) -> None:
+        """As `AdaptiveCentres.load_state_dict`."""
+        load_centres_(self.class_centres, state, num_classes=len(self.class_centres))
+
+
+@torch.no_grad()
+def load_centres_(into: Tensor, state: Mapping[str, RowArray], *, num_classes: int) -> None:
+    """Copy stored centres into all (C, D) centres of a run, or into the rows of them that this rank holds.
+
+    Raises:
+        ValueError: other keys, shape or dtype.
+    """
     if set(state) != {"class_centres"}:
         raise ValueError(f"state of class centres must hold class_centres alone, got {sorted(state)}")
     stored = state["class_centres"]
-    if stored.shape != into.shape or stored.dtype != into.dtype:
+    rows, total = (stored.rows, stored.total) if isinstance(stored, OwnRows) else (stored, len(stored))
+    if (total, *rows.shape[1:]) != (num_classes, *into.shape[1:]) or rows.dtype != into.dtype:
         raise ValueError(
-            f"stored class_centres are {tuple(stored.shape)} {stored.dtype}, "
-            f"this run has {tuple(into.shape)} {into.dtype}"
+            f"stored class_centres are {(total, *rows.shape[1:])} {rows.dtype}, "
+            f"this run has {(num_classes, *into.shape[1:])} {into.dtype}"
         )
-    into.copy_(stored)
+    if len(rows) != len(into):
+        raise ValueError(f"{len(rows)} rows of the stored class_centres were read, this rank holds {len(into)}")
+    into.copy_(rows)

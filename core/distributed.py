@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import datetime
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
@@ -17,6 +17,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from adadistill.core.checkpoints.files import row_range
 from adadistill.kernels.margin_softmax import ClassShard
 
 COLLECTIVE_TIMEOUT = datetime.timedelta(minutes=20)
@@ -89,14 +90,14 @@ def all_reduced(values: Tensor, how: Literal["sum", "max"], ranks: Ranks) -> Ten
 
 
 def class_shard(num_classes: int, ranks: Ranks) -> ClassShard:
-    """This rank's part of the classes: contiguous, and of sizes that differ by one at most.
+    """This rank's part of the classes: contiguous, of sizes that differ by one at most, as its rows in checkpoints.
 
     Raises:
         ValueError: there are fewer classes than ranks.
     """
     if num_classes < ranks.world_size:
         raise ValueError(f"{num_classes} classes cannot be spread over {ranks.world_size} ranks")
-    first = num_classes * ranks.rank // ranks.world_size
+    first, _ = row_range(num_classes, ranks.rank, ranks.world_size)
     return ClassShard(first, num_classes, lambda values, how: all_reduced(values, how, ranks))
 
 
@@ -117,10 +118,25 @@ def exchange_rows(send: Tensor, send_counts: Sequence[int], receive_counts: Sequ
 
 def average_(tensor: Tensor, ranks: Ranks) -> Tensor:
     """Replace a floating tensor by its mean over ranks, in place; equal bits on all ranks."""
-    if ranks.world_size > 1:
-        dist.all_reduce(tensor)
-        tensor.div_(ranks.world_size)
-    return tensor
+    return start_average_(tensor, ranks)()
+
+
+def start_average_(tensor: Tensor, ranks: Ranks) -> Callable[[], Tensor]:
+    """Begin `average_` beside what is computed meanwhile; the call that it returns waits and gives the mean.
+
+    Same bits as `average_`. The tensor must not be touched in between, and every rank must begin at the same place
+    among its other collectives. Under NCCL the wait is one of the device, not of the host.
+    """
+    if ranks.world_size == 1:
+        return lambda: tensor
+    work = dist.all_reduce(tensor, async_op=True)
+    assert work is not None, "an asynchronous collective has a handle on every rank of the group"
+
+    def finish() -> Tensor:
+        work.wait()
+        return tensor.div_(ranks.world_size)
+
+    return finish
 
 
 def barrier(ranks: Ranks) -> None:

@@ -10,12 +10,14 @@ Source: ArcDistill and CosDistill in AdaDistill, arXiv:2407.01332.
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from adadistill.core.centre_files import CentresFileError, StoredCentres, read_centres
+from adadistill.core.checkpoints import RowArray
 from adadistill.core.class_centres import centre_confidence, softmax_dtype, write_unit_rows_
 from adadistill.core.distributed import Ranks, broadcast_text
 from adadistill.core.precision import Precision
@@ -72,11 +74,11 @@ class FrozenCentres:
         confidence = centre_confidence(self.class_centres[labels.clamp(min=0)], teacher_embeddings.detach())
         return torch.where(labels >= 0, confidence, 0.0)
 
-    def state_dict(self) -> dict[str, Tensor]:
+    def state_dict(self) -> dict[str, RowArray]:
         """Nothing: the file holds them."""
         return {}
 
-    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+    def load_state_dict(self, state: Mapping[str, RowArray]) -> None:
         """Accept what `state_dict` gave.
 
         Raises:

@@ -121,7 +121,7 @@ class StepMetrics:
         result["images_per_s"] = images_per_s
         result["wait_share"] = means[-1] / elapsed
         result["eta_s"] = (self._total_steps - step) * self._global_batch_size / images_per_s
-        result["peak_mib"] = _peak_mib(self._ranks.device)
+        result["peak_mib"] = peak_mib(self._ranks.device)
         self._sum, self._steps, self._wait_s, self._paused_s = None, 0, 0.0, 0.0
         self._since = time.perf_counter()
         return result
@@ -186,7 +186,8 @@ class ProgressBar:
             self._stream.flush()
 
 
-def _peak_mib(device: torch.device) -> float:
+def peak_mib(device: torch.device) -> float:
+    """Peak so far of the device's allocated memory; on the CPU of the process's resident memory."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
     import resource

@@ -12,6 +12,7 @@ changes first and keep them only when told that the step was finite.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeAlias, TypeVar
 
@@ -20,21 +21,24 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from adadistill.core.checkpoints import RowArray
 from adadistill.core.class_centres import (
     AdaptiveCentres,
     CentreStep,
     TrainableCentres,
     student_teacher_cosine,
 )
-from adadistill.core.distributed import Ranks, average_, gather_rows, local_slice
+from adadistill.core.distributed import Ranks, gather_rows, local_slice, start_average_
 from adadistill.core.frozen_centres import FrozenCentres
 from adadistill.core.geometry_margin import GeometryMarginConfig, geometry_term
 from adadistill.core.heads import Directions, HeadConfig, Margins, directions, head_limits, margins
 from adadistill.core.norm_statistics import NormStatistics, updated_norm_statistics
 from adadistill.core.regression import RegressionConfig, cosine_regression
+from adadistill.core.sharded_centres import ShardedCentres, gathered_with_gradient, own_samples
 from adadistill.core.teachers import ImageTeacher, RecordTeacher
 from adadistill.kernels.margin_softmax import MarginSoftmax, margin_softmax
 from adadistill.loaders.batch import Batch
+from adadistill.loaders.named_ranges import in_range, named_range
 
 NO_GEOMETRY = GeometryMarginConfig(mode="off")
 NO_REGRESSION = RegressionConfig(weight=0.0)
@@ -85,28 +89,28 @@ class Objective(Protocol):
         """Keep the proposed state where `finite` (0-dim bool), restore the old one elsewhere; no host sync."""
         ...
 
-    def parameters(self) -> list[nn.Parameter]:
-        """Parameters trained beside the student's, with their names in `tensors`."""
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """Parameters trained beside the student's, by their names in `row_sharded`."""
         ...
 
     def reduce_gradients_(self, ranks: Ranks) -> None:
-        """Average the gradients of `parameters` over ranks."""
+        """Average the gradients of replicated `parameters` over ranks."""
         ...
 
-    def row_sharded(self) -> dict[str, Tensor]:
-        """Large (C, ...) arrays of the checkpoint, equal on all ranks."""
+    def row_sharded(self) -> dict[str, RowArray]:
+        """Large (C, ...) arrays of the checkpoint: whole and equal on all ranks, or each rank's own rows."""
         ...
 
     def tensors(self) -> dict[str, Tensor]:
         """Small tensors of the checkpoint, equal on all ranks."""
         ...
 
-    def load(self, *, row_sharded: dict[str, Tensor], tensors: dict[str, Tensor]) -> None:
+    def load(self, *, row_sharded: dict[str, RowArray], tensors: dict[str, Tensor]) -> None:
         """Put back what `row_sharded` and `tensors` returned."""
         ...
 
 
-Centres = TypeVar("Centres", AdaptiveCentres, TrainableCentres | FrozenCentres)
+Centres = TypeVar("Centres", AdaptiveCentres, TrainableCentres | ShardedCentres | FrozenCentres)
 Teacher: TypeAlias = ImageTeacher | RecordTeacher
 
 
@@ -117,7 +121,7 @@ class _CentresAndStatistics(Generic[Centres]):
     statistics: NormStatistics
     ranks: Ranks
 
-    def row_sharded(self) -> dict[str, Tensor]:
+    def row_sharded(self) -> dict[str, RowArray]:
         """See `Objective.row_sharded`."""
         return self.centres.state_dict()
 
@@ -125,7 +129,7 @@ class _CentresAndStatistics(Generic[Centres]):
         """See `Objective.tensors`."""
         return self.statistics.state_dict()
 
-    def load(self, *, row_sharded: dict[str, Tensor], tensors: dict[str, Tensor]) -> None:
+    def load(self, *, row_sharded: dict[str, RowArray], tensors: dict[str, Tensor]) -> None:
         """See `Objective.load`."""
         self.centres.load_state_dict(row_sharded)
         self.statistics = NormStatistics.from_state_dict(tensors, device=self.ranks.device)
@@ -169,7 +173,8 @@ class DistillationObjective(_CentresAndStatistics[AdaptiveCentres]):
         lesson = _Lesson.of(student, local_slice(teacher_global, self.ranks))
 
         shared = _Shared.gather(lesson.cosine, student.quality, batch, stop=stop, ranks=self.ranks)
-        centre_step = self.centres.propose_update(teacher_global, shared.labels, shared.cosine)
+        with named_range("centres"):
+            centre_step = self.centres.propose_update(teacher_global, shared.labels, shared.cosine)
         statistics = _next_statistics(self.statistics, self.head, shared)
         self._proposed = (centre_step, statistics)
 
@@ -192,23 +197,26 @@ class DistillationObjective(_CentresAndStatistics[AdaptiveCentres]):
         """See `Objective.commit_`."""
         assert self._proposed is not None, "commit_ follows step"
         centre_step, statistics = self._proposed
-        centre_step.commit_(finite)
+        with named_range("centres"):
+            centre_step.commit_(finite)
         self.statistics = self.statistics.committed(statistics, finite)
         self._proposed = None
 
-    def parameters(self) -> list[nn.Parameter]:
+    def parameters(self) -> dict[str, nn.Parameter]:
         """None: centres are averages of teacher embeddings, not parameters."""
-        return []
+        return {}
 
     def reduce_gradients_(self, ranks: Ranks) -> None:
         """Nothing to do."""
 
 
-class ClassificationObjective(_CentresAndStatistics[TrainableCentres | FrozenCentres]):
+class ClassificationObjective(_CentresAndStatistics[TrainableCentres | ShardedCentres | FrozenCentres]):
     """Margin softmax against class centres that no teacher moves: trained by gradient, or frozen.
 
     Args:
-        centres: replicated. Trainable ones are parameters outside DDP, whose replicas `reduce_gradients_` keeps equal.
+        centres: frozen and trainable ones are replicated. Trainable ones are parameters outside DDP, whose replicas are
+            kept equal here: the average over ranks of their gradient begins in backward, as soon as it is there, and
+            runs beside the student's backward; `reduce_gradients_` waits for it. Sharded ones need no such thing.
         statistics: as in `DistillationObjective`.
         teacher: for `regression` and, with frozen centres, for `geometry`; None where neither is used.
 
@@ -220,7 +228,7 @@ class ClassificationObjective(_CentresAndStatistics[TrainableCentres | FrozenCen
         self,
         *,
         head: HeadConfig,
-        centres: TrainableCentres | FrozenCentres,
+        centres: TrainableCentres | ShardedCentres | FrozenCentres,
         statistics: NormStatistics,
         ranks: Ranks,
         teacher: Teacher | None = None,
@@ -239,6 +247,9 @@ class ClassificationObjective(_CentresAndStatistics[TrainableCentres | FrozenCen
         self.geometry = geometry
         self.regression = regression
         self._proposed: NormStatistics | None = None
+        self._finish_average: Callable[[], Tensor] | None = None
+        if isinstance(centres, TrainableCentres):
+            centres.class_centres.register_post_accumulate_grad_hook(self._begin_average)
 
     def step(
         self, embeddings: Tensor, batch: Batch, samples: GlobalSamples, *, fractional_epoch: float, stop: bool
@@ -254,7 +265,10 @@ class ClassificationObjective(_CentresAndStatistics[TrainableCentres | FrozenCen
 
         geometry, geometry_metrics = self._geometry_term(lesson, batch.labels, fractional_epoch)
         margin = margins(self.head, student.quality, statistics, geometry)
-        softmax = _softmax(self.head, self.centres, student, batch.labels, margin)
+        if isinstance(self.centres, ShardedCentres):
+            softmax = _sharded_softmax(self.head, self.centres, student, shared, statistics, self.ranks)
+        else:
+            softmax = _softmax(self.head, self.centres, student, batch.labels, margin)
         loss = softmax.loss.mean()
         teacher_metrics: dict[str, Tensor] = {}
         if lesson is not None:
@@ -269,15 +283,21 @@ class ClassificationObjective(_CentresAndStatistics[TrainableCentres | FrozenCen
         self.statistics = self.statistics.committed(self._proposed, finite)
         self._proposed = None
 
-    def parameters(self) -> list[nn.Parameter]:
-        """The centres, where they are trained."""
-        return [self.centres.class_centres] if isinstance(self.centres, TrainableCentres) else []
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """The centres, where they are trained: all of them, or this rank's rows."""
+        return {} if isinstance(self.centres, FrozenCentres) else {"class_centres": self.centres.class_centres}
 
     def reduce_gradients_(self, ranks: Ranks) -> None:
         """See `Objective.reduce_gradients_`."""
-        for parameter in self.parameters():
-            assert parameter.grad is not None, "reduce_gradients_ follows backward"
-            average_(parameter.grad, ranks)
+        if isinstance(self.centres, TrainableCentres):
+            assert self._finish_average is not None, "reduce_gradients_ follows backward"
+            self._finish_average()
+            self._finish_average = None
+
+    def _begin_average(self, parameter: Tensor) -> None:
+        # Centres come after the student in forward, so in backward their gradient comes before any of the student's.
+        assert parameter.grad is not None, "torch calls this once there is a gradient"
+        self._finish_average = start_average_(parameter.grad, self.ranks)
 
     def _geometry_term(
         self, lesson: _Lesson | None, labels: Tensor, fractional_epoch: float
@@ -318,14 +338,14 @@ class RegressionObjective:
     def commit_(self, finite: Tensor) -> None:
         """Nothing to do."""
 
-    def parameters(self) -> list[nn.Parameter]:
+    def parameters(self) -> dict[str, nn.Parameter]:
         """None."""
-        return []
+        return {}
 
     def reduce_gradients_(self, ranks: Ranks) -> None:
         """Nothing to do."""
 
-    def row_sharded(self) -> dict[str, Tensor]:
+    def row_sharded(self) -> dict[str, RowArray]:
         """Nothing."""
         return {}
 
@@ -333,7 +353,7 @@ class RegressionObjective:
         """Nothing."""
         return {}
 
-    def load(self, *, row_sharded: dict[str, Tensor], tensors: dict[str, Tensor]) -> None:
+    def load(self, *, row_sharded: dict[str, RowArray], tensors: dict[str, Tensor]) -> None:
         """See `Objective.load`.
 
         Raises:
@@ -345,6 +365,7 @@ class RegressionObjective:
             )
 
 
+@in_range("teacher")
 def _global_teacher_embeddings(teacher: Teacher, batch: Batch, samples: GlobalSamples, ranks: Ranks) -> Tensor:
     """(G, D) unit embeddings of the global batch: gathered from a network, read from a store."""
     if isinstance(teacher, ImageTeacher):
@@ -352,6 +373,7 @@ def _global_teacher_embeddings(teacher: Teacher, batch: Batch, samples: GlobalSa
     return teacher.rows(samples.record_ids, samples.mirrored, samples.view)
 
 
+@in_range("teacher")
 def _own_teacher_embeddings(teacher: Teacher, batch: Batch, samples: GlobalSamples, ranks: Ranks) -> Tensor:
     """(B, D) unit embeddings of this rank's samples, without communication."""
     if isinstance(teacher, ImageTeacher):
@@ -420,7 +442,7 @@ def _next_statistics(statistics: NormStatistics, head: HeadConfig, shared: _Shar
 
 def _softmax(
     head: HeadConfig,
-    centres: AdaptiveCentres | TrainableCentres | FrozenCentres,
+    centres: AdaptiveCentres | TrainableCentres | ShardedCentres | FrozenCentres,
     student: Directions,
     labels: Tensor,
     margin: Margins,
@@ -437,7 +459,25 @@ def _softmax(
         angle_limits=limits.angle_limits,
         margin_grad=head.margin_grad,
         target_centres=centres.target_centres(labels),
+        shard=centres.shard if isinstance(centres, ShardedCentres) else None,
     )
+
+
+def _sharded_softmax(
+    head: HeadConfig,
+    centres: ShardedCentres,
+    student: Directions,
+    shared: _Shared,
+    statistics: NormStatistics,
+    ranks: Ranks,
+) -> MarginSoftmax:
+    """`_softmax` of the rank's own samples, with classes spread over the ranks: each compares its own with all samples.
+
+    Margins follow from norms that every rank has, so that embeddings are all there is to gather.
+    """
+    everyone = Directions(gathered_with_gradient(student.unit_embeddings, ranks), shared.quality)  # (G, D), (G,)
+    softmax = _softmax(head, centres, everyone, shared.labels, margins(head, shared.quality, statistics))
+    return own_samples(softmax, ranks)
 
 
 def _margin_metrics(

@@ -1,17 +1,21 @@
 """The student's optimiser and its learning rate as a function of the position in training.
 
-SGD with momentum and weight decay on every parameter (AdaDistill, method 1.4), torch's fused implementation: it also
-skips its update on the device where a step was not finite, so that no host has to look (see `core/non_finite.py`).
+SGD with momentum and weight decay on every parameter (AdaDistill, method 1.4), by torch's fused implementation or by
+NVIDIA apex. Both skip their update on the device where a step was not finite, so that no host has to look (see
+`core/non_finite.py`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
+
+from adadistill.core.apex_sgd import apex_sgd, step_apex_where_finite
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -37,8 +41,9 @@ class OptimConfig:
     """L2 penalty on every parameter, batch norm and PReLU included, as published. Not negative."""
     clip_norm: float | None = 5.0
     """L2 norm to which the student's gradient is clipped; null is off. Positive."""
-    backend: Literal["torch"] = "torch"
-    """Implementation of the optimiser: torch's fused SGD."""
+    backend: Literal["torch", "apex"] = "torch"
+    """Implementation of the optimiser: torch's fused SGD, or FusedSGD of NVIDIA apex where that is installed (from its
+    source; PyPI's apex is another package), on CUDA only. The same update; `bench step --optimiser` compares them."""
 
     def __post_init__(self) -> None:
         for name in ("epochs", "lr", "lr_batch_size"):
@@ -54,6 +59,8 @@ class OptimConfig:
             raise ValueError(f"weight_decay must not be negative, got {self.weight_decay}")
         if self.clip_norm is not None and self.clip_norm <= 0.0:
             raise ValueError(f"clip_norm must be positive or null, got {self.clip_norm}")
+        if self.backend not in ("torch", "apex"):
+            raise ValueError(f"backend must be torch or apex, got {self.backend!r}")
         previous = 0
         for milestone in self.milestones:
             if milestone <= previous or milestone >= self.epochs:
@@ -77,18 +84,19 @@ def learning_rate(config: OptimConfig, *, global_batch_size: int, epoch: int, st
     return rate
 
 
-def build_optimiser(parameters: Iterable[nn.Parameter], config: OptimConfig) -> torch.optim.SGD:
-    """Fused SGD over all trainable parameters, momentum starting at zero.
+def build_optimiser(parameters: Iterable[nn.Parameter], config: OptimConfig) -> torch.optim.Optimizer:
+    """SGD over all trainable parameters, momentum starting at zero.
 
-    Zero momentum from the start equals torch's lazy start (the first buffer is the first gradient), and is finite even
-    when the very first step is skipped.
+    Zero momentum from the start equals the lazy start of both backends (the first buffer is the first gradient), and is
+    finite even when the very first step is skipped.
+
+    Raises:
+        ApexError: the backend is apex, and it is not there, not NVIDIA's, or the parameters are not on CUDA.
     """
-    optimiser = torch.optim.SGD(
-        [parameter for parameter in parameters if parameter.requires_grad],
-        lr=config.lr,
-        momentum=config.momentum,
-        weight_decay=config.weight_decay,
-        fused=True,
+    trained = [parameter for parameter in parameters if parameter.requires_grad]
+    make = apex_sgd if config.backend == "apex" else partial(torch.optim.SGD, fused=True)
+    optimiser: torch.optim.Optimizer = make(
+        trained, lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay
     )
     for group in optimiser.param_groups:
         for parameter in group["params"]:
@@ -96,27 +104,30 @@ def build_optimiser(parameters: Iterable[nn.Parameter], config: OptimConfig) -> 
     return optimiser
 
 
-def step_where_finite(optimiser: torch.optim.SGD, *, lr: float, finite: Tensor) -> None:
+def step_where_finite(optimiser: torch.optim.Optimizer, *, lr: float, finite: Tensor) -> None:
     """One update at rate `lr`, done on the device only where `finite` (0-dim bool) holds; no host sync.
 
-    Uses the protocol between torch's gradient scaler and its fused optimisers: `found_inf` of 1 leaves parameters and
-    momentum as they are.
+    With torch it uses the protocol between its gradient scaler and its fused optimisers: `found_inf` of 1 leaves
+    parameters and momentum as they are.
     """
     for group in optimiser.param_groups:
         group["lr"] = lr
+    if not isinstance(optimiser, torch.optim.SGD):
+        step_apex_where_finite(optimiser, finite)
+        return
     optimiser.grad_scale = None  # type: ignore[attr-defined]
     optimiser.found_inf = (~finite).to(torch.float32)  # type: ignore[attr-defined]
     optimiser.step()
 
 
-def momentum_tensors(optimiser: torch.optim.SGD, names: dict[nn.Parameter, str]) -> dict[str, Tensor]:
+def momentum_tensors(optimiser: torch.optim.Optimizer, names: dict[nn.Parameter, str]) -> dict[str, Tensor]:
     """Momentum buffers by parameter name, for a checkpoint."""
     return {
         names[p]: optimiser.state[p]["momentum_buffer"] for group in optimiser.param_groups for p in group["params"]
     }
 
 
-def load_momentum(optimiser: torch.optim.SGD, names: dict[nn.Parameter, str], saved: dict[str, Tensor]) -> None:
+def load_momentum(optimiser: torch.optim.Optimizer, names: dict[nn.Parameter, str], saved: dict[str, Tensor]) -> None:
     """Put saved momentum buffers back, strictly.
 
     Raises:

@@ -29,6 +29,7 @@ from adadistill.core.optimiser import OptimConfig
 from adadistill.core.precision import PrecisionName
 from adadistill.core.regression import RegressionConfig
 from adadistill.core.seeding import derive_seed
+from adadistill.core.student_compiler import CompileMode
 from adadistill.core.teachers import TeacherConfig
 from adadistill.loaders.augment_policy import MAX_AUGMENTED_SIDE, Augmentation, AugmentConfig
 from adadistill.loaders.pipeline import DataConfig
@@ -67,8 +68,11 @@ class Recipe:
     precision: PrecisionName = "auto"
     """Number format of the student: `auto` is bfloat16 autocast on CUDA and float32 on the CPU; float64 is for
     comparing implementations. Norms, margins, softmax and moving averages are never below float32."""
-    compile: bool = False
-    """Run the student through `torch.compile`. Off: the first steps cost minutes, which long runs on CUDA earn back."""
+    compile: CompileMode = "off"
+    """Run the student through `torch.compile`, in one of its modes: `default`; `reduce-overhead` (CUDA graphs, for
+    small batches, whose launches cost more than their kernels); `max-autotune` and `max-autotune-no-cudagraphs` (tries
+    kernels for minutes). `off` is the default: the first steps cost minutes, which long runs on CUDA earn back. What
+    was measured is in docs/performance.md."""
     deterministic: bool = False
     """Only use algorithms that give the same bits again on the same hardware. Off, as some are slower on CUDA."""
     guard: GuardConfig = field(default_factory=GuardConfig)

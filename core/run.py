@@ -23,6 +23,7 @@ from adadistill.core.checkpoints import (
     newest_valid_checkpoint,
     resolve_checkpoint,
 )
+from adadistill.core.checkpoints.files import row_range
 from adadistill.core.class_centres import AdaptiveCentres, TrainableCentres, initial_centres
 from adadistill.core.distributed import Ranks, barrier, broadcast_text, exchange_rows
 from adadistill.core.evaluation import VerificationSets
@@ -38,6 +39,7 @@ from adadistill.core.objectives import (
     RegressionObjective,
 )
 from adadistill.core.precision import Precision, resolve_precision
+from adadistill.core.profiling import ProfileRequest, open_profile
 from adadistill.core.recipe import (
     Recipe,
     dump_recipe,
@@ -48,6 +50,7 @@ from adadistill.core.recipe import (
 )
 from adadistill.core.run_folder import RunFolder, describe_environment
 from adadistill.core.seeding import derive_seed, seed_process, stream
+from adadistill.core.sharded_centres import ShardedCentres
 from adadistill.core.stop_signal import listen_for_stop
 from adadistill.core.teachers import BuiltTeacher, build_teacher
 from adadistill.core.training import LoopConfig, Trainer, TrainingResult
@@ -64,6 +67,7 @@ logger = logging.getLogger(__name__)
 _HARMLESS = (
     "log.",
     "checkpoint.",
+    "centres.placement:",
     "evaluation.",
     "data.workers:",
     "data.prefetch:",
@@ -106,6 +110,7 @@ def run_training(
     resume: str = "none",
     resume_allow: Sequence[str] = (),
     student: nn.Module | None = None,
+    profile: ProfileRequest | None = None,
 ) -> TrainingResult:
     """Train what a recipe describes into a run folder.
 
@@ -114,14 +119,17 @@ def run_training(
             one; a path goes on from that checkpoint, or from the newest valid one of that run folder.
         resume_allow: dotted recipe keys that may differ from the checkpoint's recipe.
         student: a network to train instead of the recipe's, images -> (B, embedding_dim); for tests and experiments.
+        profile: steps of this call to be profiled into the folder; results do not change.
 
     Raises:
         ResumeError: the checkpoint belongs to another recipe, or fits this run in no way.
         NonFiniteError, StopRequested: see `Trainer.run`.
     """
-    parts = _open_parts(recipe, ranks)
     run_folder = RunFolder(folder)
-    checkpoint = _find_checkpoint(run_folder, resume, ranks)
+    step_profile = open_profile(profile, run_folder.profile, ranks)
+    parts = _open_parts(recipe, ranks)
+    own_rows_of = (ranks.rank, ranks.world_size) if recipe.centres.placement == "sharded" else None
+    checkpoint = _find_checkpoint(run_folder, resume, own_rows_of, ranks)
     if checkpoint is not None:
         _refuse_other_recipe(recipe, checkpoint, resume_allow)
         _refuse_other_records(parts.records, checkpoint)
@@ -160,9 +168,11 @@ def run_training(
                 sets=parts.sets,
                 folder=run_folder.path,
                 state=_identity(recipe, parts),
+                profile=step_profile,
             )
             if checkpoint is not None:
                 _restore(trainer, checkpoint, ranks)
+                checkpoint = None  # its tensors are as large as those of the run
             return trainer.run(stop)
     finally:
         pipeline.close()
@@ -180,6 +190,11 @@ def _open_parts(recipe: Recipe, ranks: Ranks) -> _Parts:
     records = named_records(recipe.data)
     order = SampleOrder(len(records), recipe.data.global_batch_size, derive_seed(recipe.seed, "sample_order"))
     order.local_batch_size(ranks.world_size)
+    if recipe.centres.placement == "sharded" and records.num_classes < ranks.world_size:
+        raise ValueError(
+            f"centres.placement sharded cannot spread {records.num_classes} identities over {ranks.world_size} ranks; "
+            "start fewer processes, or set centres.placement=replicated"
+        )
     augmentation = recipe_augmentation(recipe)
     teacher = None
     if recipe.teacher is not None:
@@ -281,7 +296,7 @@ def _build_objective(recipe: Recipe, parts: _Parts, ranks: Ranks) -> Objective:
         )
     return ClassificationObjective(
         head=recipe.head,
-        centres=parts.frozen_centres or TrainableCentres(recipe.centres, _random_centres(recipe, parts, ranks)),
+        centres=parts.frozen_centres or _trained_centres(recipe, parts, ranks),
         statistics=statistics,
         ranks=ranks,
         teacher=teacher,
@@ -290,12 +305,21 @@ def _build_objective(recipe: Recipe, parts: _Parts, ranks: Ranks) -> Objective:
     )
 
 
-def _random_centres(recipe: Recipe, parts: _Parts, ranks: Ranks) -> torch.Tensor:
+def _trained_centres(recipe: Recipe, parts: _Parts, ranks: Ranks) -> TrainableCentres | ShardedCentres:
+    if recipe.centres.placement == "replicated":
+        return TrainableCentres(recipe.centres, _random_centres(recipe, parts, ranks))
+    count = parts.records.num_classes
+    own = row_range(count, ranks.rank, ranks.world_size)
+    return ShardedCentres(recipe.centres, count, _random_centres(recipe, parts, ranks, own), ranks)
+
+
+def _random_centres(recipe: Recipe, parts: _Parts, ranks: Ranks, rows: tuple[int, int] | None = None) -> torch.Tensor:
     return initial_centres(
         parts.records.num_classes,
         recipe.student.embedding_dim,
         generator=stream(recipe.seed, "class_centres"),
         dtype=parts.precision.dtype if recipe.centres.half is None else getattr(torch, recipe.centres.half),
+        rows=rows,
     ).to(ranks.device)
 
 
@@ -323,22 +347,24 @@ def _loop_config(recipe: Recipe, parts: _Parts) -> LoopConfig:
     )
 
 
-def _find_checkpoint(run_folder: RunFolder, resume: str, ranks: Ranks) -> Checkpoint | None:
+def _find_checkpoint(
+    run_folder: RunFolder, resume: str, own_rows_of: tuple[int, int] | None, ranks: Ranks
+) -> Checkpoint | None:
     """The checkpoint to go on from; all ranks take the one that rank 0 found."""
     if resume == "none":
         return None
     if resume != "auto":
-        return load_checkpoint(resolve_checkpoint(resume))
+        return load_checkpoint(resolve_checkpoint(resume), own_rows_of=own_rows_of)
     path, found = "", None
     if ranks.is_main:
-        found, skipped = newest_valid_checkpoint(run_folder.path)
+        found, skipped = newest_valid_checkpoint(run_folder.path, own_rows_of=own_rows_of)
         for bad, reason in skipped:
             logger.warning("checkpoint %s is passed over: %s", bad, reason)
         path = "" if found is None else str(found.path)
     path = broadcast_text(path, ranks)
     if ranks.is_main or not path:
         return found
-    return load_checkpoint(path)
+    return load_checkpoint(path, own_rows_of=own_rows_of)
 
 
 def _refuse_other_recipe(recipe: Recipe, checkpoint: Checkpoint, resume_allow: Sequence[str]) -> None:

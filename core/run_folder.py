@@ -5,6 +5,7 @@
     metrics.jsonl          one line per logged step
     checkpoints/           see `checkpoints/files.py`
     report/                tables and figures
+    profile/               of a launch with --profile, see `profiling/torch_recorder.py`
 
 A folder holds one run: starting another one in it is refused. Run folders get shared, so nothing of the process
 environment is written, and passwords in URLs and secret-looking arguments are blotted out. Only rank 0 writes.
@@ -66,6 +67,7 @@ class RunFolder:
         self.metrics = self.path / "metrics.jsonl"
         self.checkpoints = self.path / "checkpoints"
         self.report = self.path / "report"
+        self.profile = self.path / "profile"
 
     def traces_of_a_run(self) -> list[str]:
         """What shows that the folder already holds a run, for people to read; empty if it holds none."""

@@ -9,14 +9,16 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from adadistill.core.checkpoints import Checkpoint, CheckpointConfig, CheckpointWriter, Snapshot
+from adadistill.core.checkpoints import Checkpoint, CheckpointConfig, CheckpointWriter, OwnRows, RowArray, Snapshot
 from adadistill.core.distributed import Ranks
 from adadistill.core.evaluation import VerificationSets, evaluate_sets
 from adadistill.core.lagged_readback import LaggedReadback
@@ -25,16 +27,22 @@ from adadistill.core.non_finite import NonFiniteError
 from adadistill.core.objectives import GlobalSamples
 from adadistill.core.optimiser import learning_rate, load_momentum, momentum_tensors
 from adadistill.core.precision import Precision
+from adadistill.core.profiling import NO_PROFILE, StepProfile
 from adadistill.core.seeding import random_state, restore_random_state
 from adadistill.core.stop_signal import StopRequested, StopSignal
 from adadistill.core.training_step import TrainingStep
 from adadistill.core.verification import VerificationResult
 from adadistill.loaders.augment_policy import Augmentation
 from adadistill.loaders.batch import Batch
+from adadistill.loaders.named_ranges import named_range
 from adadistill.loaders.pipeline import ImagePipeline
 from adadistill.loaders.sample_order import SampleOrder
 
 logger = logging.getLogger(__name__)
+
+# In a checkpoint: momentum of a small parameter, and of a row-sharded array, which is divided as the array is.
+_MOMENTUM_OF = "momentum."
+_OWN_MOMENTUM = "_momentum"
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +91,7 @@ class Trainer:
         metrics_file: writes on rank 0.
         folder: run folder, for the dump of a non-finite step; None writes none.
         state: JSON values every checkpoint carries (recipe hash, network description).
+        profile: records some of the steps; closed when `run` ends.
     """
 
     def __init__(
@@ -99,6 +108,7 @@ class Trainer:
         sets: VerificationSets | None = None,
         folder: Path | None = None,
         state: dict[str, Any] | None = None,
+        profile: StepProfile = NO_PROFILE,
     ) -> None:
         self.config = config
         self.position = Position()
@@ -112,6 +122,7 @@ class Trainer:
         self._sets = sets
         self._folder = folder
         self._state = state or {}
+        self._profile = profile
         self._readback = LaggedReadback(ranks.device)
         self._skips_reported = 0
         self._last_metrics: dict[str, float] = {}
@@ -119,7 +130,7 @@ class Trainer:
         self._total_steps = config.epochs * order.steps_per_epoch
         self._metrics = self._new_metrics()
         self._bar = ProgressBar(self._total_steps, ranks)
-        self._trained_images, self._trained_s, self._saving_s = 0, 0.0, 0.0
+        self._trained_images, self._trained_s, self._excluded_s = 0, 0.0, 0.0
 
     @property
     def global_step(self) -> int:
@@ -136,9 +147,10 @@ class Trainer:
         self._metrics = self._new_metrics()
         if not self.position.evaluated and self._sets is not None:
             self._evaluate()
-        for epoch in range(self.position.epoch, self.config.epochs):
-            self._train_epoch(epoch, stop)
-            self._finish_epoch(epoch)
+        with closing(self._profile):
+            for epoch in range(self.position.epoch, self.config.epochs):
+                self._train_epoch(epoch, stop)
+                self._finish_epoch(epoch)
         if self._checkpoints is not None:
             self._checkpoints.wait()
         self._bar.clear()
@@ -151,15 +163,20 @@ class Trainer:
             return
         self._heed(self._readback.drain())  # a checkpoint must not hide a rejected step behind it
         started = time.perf_counter()
-        names = self.step.parameter_names()
         objective = self.step.objective
+        momentum = momentum_tensors(self.step.optimiser, self.step.parameter_names())
+        arrays = objective.row_sharded()
         snapshot = Snapshot(
             model=self.step.student.state_dict(),
             optimiser={
-                **{f"momentum.{name}": value for name, value in momentum_tensors(self.step.optimiser, names).items()},
+                **{f"{_MOMENTUM_OF}{name}": value for name, value in momentum.items() if name not in arrays},
                 **objective.tensors(),
             },
-            row_sharded=objective.row_sharded(),
+            # What is too large to be held whole has momentum just as large.
+            row_sharded={
+                **arrays,
+                **{f"{n}{_OWN_MOMENTUM}": _divided_as(a, momentum[n]) for n, a in arrays.items() if n in momentum},
+            },
             rank_state=random_state(self._ranks.device),
             state={
                 **self._state,
@@ -172,9 +189,7 @@ class Trainer:
             },
         )
         self._checkpoints.save(self.global_step, snapshot)
-        seconds = time.perf_counter() - started
-        self._saving_s += seconds
-        self._metrics.exclude(seconds)
+        self._exclude_since(started)
 
     def restore(self, checkpoint: Checkpoint) -> list[str]:
         """Take over a checkpoint; what could not be restored exactly is returned, a sentence each.
@@ -184,11 +199,15 @@ class Trainer:
         """
         with torch.no_grad():
             self.step.student.load_state_dict(checkpoint.model, strict=True)
-        prefix = "momentum."
-        momentum = {n.removeprefix(prefix): t for n, t in checkpoint.optimiser.items() if n.startswith(prefix)}
-        others = {n: t for n, t in checkpoint.optimiser.items() if not n.startswith(prefix)}
+        small, large = checkpoint.optimiser, checkpoint.row_sharded
+        others = {name: tensor for name, tensor in small.items() if not name.startswith(_MOMENTUM_OF)}
+        arrays = {name: array for name, array in large.items() if not name.endswith(_OWN_MOMENTUM)}
+        momentum = {name.removeprefix(_MOMENTUM_OF): small[name] for name in small.keys() - others.keys()}
+        for name in large.keys() - arrays.keys():
+            array = large[name]
+            momentum[name.removesuffix(_OWN_MOMENTUM)] = array.rows if isinstance(array, OwnRows) else array
+        self.step.objective.load(row_sharded=arrays, tensors=others)
         load_momentum(self.step.optimiser, self.step.parameter_names(), momentum)
-        self.step.objective.load(row_sharded=checkpoint.row_sharded, tensors=others)
         self.step.running_statistics.remember()
         self.position = Position(**checkpoint.state["position"])
         if len(checkpoint.rank_states) == self._ranks.world_size:
@@ -200,21 +219,41 @@ class Trainer:
         ]
 
     def _train_epoch(self, epoch: int, stop: StopSignal) -> None:
-        started, saving_s = time.perf_counter(), self._saving_s
-        for batch, wait_s in _timed(self._pipeline.epoch(epoch, self.position.step)):
-            asked = self._train_step(batch, stop, wait_s)
-            self._trained_images += self._order.global_batch_size
-            if self.global_step % self.config.log_every == 0:
-                self._log()
-            self._bar.update(self.global_step)
-            if asked:
-                self._stop(stop)
-            at_end = self.position.step == 0
-            if not at_end and self.config.checkpoint.is_due(self.global_step, self._order.steps_per_epoch):
-                self.save()
+        started, excluded_s = time.perf_counter(), self._excluded_s
+        with closing(self._batches(epoch)) as batches:
+            for batch, wait_s in batches:
+                asked = self._train_step(batch, stop, wait_s)
+                self._trained_images += self._order.global_batch_size
+                if self.global_step % self.config.log_every == 0:
+                    self._log()
+                self._bar.update(self.global_step)
+                if asked:
+                    self._stop(stop)
+                at_end = self.position.step == 0
+                if not at_end and self.config.checkpoint.is_due(self.global_step, self._order.steps_per_epoch):
+                    self.save()
         if self._ranks.device.type == "cuda":
             torch.cuda.synchronize(self._ranks.device)  # the host is ahead; speed counts finished work
-        self._trained_s += time.perf_counter() - started - (self._saving_s - saving_s)
+        self._trained_s += time.perf_counter() - started - (self._excluded_s - excluded_s)
+
+    def _batches(self, epoch: int) -> Generator[tuple[Batch, float], None, None]:
+        """The rest of the epoch's batches, each with the seconds that the loop waited for it.
+
+        What the loop does with one, until it asks for the next, belongs to that step of the profile.
+        """
+        batches = self._pipeline.epoch(epoch, self.position.step)
+        for _ in range(self.position.step, self._order.steps_per_epoch):
+            with self._profile.step(self.global_step):
+                started = time.perf_counter()
+                with named_range("load"):
+                    batch = next(batches, None)
+                assert batch is not None, "a pipeline hands out every step of its epoch"
+                yield batch, time.perf_counter() - started
+            started = time.perf_counter()
+            if self._profile.finish_if_due():
+                self._bar.clear()
+                self._exclude_since(started)
+        next(batches, None)  # exhausted, so that the pipeline can start another epoch
 
     def _train_step(self, batch: Batch, stop: StopSignal, wait_s: float) -> bool:
         """One step; advances the position. Whether all ranks have agreed to stop."""
@@ -345,17 +384,17 @@ class Trainer:
         self._metrics_file.write("stop", step=self.global_step, epoch=self.position.epoch)
         raise StopRequested(stop.exit_code)
 
+    def _exclude_since(self, started: float) -> None:
+        """What was done since is no training: saving, writing a profile."""
+        seconds = time.perf_counter() - started
+        self._excluded_s += seconds
+        self._metrics.exclude(seconds)
+
     def _new_metrics(self) -> StepMetrics:
         return StepMetrics(
             global_batch_size=self._order.global_batch_size, total_steps=self._total_steps, ranks=self._ranks
         )
 
 
-def _timed(batches: Iterator[Batch]) -> Iterator[tuple[Batch, float]]:
-    """Each batch with the seconds that the loop waited for it."""
-    while True:
-        started = time.perf_counter()
-        batch = next(batches, None)
-        if batch is None:
-            return
-        yield batch, time.perf_counter() - started
+def _divided_as(array: RowArray, rows: Tensor) -> RowArray:
+    return OwnRows(rows, array.total) if isinstance(array, OwnRows) else rows

@@ -6,6 +6,7 @@ leaves the step as a small device tensor.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -18,7 +19,9 @@ from adadistill.core.non_finite import NonFiniteGuard
 from adadistill.core.objectives import GlobalSamples, Objective
 from adadistill.core.optimiser import OptimConfig, build_optimiser, step_where_finite
 from adadistill.core.precision import Precision
+from adadistill.core.student_compiler import CompileMode, compiled_forward
 from adadistill.loaders.batch import Batch
+from adadistill.loaders.named_ranges import named_range
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +39,7 @@ class TrainingStep:
 
     Args:
         student: images -> raw embeddings; moved to the device here. Only it is wrapped in DDP.
-        compile_student: run the student through `torch.compile`.
+        compile_student: mode of `torch.compile` for the student, or off.
     """
 
     def __init__(
@@ -48,7 +51,7 @@ class TrainingStep:
         guard: NonFiniteGuard,
         precision: Precision,
         ranks: Ranks,
-        compile_student: bool = False,
+        compile_student: CompileMode = "off",
     ) -> None:
         memory_format = torch.channels_last if precision.channels_last else torch.preserve_format
         self.student = student.to(device=ranks.device, dtype=precision.dtype, memory_format=memory_format)  # type: ignore[call-overload]
@@ -59,7 +62,7 @@ class TrainingStep:
         self._precision = precision
         self._ranks = ranks
         self._parameters = [parameter for parameter in self.student.parameters() if parameter.requires_grad]
-        self.optimiser = build_optimiser([*self._parameters, *objective.parameters()], optim)
+        self.optimiser = build_optimiser([*self._parameters, *objective.parameters().values()], optim)
         self._forward = self._wrap(compile_student)
 
     def run(
@@ -77,31 +80,38 @@ class TrainingStep:
         self.student.train()
         self.optimiser.zero_grad(set_to_none=True)
         dtype = self._precision.autocast_dtype
-        with torch.autocast(self._ranks.device.type, dtype=dtype, enabled=dtype is not None):
+        with (
+            named_range("student_fwd"),
+            torch.autocast(self._ranks.device.type, dtype=dtype, enabled=dtype is not None),
+        ):
             embeddings = self._forward(batch.images)
-        step = self.objective.step(embeddings, batch, samples, fractional_epoch=fractional_epoch, stop=stop)
-        step.loss.backward()
-        self.objective.reduce_gradients_(self._ranks)
-        gradient_norm = self._clip()
-
-        finite = self.guard.admit(
-            finite_samples=step.finite_samples, gradient_norm=gradient_norm, global_step=global_step
-        )
-        step_where_finite(self.optimiser, lr=lr, finite=finite)
+        with named_range("head"):
+            step = self.objective.step(embeddings, batch, samples, fractional_epoch=fractional_epoch, stop=stop)
+        with named_range("backward"):
+            # Behind the objective's small gathers, which the loss waits for; done before the last gradients are.
+            self.running_statistics.start_average(self._ranks)
+            step.loss.backward()
+            self.objective.reduce_gradients_(self._ranks)
+        with named_range("optimiser"):
+            gradient_norm = self._clip()
+            finite = self.guard.admit(
+                finite_samples=step.finite_samples, gradient_norm=gradient_norm, global_step=global_step
+            )
+            step_where_finite(self.optimiser, lr=lr, finite=finite)
         self.objective.commit_(finite)
-        self.running_statistics.commit_(finite, self._ranks)
+        self.running_statistics.commit_(finite)
         signals = torch.stack(
             [self.guard.rejected_steps, self.guard.last_rejected, step.stop_requested.to(torch.int64)]
         )
         return StepOutcome(metrics={**step.metrics, "gradient_norm": gradient_norm}, signals=signals)
 
     def parameter_names(self) -> dict[nn.Parameter, str]:
-        """Names of all trained parameters, for the optimiser's part of a checkpoint."""
+        """Names of all trained parameters, for the optimiser's part of a checkpoint; see `Objective.parameters`."""
         names = {parameter: f"student.{name}" for name, parameter in self.student.named_parameters()}
-        names.update({parameter: f"objective.{index}" for index, parameter in enumerate(self.objective.parameters())})
+        names.update({parameter: name for name, parameter in self.objective.parameters().items()})
         return names
 
-    def _wrap(self, compile_student: bool) -> nn.Module:
+    def _wrap(self, compile_student: CompileMode) -> Callable[[Tensor], Tensor]:
         network: nn.Module = self.student
         if self._ranks.world_size > 1:
             device = self._ranks.device
@@ -113,7 +123,7 @@ class TrainingStep:
                 gradient_as_bucket_view=True,
                 static_graph=True,
             )
-        return torch.compile(network) if compile_student else network  # type: ignore[return-value]
+        return compiled_forward(network, compile_student)
 
     def _clip(self) -> Tensor:
         """Clip the student's gradient; its 0-dim norm before clipping."""

@@ -15,6 +15,7 @@ Bits     deterministic on CPU and CUDA: no atomics, and nothing here waits for t
 Ignored  labels[i] = -1 moves nothing, whatever the row and its momentum hold (NaN included)
 Undo     the old rows are kept, so a step that turns out non-finite is taken back without asking the device
 Cost     memory 4 G D beside the inputs; log2 G passes over (G, D)
+Compile  in one graph; the passes over repeats are unrolled, so that another doubling of G is another graph
 Source   AdaDistill, arXiv:2407.01332. Differs from the released code, which keeps an arbitrary one of several repeats
 """
 
@@ -98,8 +99,9 @@ def _compose_repeats(weight: Tensor, offset: Tensor, sorted_labels: Tensor) -> t
     distance = 1
     while distance < len(sorted_labels):
         same = sorted_labels[distance:] == sorted_labels[:-distance]  # (G - distance,)
-        # No equal labels at this distance means none further on. Looking is free on the CPU and would stall a GPU.
-        if same.device.type == "cpu" and not bool(same.any()):
+        # No equal labels at this distance means none further on. Looking is free on the CPU and would stall a GPU, and
+        # torch.compile cannot; further passes change no bit.
+        if same.device.type == "cpu" and not torch.compiler.is_compiling() and not bool(same.any()):
             break
         later_weight, later_offset = weight[distance:], offset[distance:]
         composed_weight = later_weight * weight[:-distance]

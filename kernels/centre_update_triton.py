@@ -11,6 +11,8 @@ there before is kept, and `undo` puts it back where the step turns out not to be
 
 Shapes   class_centres (C, D), unit_centres (C, D), teacher_embeddings (G, D), labels (G,) int64, cosines (G,) float32
 Dtypes   computed in float32 whatever is stored: float32, bfloat16 or float16 each
+Ops      `adadistill::update_centres` and `adadistill::undo_centres`, registered with what they write in place, so that
+         torch.compile and CUDA graphs may hold the update, the loss that reads it and the commit
 Cost     four rows of D a sample; two launches beside the sort, the second of which does nothing in a finite step
 """
 
@@ -46,12 +48,7 @@ class AdaptiveUpdate:
 
     def commit_(self, ok: Tensor) -> None:
         """Keep the update where `ok` (0-dim bool on the same device) is true, else restore every bit of both copies."""
-        count, dim = self.old.shape
-        if count:
-            undo_kernel[(count,)](
-                self.class_centres, self.unit_centres, self.sorted_labels, self.old, self.old_unit, ok, D=dim,
-                WIDE=triton.next_power_of_2(dim), num_warps=4,
-            )  # fmt: skip
+        _undo_centres(self.class_centres, self.unit_centres, self.sorted_labels, self.old, self.old_unit, ok)
 
 
 @triton.jit
@@ -161,13 +158,69 @@ def adaptive_update_(
     Returns:
         Handle whose `commit_(ok)` keeps or undoes the update.
     """
+    confidence, momentum, sorted_labels, old, old_unit = _update_centres(
+        class_centres, unit_centres, teacher_embeddings, labels, cosines, weighted
+    )
+    return AdaptiveUpdate(confidence, momentum, class_centres, unit_centres, sorted_labels, old, old_unit)
+
+
+@torch.library.custom_op("adadistill::update_centres", mutates_args=("class_centres", "unit_centres"))
+def _update_centres(
+    class_centres: Tensor,
+    unit_centres: Tensor,
+    teacher_embeddings: Tensor,
+    labels: Tensor,
+    cosines: Tensor,
+    weighted: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Confidence, momentum, sorted labels, old rows and old unit rows of `AdaptiveUpdate`."""
     count, dim = teacher_embeddings.shape
     sorted_labels, order = torch.sort(labels, stable=True)
     confidence, momentum = (torch.empty(count, dtype=torch.float32, device=labels.device) for _ in range(2))
     old, old_unit = (rows.new_empty(count, dim) for rows in (class_centres, unit_centres))
     if count:
         update_kernel[(count,)](
-            class_centres, unit_centres, teacher_embeddings, cosines, sorted_labels, order, confidence, momentum, old,
-            old_unit, count, WEIGHTED=weighted, D=dim, WIDE=triton.next_power_of_2(dim), num_warps=4,
+            class_centres, unit_centres, teacher_embeddings.contiguous(), cosines.contiguous(), sorted_labels, order,
+            confidence, momentum, old, old_unit, count, WEIGHTED=weighted, D=dim, WIDE=triton.next_power_of_2(dim),
+            num_warps=4,
         )  # fmt: skip
-    return AdaptiveUpdate(confidence, momentum, class_centres, unit_centres, sorted_labels, old, old_unit)
+    return confidence, momentum, sorted_labels, old, old_unit
+
+
+@_update_centres.register_fake
+def _(
+    class_centres: Tensor,
+    unit_centres: Tensor,
+    teacher_embeddings: Tensor,
+    labels: Tensor,
+    cosines: Tensor,
+    weighted: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    count, dim = teacher_embeddings.shape
+    confidence, momentum = (torch.empty(count, dtype=torch.float32, device=labels.device) for _ in range(2))
+    return (
+        confidence,
+        momentum,
+        torch.empty_like(labels),
+        class_centres.new_empty(count, dim),
+        unit_centres.new_empty(count, dim),
+    )
+
+
+@torch.library.custom_op("adadistill::undo_centres", mutates_args=("class_centres", "unit_centres"))
+def _undo_centres(
+    class_centres: Tensor, unit_centres: Tensor, sorted_labels: Tensor, old: Tensor, old_unit: Tensor, ok: Tensor
+) -> None:
+    count, dim = old.shape
+    if count:
+        undo_kernel[(count,)](
+            class_centres, unit_centres, sorted_labels, old, old_unit, ok, D=dim, WIDE=triton.next_power_of_2(dim),
+            num_warps=4,
+        )  # fmt: skip
+
+
+@_undo_centres.register_fake
+def _(
+    class_centres: Tensor, unit_centres: Tensor, sorted_labels: Tensor, old: Tensor, old_unit: Tensor, ok: Tensor
+) -> None:
+    return None

@@ -24,6 +24,7 @@ Gradient  embeddings always, centres where they ask for it (one more sweep, in b
 Ignored   labels[i] = -1 gives loss 0 and no gradient, whatever the row holds; B = 0 and C = 1 are fine
 Numerics  loss = log(1 + exp(lse_others - z_y)), so that a small loss and 1 - p_y keep their relative accuracy
 Cost      4 B C D operations (8 B C D with a gradient to the centres), memory O(B D + B chunk) beside the inputs
+Compile   one graph: the torch form as it is, its chunks unrolled; the Triton forms as one registered operator a sweep
 Source    ArcFace arXiv:1801.07698, CosFace 1801.09414, AdaFace 2204.00964; online log-sum-exp after Milakov,
           arXiv:1805.02867
 """
@@ -38,6 +39,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from adadistill.kernels.class_products import chunk_cosines, gradients_by_chunks, product_operand, weighted_rows
 from adadistill.kernels.triton_use import runs_triton
 
 MarginGrad = Literal["exact", "straight_through"]
@@ -217,25 +219,6 @@ def _target_column(
     return _Target(cosine, logit_scale * (margined - additive), slope, beyond | clipped)
 
 
-def _reads_half(centres: Tensor, accumulate: torch.dtype) -> bool:
-    """Whether the GEMMs run on half-precision operands with wide sums, which only CUDA's can."""
-    return centres.is_cuda and centres.dtype in (torch.bfloat16, torch.float16) and accumulate == torch.float32
-
-
-def _chunk_cosines(operand: Tensor, chunk: Tensor, accumulate: torch.dtype) -> Tensor:
-    """(B, n) cosines in the accumulation dtype; `operand` is the embeddings in the dtype the GEMM reads."""
-    if _reads_half(chunk, accumulate):
-        return torch.mm(operand, chunk.T, out_dtype=accumulate)
-    return operand @ chunk.to(accumulate).T
-
-
-def _weighted_rows(weights: Tensor, chunk: Tensor, accumulate: torch.dtype) -> Tensor:
-    """(B, D) sum over the chunk of weights (B, n) times its rows, in the accumulation dtype."""
-    if _reads_half(chunk, accumulate):
-        return torch.mm(weights.to(chunk.dtype), chunk, out_dtype=accumulate)
-    return weights.to(accumulate) @ chunk.to(accumulate)
-
-
 class _Columns:
     """Where each row's target lies in a chunk of classes, found without asking the device anything."""
 
@@ -262,40 +245,15 @@ def _sweep_classes(embeddings: Tensor, centres: Tensor, labels: Tensor, settings
     """Log-sum-exp over non-target classes; with `rows`, also sum_j exp(z_j - shift) [not cut] w_j, (B, D)."""
     if settings.form == "torch":
         return _sweep_online(embeddings, centres, labels, settings, rows=rows)
-    if settings.form == "chunks":
-        return _sweep_chunks(embeddings, centres, labels, settings, rows=rows)
-    from adadistill.kernels.margin_softmax_triton import default_splits, fused_sweep, tile_of
+    # One registered operator each, opaque to torch.compile: their Triton launches are no torch operations to trace.
+    from adadistill.kernels.margin_softmax_triton import sweep_chunks, sweep_fused
 
-    operand, tile = embeddings.to(centres.dtype), tile_of(centres.shape[1])
-    totals, weighted = fused_sweep(
-        operand,
-        centres.contiguous(),
-        labels,
-        scale=settings.logit_scale,
-        limit=settings.cosine_limit,
-        weighted=rows,
-        splits=default_splits(len(operand), len(centres), tile, _processors(operand.device)),
-    )
-    return _Sweep(torch.log(totals), None, weighted)
-
-
-def _sweep_chunks(embeddings: Tensor, centres: Tensor, labels: Tensor, settings: _Settings, *, rows: bool) -> _Sweep:
-    """Library products with one Triton pass between them; exp(z) needs no maximum, see margin_softmax_triton.py."""
-    from adadistill.kernels.margin_softmax_triton import class_weights
-
-    scale, limit, width, _ = settings
-    totals = torch.zeros_like(embeddings[:, 0])  # (B,)
-    weighted = torch.zeros_like(embeddings) if rows else None
-    half = _reads_half(centres, embeddings.dtype)
-    operand = embeddings.to(centres.dtype) if half else embeddings
-    for first in range(0, len(centres), width):
-        chunk = centres[first : first + width]
-        cosines = _chunk_cosines(operand, chunk, embeddings.dtype)  # (B, n)
-        dtype = centres.dtype if half else torch.float32
-        weights = class_weights(cosines, totals, labels, first=first, scale=scale, limit=limit, dtype=dtype)
-        if weighted is not None:
-            weighted.add_(_weighted_rows(weights, chunk, embeddings.dtype))
-    return _Sweep(torch.log(totals), None, weighted)
+    scale, limit, width, form = settings
+    if form == "chunks":
+        totals, weighted = sweep_chunks(embeddings, centres, labels, scale, limit, width, rows)
+    else:
+        totals, weighted = sweep_fused(embeddings, centres, labels, scale, limit, rows)
+    return _Sweep(torch.log(totals), None, weighted if rows else None)
 
 
 def _sweep_online(embeddings: Tensor, centres: Tensor, labels: Tensor, settings: _Settings, *, rows: bool) -> _Sweep:
@@ -308,10 +266,10 @@ def _sweep_online(embeddings: Tensor, centres: Tensor, labels: Tensor, settings:
     shift = torch.full_like(embeddings[:, 0], -scale * limit)  # (B,)
     total = torch.zeros_like(shift)
     weighted = torch.zeros_like(embeddings) if rows else None
-    operand = embeddings.to(centres.dtype) if _reads_half(centres, accumulate) else embeddings
+    operand = product_operand(embeddings, centres)
     for first in range(0, len(centres), width):
         chunk = centres[first : first + width]
-        block = _chunk_cosines(operand, chunk, accumulate)  # (B, n)
+        block = chunk_cosines(operand, chunk, accumulate)  # (B, n)
         passes = None if weighted is None else block.abs() <= limit
         block = block.clamp_(-limit, limit).mul_(scale)
         _Columns(labels, first, len(chunk)).replace_(block, float("-inf"))
@@ -320,7 +278,7 @@ def _sweep_online(embeddings: Tensor, centres: Tensor, labels: Tensor, settings:
         block = block.sub_(new_shift[:, None]).exp_()
         total = total * decay + block.sum(1)
         if weighted is not None and passes is not None:
-            weighted = weighted.mul_(decay[:, None]).add_(_weighted_rows(block.mul_(passes), chunk, accumulate))
+            weighted = weighted.mul_(decay[:, None]).add_(weighted_rows(block.mul_(passes), chunk, accumulate))
         shift = new_shift
     return _Sweep(shift + torch.log(total), shift, weighted)
 
@@ -393,25 +351,24 @@ class _TrainedCentres(torch.autograd.Function):
     def backward(ctx: Any, loss_grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         embeddings, centres, labels, lse, pull = ctx.saved_tensors
         scale, limit, width, form = ctx.settings
-        accumulate = embeddings.dtype
-        row_weight = (scale * loss_grad)[:, None]  # (B, 1)
-        embedding_grad = torch.zeros_like(embeddings)
-        centre_grad = torch.empty_like(centres)
-        operand = embeddings.to(centres.dtype) if _reads_half(centres, accumulate) else embeddings
+        row_factor = scale * loss_grad  # (B,)
         with torch.autocast(embeddings.device.type, enabled=False):
-            for first in range(0, len(centres), width):
-                chunk = centres[first : first + width]
-                block = _chunk_cosines(operand, chunk, accumulate)  # (B, n)
-                # The target's weight goes into the block, so no scattered sum is needed: deterministic.
-                if form == "torch":
+            if form == "torch":
+
+                def cosine_gradients(block: Tensor, first: int) -> Tensor:
                     passes = block.abs() <= limit
                     block = block.clamp_(-limit, limit).mul_(scale).sub_(lse[:, None]).exp_().mul_(passes)
-                    _Columns(labels, first, len(chunk)).replace_(block, pull[:, None])
-                    block.mul_(row_weight)
-                else:
-                    block = _class_gradients(block, labels, lse, pull, row_weight, first, scale, limit)
-                embedding_grad.add_(_weighted_rows(block, chunk, accumulate))
-                centre_grad[first : first + width] = block.T @ embeddings
+                    # The target's weight goes into the block, so no scattered sum is needed: deterministic.
+                    _Columns(labels, first, block.shape[1]).replace_(block, pull[:, None])
+                    return block.mul_(row_factor[:, None])
+
+                embedding_grad, centre_grad = gradients_by_chunks(embeddings, centres, width, cosine_gradients)
+            else:
+                from adadistill.kernels.margin_softmax_triton import sweep_chunks_gradients
+
+                embedding_grad, centre_grad = sweep_chunks_gradients(
+                    embeddings, centres, labels, lse, pull, row_factor, scale, limit, width
+                )
         if ctx.shard is not None:
             embedding_grad = ctx.shard.all_reduce(embedding_grad, "sum")
         return embedding_grad, centre_grad, None, None, None, None
@@ -424,17 +381,6 @@ def _of_all_shards(lse_others: Tensor, shard: ClassShard | None) -> Tensor:
     # A shard whose only class is the target has -inf; where all have, the differences must not become NaN.
     highest = shard.all_reduce(lse_others, "max").clamp(min=torch.finfo(lse_others.dtype).min)
     return highest + torch.log(shard.all_reduce(torch.exp(lse_others - highest), "sum"))
-
-
-def _class_gradients(
-    block: Tensor, labels: Tensor, lse: Tensor, pull: Tensor, row_weight: Tensor, first: int, scale: float, limit: float
-) -> Tensor:
-    from adadistill.kernels.margin_softmax_triton import class_gradients
-
-    return class_gradients(
-        block, labels, lse, pull, row_weight[:, 0].contiguous(), first=first, scale=scale, limit=limit,
-        dtype=torch.float32,
-    )  # fmt: skip
 
 
 def margin_softmax(
@@ -485,9 +431,12 @@ def margin_softmax(
     _check_shard(shard, len(unit_centres), target_centres)
     _check_options(cosine_limit, angle_limits, margin_grad, chunk_classes)
     dtype = torch.promote_types(torch.promote_types(unit_embeddings.dtype, unit_centres.dtype), torch.float32)
-    if chunk_classes is None:
-        chunk_classes = default_chunk_classes(len(unit_embeddings), len(unit_centres), unit_embeddings.device.type)
     form = _checked_form(form, unit_embeddings, unit_centres, dtype, logit_scale * cosine_limit)
+    if chunk_classes is None:
+        rows = len(unit_embeddings)
+        if form == "torch" and torch.compiler.is_compiling():
+            rows = _rounded_batch(rows)
+        chunk_classes = default_chunk_classes(rows, len(unit_centres), unit_embeddings.device.type)
     settings = _Settings(logit_scale, cosine_limit, chunk_classes, form)
     with torch.autocast(unit_embeddings.device.type, enabled=False):
         valid = labels >= 0
@@ -556,14 +505,19 @@ def _checked_form(
     return form
 
 
-def _processors(device: torch.device) -> int:
-    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 4
-
-
 def default_chunk_classes(batch: int, classes: int, device_type: str) -> int:
     """Classes per chunk such that the (batch, chunk) block has the device's number of values."""
     block = _BLOCK_VALUES.get(device_type, _BLOCK_VALUES["cpu"])
     return min(classes, max(_LEAST_CHUNK, block // max(batch, 1)))
+
+
+def _rounded_batch(batch: int) -> int:
+    """The next power of two. torch.compile unrolls the chunks, so that each width is another graph: this way one for
+    each doubling of the batch, where it would be one for each batch."""
+    rows = 1
+    while rows < batch:
+        rows *= 2
+    return rows
 
 
 def _check_inputs(

@@ -12,6 +12,12 @@ sums then need no rescaling, and the parts of a split are merged by adding them.
 
 Every offset into (C, D) or (B, C) is 64 bits wide, or the copy engine's own (row, column).
 
+Each way through the classes is one registered operator, `adadistill::sweep_chunks`, `sweep_chunks_gradients` and
+`sweep_fused`: torch.compile keeps it whole, and its fake gives shapes without a device. One for a whole sweep, as every
+call costs the host tens of microseconds. They have no gradient of their own: margin_softmax.py calls them inside its
+autograd Functions, which the torch form shares and torch.compile traces. None waits for the device, so a CUDA graph may
+hold them.
+
 Dropped: `fused_sweep` for float32 and tf32 operands. Their tiles are twice as large, and the sums spill to memory (half
 a kilobyte a thread and more on sm_90); library products serve them.
 """
@@ -27,6 +33,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
+
+from adadistill.kernels.class_products import (
+    chunk_cosines,
+    gradients_by_chunks,
+    product_operand,
+    reads_half,
+    weighted_rows,
+)
 
 _LOG2_E = tl.constexpr(1.4426950408889634)
 _LOG2_E_REST = tl.constexpr(1.9259629911783e-08)  # what float32 leaves of it
@@ -190,6 +204,116 @@ def fused_sweep_kernel(
     tl.store(totals + part + row, total, mask=lives)
     if WEIGHTED:
         tl.store(weighted + part * D + row_offset, sums, mask=row_mask)
+
+
+@torch.library.custom_op("adadistill::sweep_chunks", mutates_args=())
+def sweep_chunks(
+    embeddings: Tensor, centres: Tensor, labels: Tensor, scale: float, limit: float, chunk_classes: int, weighted: bool
+) -> tuple[Tensor, Tensor]:
+    """Sums over all classes but the target: library products with one Triton pass between them.
+
+    Args:
+        embeddings: (B, D) float32.
+        centres: (C, D) float32 or bfloat16.
+        labels: (B,) int64.
+        scale, limit: of the logits; `needs_no_shift` must hold.
+        chunk_classes: classes at a time, at least 1.
+        weighted: also give the weighted rows.
+
+    Returns:
+        (B,) float32 sums of exp(logit); (B, D) float32 sums of exp(logit) times centre where the cosine is not cut, or
+        no rows where they are not asked for.
+    """
+    totals = embeddings.new_zeros(len(embeddings))
+    sums = torch.zeros_like(embeddings) if weighted else embeddings.new_empty(0, embeddings.shape[1])
+    operand, labels = product_operand(embeddings, centres), labels.contiguous()
+    dtype = centres.dtype if reads_half(centres, embeddings.dtype) else torch.float32
+    for first in range(0, len(centres), chunk_classes):
+        chunk = centres[first : first + chunk_classes]
+        cosines = chunk_cosines(operand, chunk, embeddings.dtype)  # (B, n)
+        weights = class_weights(cosines, totals, labels, first=first, scale=scale, limit=limit, dtype=dtype)
+        if weighted:
+            sums.add_(weighted_rows(weights, chunk, embeddings.dtype))
+    return totals, sums
+
+
+@torch.library.custom_op("adadistill::sweep_fused", mutates_args=())
+def sweep_fused(
+    embeddings: Tensor, centres: Tensor, labels: Tensor, scale: float, limit: float, weighted: bool
+) -> tuple[Tensor, Tensor]:
+    """As `sweep_chunks`, by `fused_sweep`, for centres of which `fits_fused_sweep` holds."""
+    device, dim = centres.device, centres.shape[1]
+    processors = torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 4
+    totals, sums = fused_sweep(
+        embeddings.to(centres.dtype).contiguous(),
+        centres.contiguous(),
+        labels.contiguous(),
+        scale=scale,
+        limit=limit,
+        weighted=weighted,
+        splits=default_splits(len(embeddings), len(centres), tile_of(dim), processors),
+    )
+    return totals, embeddings.new_empty(0, dim) if sums is None else sums
+
+
+@torch.library.custom_op("adadistill::sweep_chunks_gradients", mutates_args=())
+def sweep_chunks_gradients(
+    embeddings: Tensor,
+    centres: Tensor,
+    labels: Tensor,
+    lse: Tensor,
+    target: Tensor,
+    factor: Tensor,
+    scale: float,
+    limit: float,
+    chunk_classes: int,
+) -> tuple[Tensor, Tensor]:
+    """Gradients of the loss to the embeddings (B, D) and to the centres (C, D), as `gradients_by_chunks`.
+
+    Arguments as `sweep_chunks` and `class_gradients`.
+    """
+    labels, lse, target, factor = (vector.contiguous() for vector in (labels, lse, target, factor))
+
+    def cosine_gradients(cosines: Tensor, first: int) -> Tensor:
+        return class_gradients(
+            cosines, labels, lse, target, factor, first=first, scale=scale, limit=limit, dtype=torch.float32
+        )
+
+    return gradients_by_chunks(embeddings, centres, chunk_classes, cosine_gradients)
+
+
+@sweep_chunks.register_fake
+def _(
+    embeddings: Tensor, centres: Tensor, labels: Tensor, scale: float, limit: float, chunk_classes: int, weighted: bool
+) -> tuple[Tensor, Tensor]:
+    return _fake_sums(embeddings, weighted)
+
+
+@sweep_fused.register_fake
+def _(
+    embeddings: Tensor, centres: Tensor, labels: Tensor, scale: float, limit: float, weighted: bool
+) -> tuple[Tensor, Tensor]:
+    return _fake_sums(embeddings, weighted)
+
+
+def _fake_sums(embeddings: Tensor, weighted: bool) -> tuple[Tensor, Tensor]:
+    batch, dim = embeddings.shape
+    return embeddings.new_empty(batch), embeddings.new_empty(batch if weighted else 0, dim)
+
+
+@sweep_chunks_gradients.register_fake
+def _(
+    embeddings: Tensor,
+    centres: Tensor,
+    labels: Tensor,
+    lse: Tensor,
+    target: Tensor,
+    factor: Tensor,
+    scale: float,
+    limit: float,
+    chunk_classes: int,
+) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(embeddings), torch.empty_like(centres)
 
 
 def class_weights(

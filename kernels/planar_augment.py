@@ -19,6 +19,10 @@ Source    libjpeg-turbo's jdsample.c (h2v2_fancy_upsample) and jdcolor.c (ycc_rg
 
 The Triton kernel lies in planar_augment_triton.py, which is imported where it runs. On the CPU the reference runs; data
 pipelines have decode threads of their own there (loaders/plane_pixels.py, loaders/augment_image.py).
+
+Both are behind one registered operator, `adadistill::planar_augment`, which torch.compile keeps whole: which images are
+resampled is read from host memory, and no graph can hold that. A CUDA graph would replay the first batch's parameters
+for ever, so capturing it is refused unless all its inputs lie on the device (mirroring alone can).
 """
 
 from __future__ import annotations
@@ -90,19 +94,8 @@ def planar_augment(
     _check(store, rows, layout, image_size, mirrored, parameters, tables)
     if not dtype.is_floating_point:
         raise ValueError(f"images are floating point, got dtype {dtype}")
-    if not runs_triton(store):
-        pixels = planar_augment_reference(
-            store, rows, layout=layout, image_size=image_size, mirrored=mirrored, parameters=parameters, tables=tables
-        )
-        return _normalised(pixels.permute(0, 3, 1, 2), dtype, channels_last)
-    images = torch.empty(
-        (len(rows), 3, image_size, image_size),
-        dtype=dtype,
-        device=store.device,
-        memory_format=torch.channels_last if channels_last else torch.contiguous_format,
-    )
-    _launch(images, store, rows, layout, mirrored, parameters, tables)
-    return images
+    planes = layout == "planes"
+    return _augment(store, rows, mirrored, parameters, *_arrays(tables), planes, image_size, dtype, channels_last)
 
 
 def planar_augment_u8(
@@ -117,13 +110,9 @@ def planar_augment_u8(
 ) -> Tensor:
     """As `planar_augment`, before normalisation: (B, S, S, 3) uint8 RGB."""
     _check(store, rows, layout, image_size, mirrored, parameters, tables)
-    if not runs_triton(store):
-        return planar_augment_reference(
-            store, rows, layout=layout, image_size=image_size, mirrored=mirrored, parameters=parameters, tables=tables
-        )
-    pixels = torch.empty((len(rows), image_size, image_size, 3), dtype=torch.uint8, device=store.device)
-    _launch(pixels.permute(0, 3, 1, 2), store, rows, layout, mirrored, parameters, tables)
-    return pixels
+    planes = layout == "planes"
+    pixels = _augment(store, rows, mirrored, parameters, *_arrays(tables), planes, image_size, torch.uint8, True)
+    return pixels.permute(0, 2, 3, 1)
 
 
 def planar_augment_reference(
@@ -186,6 +175,57 @@ def _check(
         raise ValueError(f"parameters point into tables, which must be of side {size} and on {store.device}")
 
 
+def _arrays(tables: DeviceTables | None) -> tuple[Tensor | None, Tensor | None]:
+    return (None, None) if tables is None else (tables.index, tables.weight)
+
+
+@torch.library.custom_op("adadistill::planar_augment", mutates_args=(), tags=(torch.Tag.cudagraph_unsafe,))
+def _augment(
+    store: Tensor,
+    rows: Tensor,
+    mirrored: Tensor,
+    parameters: Tensor | None,
+    index: Tensor | None,
+    weight: Tensor | None,
+    planes: bool,
+    image_size: int,
+    dtype: torch.dtype,
+    channels_last: bool,
+) -> Tensor:
+    """(B, 3, S, S): uint8 as it is, floating point normalised."""
+    layout: Layout = "planes" if planes else "rgb"
+    if not runs_triton(store):
+        tables = None if index is None or weight is None else DeviceTables(index, weight)
+        pixels = planar_augment_reference(
+            store, rows, layout=layout, image_size=image_size, mirrored=mirrored, parameters=parameters, tables=tables
+        )
+        return _converted(pixels.permute(0, 3, 1, 2), dtype, channels_last)
+    images = _empty_images(store, rows, image_size, dtype, channels_last)
+    _launch(images, store, rows, layout, mirrored, parameters, index, weight)
+    return images
+
+
+@_augment.register_fake
+def _(
+    store: Tensor,
+    rows: Tensor,
+    mirrored: Tensor,
+    parameters: Tensor | None,
+    index: Tensor | None,
+    weight: Tensor | None,
+    planes: bool,
+    image_size: int,
+    dtype: torch.dtype,
+    channels_last: bool,
+) -> Tensor:
+    return _empty_images(store, rows, image_size, dtype, channels_last)
+
+
+def _empty_images(store: Tensor, rows: Tensor, size: int, dtype: torch.dtype, channels_last: bool) -> Tensor:
+    memory_format = torch.channels_last if channels_last else torch.contiguous_format
+    return torch.empty((len(rows), 3, size, size), dtype=dtype, device=store.device, memory_format=memory_format)
+
+
 def _launch(
     out: Tensor,
     store: Tensor,
@@ -193,21 +233,27 @@ def _launch(
     layout: Layout,
     mirrored: Tensor,
     parameters: Tensor | None,
-    tables: DeviceTables | None,
+    index: Tensor | None,
+    weight: Tensor | None,
 ) -> None:
-    """Fill `out`, (B, 3, S, S) of any strides: uint8 as it is, floating point normalised."""
+    """Fill `out`, (B, 3, S, S) of any strides."""
     from adadistill.kernels.planar_augment_triton import augment_kernel
 
     count, _, size, _ = out.shape
     if count == 0:
         return
     device = store.device
+    from_host = parameters is not None or mirrored.device != device
+    if from_host and device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+        raise RuntimeError(
+            "planar_augment reads its parameters and flips in host memory, which a CUDA graph would read once and "
+            "replay for ever; augment before the captured step"
+        )
     flips = _moved(mirrored.to(torch.uint8), device)
     nothing = torch.empty(0, dtype=torch.int32, device=device)
+    index, weight = (nothing if table is None else table for table in (index, weight))
     moved, slots, scratch = nothing, nothing, (nothing, nothing, nothing)
-    index = weight = nothing
     if parameters is not None:
-        assert tables is not None
         # Only resampled images take scratch, and which they are is known on the host.
         resampled = (parameters[:, Column.LOW_SIDE] > 0) | (parameters[:, Column.BLUR_TABLE] >= 0)
         numbers = torch.where(resampled, resampled.cumsum(0) - 1, -1).to(torch.int32)
@@ -219,9 +265,8 @@ def _launch(
             torch.empty(shape, dtype=torch.int32, device=device),
         )
         moved, slots = _moved(parameters, device), _moved(numbers, device)
-        index, weight = tables.index, tables.weight
     augment_kernel[(count,)](
-        out, store, rows, flips, moved, slots, index, weight, *scratch,
+        out, store, rows.contiguous(), flips, moved, slots, index, weight, *scratch,
         store.shape[1], len_columns(), *out.stride(),
         S=size, PLANES=layout == "planes", AUGMENTS=parameters is not None, NORMALISES=out.dtype != torch.uint8,
         WIDE=out.dtype == torch.float64, BLOCK=BLOCK,
@@ -235,9 +280,11 @@ def _moved(host: Tensor, device: torch.device) -> Tensor:
     return host.contiguous().pin_memory().to(device, non_blocking=True)
 
 
-def _normalised(pixels: Tensor, dtype: torch.dtype, channels_last: bool) -> Tensor:
-    wide = pixels.to(torch.float64 if dtype == torch.float64 else torch.float32)
+def _converted(pixels: Tensor, dtype: torch.dtype, channels_last: bool) -> Tensor:
     memory_format = torch.channels_last if channels_last else torch.contiguous_format
+    if dtype == torch.uint8:
+        return pixels.contiguous(memory_format=memory_format)
+    wide = pixels.to(torch.float64 if dtype == torch.float64 else torch.float32)
     return wide.sub_(127.5).div_(127.5).to(dtype).contiguous(memory_format=memory_format)
 
 

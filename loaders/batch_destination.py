@@ -19,6 +19,7 @@ from torch import Tensor
 
 from adadistill.loaders.batch import Batch
 from adadistill.loaders.buffer_pool import BufferPool
+from adadistill.loaders.named_ranges import in_range
 from adadistill.loaders.pixels import normalise_, to_network_input, write_network_input
 from adadistill.loaders.planned_augmentation import PlannedImages
 from adadistill.loaders.rank_steps import StepPlan
@@ -112,10 +113,12 @@ class HostDestination:
         else:
             images.copy_(to_network_input(images_u8, device=self.device, dtype=images.dtype))
 
+    @in_range("h2d")
     def batch(self, plan: StepPlan, labels: npt.NDArray[np.int64], staged: Staged) -> Batch:
         assert staged.images is not None
         return _batch_of(plan, staged.images, *_host_tensors(plan, labels))
 
+    @in_range("h2d")
     def make(self, plan: StepPlan, labels: npt.NDArray[np.int64], images: Callable[[], Tensor]) -> Batch:
         return _batch_of(plan, images(), *_host_tensors(plan, labels))
 
@@ -172,6 +175,7 @@ class CudaDestination:
 
         return self.make(plan, labels, augmented)
 
+    @in_range("h2d")
     def make(self, plan: StepPlan, labels: npt.NDArray[np.int64], images: Callable[[], Tensor]) -> Batch:
         with torch.cuda.stream(self.stream):
             made = images()
@@ -191,6 +195,7 @@ def hand_over(batch: Batch) -> Batch:
     return batch
 
 
+@in_range("h2d")
 def batch_of(plan: StepPlan, images: Tensor, labels: npt.NDArray[np.int64], device: torch.device) -> Batch:
     """A batch of images that are on the device already, on the current stream."""
     return _batch_of(plan, images, *(tensor.to(device) for tensor in _host_tensors(plan, labels)))

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 VERBS = {
     "train": ("adadistill.recipes.train", "train a student (or a teacher) from a recipe, in one process"),
+    "plan": ("adadistill.recipes.plan", "predict memory, time and bottleneck of a recipe on some devices"),
     "evaluate": ("adadistill.recipes.evaluate", "score a checkpoint, or a teacher, on verification sets"),
     "teacher": ("adadistill.recipes.teacher", "check a recipe's teacher: identity, precision, speed, colour order"),
     "cache": ("adadistill.recipes.cache", "build, import, verify or describe a cache of teacher embeddings"),

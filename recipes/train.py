@@ -2,6 +2,7 @@
 
     adadistill train RECIPE [key.path=value ...] [--out FOLDER] [--resume auto|none|PATH]
     torchrun --standalone --nproc_per_node=2 -m adadistill.recipes.train RECIPE ...
+    adadistill train RECIPE --profile torch|nsys [--profile-steps FIRST:COUNT]
 
 Exit codes: 0 finished; 1 the run failed (a non-finite step, a damaged record, a checkpoint that could not be written);
 2 the recipe, a file it names or the launch is wrong; 143 stopped by SIGTERM after saving (130 by SIGINT).
@@ -19,6 +20,7 @@ from adadistill.core.checkpoints import CheckpointError
 from adadistill.core.distributed import LaunchError, distributed_session
 from adadistill.core.host_memory import keep_freed_memory
 from adadistill.core.non_finite import NonFiniteError
+from adadistill.core.profiling import under_nsys
 from adadistill.core.recipe import load_recipe
 from adadistill.core.run import run_training
 from adadistill.core.run_folder import RunFolderError
@@ -27,6 +29,12 @@ from adadistill.core.training import TrainingResult
 from adadistill.loaders.dali_pipeline import DaliBatchError, DaliMissingError
 from adadistill.loaders.pixels import ImageDecodeError
 from adadistill.loaders.recordio import RecordError
+from adadistill.recipes.profiled_launch import (
+    add_profile_options,
+    hand_to_nsys,
+    profile_request,
+    refuse_without_cuda,
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -34,12 +42,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_intermixed_args(argv)
     keep_freed_memory()
     try:
+        profile = profile_request(arguments)
         recipe = load_recipe(arguments.recipe, arguments.overrides)
         folder = arguments.out or Path("runs") / recipe.name
+        if profile is not None and profile.tool == "nsys" and not under_nsys():
+            refuse_without_cuda(arguments.device)
+            hand_to_nsys(sys.argv[1:] if argv is None else argv, folder, run=arguments.run)
+            return 0
         with distributed_session(arguments.device) as ranks:
             _set_up_logging(speaks=ranks.is_main)
             result = run_training(
-                recipe, folder, ranks=ranks, resume=arguments.resume, resume_allow=arguments.resume_allow
+                recipe,
+                folder,
+                ranks=ranks,
+                resume=arguments.resume,
+                resume_allow=arguments.resume_allow,
+                profile=profile,
             )
             if ranks.is_main:
                 _report(result, Path(folder))
@@ -67,6 +85,7 @@ def _parser() -> argparse.ArgumentParser:
         help="recipe key that may have changed",
     )
     parser.add_argument("--device", help="cpu, cuda or cuda:N (default: CUDA where there is one)")
+    add_profile_options(parser)
     return parser
 
 

@@ -5,6 +5,8 @@ from adadistill.core.checkpoints.attempt import CheckpointTimeoutError, Checkpoi
 from adadistill.core.checkpoints.files import (
     Checkpoint,
     CheckpointError,
+    OwnRows,
+    RowArray,
     list_checkpoints,
     load_checkpoint,
     newest_valid_checkpoint,
@@ -26,6 +28,8 @@ __all__ = [
     "CheckpointWriteError",
     "CheckpointWriter",
     "NonFiniteCheckpointError",
+    "OwnRows",
+    "RowArray",
     "Snapshot",
     "list_checkpoints",
     "load_checkpoint",

@@ -172,6 +172,28 @@ def read_tensors(
     return tensors, header.metadata
 
 
+def read_rows(folder: Path, record: FileRecord, name: str, first: int, into: Tensor) -> None:
+    """Read rows [first, first + len(into)) of one tensor of a safetensors file, and check the whole file.
+
+    What is not wanted passes through a 16 MiB buffer, so that a part costs the memory of that part.
+
+    Args:
+        into: contiguous CPU tensor to fill; its dtype and the shape of a row must be the stored tensor's.
+
+    Raises:
+        CheckedFileError: as `read_tensors`, or the file holds no such rows.
+    """
+    with _CheckedReader(folder, record) as reader:
+        slot = reader.read_header().slots.get(name)
+        rows = 0 if slot is None or not slot.shape else slot.shape[0]
+        if slot is None or slot.dtype != into.dtype or slot.shape[1:] != into.shape[1:] or first + len(into) > rows:
+            raise CheckedFileError(f"{record.name} holds no rows {first} to {first + len(into)} of `{name}`")
+        if len(into):
+            reader.skip(slot.begin + (slot.end - slot.begin) // rows * first)
+            reader.read_into(_bytes_of(into))
+        reader.finish()
+
+
 def empty_tensor(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     """Memory for a tensor whose size a file asked for. Raises CheckedFileError where that cannot be had."""
     try:
@@ -270,10 +292,16 @@ class _CheckedReader:
             raise CheckedFileError(f"{name} has a damaged safetensors header: {error}") from error
         return TensorHeader(slots, metadata, 8 + length)
 
+    def skip(self, count: int) -> None:
+        """Hash `count` bytes that nobody wants."""
+        unwanted = memoryview(bytearray(min(count, _CHUNK_BYTES)))
+        while count:
+            piece = unwanted[:count]
+            self.read_into(piece)
+            count -= len(piece)
+
     def finish(self) -> None:
-        rest = bytearray(min(self._left, _CHUNK_BYTES))
-        while self._left:
-            self.read_into(memoryview(rest)[: self._left])
+        self.skip(self._left)
         found = self._digest.hexdigest()
         if found != self._record.sha256:
             raise CheckedFileError(f"{self._record.name} has sha256 {found}, {self._record.sha256} expected")

@@ -4,7 +4,8 @@ A checkpoint is a directory, `checkpoints/step-00001234/`:
 
     model.safetensors              parameters and buffers, by their names
     optimiser.safetensors / .json  its tensors under flat names; everything else
-    centres-00-of-02.safetensors   rows [C*r//R, C*(r+1)//R) of one large (C, ...) array, from rank r of R
+    centres-00-of-02.safetensors   rows [C*r//R, C*(r+1)//R) of one large (C, ...) array, from rank r of R, whether the
+                                   ranks held the whole of it or only these; it is read back either way, on any R
     rank-00-of-02.json             what differs by rank, such as random state
     state.json                     what all ranks agree on: epoch, position, recipe hash ...
     MANIFEST.json                  format, version, step, name + size + sha256 of every file, and its own sha256
@@ -27,7 +28,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from torch import Tensor
 
@@ -40,6 +41,7 @@ from adadistill.core.checkpoints.checked_files import (
     open_regular,
     read_bytes,
     read_header,
+    read_rows,
     read_tensors,
 )
 
@@ -84,6 +86,18 @@ class Manifest:
         raise CheckpointError(f"{MANIFEST_NAME} does not list {name}")
 
 
+@dataclass(frozen=True, slots=True)
+class OwnRows:
+    """The rows [C*r//R, C*(r+1)//R) of a large (C, ...) array, on rank r of R, where no rank holds the whole of it."""
+
+    rows: Tensor
+    total: int
+    """C."""
+
+
+RowArray: TypeAlias = Tensor | OwnRows
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Checkpoint:
     """A checkpoint in memory: CPU tensors with the bits that were saved, contiguous, each with its own storage."""
@@ -93,8 +107,9 @@ class Checkpoint:
     model: dict[str, Tensor]
     optimiser: dict[str, Tensor]
     optimiser_json: dict[str, Any]
-    row_sharded: dict[str, Tensor]
-    """Whole (C, ...) arrays, whatever the number of ranks that wrote them."""
+    row_sharded: dict[str, RowArray]
+    """Large (C, ...) arrays, whatever the number of ranks that wrote them: whole, or this rank's rows where these were
+    asked for."""
     rank_states: list[dict[str, Any]]
     """By rank of the run that wrote it; that may have had more or fewer ranks than this one."""
     state: dict[str, Any]
@@ -116,7 +131,7 @@ def rank_state_name(rank: int, world_size: int) -> str:
 
 
 def row_range(rows: int, rank: int, world_size: int) -> tuple[int, int]:
-    """Rows [first, end) of a (rows, ...) array that this rank writes."""
+    """Rows [first, end) of a (rows, ...) array that belong to this rank."""
     return rows * rank // world_size, rows * (rank + 1) // world_size
 
 
@@ -157,12 +172,16 @@ def verify_checkpoint(path: str | Path) -> None:
             check_file(path, record)
 
 
-def load_checkpoint(path: str | Path, *, model_only: bool = False) -> Checkpoint:
+def load_checkpoint(
+    path: str | Path, *, model_only: bool = False, own_rows_of: tuple[int, int] | None = None
+) -> Checkpoint:
     """Read a checkpoint directory into memory, checking every byte on its way.
 
     Args:
         path: the checkpoint directory; see `resolve_checkpoint` for run folders.
         model_only: read (and check) only the model and `state`, for a teacher or an evaluation; the rest stays empty.
+        own_rows_of: (rank, number of ranks) of a process that keeps only its `OwnRows` of the row-sharded arrays. All
+            files are read and checked all the same, so that ranks judge alike. None keeps whole arrays.
 
     Raises:
         CheckpointError: as `verify_checkpoint`, or the files do not make up one whole checkpoint.
@@ -193,16 +212,19 @@ def load_checkpoint(path: str | Path, *, model_only: bool = False) -> Checkpoint
             state=state,
             optimiser=optimiser,
             optimiser_json=_read_json(path, manifest[OPTIMISER_JSON_NAME]),
-            row_sharded={array: _read_rows(path, manifest, array) for array in _sharded_arrays(manifest)},
+            row_sharded={array: _read_array(path, manifest, array, own_rows_of) for array in _sharded_arrays(manifest)},
             rank_states=[_read_json(path, manifest[rank_state_name(rank, manifest.world_size)]) for rank in ranks],
         )
 
 
-def newest_valid_checkpoint(folder: str | Path) -> tuple[Checkpoint | None, list[tuple[Path, str]]]:
+def newest_valid_checkpoint(
+    folder: str | Path, *, own_rows_of: tuple[int, int] | None = None
+) -> tuple[Checkpoint | None, list[tuple[Path, str]]]:
     """Walk back to the newest checkpoint that verifies, and load it; each byte is read once, checked and kept.
 
     Args:
         folder: a run folder or its `checkpoints` folder.
+        own_rows_of: as `load_checkpoint`.
 
     Returns:
         The checkpoint, or None where no valid one exists, and the newer ones passed over, each with the reason.
@@ -210,7 +232,7 @@ def newest_valid_checkpoint(folder: str | Path) -> tuple[Checkpoint | None, list
     skipped: list[tuple[Path, str]] = []
     for path in reversed(list_checkpoints(folder)):
         try:
-            return load_checkpoint(path), skipped
+            return load_checkpoint(path, own_rows_of=own_rows_of), skipped
         except CheckpointError as error:
             skipped.append((path, str(error)))
     return None, skipped
@@ -369,18 +391,27 @@ def _check_file_names(manifest: Manifest) -> None:
         raise CheckedFileError(f"{MANIFEST_NAME} " + (f"lacks {name}" if name in expected else f"lists unknown {name}"))
 
 
-def _read_rows(path: Path, manifest: Manifest, array: str) -> Tensor:
-    """Put the shards of one array together. All headers are compared before memory for the whole is taken."""
+def _read_array(path: Path, manifest: Manifest, array: str, own_rows_of: tuple[int, int] | None) -> RowArray:
+    """Put the shards of one array together, or one rank's rows of it, which may lie in several of them.
+
+    All headers are compared before memory is taken, and every file is read to its end, wanted or not.
+    """
     records = [manifest[shard_name(array, rank, manifest.world_size)] for rank in range(manifest.world_size)]
     headers = [read_header(path, record) for record in records]
     rows, ends = _check_shards(records, headers)
     slot = headers[0].slots[ROWS_KEY]
-    whole = empty_tensor((rows, *slot.shape[1:]), slot.dtype)
+    wanted_first, wanted_end = row_range(rows, *(own_rows_of or (0, 1)))
+    wanted = empty_tensor((wanted_end - wanted_first, *slot.shape[1:]), slot.dtype)
     first = 0
     for record, end in zip(records, ends, strict=True):
-        read_tensors(path, record, into={ROWS_KEY: whole[first:end]})
+        held_first, held_end = max(first, wanted_first), min(end, wanted_end)
+        if held_first < held_end:
+            part = wanted[held_first - wanted_first : held_end - wanted_first]
+            read_rows(path, record, ROWS_KEY, held_first - first, part)
+        else:
+            check_file(path, record)
         first = end
-    return whole
+    return wanted if own_rows_of is None else OwnRows(wanted, rows)
 
 
 def _check_shards(records: Sequence[FileRecord], headers: Sequence[TensorHeader]) -> tuple[int, list[int]]:

@@ -43,6 +43,8 @@ from adadistill.core.checkpoints.files import (
     ROWS_KEY,
     STATE_NAME,
     CheckpointError,
+    OwnRows,
+    RowArray,
     list_checkpoints,
     rank_state_name,
     row_range,
@@ -103,8 +105,9 @@ class Snapshot:
     """Optimiser tensors under flat names such as `momentum.layer1.weight`. Written by rank 0, as the model."""
     optimiser_json: Mapping[str, Any] = field(default_factory=dict)
     """The rest of the optimiser's state. Written by rank 0."""
-    row_sharded: Mapping[str, Tensor] = field(default_factory=dict)
-    """Large (C, ...) arrays, the same on all ranks. Each gives them whole and writes its rows. Names: [a-z0-9_]."""
+    row_sharded: Mapping[str, RowArray] = field(default_factory=dict)
+    """Large (C, ...) arrays, of which each rank writes its rows: it gives the whole array, the same on all ranks, or
+    its `OwnRows`, where no rank holds more. The files are the same. Names: [a-z0-9_]."""
     rank_state: Mapping[str, Any] = field(default_factory=dict)
     """What differs by rank, e.g. random state as hex."""
     state: Mapping[str, Any] = field(default_factory=dict)
@@ -284,9 +287,10 @@ class CheckpointWriter:
 
 
 def _copy_to_host(snapshot: Snapshot, rank: int, world_size: int) -> HostCopy:
-    """Check the whole snapshot, so that all ranks judge alike, and copy this rank's part of it."""
-    for kind in ("model", "optimiser", "row_sharded"):
-        for name, tensor in getattr(snapshot, kind).items():
+    """Check all that this rank was given, so that ranks judge alike where they hold the same, and copy its part."""
+    arrays = {name: _rows_of(array) for name, array in snapshot.row_sharded.items()}
+    for kind, named in (("model", snapshot.model), ("optimiser", snapshot.optimiser), ("row_sharded", arrays)):
+        for name, tensor in named.items():
             if name == "__metadata__":
                 raise ValueError(f"{kind} `{name}` has a name that safetensors keeps for itself")
             _check_tensor(f"{kind} `{name}`", tensor)
@@ -299,17 +303,29 @@ def _copy_to_host(snapshot: Snapshot, rank: int, world_size: int) -> HostCopy:
         texts[OPTIMISER_JSON_NAME] = _json_text(snapshot.optimiser_json, "optimiser_json")
         tensors[MODEL_NAME] = {name: _host(tensor) for name, tensor in snapshot.model.items()}
         tensors[OPTIMISER_NAME] = {name: _host(tensor) for name, tensor in snapshot.optimiser.items()}
-    for array, tensor in sorted(snapshot.row_sharded.items()):
+    for array, given in sorted(snapshot.row_sharded.items()):
+        tensor = arrays[array]
         if not _ARRAY_NAME.fullmatch(array) or tensor.dim() == 0:
             raise ValueError(
                 f"row_sharded `{array}` must be named in [a-z0-9_] and have rows, got {tuple(tensor.shape)}"
             )
-        first, end = row_range(tensor.shape[0], rank, world_size)
+        total = given.total if isinstance(given, OwnRows) else len(tensor)
+        first, end = row_range(total, rank, world_size)
+        own = tensor if isinstance(given, OwnRows) else tensor[first:end]
+        if len(own) != end - first:
+            raise ValueError(
+                f"row_sharded `{array}`: rank {rank} of {world_size} gives {len(own)} of {total} rows, but rows "
+                f"{first} to {end} are its own"
+            )
         name = shard_name(array, rank, world_size)
-        tensors[name] = {ROWS_KEY: _host(tensor[first:end])}
-        metadata[name] = {"first_row": str(first), "end_row": str(end), "rows": str(tensor.shape[0])}
-        shapes[array] = f"{tensor.dtype} {tuple(tensor.shape)}"
+        tensors[name] = {ROWS_KEY: _host(own)}
+        metadata[name] = {"first_row": str(first), "end_row": str(end), "rows": str(total)}
+        shapes[array] = f"{tensor.dtype} {(total, *tensor.shape[1:])}"
     return HostCopy(tensors, texts, metadata, shapes)
+
+
+def _rows_of(array: RowArray) -> Tensor:
+    return array.rows if isinstance(array, OwnRows) else array
 
 
 def _host(tensor: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """One rank of the runs in test_distributed_training.py: started with torchrun's variables in its environment.
 
 Arguments: a JSON file with `data`, `run`, `overrides`, `student` (plain or recipe) and optionally `damage`
-([rank, epoch, step, sample]), and a folder for what this rank ends with.
+([rank, epoch, step, sample]) and `profile` ([first, count] steps), and a folder for what this rank ends with.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ import torch
 import adadistill.core.run as run
 from adadistill.core.distributed import distributed_session
 from adadistill.core.non_finite import NonFiniteError
+from adadistill.core.profiling import ProfileRequest, StepWindow
 
 
 def main(plan_path: str, out: str) -> None:
@@ -38,9 +39,10 @@ def main(plan_path: str, out: str) -> None:
                 original_pipeline(*a, **k), *plan["damage"][1:]
             )
         student = tiny_training.PlainStudent() if plan["student"] == "plain" else None
+        profile = ProfileRequest("torch", StepWindow(*plan["profile"])) if plan.get("profile") else None
         ending: dict[str, object] = {"error": None}
         try:
-            run.run_training(recipe, plan["run"], ranks=ranks, student=student)
+            run.run_training(recipe, plan["run"], ranks=ranks, student=student, profile=profile)
         except NonFiniteError as error:
             ending = {"error": type(error).__name__, "record_ids": error.record_ids, "text": str(error)}
         (objective,) = objectives

@@ -21,6 +21,7 @@ from adadistill.core.class_centres import (
     initial_centres,
     row_pieces,
     student_teacher_cosine,
+    trained_unit_rows,
     unit_rows,
     write_unit_rows_,
 )
@@ -205,6 +206,56 @@ def test_initial_centres_are_seeded_small_and_alike_in_every_precision():
     assert torch.equal(wide.float(), drawn[0])
     with pytest.raises(ValueError, match="must be positive, got 0 and 64"):
         initial_centres(0, 64, generator=torch.Generator())
+    with pytest.raises(ValueError, match=r"rows must lie in \[0, 5\], got 3 to 6"):
+        initial_centres(5, 64, generator=torch.Generator(), rows=(3, 6))
+
+
+def test_unit_rows_of_a_parameter_have_the_values_and_gradient_of_plain_autograd(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(class_centres, "_PIECE_ROWS", 3)
+    start = torch.randn(8, 5, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    start[2] = 0.0
+    start[3] *= 1e-14  # below the least norm
+    start[4] *= 1e-11
+    plain, ours = start.clone().requires_grad_(), start.clone().requires_grad_()
+    gradient = torch.randn(8, 5, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    unit_rows(plain).backward(gradient)
+    unit = trained_unit_rows(ours)
+    unit.backward(gradient)
+    assert torch.equal(unit, unit_rows(start))
+    assert plain.grad is not None
+    assert ours.grad is not None
+    assert ((ours.grad - plain.grad).abs().amax(1) <= 1e-14 * plain.grad.abs().amax(1)).all()
+    assert torch.autograd.gradcheck(trained_unit_rows, (start[:2].clone().requires_grad_(),))
+
+
+# Within one piece, one row past it, a last piece of 15 and of 16 rows, several; values that are no multiple of 16.
+@pytest.mark.parametrize("shape", [(1, 3), (15, 1), (31, 5), (33, 3), (47, 1), (48, 7), (200, 16), (211, 3)])
+def test_rows_drawn_alone_are_those_of_one_draw_of_all(shape: tuple[int, int], monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(class_centres, "_PIECE_ROWS", 32)
+    count, dim = shape
+    reference = torch.Generator().manual_seed(3)
+    whole = torch.randn(count, dim, generator=reference) * 0.01
+    for ranks in (1, 2, 3):
+        for rank in range(ranks):
+            generator = torch.Generator().manual_seed(3)
+            rows = (count * rank // ranks, count * (rank + 1) // ranks)
+            drawn = initial_centres(count, dim, generator=generator, rows=rows)
+            assert torch.equal(drawn, whole[slice(*rows)])
+            assert torch.equal(generator.get_state(), reference.get_state())
+
+
+def test_the_piece_size_in_use_keeps_the_stream():
+    drawn = initial_centres(2**16 + 17, 1, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(drawn, torch.randn(2**16 + 17, 1, generator=torch.Generator().manual_seed(0)) * 0.01)
+
+
+def test_placement_is_checked_with_the_kind():
+    assert CentresConfig(kind="trainable", placement="sharded").placement == "sharded"
+    for kind in ("adaptive", "none"):
+        with pytest.raises(ValueError, match=f"placement sharded is for kind trainable, got kind {kind}"):
+            CentresConfig(kind=kind, placement="sharded")
+    with pytest.raises(ValueError, match="placement must be replicated or sharded, got 'split'"):
+        CentresConfig(kind="trainable", placement="split")
 
 
 def test_the_first_visit_forgets_the_random_start():

@@ -6,8 +6,17 @@ import math
 
 import pytest
 import torch
+from sync_watch import HostWaitsError, NoHostWait
 
 from adadistill.bench.step import build_step
+from adadistill.core.class_centres import CentresConfig, TrainableCentres, initial_centres
+from adadistill.core.distributed import Ranks
+from adadistill.core.heads import HeadConfig
+from adadistill.core.norm_statistics import NormStatistics
+from adadistill.core.objectives import NO_REGRESSION, ClassificationObjective, GlobalSamples
+from adadistill.core.regression import RegressionConfig
+from adadistill.core.training_step import TrainingStep
+from adadistill.loaders.batch import Batch
 
 DEVICES = [
     "cpu",
@@ -45,6 +54,76 @@ def test_bfloat16_starts_at_the_loss_of_float32(device: str):
     # The embeddings are off by 2^-8 a layer, margins and softmax by nothing: a few per cent of a loss near 30.
     exact, rounded = _first_losses(device, steps=1)[0], _first_losses(device, precision="bfloat16", steps=1)[0]
     assert rounded == pytest.approx(exact, rel=0.03)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_no_operator_of_a_step_waits_for_the_device(device: str, precision: str):
+    step, batch, samples = build_step(
+        arch="mobilefacenet", width=0.25, image_size=32, batch_size=16, identities=50, precision=precision,
+        compiled=False, device=torch.device(device),
+    )  # fmt: skip
+    for number in range(2):
+        with NoHostWait():
+            step.run(batch, samples, lr=0.02, fractional_epoch=2.0, global_step=number, stop=False)
+
+
+@pytest.mark.parametrize(
+    ("head", "options"),
+    [
+        (HeadConfig(kind="arcface", margin=0.5), {}),
+        (HeadConfig(kind="adaface"), {"teacher": True, "regression": RegressionConfig(weight=5.0)}),
+    ],
+    ids=["arcface", "adaface and regression"],
+)
+def test_nor_does_one_with_trained_centres(head: HeadConfig, options: dict):
+    step, batch, samples = _classification_step(head, **options)
+    with NoHostWait():
+        step.run(batch, samples, lr=0.02, fractional_epoch=2.0, global_step=0, stop=False)
+
+
+@pytest.mark.parametrize("wait", ["item", "mask", "nonzero", "if"])
+def test_a_step_that_waits_is_found(wait: str):
+    step, batch, samples = _classification_step(HeadConfig(kind="cosface"))
+    plain = step.objective.commit_
+
+    def commit_(finite: torch.Tensor) -> None:
+        ways = {
+            "item": lambda: finite.item(),
+            "mask": lambda: batch.labels[batch.labels > 3],
+            "nonzero": lambda: batch.labels.nonzero(),
+            "if": lambda: 1 if finite else 0,
+        }
+        ways[wait]()
+        plain(finite)
+
+    step.objective.commit_ = commit_
+    with pytest.raises(HostWaitsError), NoHostWait():
+        step.run(batch, samples, lr=0.02, fractional_epoch=2.0, global_step=0, stop=False)
+
+
+def _classification_step(
+    head: HeadConfig, *, teacher: bool = False, regression: RegressionConfig = NO_REGRESSION
+) -> tuple[TrainingStep, Batch, GlobalSamples]:
+    """As `build_step`, with centres that are trained."""
+    step, batch, samples = build_step(
+        arch="mobilefacenet", width=0.25, image_size=32, batch_size=16, identities=50, precision="float32",
+        compiled=False, device=torch.device("cpu"),
+    )  # fmt: skip
+    centres = initial_centres(50, 512, generator=torch.Generator().manual_seed(0))
+    objective = ClassificationObjective(
+        head=head,
+        centres=TrainableCentres(CentresConfig(kind="trainable"), centres),
+        statistics=NormStatistics.start(),
+        ranks=Ranks(),
+        teacher=step.objective.teacher if teacher else None,
+        regression=regression,
+    )
+    trained = TrainingStep(
+        student=step.student, objective=objective, optim=step.optim, guard=step.guard, precision=step._precision,
+        ranks=Ranks(),
+    )  # fmt: skip
+    return trained, batch, samples
 
 
 @pytest.mark.gpu

@@ -68,6 +68,7 @@ def main() -> None:
             )
         )
     half_masters()
+    rows_beyond_2_to_the_31()
 
 
 def half_masters() -> None:
@@ -85,6 +86,27 @@ def half_masters() -> None:
         exact.propose_update(teacher.double(), labels, cosines.double())
         off = [far(master, exact.class_centres), far(units, exact.unit_centres())]
         print(json.dumps({"case": ["half", str(dtype)], "off": off}))
+
+
+def rows_beyond_2_to_the_31() -> None:
+    """Rows whose offset needs 64 bits, in 4 GiB of memory that is never touched elsewhere and so never given; and
+    cosines that are a column of a packed tensor."""
+    last = 2**31 // 64 + 3
+    draw = torch.Generator().manual_seed(6)
+    rows, teacher = torch.randn(2, 64, generator=draw), normalize(torch.randn(2, 64, generator=draw))
+    packed = torch.rand(2, 3, generator=draw)
+    results = []
+    for labels in (torch.tensor([1, 0]), torch.tensor([last, 2])):
+        master = torch.empty(int(labels.max()) + 1, 64, dtype=torch.float16)
+        units = torch.empty_like(master)
+        master[labels], units[labels] = rows.half(), normalize(rows).half()
+        update = adaptive_update_(master, units, teacher, labels, packed[:, 1], weighted=True)
+        results.append([update.momentum, master[labels], units[labels]])
+        update.commit_(torch.tensor(False))
+        results[-1] += [master[labels], units[labels]]
+    same = [torch.equal(one, other) for one, other in zip(*results, strict=True)]
+    alone = adaptive_update_(rows.clone(), rows.clone(), teacher, torch.tensor([1, 0]), packed[:, 1], weighted=False)
+    print(json.dumps({"case": ["beyond"], "same": same, "column": torch.equal(alone.momentum, packed[:, 1])}))
 
 
 def far(found: torch.Tensor, wanted: torch.Tensor) -> float:

@@ -22,7 +22,7 @@ tests_support.make_importable()
 
 import golden_heads
 import torch
-from margin_softmax_cases import ADAFACE, ARCFACE, INSIGHTFACE, gradients, make_case
+from margin_softmax_cases import ADAFACE, ARCFACE, INSIGHTFACE, Case, gradients, make_case
 from torch import Tensor
 
 from adadistill.kernels import margin_softmax_triton
@@ -46,6 +46,8 @@ def main() -> None:
             report([name, *shape, trained, form, chunk], found, exact, eager)
     many_splits()
     half_centres()
+    wide_embeddings()
+    scattered_inputs()
 
 
 def many_splits() -> None:
@@ -76,6 +78,32 @@ def half_centres() -> None:
         (gradient,) = torch.autograd.grad(result.loss.sum(), embeddings)
         off = [relative(result.loss, wanted.loss), relative(gradient, wanted_gradient)]
         print(json.dumps({"case": ["bfloat16", form], "off": off}))
+
+
+def wide_embeddings() -> None:
+    """D = 1024, twice what the fused form holds, and ragged chunks."""
+    case = make_case(7, 50, 1024)
+    for trained in (False, True):
+        exact = gradients(margin_softmax_reference, case, trained=trained, **ADAFACE)
+        single = case.to(torch.float32)
+        eager = gradients(margin_softmax_reference, single, trained=trained, **ADAFACE)
+        found = gradients(margin_softmax, single, trained=trained, form="chunks", chunk_classes=16, **ADAFACE)
+        report(["wide", trained], found, exact, eager)
+
+
+def scattered_inputs() -> None:
+    """Columns of a packed tensor as labels and margins, and embeddings and centres with their columns side by side."""
+    case = make_case(9, 40, 48).to(torch.float32)
+    packed = torch.stack([case.labels, torch.zeros_like(case.labels)], dim=1)
+    margins = torch.stack([case.angular, case.additive], dim=1)
+    columns = case.embeddings.T.contiguous().T, case.centres.T.contiguous().T
+    scattered = Case(*columns, packed[:, 0], margins[:, 0], margins[:, 1])
+    for form, trained in (("chunks", False), ("chunks", True), ("fused", False)):
+        wanted = gradients(margin_softmax, case, trained=trained, form=form, chunk_classes=16, **ADAFACE)
+        found = gradients(margin_softmax, scattered, trained=trained, form=form, chunk_classes=16, **ADAFACE)
+        off = [relative(found[0].loss, wanted[0].loss)]
+        off += [relative(one, other) for one, other in zip(found[1], wanted[1], strict=True)]
+        print(json.dumps({"case": ["scattered", form, trained], "off": off}))
 
 
 def golden(paths: list[Path]) -> None:

@@ -164,6 +164,22 @@ def test_teacher_rows_stored_in_half_precision_are_accepted():
     torch.testing.assert_close(centres, expected)
 
 
+def test_update_and_commit_compile_to_one_graph_with_the_bits_of_eager():
+    def step(centres, teacher, labels, momentum, ok):
+        centre_update_(centres, teacher, labels, momentum).commit_(ok)
+
+    torch.compiler.reset()
+    compiled = torch.compile(step, fullgraph=True, backend="aot_eager")
+    found, expected = (draw(6, 1, dtype=torch.float32)[0] for _ in range(2))
+    for number, ok in enumerate((torch.tensor(True), NOT_OK, torch.tensor(True))):
+        samples = draw(6, 10 + number, seed=number, dtype=torch.float32)[1:]
+        before = expected.clone()
+        compiled(found, *samples, ok)
+        step(expected, *samples, ok)
+        assert torch.equal(found, expected)
+        assert torch.equal(expected, before) != bool(ok)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

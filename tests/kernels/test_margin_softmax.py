@@ -22,6 +22,7 @@ from margin_softmax_cases import ADAFACE, ARCFACE, INSIGHTFACE, Case, assert_clo
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from adadistill.kernels import class_products
 from adadistill.kernels import margin_softmax as module
 from adadistill.kernels.margin_softmax import (
     ClassShard,
@@ -282,7 +283,7 @@ def test_the_half_precision_products_of_cuda_get_operands_of_one_dtype(trained, 
 
     case = make_case(8, 50, dim=32).to(torch.bfloat16)
     expected, expected_gradients = gradients(margin_softmax, case, trained=trained, chunk_classes=16, **ADAFACE)
-    monkeypatch.setattr(module, "_reads_half", lambda centres, accumulate: centres.dtype == torch.bfloat16)
+    monkeypatch.setattr(class_products, "reads_half", lambda centres, accumulate: centres.dtype == torch.bfloat16)
     monkeypatch.setattr(torch, "mm", wide_sum_product)
 
     actual, actual_gradients = gradients(margin_softmax, case, trained=trained, chunk_classes=16, **ADAFACE)
@@ -326,7 +327,7 @@ def test_nothing_of_the_size_of_the_logits_is_kept_for_backward():
     assert max(saved) < 16 * 400
 
     sizes: list[int] = []
-    original = module._chunk_cosines
+    original = module.chunk_cosines
 
     def watched(operand: Tensor, chunk: Tensor, accumulate: torch.dtype) -> Tensor:
         block = original(operand, chunk, accumulate)
@@ -334,7 +335,7 @@ def test_nothing_of_the_size_of_the_logits_is_kept_for_backward():
         return block
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "_chunk_cosines", watched)
+        patch.setattr(module, "chunk_cosines", watched)
         gradients(margin_softmax, case, chunk_classes=32, **ADAFACE)
     assert max(sizes) == 16 * 32
     assert len(sizes) == 13, "one sweep gives loss and gradient"
@@ -360,19 +361,43 @@ def test_evaluation_without_gradient_runs_one_product_per_chunk():
     assert_close(trained.loss, result.loss)
 
 
-def test_compiling_sees_through_without_a_break():
-    case = make_case(24, 85).to(torch.float32)
+@pytest.mark.parametrize("trained", [False, True], ids=["fixed", "trained"])
+def test_compiling_sees_through_without_a_break(trained):
+    """The torch form in one graph, for a first batch size and for any; test_registered_ops.py has the Triton forms."""
 
     def mean_loss(*inputs: Tensor) -> Tensor:
         return margin_softmax(*inputs, **ADAFACE).loss.mean()
 
+    torch.compiler.reset()
     compiled = torch.compile(mean_loss, fullgraph=True, backend="aot_eager")
-    found, wanted = (case.embeddings.clone().requires_grad_() for _ in range(2))
-    losses = compiled(found, *tuple(case)[1:]), mean_loss(wanted, *tuple(case)[1:])
-    for loss in losses:
-        loss.backward()
-    assert torch.equal(*losses)
-    assert torch.equal(found.grad, wanted.grad)
+    for batch in (24, 17):
+        case = make_case(batch, 85).to(torch.float32)
+        results = []
+        for function in (compiled, mean_loss):
+            embeddings, centres = case.embeddings.clone().requires_grad_(), case.centres.clone().requires_grad_(trained)
+            loss = function(embeddings, centres, *tuple(case)[2:])
+            loss.backward()
+            results.append((loss, embeddings.grad, *([centres.grad] if trained else [])))
+        assert all(torch.equal(one, other) for one, other in zip(*results, strict=True))
+
+
+def test_unrolled_chunks_are_compiled_for_each_doubling_of_the_batch_and_not_for_each_batch():
+    """Their width follows the batch, and each width is another graph: torch.compile gives up after eight."""
+    compiled_for = []
+
+    def backend(graph, inputs):
+        compiled_for.append(graph)
+        return graph.forward
+
+    def loss(*inputs: Tensor) -> Tensor:
+        return margin_softmax(*inputs, **ADAFACE).loss
+
+    torch.compiler.reset()
+    compiled = torch.compile(loss, fullgraph=True, backend=backend)
+    for batch in (200, 210, *range(129, 256, 8)):
+        case = make_case(batch, 3000).to(torch.float32)
+        torch.testing.assert_close(compiled(*case), loss(*case))
+    assert len(compiled_for) == 2, "one for the first size, one for any up to 256"
 
 
 def test_margins_never_get_a_gradient():

@@ -38,9 +38,10 @@ def cases() -> list[dict]:
 
 
 def test_the_triton_forms_are_no_further_from_float64_than_eager_is(cases: list[dict]):
-    """Odd and prime sizes, one past a tile, no samples, one class, rows on and opposite to centres, ignored rows."""
+    """Odd and prime sizes, one past a tile, no samples, one class, rows on and opposite to centres, ignored rows; D up
+    to 1024."""
     compared = [case for case in cases if "eager" in case]
-    assert len(compared) == 3 * 7 * 3
+    assert len(compared) == 3 * 7 * 3 + 2
     for case in compared:
         assert case["clamped"], case
         for off, eager, limit in zip(case["off"], case["eager"], (LOSS, GRADIENT, GRADIENT), strict=False):
@@ -51,6 +52,13 @@ def test_parts_of_the_classes_give_what_the_whole_gives(cases: list[dict]):
     parts = [case for case in cases if case["case"][0] == "splits"]
     assert [case["case"][1] for case in parts] == [2, 3, 7, 22]
     assert all(max(case["off"]) <= 1e-6 for case in parts), parts
+
+
+def test_inputs_may_lie_scattered_in_memory(cases: list[dict]):
+    """A label that is a column of a packed tensor was once read from its neighbour's place."""
+    scattered = [case for case in cases if case["case"][0] == "scattered"]
+    assert len(scattered) == 3
+    assert all(max(case["off"]) <= 1e-5 for case in scattered), scattered
 
 
 def test_half_precision_centres_lose_what_their_rounding_loses(cases: list[dict]):

@@ -160,6 +160,31 @@ def test_an_empty_batch_is_an_empty_batch():
     assert planar_augment(**case, dtype=torch.float32, channels_last=True).shape == (0, 3, 16, 16)
 
 
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_augmentation_compiles_to_one_graph_though_it_looks_at_host_parameters(channels_last: bool):
+    def both(call: dict) -> tuple[torch.Tensor, torch.Tensor]:
+        images = planar_augment(**call, dtype=torch.float32, channels_last=channels_last)
+        return images, planar_augment_u8(**call)
+
+    torch.compiler.reset()
+    compiled = torch.compile(both, fullgraph=True, backend="aot_eager")
+    for layout, kind in (("rgb", "everything"), ("planes", "mirror")):
+        call = planar_cases.make_case(layout, kind, 16)
+        for one, other in zip(compiled(call), both(call), strict=True):
+            assert torch.equal(one, other)
+            assert one.stride() == other.stride()
+
+
+@pytest.mark.parametrize("count", [0, 5])
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32, torch.bfloat16])
+def test_the_operator_gives_the_strides_that_its_fake_promises(count: int, dtype: torch.dtype):
+    case = planar_cases.make_case("rgb", "everything", 16)
+    tables = case["tables"].index, case["tables"].weight
+    inputs = (case["store"], *(case[name][:count] for name in ("rows", "mirrored", "parameters")), *tables)
+    for channels_last in (False, True):
+        torch.library.opcheck(torch.ops.adadistill.planar_augment.default, (*inputs, False, 16, dtype, channels_last))
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -11,7 +11,7 @@ from adadistill.kernels.triton_use import SWITCH, runs_triton
 
 def test_triton_runs_in_its_interpreter_unless_it_is_switched_off(monkeypatch: pytest.MonkeyPatch):
     tensor = torch.zeros(1)
-    monkeypatch.setattr(triton_use, "_is_installed", lambda: True)
+    monkeypatch.setattr(triton_use, "_IS_INSTALLED", True)
     monkeypatch.delenv(SWITCH, raising=False)
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     assert not runs_triton(tensor)
@@ -20,7 +20,7 @@ def test_triton_runs_in_its_interpreter_unless_it_is_switched_off(monkeypatch: p
     monkeypatch.setenv(SWITCH, "torch")
     assert not runs_triton(tensor)
     monkeypatch.setenv(SWITCH, "auto")
-    monkeypatch.setattr(triton_use, "_is_installed", lambda: False)
+    monkeypatch.setattr(triton_use, "_IS_INSTALLED", False)
     with pytest.raises(ImportError, match="pip install triton, or set ADADISTILL_KERNELS=torch"):
         runs_triton(tensor)
     monkeypatch.setenv(SWITCH, "cuda")

@@ -74,10 +74,11 @@ def test_a_damaged_record_ends_the_run_by_name(recipe: Path, tmp_path: Path, cap
 
 
 @pytest.mark.slow
-def test_sigterm_saves_and_exits_143(recipe: Path, tmp_path: Path):
+@pytest.mark.parametrize("profile", [[], ["--profile", "torch", "--profile-steps", "1:100"]], ids=["", "profiling"])
+def test_sigterm_saves_and_exits_143(recipe: Path, tmp_path: Path, profile: list[str]):
     command = [
         sys.executable, "-m", "adadistill.recipes.train", str(recipe), "--out", str(tmp_path / "run"),
-        "--device", "cpu", "optim.epochs=400", "--resume", "auto",
+        "--device", "cpu", "optim.epochs=400", "--resume", "auto", *profile,
     ]  # fmt: skip
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT / ".typecheck")}
     process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
@@ -93,3 +94,6 @@ def test_sigterm_saves_and_exits_143(recipe: Path, tmp_path: Path):
     assert saved is not None
     assert not skipped
     assert saved.step > 0
+    if profile:
+        assert "recorded steps" in error, "the window was not over, which is said"
+        assert (tmp_path / "run" / "profile" / "trace-rank0.json.gz").exists()

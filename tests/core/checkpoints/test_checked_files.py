@@ -12,7 +12,14 @@ import safetensors.torch
 import torch
 
 from adadistill.core.checkpoints import checked_files
-from adadistill.core.checkpoints.checked_files import CheckedFileError, FileRecord, check_file, read_bytes, read_tensors
+from adadistill.core.checkpoints.checked_files import (
+    CheckedFileError,
+    FileRecord,
+    check_file,
+    read_bytes,
+    read_rows,
+    read_tensors,
+)
 
 
 def one_of_each_dtype() -> dict[str, torch.Tensor]:
@@ -45,6 +52,28 @@ def test_the_safetensors_library_reads_what_is_written_and_the_other_way_round(t
     safetensors.torch.save_file(tensors, tmp_path / "theirs.safetensors", metadata={"format": "pt"})
     loaded, _ = read_tensors(tmp_path, record_of(tmp_path / "theirs.safetensors"))
     assert_same_bits(loaded, tensors)
+
+
+@pytest.mark.parametrize("chunk_bytes", [1, 7, 1 << 24])
+def test_some_rows_are_read_alone_and_the_whole_file_is_checked(tmp_path, monkeypatch, chunk_bytes):
+    monkeypatch.setattr(checked_files, "_CHUNK_BYTES", chunk_bytes)
+    wide, rows = torch.randn(3, dtype=torch.float64), torch.randn(9, 5)
+    record = checked_files.write_tensors(tmp_path / "t.safetensors", {"a": wide, "rows": rows, "z": wide.half()}, {})
+    for first, end in [(0, 9), (0, 0), (2, 3), (4, 9), (9, 9)]:
+        into = torch.empty(end - first, 5)
+        read_rows(tmp_path, record, "rows", first, into)
+        assert torch.equal(into, rows[first:end])
+    for into, first in [(torch.empty(2, 5), 8), (torch.empty(2, 4), 0), (torch.empty(2, 5).half(), 0)]:
+        with pytest.raises(CheckedFileError, match=f"t.safetensors holds no rows {first} to {first + 2} of `rows`"):
+            read_rows(tmp_path, record, "rows", first, into)
+    with pytest.raises(CheckedFileError, match="of `none`"):
+        read_rows(tmp_path, record, "none", 0, torch.empty(0, 5))
+
+    body = bytearray((tmp_path / "t.safetensors").read_bytes())
+    body[-1] ^= 1  # past the rows
+    (tmp_path / "t.safetensors").write_bytes(body)
+    with pytest.raises(CheckedFileError, match="has sha256"):
+        read_rows(tmp_path, record, "rows", 0, torch.empty(1, 5))
 
 
 def test_no_tensors_at_all_make_a_file_too(tmp_path):

@@ -23,6 +23,7 @@ from adadistill.core.checkpoints import (
     CheckpointWriteError,
     CheckpointWriter,
     NonFiniteCheckpointError,
+    OwnRows,
     Snapshot,
     list_checkpoints,
     load_checkpoint,
@@ -30,7 +31,9 @@ from adadistill.core.checkpoints import (
     verify_checkpoint,
 )
 from adadistill.core.checkpoints import attempt as checkpoint_attempt
+from adadistill.core.checkpoints import files as checkpoint_files
 from adadistill.core.checkpoints import writer as checkpoints
+from adadistill.core.checkpoints.files import row_range
 
 TESTS = Path(__file__).resolve().parents[2]
 
@@ -331,6 +334,95 @@ def test_ranks_that_disagree_about_the_arrays_are_refused(tmp_path):
     with ThreadPoolExecutor(2) as pool:
         errors = list(pool.map(run, range(2)))
     assert all("rank 1 has {'centres': 'torch.float32 (5, 2)'}" in error for error in errors)
+
+
+def save_own_rows(folder: Path, array: torch.Tensor, world_size: int, totals: dict[int, int] | None = None) -> None:
+    """Every rank gives its own rows and nothing else."""
+
+    def run(rank: int) -> None:
+        rows = array[slice(*row_range(len(array), rank, world_size))].clone()
+        total = (totals or {}).get(rank, len(array))
+        with CheckpointWriter(folder, keep=3, rank=rank, world_size=world_size, run_token="t", peer_timeout_s=20) as w:
+            w.save(1, Snapshot(model={}, row_sharded={"centres": OwnRows(rows, total)}))
+
+    with ThreadPoolExecutor(world_size) as pool:
+        list(pool.map(run, range(world_size)))
+
+
+# 7 rows: no multiple of the ranks, and fewer than 9 of them, some of which then have none.
+@pytest.mark.parametrize("world_size", [1, 2, 3, 9])
+def test_own_rows_make_the_files_of_the_whole_array_and_are_read_on_any_number_of_ranks(tmp_path, world_size):
+    array = torch.randn(7, 3)
+    save_own_rows(tmp_path / "own", array, world_size)
+    with ThreadPoolExecutor(world_size) as pool:
+        for rank in range(world_size):
+            writer = CheckpointWriter(tmp_path / "whole", keep=1, rank=rank, world_size=world_size, run_token="t")
+            writer.save(1, Snapshot(model={}, row_sharded={"centres": array}))
+            pool.submit(writer.close)
+    own, whole = (tmp_path / name / "step-00000001" for name in ("own", "whole"))
+    assert own.joinpath("MANIFEST.json").read_bytes() == whole.joinpath("MANIFEST.json").read_bytes()
+
+    assert torch.equal(load_checkpoint(own).row_sharded["centres"], array)
+    for readers in (1, 2, 4, 9):
+        for rank in range(readers):
+            found = load_checkpoint(own, own_rows_of=(rank, readers)).row_sharded["centres"]
+            assert found.total == 7
+            assert torch.equal(found.rows, array[slice(*row_range(7, rank, readers))])
+            newest, skipped = newest_valid_checkpoint(tmp_path / "own", own_rows_of=(rank, readers))
+            assert torch.equal(newest.row_sharded["centres"].rows, found.rows)
+            assert skipped == []
+
+
+def test_own_rows_are_read_without_memory_for_the_whole(tmp_path, monkeypatch):
+    save_own_rows(tmp_path, torch.randn(90, 4), 3)
+    asked = []
+    empty = checkpoint_files.empty_tensor
+    monkeypatch.setattr(
+        checkpoint_files, "empty_tensor", lambda shape, dtype: asked.append(shape) or empty(shape, dtype)
+    )
+    load_checkpoint(tmp_path / "step-00000001", own_rows_of=(1, 2))
+    assert asked == [(45, 4)]
+
+
+def test_damage_in_rows_that_a_rank_does_not_read_is_found_all_the_same(tmp_path):
+    save_own_rows(tmp_path, torch.randn(90, 4), 3)
+    path = tmp_path / "step-00000001" / "centres-02-of-03.safetensors"
+    body = bytearray(path.read_bytes())
+    body[-1] ^= 1
+    path.write_bytes(body)
+    for rank in range(3):
+        with pytest.raises(CheckpointError, match=r"centres-02-of-03\.safetensors has sha256"):
+            load_checkpoint(tmp_path / "step-00000001", own_rows_of=(rank, 3))
+
+
+def test_own_rows_that_are_not_the_rank_s_share_are_refused(tmp_path):
+    with (
+        CheckpointWriter(tmp_path, keep=1) as writer,
+        pytest.raises(ValueError, match="gives 4 of 5 rows, but rows 0 to 5"),
+    ):
+        writer.save(1, Snapshot(model={}, row_sharded={"centres": OwnRows(torch.zeros(4, 2), 5)}))
+    # 7 and 8 rows: the first of two ranks has 3 and 4, the second 4 in either case.
+    with pytest.raises(CheckpointError, match=r"rank 1 has \{'centres': 'torch.float32 \(8, 2\)'\}"):
+        save_own_rows(tmp_path, torch.zeros(7, 2), 2, totals={1: 8})
+    assert list_checkpoints(tmp_path) == []
+
+
+def test_a_row_that_is_not_finite_on_one_rank_stops_the_save_on_all(tmp_path):
+    def run(rank: int) -> str:
+        writer = CheckpointWriter(tmp_path, keep=3, rank=rank, world_size=2, run_token="t", peer_timeout_s=20)
+        rows = torch.full((2, 2), float("nan") if rank else 1.0)
+        try:
+            writer.save(1, Snapshot(model={}, row_sharded={"centres": OwnRows(rows, 4)}))
+            writer.close()
+        except CheckpointError as error:
+            return f"{type(error).__name__}: {error}"
+        return "no error"
+
+    with ThreadPoolExecutor(2) as pool:
+        errors = list(pool.map(run, range(2)))
+    assert errors[1].startswith("NonFiniteCheckpointError: row_sharded `centres` holds NaN")
+    assert "rank 1 failed with NonFiniteCheckpointError" in errors[0]
+    assert saved_steps(tmp_path) == []
 
 
 @pytest.mark.parametrize(("rank", "missing"), [(0, "files of rank 1"), (1, "from rank 0")])

@@ -1,0 +1,285 @@
+"""Our training step beside the origin's, on the same real faces, weights and batches, in one run.
+
+Both start from the same student and centres and take the same batches of decoded images in the same order, with stored
+teacher embeddings, so that only the step differs: loading, teacher and evaluation are left out. Timed steps alternate,
+so that a busy machine slows all alike. Every batch holds each identity once: on repeats the origin keeps one arbitrary
+sample and ours applies all (method 1.6), and the losses could not be compared.
+
+That both compute the same is shown in float64, where some steps must have the origin's losses to `EXACT_BOUND`; in the
+timed formats only the first loss can be compared (`FIRST_LOSS_BOUNDS`), since from then on SGD on a fresh network makes
+of any two roundings, other convolution kernels for instance, two trajectories. Images and rows are read before timing
+starts.
+
+    python -m adadistill.bench beside_origin FOLDER --batch-size 128 --rows beside_origin.jsonl
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from adadistill.bench.peers.origin_step import OriginStep
+from adadistill.bench.rows import append_row, spread
+from adadistill.bench.timing import seconds_of
+from adadistill.core.backbones import BackboneConfig, build_backbone
+from adadistill.core.class_centres import AdaptiveCentres, CentresConfig, initial_centres
+from adadistill.core.distributed import Ranks
+from adadistill.core.geometry_margin import GeometryMarginConfig
+from adadistill.core.heads import HeadConfig
+from adadistill.core.host_memory import keep_freed_memory
+from adadistill.core.non_finite import GuardConfig, NonFiniteGuard
+from adadistill.core.norm_statistics import NormStatistics
+from adadistill.core.objectives import DistillationObjective, GlobalSamples
+from adadistill.core.optimiser import OptimConfig
+from adadistill.core.precision import resolve_precision
+from adadistill.core.teachers.stored_embeddings import StoredEmbeddings
+from adadistill.core.training_step import TrainingStep
+from adadistill.loaders.batch import Batch
+from adadistill.loaders.image_records import ImageRecords
+from adadistill.loaders.pixels import decode_image
+
+VARIANTS = {
+    "eager float32": ("float32", False),
+    "compiled float32": ("float32", True),
+    "eager bfloat16": ("bfloat16", False),
+    "compiled bfloat16": ("bfloat16", True),
+}
+"""Ours: precision and whether the student is compiled."""
+EXACT_BOUND = 1e-8
+"""Largest relative difference of a loss to the origin's over the compared steps in float64; it grows with them."""
+FIRST_LOSS_BOUNDS = {"float32": 1e-5, "bfloat16": 0.03}
+"""The same for the first loss in the timed formats."""
+_EXACT_BATCH = 32  # float64 steps are slow, and no truer for being large
+_LR = 0.025  # the origin's rate for 128 images; no warm-up, so that the losses move at once
+_EPOCH = 1.0  # the geometry margin's ramp has ended
+
+
+@dataclass(frozen=True, slots=True)
+class Faces:
+    """Some decoded batches and what belongs to them, on the device."""
+
+    images: list[Tensor]  # (B, 3, H, W) in [-1, 1]
+    labels: list[Tensor]  # (B,), each identity at most once
+    record_ids: list[npt.NDArray[np.int64]]
+    num_classes: int
+    teacher: StoredEmbeddings
+
+
+def read_faces(
+    folder: Path,
+    *,
+    batch_size: int,
+    batches: int,
+    embedding_dim: int,
+    device: torch.device,
+    dtype: torch.dtype = torch.float32,
+) -> Faces:
+    """Decode batches of distinct identities.
+
+    Args:
+        folder: holds `train.rec` and `teacher_embeddings.npy`, (N, V, D).
+        dtype: of images and teacher embeddings.
+
+    Raises:
+        ValueError: there are fewer identities than a batch has samples.
+    """
+    records = ImageRecords(folder / "train.rec")
+    teacher = StoredEmbeddings(
+        folder / "teacher_embeddings.npy", num_records=len(records), embedding_dim=embedding_dim, mirrors=False,
+        device=device, dtype=dtype,
+    )  # fmt: skip
+    labels, draw = records.labels(), np.random.default_rng(0)
+    if records.num_classes < batch_size:
+        raise ValueError(
+            f"a batch of {batch_size} needs as many identities, {records.path} has {records.num_classes}; "
+            "lower --batch-size"
+        )
+    chosen: list[npt.NDArray[np.int64]] = []
+    for _ in range(batches):
+        shuffled = draw.permutation(len(records))
+        first_of_each = np.unique(labels[shuffled], return_index=True)[1]
+        chosen.append(shuffled[draw.permutation(first_of_each)[:batch_size]])
+    return Faces(
+        images=[_decoded(records, ids).to(device, dtype) for ids in chosen],
+        labels=[torch.from_numpy(labels[ids]).to(device) for ids in chosen],
+        record_ids=chosen,
+        num_classes=records.num_classes,
+        teacher=teacher,
+    )
+
+
+def _decoded(records: ImageRecords, ids: npt.NDArray[np.int64]) -> Tensor:
+    pixels = np.stack([decode_image(records.read(int(i)).body, where=records.where(int(i))) for i in ids])
+    return torch.from_numpy(pixels).permute(0, 3, 1, 2).to(torch.float32).div_(127.5).sub_(1.0).contiguous()
+
+
+def origin_steps(faces: Faces, student: nn.Module, centres: Tensor, device: torch.device) -> Iterator[float]:
+    """The origin's losses, one step an item, over the batches again and again."""
+    step = OriginStep(student, centres, device=device)
+    while True:
+        for images, labels, ids in zip(faces.images, faces.labels, faces.record_ids, strict=True):
+            rows = faces.teacher.rows(ids, np.zeros(len(ids), dtype=bool))
+            yield step.run(images, labels, rows, lr=_LR, fractional_epoch=_EPOCH)
+
+
+def our_steps(
+    faces: Faces, student: nn.Module, centres: Tensor, device: torch.device, *, precision: str, compiled: bool
+) -> Iterator[Tensor]:
+    """Ours; the losses stay on the device."""
+    formats = resolve_precision(precision, device)  # type: ignore[arg-type]
+    ranks = Ranks(device=device)
+    batch_size = len(faces.labels[0])
+    step = TrainingStep(
+        student=student,
+        objective=DistillationObjective(
+            head=HeadConfig(),
+            geometry=GeometryMarginConfig(mode="adaptive"),
+            centres=AdaptiveCentres(
+                CentresConfig(), centres.to(device), unit_dtype=None if formats.autocast_dtype else formats.dtype
+            ),
+            teacher=faces.teacher,
+            statistics=NormStatistics.start(device=device),
+            ranks=ranks,
+        ),
+        optim=OptimConfig(epochs=1),
+        guard=NonFiniteGuard(GuardConfig(), batch_size, device),
+        precision=formats,
+        ranks=ranks,
+        compile_student="default" if compiled else "off",
+    )
+    batches = [_batch(*parts, formats.image_dtype) for parts in zip(faces.images, faces.labels, faces.record_ids)]  # noqa: B905
+    while True:
+        for batch, ids in zip(batches, faces.record_ids, strict=True):
+            samples = GlobalSamples(record_ids=ids, mirrored=np.zeros(batch_size, dtype=bool))
+            out = step.run(batch, samples, lr=_LR, fractional_epoch=_EPOCH, global_step=0, stop=False)
+            yield out.metrics["loss"]
+
+
+def _batch(images: Tensor, labels: Tensor, ids: npt.NDArray[np.int64], dtype: torch.dtype) -> Batch:
+    return Batch(
+        images=images.to(dtype).contiguous(memory_format=torch.channels_last),
+        labels=labels,
+        record_ids=torch.from_numpy(ids).to(labels.device),
+        mirrored=torch.zeros(len(labels), dtype=torch.bool, device=labels.device),
+        epoch=0,
+        step=0,
+    )
+
+
+def loss_differences(ours: Iterator[Tensor], origin: Iterator[float], steps: int) -> list[float]:
+    """Relative difference of each of our losses to the origin's at the same step."""
+    pairs = [(float(next(ours)), next(origin)) for _ in range(steps)]
+    return [abs(a - b) / abs(b) for a, b in pairs]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure, print and append a row for each variant."""
+    arguments = _parser().parse_args(argv)
+    keep_freed_memory()
+    device = torch.device(arguments.device)
+    off = _exact_difference(arguments, device)
+    print(f"float64: {arguments.compared_steps} losses off by at most {off:.1e} of their value")
+    if not off <= EXACT_BOUND:
+        print(f"that is more than {EXACT_BOUND}; nothing was timed", file=sys.stderr)
+        return 1
+    faces = _faces(arguments, arguments.batch_size, 2, device)
+    running = {variant: _start(variant, faces, arguments, device) for variant in ("origin", *arguments.variants)}
+    first = {variant: float(next(steps)) for variant, steps in running.items()}
+    seconds = _timed_in_turn(
+        {name: functools.partial(next, steps) for name, steps in running.items()}, arguments.rounds, device
+    )
+    far = False
+    for variant, took in seconds.items():
+        precision = VARIANTS[variant][0] if variant in VARIANTS else "float32"
+        first_off = abs(first[variant] - first["origin"]) / abs(first["origin"])
+        far |= not first_off <= FIRST_LOSS_BOUNDS[precision]
+        rates = spread([arguments.batch_size / s for s in took])
+        ratios = spread([theirs / ours for theirs, ours in zip(seconds["origin"], took, strict=True)])
+        append_row(
+            arguments.rows, bench="beside_origin", variant=variant, arch=arguments.arch, width=arguments.width,
+            image_size=faces.images[0].shape[-1], batch_size=arguments.batch_size, identities=faces.num_classes,
+            precision=precision, device=str(device), images_per_s=rates, times_the_origin=ratios,
+            first_loss_difference=first_off, float64_loss_difference=off, float64_steps=arguments.compared_steps,
+        )  # fmt: skip
+        print(
+            f"{variant:<18} {rates['median']:>9.1f} images/s  {ratios['median']:.2f} times the origin "
+            f"(p20 {ratios['p20']:.2f}, p80 {ratios['p80']:.2f})  first loss off by {first_off:.1e}"
+        )
+    if far:
+        print(f"a first loss is further from the origin's than {FIRST_LOSS_BOUNDS}", file=sys.stderr)
+    return int(far)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m adadistill.bench beside_origin",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("faces", type=Path, help="folder with train.rec and teacher_embeddings.npy")
+    parser.add_argument("--arch", default="mobilefacenet")
+    parser.add_argument("--width", type=float, default=1.0)
+    parser.add_argument("--embedding-dim", type=int, default=512)
+    parser.add_argument("--batch-size", type=int, default=128)
+    parser.add_argument("--variants", nargs="+", choices=sorted(VARIANTS), default=list(VARIANTS))
+    parser.add_argument("--compared-steps", type=int, default=6, help="steps whose losses are compared in float64")
+    parser.add_argument("--rounds", type=int, default=6, help="timed rounds of one step of each")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--rows", help="JSONL file for the rows (default: print only)")
+    return parser
+
+
+def _exact_difference(arguments: argparse.Namespace, device: torch.device) -> float:
+    """Largest relative difference of the losses of some steps in float64."""
+    batch_size = min(_EXACT_BATCH, arguments.batch_size)
+    faces = _faces(arguments, batch_size, arguments.compared_steps, device, torch.float64)
+    ours = _start("eager float64", faces, arguments, device)
+    return max(loss_differences(ours, _start("origin", faces, arguments, device), arguments.compared_steps))
+
+
+def _faces(
+    arguments: argparse.Namespace,
+    batch_size: int,
+    batches: int,
+    device: torch.device,
+    dtype: torch.dtype = torch.float32,
+) -> Faces:
+    return read_faces(
+        arguments.faces, batch_size=batch_size, batches=batches, embedding_dim=arguments.embedding_dim, device=device,
+        dtype=dtype,
+    )  # fmt: skip
+
+
+def _start(variant: str, faces: Faces, arguments: argparse.Namespace, device: torch.device) -> Iterator[Any]:
+    """Losses of a variant from the one start that all have, in the dtype of the faces."""
+    dim, dtype = arguments.embedding_dim, faces.images[0].dtype
+    backbone = BackboneConfig(arch=arguments.arch, width=arguments.width, embedding_dim=dim)
+    student = build_backbone(backbone, faces.images[0].shape[-1], generator=0).to(dtype)
+    centres = initial_centres(faces.num_classes, dim, generator=torch.Generator().manual_seed(0), dtype=dtype)
+    if variant == "origin":
+        return origin_steps(faces, student, centres, device)
+    precision, compiled = ("float64", False) if variant == "eager float64" else VARIANTS[variant]
+    return our_steps(faces, student, centres, device, precision=precision, compiled=compiled)
+
+
+def _timed_in_turn(runs: dict[str, Callable[[], object]], rounds: int, device: torch.device) -> dict[str, list[float]]:
+    """Seconds of each, by round; one step of every variant a round."""
+    seconds: dict[str, list[float]] = {name: [] for name in runs}
+    for _ in range(rounds):
+        for name, run in runs.items():
+            seconds[name].append(seconds_of(run, device))
+    return seconds
+
+
+if __name__ == "__main__":
+    sys.exit(main())

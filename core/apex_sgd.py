@@ -1,0 +1,88 @@
+"""FusedSGD of NVIDIA apex as an optimiser back end: found by probing, and only used if it does what ours must.
+
+The package `apex` on PyPI is another one, so a name proves nothing: what is asked for is `apex.optimizers.FusedSGD`.
+Its kernels take a flag that leaves parameters and momentum alone, meant for overflows of scaled gradients
+(`_dummy_overflow_buf`); through it a step that is not finite is skipped on the device. The flag is no public promise of
+apex, so a trial on two numbers shows, once, that this apex heeds it and that its update is SGD's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from adadistill.core.distributed import LaunchError
+
+
+class ApexError(LaunchError):
+    """optim.backend apex cannot be used here; the text says why and what to do."""
+
+
+def apex_sgd(
+    parameters: Iterable[nn.Parameter], *, lr: float, momentum: float, weight_decay: float
+) -> torch.optim.Optimizer:
+    """apex's FusedSGD over parameters on CUDA.
+
+    Raises:
+        ApexError: there is no such optimiser, it fails its trial, or a parameter is not on CUDA.
+    """
+    fused_sgd = _find_fused_sgd()
+    trained = list(parameters)
+    devices = {parameter.device for parameter in trained}
+    if any(device.type != "cuda" for device in devices):
+        raise ApexError(
+            f"optim.backend apex runs on CUDA, these parameters are on {', '.join(sorted(map(str, devices)))}; "
+            "set optim.backend=torch"
+        )
+    for device in devices:
+        require_skipping(fused_sgd, device)
+    return fused_sgd(trained, lr=lr, momentum=momentum, weight_decay=weight_decay)
+
+
+def step_apex_where_finite(optimiser: Any, finite: Tensor) -> None:
+    """One update, done on the device only where `finite` (0-dim bool) holds; no host sync."""
+    optimiser._dummy_overflow_buf.copy_((~finite).reshape(optimiser._dummy_overflow_buf.shape))
+    optimiser.step()
+
+
+def require_skipping(fused_sgd: Any, device: torch.device) -> None:
+    """Try an optimiser class on two numbers: a raised flag must leave all as it was, a lowered one must do SGD.
+
+    Raises:
+        ApexError: it does something else.
+    """
+    parameter = nn.Parameter(torch.tensor([1.0, -2.0], device=device))
+    optimiser = fused_sgd([parameter], lr=0.5, momentum=0.5, weight_decay=0.0)
+    flag = getattr(optimiser, "_dummy_overflow_buf", None)
+    if not isinstance(flag, Tensor) or flag.numel() != 1:
+        raise ApexError(
+            "this apex's FusedSGD has no overflow flag to skip a step by; set optim.backend=torch, or install another "
+            "version of NVIDIA apex"
+        )
+    optimiser.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+    seen = []
+    for finite in (False, True, True):
+        parameter.grad = torch.ones_like(parameter)
+        step_apex_where_finite(optimiser, torch.tensor(finite, device=device))
+        seen.append(parameter.detach().tolist())
+    # lr 0.5: skipped; then momentum 1, and 0.5 + 1 = 1.5
+    expected = [[1.0, -2.0], [0.5, -2.5], [-0.25, -3.25]]
+    if seen != expected:
+        raise ApexError(
+            f"this apex's FusedSGD does not skip a step by its overflow flag, or is no SGD: {seen} instead of "
+            f"{expected}; set optim.backend=torch, or install another version of NVIDIA apex"
+        )
+
+
+def _find_fused_sgd() -> Any:
+    try:
+        from apex.optimizers import FusedSGD
+    except ImportError as error:
+        raise ApexError(
+            "optim.backend apex needs NVIDIA apex with its CUDA extensions, built from github.com/NVIDIA/apex (the "
+            f"apex of PyPI is another package): {error}; set optim.backend=torch to do without"
+        ) from error
+    return FusedSGD

@@ -1,0 +1,184 @@
+"""Profiling real runs: what is written, that training does not notice, and what happens where it cannot be written."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from rank_processes import run_ranks
+from tiny_training import tiny_recipe, write_tiny_records
+
+from adadistill.core.checkpoints import newest_valid_checkpoint
+from adadistill.core.distributed import Ranks
+from adadistill.core.profiling import ProfileRequest, StepWindow
+from adadistill.core.recipe import Recipe
+from adadistill.core.run import run_training
+
+WORKER = Path(__file__).parent.parent / "distributed_worker.py"
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("tiny")
+    write_tiny_records(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def recipe(data: Path) -> Recipe:
+    """Twelve steps in two epochs."""
+    return tiny_recipe(data, log__every=1, data__prefetch=1)
+
+
+@pytest.fixture(scope="module")
+def plain(recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that nobody watches."""
+    folder = tmp_path_factory.mktemp("plain") / "run"
+    run_training(recipe, folder, ranks=Ranks())
+    return folder
+
+
+@pytest.fixture(scope="module")
+def profiled(recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same run, steps 2 to 4 profiled."""
+    folder = tmp_path_factory.mktemp("profiled") / "run"
+    run_training(recipe, folder, ranks=Ranks(), profile=ProfileRequest("torch", StepWindow(2, 3)))
+    return folder
+
+
+def losses(folder: Path) -> list[float]:
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [row["loss"] for row in rows if row["event"] == "train"]
+
+
+def timeline(folder: Path, rank: int = 0) -> dict[str, Any]:
+    return json.loads(gzip.decompress((folder / "profile" / f"trace-rank{rank}.json.gz").read_bytes()))
+
+
+def nested_ranges(trace: dict[str, Any], step: int) -> list[str]:
+    """Names of the ranges inside a step, in order, each under the names that it lies in: `head/teacher`."""
+    spans = [event for event in trace["traceEvents"] if event.get("cat") == "user_annotation"]
+    (own,) = [span for span in spans if span["name"] == f"step {step}"]
+    inside = [
+        span
+        for span in spans
+        if span["tid"] == own["tid"] and own["ts"] <= span["ts"] and span["ts"] + span["dur"] <= own["ts"] + own["dur"]
+    ]
+    paths, open_spans = [], []
+    for span in sorted(inside, key=lambda span: (span["ts"], -span["dur"])):
+        if span["name"].startswith("Optimizer."):
+            continue  # torch's own
+        open_spans = [each for each in open_spans if each["ts"] + each["dur"] > span["ts"]] + [span]
+        paths.append("/".join(each["name"] for each in open_spans[1:]))
+    return paths[1:]
+
+
+def test_profiling_changes_no_bit_of_training(plain: Path, profiled: Path):
+    assert losses(profiled) == losses(plain)
+    assert len(losses(plain)) == 12
+    before, _ = newest_valid_checkpoint(plain)
+    after, _ = newest_valid_checkpoint(profiled)
+    assert before is not None
+    assert after is not None
+    for one, other in ((before.model, after.model), (before.row_sharded, after.row_sharded)):
+        assert one.keys() == other.keys()
+        assert all(torch.equal(one[name], other[name]) for name in one)
+    assert before.state == after.state, "the recipe and its hash are what they were"
+
+
+def test_the_timeline_holds_the_named_ranges_of_the_chosen_steps_nested_in_order(profiled: Path):
+    trace = timeline(profiled)
+    names = {event["name"] for event in trace["traceEvents"] if event.get("cat") == "user_annotation"}
+    assert {name for name in names if name.startswith("step ")} == {"step 2", "step 3", "step 4"}
+    assert "h2d" in names
+    for step in (2, 3, 4):
+        assert nested_ranges(trace, step) == [
+            "load", "student_fwd", "head", "head/teacher", "head/centres", "backward", "optimiser", "centres",
+        ]  # fmt: skip
+
+
+def test_the_timeline_names_neither_machine_nor_temporary_files(profiled: Path):
+    trace = timeline(profiled)
+    assert "host_name" not in trace
+    assert "traceName" not in trace
+
+
+def test_the_summary_accounts_for_the_whole_step(profiled: Path):
+    summary = json.loads((profiled / "profile" / "summary.json").read_text())
+    assert summary["steps"] == [2, 3, 4]
+    assert summary["schedule"] == {"wait": 0, "warm_up": 2, "active": 3, "repeat": 1}
+    assert (summary["rank"], summary["world_size"], summary["device"]) == (0, 1, "cpu")
+    assert sum(row["host_share"] for row in summary["ranges"]) == pytest.approx(1.0, abs=1e-6)
+    assert {"load", "student_fwd", "head", "teacher", "centres", "backward", "optimiser", "other"} == {
+        row["name"] for row in summary["ranges"]
+    }
+    assert [row["name"] for row in summary["beside"]] == ["h2d"]
+    assert summary["operators"][0]["ms"] > 0
+    assert summary["device_time"] is None
+    assert summary["peak_mib"] > 0
+    text = (profiled / "profile" / "summary.md").read_text()
+    assert text.startswith("# Profile of steps 2 to 4\n")
+    assert "wait 0, warm-up 2, active 3, repeat 1" in text
+    assert "| `backward` | 1.0 |" in text
+    assert not [path for path in (profiled / "profile").iterdir() if path.name.startswith(".")]
+
+
+def test_a_profile_that_cannot_be_written_is_named_and_the_run_ends_well(
+    recipe: Recipe, plain: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / "profile").write_text("a file where the folder should be")
+    with caplog.at_level(logging.INFO):
+        result = run_training(recipe, folder, ranks=Ranks(), profile=ProfileRequest("torch", StepWindow(1, 1)))
+    assert result.images_per_s > 0
+    assert losses(folder) == losses(plain)
+    assert f"FileExistsError: [Errno 17] File exists: '{folder / 'profile'}'" in caplog.text
+    assert "no profile, training goes on without" in caplog.text
+    assert "# Profile of steps 1 to 1" in caplog.text, "the numbers are said all the same"
+
+
+def test_a_run_shorter_than_the_window_profiles_what_there_is_and_says_so(
+    recipe: Recipe, tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    run_training(recipe, tmp_path / "run", ranks=Ranks(), profile=ProfileRequest("torch", StepWindow(10, 5)))
+    assert "the run ended after 2 of 5 recorded steps" in caplog.text
+    assert json.loads((tmp_path / "run" / "profile" / "summary.json").read_text())["steps"] == [10, 11]
+
+
+def test_every_rank_writes_a_timeline_and_rank_0_the_summary(data: Path, tmp_path: Path):
+    plan = {
+        "data": str(data), "run": str(tmp_path / "run"), "student": "plain", "profile": [1, 2],
+        "overrides": {"optim__epochs": 1, "optim__milestones": "[]"},
+    }  # fmt: skip
+    (tmp_path / "plan.json").write_text(json.dumps(plan))
+    run_ranks([str(WORKER), str(tmp_path / "plan.json"), str(tmp_path)], 2)
+    written = sorted(path.name for path in (tmp_path / "run" / "profile").iterdir())
+    assert written == ["summary.json", "summary.md", "trace-rank0.json.gz", "trace-rank1.json.gz"]
+    for rank in (0, 1):
+        trace = timeline(tmp_path / "run", rank)
+        assert nested_ranges(trace, 2)[:2] == ["load", "student_fwd"]
+        assert trace["distributedInfo"]["rank"] == rank
+    assert "Rank 0 of 2" in (tmp_path / "run" / "profile" / "summary.md").read_text()
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_on_a_gpu_kernels_idle_time_and_allocations_are_recorded(recipe: Recipe, tmp_path: Path):
+    import pickle
+
+    ranks = Ranks(device=torch.device("cuda", 0))
+    run_training(recipe, tmp_path / "run", ranks=ranks, profile=ProfileRequest("torch", StepWindow(2, 3)))
+    summary = json.loads((tmp_path / "run" / "profile" / "summary.json").read_text())
+    assert summary["kernels"]
+    assert 0.0 <= summary["device_time"]["idle_share"] < 1.0
+    on_device = {row["name"]: row["device_ms"] for row in summary["ranges"]}
+    assert on_device["backward"] > 0
+    assert on_device["student_fwd"] > 0
+    history = pickle.loads((tmp_path / "run" / "profile" / "memory-rank0.pickle").read_bytes())
+    assert any(history["device_traces"])
