@@ -186,6 +186,15 @@ BENCHES: Mapping[str, BenchRows] = {
         values={"one_minus_cosine": Field("named numbers")},
         notes={},
     ),
+    "head_prologue": BenchRows(
+        "Head prologue: norms, margins, target of one batch, forward and backward",
+        keys={"form": _TEXT, **_SHAPE},
+        values={
+            "ms": _MS, "gb_per_s": Field("number", "GB/s"), "launches": _COUNT, "off": _NUMBER,
+            "share_of_copy_rate": _SHARE,
+        },
+        notes={},
+    ),
     "planar_augment": BenchRows(
         "Stored planes to network input",
         keys={
@@ -220,6 +229,7 @@ BENCHES: Mapping[str, BenchRows] = {
         keys={
             "kind": _TEXT, "ranks": _COUNT, "arch": _TEXT, "width": _NUMBER, "image_size": _COUNT,
             "embedding_dim": _COUNT, "global_batch_size": _COUNT, "identities": _COUNT, "precision": _TEXT,
+            "threads_per_rank": _COUNT,
         },
         values={
             "images_per_s": _RATE, "against_first": _RATIO,

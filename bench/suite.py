@@ -115,6 +115,8 @@ def _cuda_jobs(faces: Path | None) -> list[Job]:
         _job("loader, 8 KB JPEGs", "loader", f"{loader} --quality 95", 120),
         _job("loader, augmented", "loader", f"{loader} --augment adaface", 120),
         _job("input stall", "step", f"{_named(records)} --precision bfloat16 --records-at-least 50000", 150),
+        *_beside_origin(faces, "", 180),
+        _job("scaling, 2 processes on the CPU", "scaling", "--device cpu --width 0.25 --steps 5", 240),
         *_faces_jobs("real faces, 3 seeds", faces, "--kinds distilled --seeds 0 1 2"),
         *_faces_jobs("real faces, baseline", faces, "--kinds baseline --seeds 0 1 2"),
     ]
@@ -134,6 +136,8 @@ def _cpu_jobs(faces: Path | None) -> list[Job]:
         _job("centre update", "kernels.bench_centre_update", "--batch 512 1024", 60),
         _job("planar augment", "kernels.bench_planar_augment", "--batch 256 --images 2000 --repeats 5", 120),
         _job("prelu", "kernels.bench_prelu", "", 120),
+        *_beside_origin(faces, "--batch-size 64 --variants 'eager float32'", 240),
+        _job("scaling, 2 processes", "scaling", "--width 0.25 --steps 5", 300),
         *_faces_jobs("real faces, 1 epoch", faces, _ONE_EPOCH),
     ]
 
@@ -166,6 +170,12 @@ def _faces_jobs(name: str, faces: Path | None, arguments: str) -> list[Job]:
     if faces is None:
         return []
     return [_job(name, "real_faces", f"{shlex.quote(str(faces))} {arguments} --decoder {_decoder()}", 300)]
+
+
+def _beside_origin(faces: Path | None, arguments: str, limit_s: float) -> list[Job]:
+    if faces is None:
+        return []
+    return [_job("step beside the origin's", "beside_origin", f"{shlex.quote(str(faces))} {arguments}", limit_s)]
 
 
 def _decoder() -> str:

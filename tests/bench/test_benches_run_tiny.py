@@ -22,6 +22,7 @@ FORMS = {
 }
 
 
+@pytest.mark.usefixtures("importable_processes")
 @pytest.mark.parametrize("name", [bench.name for bench in benches()])
 def test_every_bench_runs_tiny_and_leaves_rows(name: str, tmp_path: Path):
     path = tmp_path / "rows.jsonl"
