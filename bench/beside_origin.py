@@ -48,6 +48,11 @@ from adadistill.loaders.batch import Batch
 from adadistill.loaders.image_records import ImageRecords
 from adadistill.loaders.pixels import decode_image
 
+TINY = (
+    "FOLDER --width 0.125 --embedding-dim 16 --batch-size 8 --compared-steps 2 --rounds 2 --device cpu "
+    "--variants 'eager float32'"
+)
+
 VARIANTS = {
     "eager float32": ("float32", False),
     "compiled float32": ("float32", True),
