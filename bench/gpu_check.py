@@ -52,6 +52,7 @@ def jobs(faces: Path | None) -> list[Job]:
         Job("teacher cache", (*_bench("teacher_cache"), "--rows", "teacher_cache.jsonl"), 120),
         Job("step float32", (*step, "--precision", "float32", "--steps", "50"), 60),
         Job("centre update", (*_bench("kernels.bench_centre_update"), "--rows", "centre_update.jsonl"), 40),
+        Job("head prologue", (*_bench("kernels.bench_head_prologue"), "--rows", "head_prologue.jsonl"), 120),
         Job("margin softmax", (*margin, "--classes", "85742", "--batch", "384", "1024", "2048", "4096"), 120),
         Job("margin softmax, large C", (*margin, "--classes", "360232", "2059906", "--batch", "1024", "4096"), 150),
         Job("planar augment", (*_bench("kernels.bench_planar_augment"), "--rows", "planar_augment.jsonl"), 60),

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from adadistill.core.norm_statistics import NormStatistics, flat_norms
 from adadistill.kernels.head_prologue import ADAFACE_EPS, HeadRule, Margins, margins_of
-from adadistill.kernels.head_prologue import Directions as Directions
+from adadistill.kernels.head_prologue import Directions as Directions  # offered here too: norms are a head's input
 from adadistill.kernels.head_prologue import directions as directions
 
 
@@ -125,5 +125,6 @@ def margins(
     if statistics is None:
         if config.kind == "adaface":
             raise ValueError("the adaface head needs norm statistics")
-        statistics = NormStatistics.start(device=norms.device)  # which the others do not read
+        unread = norms.new_zeros(())
+        return margins_of(head_rule(config), norms, unread, unread, term)
     return margins_of(head_rule(config), norms, statistics.mean, statistics.std, term)

@@ -57,27 +57,33 @@ ADAFACE_EPS = 1e-3
 
 @dataclass(frozen=True, slots=True)
 class HeadRule:
-    """Numbers of a head; what they mean is said at `core.heads.HeadConfig`."""
+    """Numbers of a head."""
 
     kind: HeadKind
     margin: float
+    """m, in [0, 1)."""
     quality_concentration: float
+    """h; adaface only."""
     norm_momentum: float
+    """Weight of the new batch in the statistics."""
     logit_scale: float
+    """s."""
     cosine_limit: float
+    """As the next two: see `margin_softmax`."""
     angle_limits: tuple[float, float] | None
     margin_grad: MarginGrad
 
 
 @dataclass(frozen=True, slots=True)
 class GeometryRule:
-    """Numbers of the geometry term in one step; what they mean is said at `core.geometry_margin`."""
+    """Numbers of the geometry term in one step."""
 
     mode: GeometryMode = "off"
     weight: float = 1.0
-    """Ramp included."""
+    """Ramp of the epoch included."""
     scale: float = 3.0
     mask: float = 0.8
+    """static only, as `baseline`."""
     baseline: float = 0.25
 
 

@@ -2,9 +2,9 @@
 """The Triton half of head_prologue.py: one launch for a row's direction, one for its margins and target, one backward.
 
 Each program of `prologue_kernel` sums the norms of the global batch itself, tile by tile in the same order: that costs
-a few microseconds of reading from L2 and saves the launch, or the grid-wide wait, that sharing a sum would take. So
-that a large batch does not read them once a row, there are at most two programs for each processor of a large GPU, and
-each takes every so manieth row.
+a few microseconds of reading from L2 and saves the launch, or the grid-wide wait, that sharing a sum would take. A
+large batch does not read them once a row: there are at most two programs for each processor of a large GPU, each with
+its share of the rows.
 
 Rows are read whole by one program (D values over 4 warps) and what is one number per row is computed by all of its
 threads alike. Division and roots are the exactly rounded ones, as torch's are: Triton's `/` is off by two units in the
@@ -65,7 +65,7 @@ def directions_kernel(
     exists = value < D
     raw = tl.load(embeddings + row * row_stride + value, mask=exists, other=0.0).to(tl.float32)
     norm = tl.sqrt_rn(tl.sum(raw * raw, axis=0))
-    unit = tl.div_rn(raw, tl.zeros_like(raw) + _at_least(norm, _LEAST_DIRECTED_NORM))
+    unit = tl.div_rn(raw, _at_least(norm, _LEAST_DIRECTED_NORM))
     tl.store(units + row * D + value, unit, mask=exists)
     tl.store(norms + row, norm)
     cosine = 0.0
@@ -87,8 +87,7 @@ def directions_backward_kernel(grad, units, norms, embedding_grad, grad_stride, 
     tangential = pull - unit * tl.sum(pull * unit, axis=0)
     # Exactly none for a row without a direction, even where the pull is not finite.
     short = norm < _LEAST_DIRECTED_NORM
-    length = tl.zeros_like(tangential) + tl.where(short, 1.0, norm)
-    result = tl.where(short, 0.0, tl.div_rn(tangential, length))
+    result = tl.where(short, 0.0, tl.div_rn(tangential, tl.where(short, 1.0, norm)))
     tl.store(embedding_grad + row * D + value, result, mask=exists)
 
 
@@ -234,7 +233,7 @@ def prologue_kernel(
         unit = tl.load(units + place, mask=here, other=0.0)
         if not UNIT:
             length = _at_least(tl.sqrt_rn(tl.sum(centre * centre, axis=0)), _LEAST_CENTRE_NORM)
-            centre = tl.div_rn(centre, tl.zeros_like(centre) + length)
+            centre = tl.div_rn(centre, length)
         target = tl.sum(unit * centre, axis=0)
         logit, slope, cut = _target_column(
             target, tl.where(live, angular, 0.0), tl.where(live, additive, 0.0), SCALE, LIMIT, HAS_ANGLES, LOWEST,

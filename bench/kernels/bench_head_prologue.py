@@ -8,8 +8,8 @@ what takes the time, so it is reported too. Forms, side by side in each round of
     compiled  the same through torch.compile, one graph for either step; Inductor decides on the launches
     triton    what training runs on CUDA: two launches, and one for the backward of the first
 
-Before timing, each form must agree with the reference in float64. Bytes are those that any form must read and write.
-`--count` prints launches and times nothing.
+Before timing, each form must agree with the reference in float64. Launches are those of one step with its backward:
+torch's operations, or the kernels that Inductor writes for this device. Bytes are those that any form must move.
 
     python -m adadistill.bench.kernels.bench_head_prologue --batch 384 1024 4096
 """
@@ -44,7 +44,7 @@ from adadistill.kernels.head_prologue import (
 
 HEAD = head_rule(HeadConfig())
 GEOMETRY = geometry_rule(GeometryMarginConfig(mode="adaptive"), 2.0)
-TRITON_LAUNCHES = {"forward": 2, "backward": 1}
+TRITON_LAUNCHES = 3  # what tests/kernels/test_head_prologue_triton.py counts
 _PASSES = 9
 """Over (B, D): the first step reads two and writes one, the second likewise, and so does backward."""
 
@@ -117,10 +117,14 @@ def step(problem: Problem, rows: Rows, whole: Whole) -> tuple[HeadPrologue, Tens
 
 
 def forms_on(device: torch.device) -> dict[str, tuple[Rows, Whole]]:
-    """What can run here, by name."""
+    """What can run here, by name; compiled anew for the shapes of each batch, as a run of one batch size has it."""
+    torch.compiler.reset()
     forms: dict[str, tuple[Rows, Whole]] = {
         "eager": (directions_reference, head_prologue_reference),
-        "compiled": (torch.compile(directions_reference), torch.compile(head_prologue_reference)),
+        "compiled": (
+            torch.compile(directions_reference, dynamic=False),
+            torch.compile(head_prologue_reference, dynamic=False),
+        ),
     }
     if device.type == "cuda":
         forms["triton"] = (directions, head_prologue)
@@ -153,25 +157,17 @@ def counted(run: Callable[[], object]) -> list[str]:
     return launches.names
 
 
-def eager_launches(problem: Problem) -> dict[str, int]:
-    """Launches of the plain form, forward and backward."""
-    forms = (directions_reference, head_prologue_reference)
-    both = len(counted(partial(step, problem, *forms)))
-    first = len(counted(partial(forward, problem, *forms)))
-    return {"forward": first, "backward": both - first}
-
-
-def compiled_launches(problem: Problem) -> dict[str, int]:
-    """Kernels that Inductor generates for both steps, forward and backward, on the problem's device."""
+def launches_of(form: str, run: Callable[[], object]) -> int:
+    """Launches of the first call of a step, with its backward: torch's operations, or the kernels Inductor writes."""
+    if form == "triton":
+        return TRITON_LAUNCHES
+    if form == "eager":
+        return len(counted(run))
     from torch._inductor import metrics
 
-    torch.compiler.reset()
-    rows, whole = torch.compile(directions_reference), torch.compile(head_prologue_reference)
     metrics.reset()
-    embeddings, student, _ = forward(problem, rows, whole)
-    first = metrics.generated_kernel_count
-    torch.autograd.grad(student.unit_embeddings, embeddings, grad_outputs=problem.upstream)
-    return {"forward": first, "backward": metrics.generated_kernel_count - first}
+    run()
+    return metrics.generated_kernel_count
 
 
 def check(problem: Problem, found: tuple[HeadPrologue, Tensor]) -> float:
@@ -200,32 +196,29 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--dim", type=int, default=512)
     parser.add_argument("--repeats", type=int, default=50)
     parser.add_argument("--forms", nargs="+", help="default: all that can run here")
-    parser.add_argument("--count", action="store_true", help="print the launches of each form instead")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--rows", help="JSONL file for the rows (default: print only)")
     arguments = parser.parse_args(argv)
     device = torch.device(arguments.device)
-    forms = forms_on(device)
-    if unknown := sorted(set(arguments.forms or []) - set(forms)):
-        parser.error(f"--forms {' '.join(unknown)}: here can run {', '.join(forms)}")
-    if arguments.count:
-        problem = make_problem(arguments.batch[0], arguments.classes, arguments.dim, device)
-        print(f"eager     {eager_launches(problem)}")
-        print(f"compiled  {compiled_launches(problem)} on {device.type}")
-        print(f"triton    {TRITON_LAUNCHES}")
-        return 0
+    possible = forms_on(device)
+    if unknown := sorted(set(arguments.forms or []) - set(possible)):
+        parser.error(f"--forms {' '.join(unknown)}: here can run {', '.join(possible)}")
     for batch in arguments.batch:
-        problem = make_problem(batch, arguments.classes, arguments.dim, device)
+        problem, forms = make_problem(batch, arguments.classes, arguments.dim, device), forms_on(device)
         for name in arguments.forms or forms:
             run = partial(step, problem, *forms[name])
+            launches = launches_of(name, run)
             off = check(problem, run())
             times = spread(repeated_ms(run, device, arguments.repeats))
             gb_per_s = _PASSES * 4 * batch * arguments.dim / times["median"] / 1e6
             append_row(
                 arguments.rows, bench="head_prologue", form=name, batch=batch, classes=arguments.classes,
-                dim=arguments.dim, device=str(device), off=off, ms=times, gb_per_s=gb_per_s,
+                dim=arguments.dim, device=str(device), launches=launches, off=off, ms=times, gb_per_s=gb_per_s,
             )  # fmt: skip
-            print(f"head prologue  batch {batch:<5} {name:<9} {times['median']:>9.3f} ms  {gb_per_s:>7.1f} GB/s")
+            print(
+                f"head prologue  batch {batch:<5} {name:<9} {launches:>4} launches {times['median']:>9.3f} ms  "
+                f"{gb_per_s:>7.1f} GB/s"
+            )
     return 0
 
 

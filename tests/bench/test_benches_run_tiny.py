@@ -12,7 +12,7 @@ import torch
 from tiny_training import write_tiny_records
 
 from adadistill.bench import gpu_check, real_faces, rows, step
-from adadistill.bench.kernels import bench_centre_update, bench_planar_augment, bench_prelu
+from adadistill.bench.kernels import bench_centre_update, bench_head_prologue, bench_planar_augment, bench_prelu
 
 
 def test_the_step_bench(tmp_path: Path):
@@ -46,6 +46,24 @@ def test_the_drift_of_half_precision_centres(tmp_path: Path):
     assert [(row["half"], row["updates_each"]) for row in found[:2]] == [("bfloat16", 8 / 6), ("float16", 8 / 6)]
     assert len(found) == 8
     assert all(0.0 <= row["one_minus_cosine"]["mean"] < 1e-4 for row in found)
+
+
+def test_the_head_prologue_bench(tmp_path: Path):
+    """Without Inductor, whose compiler takes half a minute here."""
+    arguments = ["--batch", "5", "9", "--classes", "20", "--dim", "16", "--repeats", "2", "--device", "cpu"]
+    assert bench_head_prologue.main([*arguments, "--forms", "eager", "--rows", str(tmp_path / "r.jsonl")]) == 0
+    found = rows.read_rows(tmp_path / "r.jsonl")
+    assert [(row["form"], row["batch"]) for row in found] == [("eager", 5), ("eager", 9)]
+    assert all(row["off"] < 1e-5 and row["ms"]["median"] > 0 for row in found)
+    assert all(80 < row["launches"] < 180 for row in found)  # docs/kernels.md has 126 of them; torch decides
+
+
+def test_the_head_prologue_bench_times_nothing_that_is_wrong():
+    problem = bench_head_prologue.make_problem(5, 20, 16, torch.device("cpu"))
+    made, gradient = bench_head_prologue.step(problem, *bench_head_prologue.forms_on(torch.device("cpu"))["eager"])
+    assert bench_head_prologue.check(problem, (made, gradient)) < 1e-5
+    with pytest.raises(ValueError, match="nothing was timed"):
+        bench_head_prologue.check(problem, (made, 1.001 * gradient))
 
 
 def test_the_planar_augment_bench(tmp_path: Path):

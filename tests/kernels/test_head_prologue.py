@@ -72,6 +72,20 @@ def test_a_column_that_the_softmax_cannot_use_is_refused():
         margin_softmax(*arguments, **options, target=short, target_centres=made.target_rows)
 
 
+@pytest.mark.parametrize("variant", ["adaface, adaptive", "straight through"])
+def test_the_special_rows_are_cut_and_clipped_at_both_ends(variant: str):
+    """So that the tests of both forms see every branch of the target column."""
+    case = make_case(13, 64)
+    case.confidence.zero_()
+    student = directions(case.embeddings, case.teacher)
+    made = head_prologue(**case.inputs(student, variant, unit=False))
+    assert made.target.cosine[:2].tolist() == [1.0, -1.0]
+    assert made.margins.scaler[[5, 7, 8]].tolist() == [1.0, 1.0, -1.0]
+    assert made.target.clamped[[0, 1, 7, 8]].all()
+    assert made.target.slope[[0, 1]].tolist() == [0.0, 0.0]
+    assert made.target.slope[[7, 8]].tolist() == ([1.0, 1.0] if variant == "straight through" else [0.0, 0.0])
+
+
 def test_float32_is_the_float64_result_rounded():
     case = make_case(13, 64, others=11).to(torch.float32)
     student = directions_reference(case.embeddings, case.teacher)
