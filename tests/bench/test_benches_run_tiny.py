@@ -10,13 +10,14 @@ import torch
 from adadistill.bench import __main__ as command
 from adadistill.bench import real_faces, rows
 from adadistill.bench.catalogue import bench_named, benches, tiny_arguments
-from adadistill.bench.kernels import bench_centre_update
+from adadistill.bench.kernels import bench_centre_update, bench_head_prologue
 from adadistill.bench.probes import machine_probes
 
 FORMS = {
     "kernels.bench_prelu": {"torch", "ours"},
     "kernels.bench_centre_update": {"merge", "step", "sequential"},
     "kernels.bench_planar_augment": {"torch", "threads"},
+    "kernels.bench_head_prologue": {"eager"},
     "kernels.bench_margin_softmax": {"origin", "dense", "torch"},
     "teacher": {"float32", "bfloat16"},
 }
@@ -42,6 +43,21 @@ def test_the_drift_of_half_precision_centres(tmp_path: Path):
     assert [(row["half"], row["updates_each"]) for row in found[:2]] == [("bfloat16", 8 / 6), ("float16", 8 / 6)]
     assert len(found) == 8
     assert all(0.0 <= row["one_minus_cosine"]["mean"] < 1e-4 for row in found)
+
+
+def test_the_head_prologue_bench_counts_what_eager_torch_launches():
+    problem = bench_head_prologue.make_problem(5, 20, 16, torch.device("cpu"))
+    form = bench_head_prologue.forms_on(torch.device("cpu"))["eager"]
+    launches = bench_head_prologue.launches_of("eager", lambda: bench_head_prologue.step(problem, *form))
+    assert 80 < launches < 180  # docs/kernels.md has 126 of them; torch decides
+
+
+def test_the_head_prologue_bench_times_nothing_that_is_wrong():
+    problem = bench_head_prologue.make_problem(5, 20, 16, torch.device("cpu"))
+    made, gradient = bench_head_prologue.step(problem, *bench_head_prologue.forms_on(torch.device("cpu"))["eager"])
+    assert bench_head_prologue.check(problem, (made, gradient)) < 1e-5
+    with pytest.raises(ValueError, match="nothing was timed"):
+        bench_head_prologue.check(problem, (made, 1.001 * gradient))
 
 
 @pytest.mark.parametrize("kind", ["distilled", "baseline"])
