@@ -470,7 +470,8 @@ def _report(
         variant = variants[number]
         row(
             variant.precision, variant.mode, "replayed", "none", rates, optimiser=variant.optimiser,
-            peak_mib=variant.peak_mib, gflop_per_image=variant.gflop_per_image, share_of_gemm_rate=share(variant, rates),
+            peak_mib=variant.peak_mib, gflop_per_image=variant.gflop_per_image,
+            share_of_gemm_rate=share(variant, rates),
         )  # fmt: skip
     for (precision, source), rates in measured.loader.items():
         row(precision, "none", "loader", source, rates)
@@ -479,7 +480,8 @@ def _report(
         alone, loaded = measured.replayed[number], measured.loader[variant.precision, source]
         row(
             variant.precision, variant.mode, "fed", source, rates, optimiser=variant.optimiser,
-            input_stall=input_stall(rates, alone), bottleneck=bottleneck(loaded, alone, rates), gflop_per_image=variant.gflop_per_image,
+            input_stall=input_stall(rates, alone), bottleneck=bottleneck(loaded, alone, rates),
+            gflop_per_image=variant.gflop_per_image,
             share_of_gemm_rate=share(variant, rates),
         )  # fmt: skip
 
