@@ -10,17 +10,24 @@ timed formats only the first loss can be compared (`FIRST_LOSS_BOUNDS`), since f
 of any two roundings, other convolution kernels for instance, two trajectories. Images and rows are read before timing
 starts.
 
+Each runs in a process of its own, set up as its entry point sets it up: ours keeps freed host memory
+(`core/host_memory.py`), the origin's gives it back to the system and gets it anew in every step, as it does in its own
+training. Steps are taken in turn, one process at a time.
+
     python -m adadistill.bench beside_origin FOLDER --batch-size 128 --rows beside_origin.jsonl
 """
 
 from __future__ import annotations
 
 import argparse
-import functools
+import multiprocessing
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
+from multiprocessing.connection import Connection
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -190,19 +197,22 @@ def loss_differences(ours: Iterator[Tensor], origin: Iterator[float], steps: int
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure, print and append a row for each variant."""
     arguments = _parser().parse_args(argv)
-    keep_freed_memory()
     device = torch.device(arguments.device)
     off = _exact_difference(arguments, device)
     print(f"float64: {arguments.compared_steps} losses off by at most {off:.1e} of their value")
     if not off <= EXACT_BOUND:
         print(f"that is more than {EXACT_BOUND}; nothing was timed", file=sys.stderr)
         return 1
-    faces = _faces(arguments, arguments.batch_size, 2, device)
-    running = {variant: _start(variant, faces, arguments, device) for variant in ("origin", *arguments.variants)}
-    first = {variant: float(next(steps)) for variant, steps in running.items()}
-    seconds = _timed_in_turn(
-        {name: functools.partial(next, steps) for name, steps in running.items()}, arguments.rounds, device
-    )
+    faces = _faces(arguments, arguments.batch_size, 2, device)  # whatever is wrong with them is said here
+    with ExitStack() as stack:
+        running = {
+            variant: stack.enter_context(_Process(variant, arguments)) for variant in ("origin", *arguments.variants)
+        }
+        first = {variant: process.first_loss() for variant, process in running.items()}
+        seconds: dict[str, list[float]] = {variant: [] for variant in running}
+        for _ in range(arguments.rounds):
+            for variant, process in running.items():
+                seconds[variant].append(process.step_s())
     far = False
     for variant, took in seconds.items():
         precision = VARIANTS[variant][0] if variant in VARIANTS else "float32"
@@ -213,7 +223,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         append_row(
             arguments.rows, bench="beside_origin", variant=variant, arch=arguments.arch, width=arguments.width,
             image_size=faces.images[0].shape[-1], batch_size=arguments.batch_size, identities=faces.num_classes,
-            precision=precision, device=str(device), images_per_s=rates, times_the_origin=ratios,
+            precision=precision, device=device, images_per_s=rates, times_the_origin=ratios,
             first_loss_difference=first_off, float64_loss_difference=off, float64_steps=arguments.compared_steps,
         )  # fmt: skip
         print(
@@ -277,13 +287,56 @@ def _start(variant: str, faces: Faces, arguments: argparse.Namespace, device: to
     return our_steps(faces, student, centres, device, precision=precision, compiled=compiled)
 
 
-def _timed_in_turn(runs: dict[str, Callable[[], object]], rounds: int, device: torch.device) -> dict[str, list[float]]:
-    """Seconds of each, by round; one step of every variant a round."""
-    seconds: dict[str, list[float]] = {name: [] for name in runs}
-    for _ in range(rounds):
-        for name, run in runs.items():
-            seconds[name].append(seconds_of(run, device))
-    return seconds
+class _Process:
+    """A variant in a process of its own, which takes a step when it is told to."""
+
+    def __init__(self, variant: str, arguments: argparse.Namespace) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._variant = variant
+        self._connection, theirs = context.Pipe()
+        self._process = context.Process(target=_take_steps, args=(theirs, variant, arguments), daemon=True)
+        self._process.start()
+        theirs.close()
+
+    def __enter__(self) -> _Process:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._connection.close()
+        self._process.join(timeout=30)
+        self._process.kill()
+
+    def first_loss(self) -> float:
+        """Of the step that also compiles and warms up."""
+        return self._receive()
+
+    def step_s(self) -> float:
+        """Seconds of one more step."""
+        self._connection.send(None)
+        return self._receive()
+
+    def _receive(self) -> float:
+        try:
+            return float(self._connection.recv())
+        except EOFError:
+            raise RuntimeError(f"the process of {self._variant} has ended; its error stands above") from None
+
+
+def _take_steps(connection: Connection, variant: str, arguments: argparse.Namespace) -> None:
+    """In the child: the first loss, then the seconds of a step for each request, until the other end is closed."""
+    if variant != "origin":
+        keep_freed_memory()
+    device = torch.device(arguments.device)
+    steps = _start(variant, _faces(arguments, arguments.batch_size, 2, device), arguments, device)
+    connection.send(float(next(steps)))
+    try:
+        while True:
+            connection.recv()
+            connection.send(seconds_of(lambda: next(steps), device))
+    except EOFError:
+        return
 
 
 if __name__ == "__main__":
