@@ -13,7 +13,7 @@ starts.
 Each runs in a process of its own, set up as its entry point sets it up: ours keeps freed host memory
 (`core/host_memory.py`), the origin's gives it back to the system and gets it anew in every step, as it does in its own
 training. On a CPU that alone can be most of the difference, so `origin keeping memory` runs too, the same step with our
-setting. Steps are taken in turn, one process at a time.
+setting. Both take turns with each of our variants, one process at a time.
 
     python -m adadistill.bench beside_origin FOLDER --batch-size 128 --rows beside_origin.jsonl
 """
@@ -206,31 +206,32 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"that is more than {EXACT_BOUND}; nothing was timed", file=sys.stderr)
         return 1
     faces = _faces(arguments, arguments.batch_size, 2, device)  # whatever is wrong with them is said here
-    with ExitStack() as stack:
-        running = {
-            variant: stack.enter_context(_Process(variant, arguments)) for variant in (*ORIGINS, *arguments.variants)
-        }
-        first = {variant: process.first_loss() for variant, process in running.items()}
-        seconds: dict[str, list[float]] = {variant: [] for variant in running}
-        for _ in range(arguments.rounds):
-            for variant, process in running.items():
-                seconds[variant].append(process.step_s())
+    first: dict[str, float] = {}
+    seconds: dict[str, list[float]] = {name: [] for name in (*ORIGINS, *arguments.variants)}
+    for variant in arguments.variants:  # one at a time: each process holds gigabytes of activations
+        _take_turns((*ORIGINS, variant), arguments, first, seconds)
     far = False
     for variant, took in seconds.items():
         precision = VARIANTS[variant][0] if variant in VARIANTS else "float32"
         first_off = abs(first[variant] - first["origin"]) / abs(first["origin"])
         far |= not first_off <= FIRST_LOSS_BOUNDS[precision]
         rates = spread([arguments.batch_size / s for s in took])
-        ratios = spread([theirs / ours for theirs, ours in zip(seconds["origin"], took, strict=True)])
+        beside = _rounds_beside(variant, arguments)
+        times, times_keeping = (
+            spread([theirs / ours for theirs, ours in zip(seconds[name][beside], took, strict=True)])
+            for name in ORIGINS
+        )
         append_row(
             arguments.rows, bench="beside_origin", variant=variant, arch=arguments.arch, width=arguments.width,
             image_size=faces.images[0].shape[-1], batch_size=arguments.batch_size, identities=faces.num_classes,
-            precision=precision, device=device, images_per_s=rates, times_the_origin=ratios,
-            first_loss_difference=first_off, float64_loss_difference=off, float64_steps=arguments.compared_steps,
+            precision=precision, device=device, images_per_s=rates, times_the_origin=times,
+            times_the_origin_keeping_memory=times_keeping, first_loss_difference=first_off,
+            float64_loss_difference=off, float64_steps=arguments.compared_steps,
         )  # fmt: skip
         print(
-            f"{variant:<21} {rates['median']:>9.1f} images/s  {ratios['median']:.2f} times the origin "
-            f"(p20 {ratios['p20']:.2f}, p80 {ratios['p80']:.2f})  first loss off by {first_off:.1e}"
+            f"{variant:<21} {rates['median']:>9.1f} images/s  {times['median']:.2f} times the origin "
+            f"(p20 {times['p20']:.2f}, p80 {times['p80']:.2f}), {times_keeping['median']:.2f} times the origin keeping "
+            f"memory  first loss off by {first_off:.1e}"
         )
     if far:
         print(f"a first loss is further from the origin's than {FIRST_LOSS_BOUNDS}", file=sys.stderr)
@@ -289,6 +290,26 @@ def _start(variant: str, faces: Faces, arguments: argparse.Namespace, device: to
     return our_steps(faces, student, centres, device, precision=precision, compiled=compiled)
 
 
+def _take_turns(
+    group: Sequence[str], arguments: argparse.Namespace, first: dict[str, float], seconds: dict[str, list[float]]
+) -> None:
+    """First losses of some variants, and the seconds of their steps, round by round."""
+    with ExitStack() as stack:
+        running = {name: stack.enter_context(_Process(name, arguments)) for name in group}
+        first.update({name: process.first_loss() for name, process in running.items()})
+        for _ in range(arguments.rounds):
+            for name, process in running.items():
+                seconds[name].append(process.step_s())
+
+
+def _rounds_beside(variant: str, arguments: argparse.Namespace) -> slice:
+    """Which rounds of the origins were taken in turn with a variant: its own group's, or all for the origins."""
+    if variant in ORIGINS:
+        return slice(None)
+    group = arguments.variants.index(variant)
+    return slice(group * arguments.rounds, (group + 1) * arguments.rounds)
+
+
 class _Process:
     """A variant in a process of its own, which takes a step when it is told to."""
 
@@ -316,14 +337,19 @@ class _Process:
 
     def step_s(self) -> float:
         """Seconds of one more step."""
-        self._connection.send(None)
-        return self._receive()
+        return self._receive(ask=True)
 
-    def _receive(self) -> float:
+    def _receive(self, *, ask: bool = False) -> float:
         try:
+            if ask:
+                self._connection.send(None)
             return float(self._connection.recv())
-        except EOFError:
-            raise RuntimeError(f"the process of {self._variant} has ended; its error stands above") from None
+        except (EOFError, BrokenPipeError):
+            self._process.join(timeout=30)
+            raise RuntimeError(
+                f"the process of `{self._variant}` has ended with {self._process.exitcode} (-9: out of memory; lower "
+                "--batch-size); its own error, if any, stands above"
+            ) from None
 
 
 def _take_steps(connection: Connection, variant: str, arguments: argparse.Namespace) -> None:
