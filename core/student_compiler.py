@@ -10,7 +10,6 @@ from collections.abc import Callable
 from typing import Any, Literal, TypeAlias
 
 import torch
-import torch._inductor
 from torch import Tensor, nn
 
 CompileMode: TypeAlias = Literal["off", "default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"]
@@ -31,7 +30,9 @@ def compiled_forward(network: nn.Module, mode: CompileMode, *, channels_last: bo
     """
     if mode == "off":
         return network
-    options = {**torch._inductor.list_mode_options(mode), **(_CHANNELS_LAST if channels_last else {})}
+    from torch._inductor import list_mode_options  # importing it sets variables of the environment
+
+    options = {**list_mode_options(mode), **(_CHANNELS_LAST if channels_last else {})}
     compiled: Any = torch.compile(network, dynamic=False, options=options)
     if mode not in _WITH_GRAPHS:
         return compiled
