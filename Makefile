@@ -9,7 +9,7 @@ MINUTES ?= 8
 DEMO_ARGS ?=
 TEST_ARGS ?=
 
-.PHONY: demo test lint gpu-check reference clean
+.PHONY: demo test lint gpu-check bench-report reference clean
 
 demo: $(VENV)/.adadistill-base
 	$(BIN)/python -m adadistill.recipes.demo $(DEMO_ARGS)
@@ -27,6 +27,12 @@ lint: $(VENV)/.adadistill-dev .typecheck/adadistill
 gpu-check: .typecheck/adadistill
 	PYTHONPATH=$(CURDIR)/.typecheck:$(PYTHONPATH) $(PYTHON3) -m adadistill.bench.gpu_check --minutes $(MINUTES)
 
+# README's figures, and tables and a page from the rows in bench/results.
+bench-report: $(VENV)/.adadistill-dev
+	$(BIN)/python -m adadistill.bench report --readme README.md
+	mkdir -p runs/bench
+	$(BIN)/python -m adadistill.bench report --markdown runs/bench/report.md --html runs/bench/report.html
+
 reference: $(VENV)/.adadistill-base
 	$(BIN)/python -m adadistill.recipes.recipe_reference
 
@@ -40,8 +46,8 @@ $(VENV)/.adadistill-base: setup.py pyproject.toml constraints.txt | $(VENV)/bin/
 	@touch $@
 
 $(VENV)/.adadistill-dev: setup.py pyproject.toml constraints.txt | $(VENV)/bin/python
-	@echo "installing adadistill with its test tools, DALI and onnxruntime into $(VENV)"
-	$(PIP_INSTALL) -e '.[dev,dali13,onnx,arrow]'
+	@echo "installing adadistill with its test tools, DALI, onnxruntime and matplotlib into $(VENV)"
+	$(PIP_INSTALL) -e '.[dev,dali13,onnx,arrow,report]'
 	@touch $@ $(VENV)/.adadistill-base
 
 # Type checkers cannot follow setup.py's folder mapping; this is what they search instead.

@@ -33,6 +33,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from adadistill.bench.image_sources import synthetic_records, tiled_records
+from adadistill.bench.report.row_sets import machine
 from adadistill.bench.rows import append_row, read_rows, results_folder, spread
 from adadistill.bench.timing import drain
 from adadistill.core.profiling.trace_summary import covered
@@ -47,14 +49,18 @@ from adadistill.loaders.packed_store import Layout, PackError, pack_records
 from adadistill.loaders.pipeline import DataConfig, build_pipeline
 from adadistill.loaders.pixels import decode_image, image_size, to_network_input
 from adadistill.loaders.record_index import write_record_index
-from adadistill.loaders.recordio import RecordWriter
 from adadistill.loaders.sample_order import SampleOrder
+
+TINY = (
+    "--image-size 32 --tile 16 --batch-size 4 --batches 2 --repeats 2 --workers 1 --device cpu --sources cpu packed_rgb"
+)
 
 SOURCES = ("cpu", "dali", "packed_rgb", "packed_planes", "dataloader", "dali_plain", "torchvision")
 STAGES = ("read", "decode", "augment", "batch")
 _WARM_UP = 4
 _NVJPEG_LEVELS = 6.0
 """Mean difference of decoded levels above which two decoders do not show the same picture."""
+_SYNTHETIC_RECORDS = 20_000
 _FIT_QUALITIES = (50, 75, 90, 95, 100)
 
 
@@ -342,7 +348,7 @@ def decode_fit(setting: Setting, rows: str | None, *, images: int = 200, repeats
     print(f"\ndecoding takes {base:.0f} us + {slope:.1f} us per KB, from " + ", ".join(
         f"{size:.1f} KB {us:.0f} us" for size, us in zip(sizes, times, strict=True)))  # fmt: skip
     append_row(
-        rows, bench="loader", pipeline="simplejpeg", stage="decode fit", us_base=float(base), us_per_kb=float(slope),
+        rows, bench="decode_fit", device="cpu", pipeline="simplejpeg", us_base=float(base), us_per_kb=float(slope),
         kb=sizes, us=times, image_size=setting.size,
     )  # fmt: skip
     return float(base), float(slope)
@@ -350,8 +356,13 @@ def decode_fit(setting: Setting, rows: str | None, *, images: int = 200, repeats
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure, print a table and append rows."""
-    parser = argparse.ArgumentParser(prog="python -m adadistill.bench.loader", description=__doc__.split("\n")[0])
-    parser.add_argument("records", nargs="?", help="a .rec file of JPEGs of one size")
+    parser = argparse.ArgumentParser(
+        prog="python -m adadistill.bench loader",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("records", nargs="?", help="a .rec file of JPEGs of one size (default: synthetic faces)")
+    parser.add_argument("--image-size", type=int, default=112, help="of synthetic faces; a file has its own")
     parser.add_argument("--index", help="its .idx (default: the one beside it)")
     parser.add_argument("--tile", type=int, help="repeat its images to so many records, in a temporary folder")
     parser.add_argument("--quality", type=int, help="with --tile: encode them anew at this quality, 4:2:0")
@@ -371,27 +382,32 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.table:
         print(markdown_table())
         return 0
-    if arguments.records is None:
-        parser.error("name a .rec file, or ask for --table")
+    if arguments.records is None and arguments.index is not None:
+        parser.error("--index belongs to a .rec file, and none is named")
     device = torch.device(arguments.device)
     if device.type == "cuda" and device.index is None:
         device = torch.device("cuda", torch.cuda.current_device())
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="adadistill-loader-")))
-        records = ImageRecords(arguments.records, arguments.index)
-        if arguments.tile is not None:
+        if arguments.records is None:
+            count = arguments.tile or _SYNTHETIC_RECORDS
+            records = ImageRecords(synthetic_records(folder, size=arguments.image_size, count=count))
+        else:
+            records = ImageRecords(arguments.records, arguments.index)
+        if arguments.tile is not None and (arguments.records is not None or arguments.quality is not None):
             records = ImageRecords(tiled_records(records, folder / "tiled.rec", arguments.tile, arguments.quality))
         _measure_all(_setting(records, arguments, device), arguments, folder)
     return 0
 
 
 def markdown_table(path: Path | None = None) -> str:
-    """The newest row of each loader, stage and augmentation, as a table for docs/data.md."""
+    """The newest row of each loader, stage and augmentation, as a table for docs/data.md; of one machine, the last."""
     path = results_folder() / "loader.jsonl" if path is None else path
     newest: dict[tuple[Any, ...], dict[str, Any]] = {}
-    for row in read_rows(path) if path.is_file() else []:
-        if "images_per_s" in row and "records" in row:
-            newest[row["pipeline"], row["stage"], row.get("augment", "none"), row["device"]] = row
+    rows = [row for row in (read_rows(path) if path.is_file() else []) if row["bench"] == "loader" and "records" in row]
+    for row in rows:
+        if machine(row) == machine(rows[-1]):
+            newest[row["pipeline"], row["stage"], row["augment"], row["device"]] = row
     lines = [
         "| Source | Stage | Augmentation | Device | images/s | CPU s per 10,000 | GPU busy | Commit |",
         "| --- | --- | --- | --- | ---: | ---: | ---: | --- |",
@@ -405,23 +421,6 @@ def markdown_table(path: Path | None = None) -> str:
             f"| {name} | {stage} | {augment} | {device} | {rate} | {spent} | {busy} | {str(row['commit'])[:7]} |"
         )
     return "\n".join(lines)
-
-
-def tiled_records(records: ImageRecords, path: Path, count: int, quality: int | None) -> Path:
-    """The images again and again, as `count` records."""
-    bodies = [records.read(record_id).body for record_id in range(len(records))]
-    if quality is not None:
-        import simplejpeg
-
-        bodies = [
-            simplejpeg.encode_jpeg(decode_image(body, where="tile"), quality=quality, colorsubsampling="420")
-            for body in bodies
-        ]
-    labels = records.labels()
-    with RecordWriter(path) as writer:
-        for key in range(count):
-            writer.write(key, bodies[key % len(bodies)], labels=float(labels[key % len(bodies)]))
-    return path
 
 
 def _setting(records: ImageRecords, arguments: argparse.Namespace, device: torch.device) -> Setting:
@@ -536,7 +535,7 @@ def _report(
             bench="loader",
             pipeline=loader.name,
             stage=loader.stage,
-            device=str(setting.device),
+            device=setting.device,
             images_per_s=rate,
             cpu_s_per_10k=cpu_s,
             gpu_busy=share,

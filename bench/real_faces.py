@@ -22,6 +22,11 @@ from adadistill.core.recipe import Recipe, parse_recipe, recipe_hash
 from adadistill.core.run import run_training
 from adadistill.core.verification import VerificationResult
 
+TINY = (
+    "FOLDER data.image_size=32 data.global_batch_size=8 'student={width: 0.125, embedding_dim: 16}' "
+    "'optim={epochs: 1, milestones: [], warmup_epochs: 0}' --kinds distilled --device cpu"
+)
+
 _RECIPE = """
 name: real_faces_{kind}
 seed: {seed}
@@ -58,7 +63,7 @@ def build_recipe(
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Train, print and append rows, one for each kind and seed."""
-    parser = argparse.ArgumentParser(prog="python -m adadistill.bench.real_faces", description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(prog="python -m adadistill.bench real_faces", description=__doc__.split("\n")[0])
     parser.add_argument("data", type=Path, help="folder with train.rec, teacher_embeddings.npy, faces_holdout.bin")
     parser.add_argument("overrides", nargs="*", metavar="key.path=value")
     parser.add_argument("--kinds", nargs="+", choices=sorted(_KINDS), default=sorted(_KINDS))
@@ -80,12 +85,12 @@ def main(argv: Sequence[str] | None = None) -> int:
                 result = run_training(recipe, runs / f"{kind}-seed{seed}", ranks=ranks, resume="auto")
                 row = {
                     "bench": "real_faces",
+                    "device": ranks.device,
                     "kind": kind,
                     "seed": seed,
                     "epochs": recipe.optim.epochs,
                     "overrides": arguments.overrides,
                     "recipe_hash": recipe_hash(recipe),
-                    "device": str(ranks.device),
                     "decoder": arguments.decoder,
                     "images_per_s": result.images_per_s,
                     "metrics": result.metrics,

@@ -50,6 +50,10 @@ from adadistill.loaders.synthetic_faces import SyntheticFacesConfig, render_face
 _SETTLING_STEPS = 4
 # Losses are averaged over ranks in float32.
 _LOSS_TOLERANCE = 1e-6
+TINY = (
+    "--ranks 1 --width 0.125 --embedding-dim 16 --image-size 32 --global-batch-size 8 --identities 10 --steps 2 "
+    "--device cpu"
+)
 _KINDS = ("stored", "network", "trainable")
 
 
@@ -80,7 +84,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m adadistill.bench.scaling", description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(prog="python -m adadistill.bench scaling", description=__doc__.split("\n")[0])
     parser.add_argument("--ranks", type=int, nargs="+", default=[1, 2], help="processes; the first is compared with")
     parser.add_argument("--kinds", nargs="+", choices=_KINDS, default=["stored"], help="teacher or centres")
     parser.add_argument("--arch", default="mobilefacenet")

@@ -4,10 +4,10 @@ Leaves out loading, the student and everything else of a step. The reference is 
 as loaded, eager, float32, NCHW (on CUDA with torch's own setting of TF32 for convolutions, which each row records).
 Before anything is timed, every form must point where the reference does: the cosines of their embeddings, on noise and
 with random weights whose norms have seen such noise, are part of the rows. Rounds of all forms alternate, so that a
-busy machine slows all. Rates count the operations of convolutions and linear maps; those of bfloat16 are set against a
-plain matrix product in bfloat16, measured in the same run.
+busy machine slows all. Rates count the operations of convolutions and linear maps, and are set against a plain matrix
+product in the same format, measured in the same run (not where TF32 may stand in for float32 in convolutions).
 
-    python -m adadistill.bench.teacher --arch ir50 ir101 --batch-size 1024
+    python -m adadistill.bench teacher --arch ir50 ir101 --batch-size 1024
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ import argparse
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
@@ -24,10 +23,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from adadistill.bench.probes import gemm_tflop_per_s
 from adadistill.bench.rows import append_row, spread
 from adadistill.bench.timing import extra_mib, seconds_of
 from adadistill.core.backbones import BackboneConfig, build_backbone
 from adadistill.core.teachers.network_teacher import NetworkTeacher
+
+TINY = "--arch ir18 --width 0.125 --image-size 32 --batch-size 2 --rounds 2 --calls 1 --device cpu --forms bfloat16"
 
 _SETTLING_IMAGES = 32
 
@@ -75,7 +77,11 @@ class Runner:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure, print and append rows."""
-    parser = argparse.ArgumentParser(prog="python -m adadistill.bench.teacher", description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m adadistill.bench teacher",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--arch", nargs="+", default=["ir50"])
     parser.add_argument("--width", type=float, default=1.0)
     parser.add_argument("--image-size", type=int, default=112)
@@ -87,8 +93,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--rows", help="JSONL file for the rows (default: print only)")
     arguments = parser.parse_args(argv)
     device = torch.device(arguments.device)
-    gemm_rate = _gemm_tflop_per_s(device)
-    print(f"bfloat16 matrix product {gemm_rate:.3g} TFLOP/s, {_tf32()}\n{_HEADING}")
+    rates = {name: f"{gemm_tflop_per_s(device, getattr(torch, name)):.3g} TFLOP/s" for name in ("float32", "bfloat16")}
+    print(f"matrix products {rates}, {_tf32()}\n{_HEADING}")
     for arch in arguments.arch:
         torch.compiler.reset()  # every network of a class counts towards the compiler's limit for its code
         network = random_teacher(arch, arguments.width, arguments.image_size, device)
@@ -96,17 +102,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         gflop = _gflop_per_image(network, images)
         runners = [build_runner(name, network, images) for name in dict.fromkeys([REFERENCE, *arguments.forms])]
         cosines = _agreement(runners)
-        rates = _alternating_rates(runners, rounds=arguments.rounds, calls=arguments.calls)
-        reference_rate = spread(rates[REFERENCE])["median"]
+        measured = _alternating_rates(runners, rounds=arguments.rounds, calls=arguments.calls)
+        reference_rate = spread(measured[REFERENCE])["median"]
         for runner in runners:
-            form, rate = FORMS[runner.name], spread(rates[runner.name])
+            form, rate = FORMS[runner.name], spread(measured[runner.name])
             tflop_per_s = rate["median"] * gflop / 1e3
             values = {
                 "form": runner.name,
                 "images_per_s": rate,
                 "against_float32": rate["median"] / reference_rate,
                 "tflop_per_s": tflop_per_s,
-                "share_of_gemm_rate": tflop_per_s / gemm_rate if form.autocast_dtype is not None else None,
+                "share_of_gemm_rate": _share_of_gemm_rate(tflop_per_s, form, device),
                 "cosine": cosines[runner.name],
                 "first_call_s": runner.first_call_s,
                 "extra_mib": extra_mib(runner.embed, device),
@@ -114,7 +120,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             _print(arch, values)
             append_row(
                 arguments.rows, bench="teacher", arch=arch, width=arguments.width, image_size=arguments.image_size,
-                batch_size=arguments.batch_size, rounds=arguments.rounds, calls=arguments.calls, device=str(device),
+                batch_size=arguments.batch_size, rounds=arguments.rounds, calls=arguments.calls, device=device,
                 gflop_per_image=gflop, **_tf32(), **values,
             )  # fmt: skip
     return 0
@@ -196,14 +202,10 @@ def _gflop_per_image(network: nn.Module, images: Tensor) -> float:
     return counter.get_total_flops() / 1e9
 
 
-def _gemm_tflop_per_s(device: torch.device) -> float:
-    """Rate of a square matrix product in bfloat16, large enough to fill a GPU."""
-    side = 8192 if device.type == "cuda" else 256
-    factors = torch.randn(2, side, side, device=device, dtype=torch.bfloat16)
-    run = partial(torch.matmul, factors[0], factors[1])
-    seconds_of(run, device, 3)
-    seconds = spread([seconds_of(run, device, 10) / 10 for _ in range(5)])["median"]
-    return 2 * side**3 / seconds / 1e12
+def _share_of_gemm_rate(tflop_per_s: float, form: Form, device: torch.device) -> float | None:
+    if form.autocast_dtype is None and device.type == "cuda" and torch.backends.cudnn.allow_tf32:
+        return None
+    return tflop_per_s / gemm_tflop_per_s(device, form.autocast_dtype or torch.float32)
 
 
 def _tf32() -> dict[str, bool]:

@@ -10,7 +10,7 @@ Leaves out cold disks too: the file was just written, so the system's page cache
 the first round has to map its pages. A cold row of 512 float16 costs a page of 4 KiB from the disk. Before timing, all
 three ways must give the rows that were written. Processor time is that of all threads of the process.
 
-    python -m adadistill.bench.teacher_cache --records 200000 --batch-size 512 2048
+    python -m adadistill.bench teacher_cache --records 200000 --batch-size 512 2048
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from adadistill.bench.probes import copy_gb_per_s
 from adadistill.bench.rows import append_row, spread
 from adadistill.bench.teacher import build_runner, noise, random_teacher
 from adadistill.bench.timing import drain
@@ -35,6 +36,11 @@ from adadistill.core.host_memory import keep_freed_memory
 from adadistill.core.teachers.cached_teacher import CachedTeacher
 from adadistill.loaders.augment_policy import Augmentation, AugmentConfig
 from adadistill.loaders.teacher_cache import MIRRORED, PLAIN, CacheHeader, TeacherCache, create_or_resume
+
+TINY = (
+    "--records 5000 --embedding-dim 16 --batch-size 3 7 --teacher-arch ir18 --teacher-width 0.125 --image-size 32 "
+    "--teacher-batch-size 2 --rounds 2 --calls 2 --device cpu"
+)
 
 _BLOCK_RECORDS = 4096
 _NOBODY = "0" * 64
@@ -158,7 +164,9 @@ def alternating(sources: Sequence[Source], *, rounds: int, device: torch.device)
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m adadistill.bench.teacher_cache", description=__doc__.split("\n")[0]
+        prog="python -m adadistill.bench teacher_cache",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--records", type=int, default=200_000, help="2 x 2 bytes x dim of disk each (410 MB)")
     parser.add_argument("--embedding-dim", type=int, default=512)
@@ -202,6 +210,17 @@ def _check(name: str, fetch: Callable[[Ids, Flags], Any], cache: TeacherCache) -
             raise ValueError(f"{name}: rows of block {block} are {error:.1e} off what was written; nothing was timed")
 
 
+def _share_of_copy_rate(source: str, rows_per_s: float, dim: int, device: torch.device) -> float | None:
+    """Of a way to stored rows: float16 read and float16 or, as unit rows, float32 written. None for a teacher.
+
+    Rows that cross to a GPU do not run under the roof of its own memory.
+    """
+    written = {"gather": 2, "rows": 4, "resident": 4}.get(source)
+    if written is None or (device.type == "cuda" and source != "resident"):
+        return None
+    return rows_per_s * dim * (2 + written) / 1e9 / copy_gb_per_s(device)
+
+
 def _report(
     sources: Sequence[Source], measured: Sequence[Measured], arguments: argparse.Namespace, device: torch.device
 ) -> None:
@@ -222,8 +241,9 @@ def _report(
         append_row(
             arguments.rows, bench="teacher_cache", source=source.name, batch_size=source.batch_size,
             records=arguments.records, embedding_dim=arguments.embedding_dim, image_size=arguments.image_size,
-            teacher_width=arguments.teacher_width, rounds=arguments.rounds, device=str(device), page_cache="warm",
+            teacher_width=arguments.teacher_width, rounds=arguments.rounds, device=device, page_cache="warm",
             per_s=rate, cpu_us_each=cpu_us, against_teacher=faster, cpu_against_teacher=less_cpu,
+            share_of_copy_rate=_share_of_copy_rate(source.name, rate["median"], arguments.embedding_dim, device),
         )  # fmt: skip
 
 

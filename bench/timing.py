@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import ctypes
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
+
+_BEYOND_L2_BYTES = 256 << 20
 
 
 def seconds_of(run: Callable[[], object], device: torch.device, calls: int = 1) -> float:
@@ -23,6 +25,24 @@ def seconds_of(run: Callable[[], object], device: torch.device, calls: int = 1) 
 def repeated_ms(run: Callable[[], object], device: torch.device, repeats: int, *, warm_up: int = 2) -> list[float]:
     """Milliseconds of `repeats` calls, each on its own, after some that are not counted."""
     return [1e3 * seconds_of(run, device) for _ in range(warm_up + repeats)][warm_up:]
+
+
+def alternating_ms(
+    runs: Mapping[str, Callable[[], object]], device: torch.device, repeats: int, *, warm_up: int = 2
+) -> dict[str, list[float]]:
+    """As `repeated_ms` for several calls that are compared, one of each in turn, so that a busy machine slows all.
+
+    On CUDA every call finds a cold L2 cache: a short kernel that is run again and again would read from there what a
+    step has to fetch from memory.
+    """
+    found: dict[str, list[float]] = {name: [] for name in runs}
+    flushing = torch.empty(_BEYOND_L2_BYTES, dtype=torch.uint8, device=device) if device.type == "cuda" else None
+    for _ in range(warm_up + repeats):
+        for name, run in runs.items():
+            if flushing is not None:
+                flushing.zero_()
+            found[name].append(1e3 * seconds_of(run, device))
+    return {name: times[warm_up:] for name, times in found.items()}
 
 
 def extra_mib(run: Callable[[], object], device: torch.device) -> float | None:

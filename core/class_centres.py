@@ -28,12 +28,12 @@ from torch.autograd.function import once_differentiable
 
 from adadistill.core.checkpoints import OwnRows, RowArray
 from adadistill.kernels.centre_update import CentreUpdate, centre_update_
+from adadistill.kernels.head_prologue import LEAST_CENTRE_NORM, CentreStore, unit_rows
+from adadistill.kernels.head_prologue import student_teacher_cosine as student_teacher_cosine
 from adadistill.kernels.triton_use import runs_triton
 
 LEAST_MOMENTUM = 1e-6
 INITIAL_STD = 0.01
-# Below any row a centre can reach; keeps the direction of a zero row finite.
-LEAST_CENTRE_NORM = 1e-12
 # 64 MiB of float32 rows of 512.
 _PIECE_ROWS = 2**15
 
@@ -131,15 +131,6 @@ def _stream_pieces(count: int) -> Iterator[slice]:
         first = end
 
 
-def student_teacher_cosine(student_unit_embeddings: Tensor, teacher_unit_embeddings: Tensor) -> Tensor:
-    """(B,) cosines in [-1, 1] of unit rows (B, D), without gradient, in float32 or wider."""
-    student, teacher = student_unit_embeddings.detach(), teacher_unit_embeddings.detach()
-    if student.shape != teacher.shape or student.ndim != 2:
-        raise ValueError(f"student {tuple(student.shape)} and teacher {tuple(teacher.shape)} must both be (B, D)")
-    dtype = torch.promote_types(torch.promote_types(student.dtype, teacher.dtype), torch.float32)
-    return (student.to(dtype) * teacher.to(dtype)).sum(-1).clamp(-1.0, 1.0)
-
-
 def centre_confidence(centre_rows: Tensor, teacher_embeddings: Tensor) -> Tensor:
     """(B,) cosine of each stored centre row (not unit) to its sample's teacher embedding (B, D), cut to [1e-6, 1]."""
     dtype = torch.promote_types(centre_rows.dtype, torch.float32)
@@ -152,12 +143,6 @@ def centre_momentum(student_teacher_cosine: Tensor, confidence: Tensor, weighted
     """(B,) weight of the old centre, in [1e-6, 1]: the student-teacher cosine, times the confidence when weighted."""
     cosine = student_teacher_cosine * confidence if weighted else student_teacher_cosine
     return cosine.clamp(LEAST_MOMENTUM, 1.0)
-
-
-def unit_rows(rows: Tensor) -> Tensor:
-    """(N, D) rows divided by their norms, in float32 or wider; a zero row stays zero. Differentiable."""
-    wide = rows.to(torch.promote_types(rows.dtype, torch.float32))
-    return wide / torch.linalg.vector_norm(wide, dim=1, keepdim=True).clamp(min=LEAST_CENTRE_NORM)
 
 
 def row_pieces(count: int) -> Iterator[slice]:
@@ -317,9 +302,14 @@ class AdaptiveCentres:
         A bfloat16 row is off by up to 0.25 in a logit of scale 64, which matters for the target alone. From a half
         precision master the unit rows are rounded once, and not twice.
         """
+        store = self.target_store()
+        return None if store.unit else store.rows_of(labels)
+
+    def target_store(self) -> CentreStore:
+        """Where those rows are read; the unit copy where it is as precise as the master."""
         if self._unit_centres.dtype == self.class_centres.dtype and self.config.half is None:
-            return None
-        return unit_rows(self.class_centres[labels.clamp(min=0)])
+            return CentreStore(self._unit_centres, unit=True)
+        return CentreStore(self.class_centres, unit=False)
 
     def state_dict(self) -> dict[str, RowArray]:
         """What a checkpoint stores: the live (C, D) centres."""

@@ -21,6 +21,7 @@ from adadistill.core.checkpoints import RowArray
 from adadistill.core.class_centres import centre_confidence, softmax_dtype, write_unit_rows_
 from adadistill.core.distributed import Ranks, broadcast_text
 from adadistill.core.precision import Precision
+from adadistill.kernels.head_prologue import CentreStore
 from adadistill.loaders.image_records import ImageRecords
 
 logger = logging.getLogger(__name__)
@@ -68,6 +69,10 @@ class FrozenCentres:
         if self._unit_centres.dtype == self.class_centres.dtype:
             return None
         return self.class_centres[labels.clamp(min=0)]
+
+    def target_store(self) -> CentreStore:
+        """Where target rows are read; both copies hold unit rows."""
+        return CentreStore(self.class_centres, unit=True)
 
     def confidence(self, labels: Tensor, teacher_embeddings: Tensor) -> Tensor:
         """(B,) cosine of each label's centre to the teacher's embedding (B, D), in [1e-6, 1]; 0 for ignored samples."""

@@ -17,6 +17,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from adadistill.kernels.head_prologue import GeometryRule, geometry_values
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class GeometryMarginConfig:
@@ -68,6 +70,13 @@ def geometry_ramp(config: GeometryMarginConfig, fractional_epoch: float) -> floa
     return min(1.0, max(0.0, fractional_epoch / config.warmup_epochs))
 
 
+def geometry_rule(config: GeometryMarginConfig, fractional_epoch: float) -> GeometryRule:
+    """The term's numbers at `fractional_epoch` for `kernels/head_prologue.py`, to which `headroom` is `adaptive`."""
+    weight = config.weight * geometry_ramp(config, fractional_epoch)
+    mode = "adaptive" if config.mode == "headroom" else config.mode
+    return GeometryRule(mode, weight, config.scale, config.mask, config.baseline)
+
+
 def geometry_term(
     config: GeometryMarginConfig, confidence: Tensor, student_teacher_cosine: Tensor, fractional_epoch: float
 ) -> Tensor:
@@ -91,13 +100,7 @@ def geometry_term(
         raise ValueError(
             f"confidence {tuple(confidence.shape)} and student_teacher_cosine {tuple(cosine.shape)} must match"
         )
-    weight = config.weight * geometry_ramp(config, fractional_epoch)
-    if config.mode in ("adaptive", "headroom"):
-        return weight * config.scale * confidence * (confidence - cosine).clamp(min=0.0)
-    if config.mode == "static":
-        gap = torch.where(cosine < config.mask, (config.scale * (1.0 - cosine)).clamp(0.0, 1.0), 0.0)
-        return weight * (gap - config.baseline).clamp(min=0.0)
-    return torch.zeros_like(confidence)
+    return geometry_values(geometry_rule(config, fractional_epoch), confidence, cosine)
 
 
 def _flat(name: str, values: Tensor) -> Tensor:

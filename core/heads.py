@@ -20,15 +20,12 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-import torch
 from torch import Tensor
 
-from adadistill.core.norm_statistics import NormStatistics, clipped_norms, flat_norms
-
-# AdaFace's one epsilon: it keeps cosines and angles off their ends and the spread off zero.
-ADAFACE_EPS = 1e-3
-# A shorter embedding has no direction worth the name; dividing by its norm would blow its gradient up.
-LEAST_DIRECTED_NORM = 1e-8
+from adadistill.core.norm_statistics import NormStatistics, flat_norms
+from adadistill.kernels.head_prologue import ADAFACE_EPS, HeadRule, Margins, margins_of
+from adadistill.kernels.head_prologue import Directions as Directions  # offered here too: norms are a head's input
+from adadistill.kernels.head_prologue import directions as directions
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -84,18 +81,19 @@ def head_limits(config: HeadConfig) -> HeadLimits:
     return HeadLimits(1.0, None)
 
 
-@dataclass(frozen=True, slots=True)
-class Margins:
-    """Margins of a batch, all (B,) and without gradient."""
-
-    angular: Tensor
-    """Radians added to the target's angle."""
-    additive: Tensor
-    """Subtracted from the target's cosine."""
-    scaler: Tensor
-    """AdaFace's q in [-1, 1]; zeros for the other heads."""
-    clipped: Tensor
-    """Bool, q was outside [-1, 1] before its clip."""
+def head_rule(config: HeadConfig) -> HeadRule:
+    """The head's numbers, limits included, as `kernels/head_prologue.py` takes them."""
+    limits = head_limits(config)
+    return HeadRule(
+        kind=config.kind,
+        margin=config.margin,
+        quality_concentration=config.quality_concentration,
+        norm_momentum=config.norm_momentum,
+        logit_scale=config.logit_scale,
+        cosine_limit=limits.cosine_limit,
+        angle_limits=limits.angle_limits,
+        margin_grad=config.margin_grad,
+    )
 
 
 def margins(
@@ -116,44 +114,17 @@ def margins(
         ValueError: shapes disagree, statistics are missing, or a head without a quality scaler is given a geometry
             term.
     """
-    norms = clipped_norms(flat_norms(quality).detach())  # (B,)
-    zeros = torch.zeros_like(norms)
-    if config.kind != "adaface":
-        if geometry is not None:
-            raise ValueError(f"the geometry margin needs the adaface head, got a geometry term for {config.kind}")
-        angular, additive = (config.margin, 0.0) if config.kind == "arcface" else (0.0, config.margin)
-        return Margins(zeros + angular, zeros + additive, zeros, zeros.bool())
-    if statistics is None:
-        raise ValueError("the adaface head needs norm statistics")
-    spread = statistics.std.to(norms.dtype) + ADAFACE_EPS
-    raw = config.quality_concentration * (norms - statistics.mean.to(norms.dtype)) / spread
+    norms = flat_norms(quality).detach()  # (B,)
+    term = None
     if geometry is not None:
+        if config.kind != "adaface":
+            raise ValueError(f"the geometry margin needs the adaface head, got a geometry term for {config.kind}")
         term = geometry.detach().squeeze(1) if geometry.ndim == 2 and geometry.shape[1] == 1 else geometry.detach()
-        if term.shape != raw.shape:
-            raise ValueError(f"geometry must be {tuple(raw.shape)}, got {tuple(geometry.shape)}")
-        raw = raw + term.to(raw.dtype)
-    scaler = raw.clamp(-1.0, 1.0)
-    return Margins(-config.margin * scaler, config.margin * (1.0 + scaler), scaler, raw.abs() > 1.0)
-
-
-@dataclass(frozen=True, slots=True)
-class Directions:
-    """A batch of embeddings taken apart into direction and length."""
-
-    unit_embeddings: Tensor
-    """(B, D) unit rows, with gradient."""
-    quality: Tensor
-    """(B,) norms, without gradient."""
-
-
-def directions(embeddings: Tensor) -> Directions:
-    """Unit rows and norms of raw (B, D) embeddings, in float32 or wider.
-
-    A row shorter than 1e-8 keeps what direction it has, scaled by 1e8, and passes no gradient: normalising it exactly
-    would multiply its gradient by any factor.
-    """
-    wide = embeddings.to(torch.promote_types(embeddings.dtype, torch.float32))
-    norms = torch.linalg.vector_norm(wide.detach(), dim=1)  # (B,)
-    directed = torch.where((norms < LEAST_DIRECTED_NORM)[:, None], wide.detach(), wide)
-    lengths = torch.linalg.vector_norm(directed, dim=1, keepdim=True)  # (B, 1)
-    return Directions(directed / lengths.clamp(min=LEAST_DIRECTED_NORM), norms)
+        if term.shape != norms.shape:
+            raise ValueError(f"geometry must be {tuple(norms.shape)}, got {tuple(geometry.shape)}")
+    if statistics is None:
+        if config.kind == "adaface":
+            raise ValueError("the adaface head needs norm statistics")
+        unread = norms.new_zeros(())
+        return margins_of(head_rule(config), norms, unread, unread, term)
+    return margins_of(head_rule(config), norms, statistics.mean, statistics.std, term)

@@ -16,8 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-LEAST_NORM = 0.001
-MOST_NORM = 100.0
+from adadistill.kernels.head_prologue import moved_statistics
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,23 +87,7 @@ def updated_norm_statistics(
         valid = torch.ones_like(norms, dtype=torch.bool)
     elif valid.shape != norms.shape:
         raise ValueError(f"valid must be {tuple(norms.shape)}, got {tuple(valid.shape)}")
-    wide = clipped_norms(norms).double()
-    count = valid.sum()
-    batch_mean = torch.where(valid, wide, 0.0).sum() / count.clamp(min=1)
-    squares = torch.where(valid, (wide - batch_mean).square(), 0.0).sum()
-    batch_std = (squares / (count - 1).clamp(min=1)).sqrt()
-    mean = momentum * batch_mean + (1 - momentum) * statistics.mean.double()
-    std = momentum * batch_std + (1 - momentum) * statistics.std.double()
-    dtype = statistics.mean.dtype
-    return NormStatistics(
-        torch.where(count >= 1, mean.to(dtype), statistics.mean),
-        torch.where(count >= 2, std.to(dtype), statistics.std),
-    )
-
-
-def clipped_norms(norms: Tensor) -> Tensor:
-    """Norms within [0.001, 100], as both the statistics and the quality read them."""
-    return norms.clamp(LEAST_NORM, MOST_NORM)
+    return NormStatistics(*moved_statistics(statistics.mean, statistics.std, norms, valid, momentum=momentum))
 
 
 def flat_norms(norms: Tensor) -> Tensor:

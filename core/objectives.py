@@ -22,22 +22,27 @@ import torch
 from torch import Tensor, nn
 
 from adadistill.core.checkpoints import RowArray
-from adadistill.core.class_centres import (
-    AdaptiveCentres,
-    CentreStep,
-    TrainableCentres,
-    student_teacher_cosine,
-)
+from adadistill.core.class_centres import AdaptiveCentres, CentreStep, TrainableCentres
 from adadistill.core.distributed import Ranks, gather_rows, local_slice, start_average_
 from adadistill.core.frozen_centres import FrozenCentres
-from adadistill.core.geometry_margin import GeometryMarginConfig, geometry_term
-from adadistill.core.heads import Directions, HeadConfig, Margins, directions, head_limits, margins
+from adadistill.core.geometry_margin import GeometryMarginConfig, geometry_rule
+from adadistill.core.heads import HeadConfig, head_limits, head_rule, margins
 from adadistill.core.norm_statistics import NormStatistics, updated_norm_statistics
 from adadistill.core.regression import RegressionConfig, cosine_regression
 from adadistill.core.sharded_centres import ShardedCentres, gathered_with_gradient, own_samples
 from adadistill.core.slow_centres import SlowCentres, SlowCentreStep
 from adadistill.core.teachers import ImageTeacher, RecordTeacher
-from adadistill.kernels.margin_softmax import MarginSoftmax, margin_softmax
+from adadistill.kernels.head_prologue import (
+    CentreStore,
+    Directions,
+    GeometryRule,
+    HeadPrologue,
+    HeadRule,
+    Margins,
+    directions,
+    head_prologue,
+)
+from adadistill.kernels.margin_softmax import ClassShard, MarginSoftmax, margin_softmax
 from adadistill.loaders.batch import Batch
 from adadistill.loaders.named_ranges import in_range, named_range
 
@@ -179,9 +184,10 @@ class DistillationObjective(_CentresAndStatistics[AdaptiveCentres]):
         self, embeddings: Tensor, batch: Batch, samples: GlobalSamples, *, fractional_epoch: float, stop: bool
     ) -> ObjectiveStep:
         """See `Objective.step`."""
-        student = directions(embeddings)
         teacher_global = _global_teacher_embeddings(self.teacher, batch, samples, self.ranks)  # (G, D)
-        lesson = _Lesson.of(student, local_slice(teacher_global, self.ranks))
+        own_teacher = local_slice(teacher_global, self.ranks)  # (B, D)
+        student = directions(embeddings, own_teacher)
+        lesson = _Lesson(own_teacher, student.teacher_cosine)
 
         shared = _Shared.gather(lesson.cosine, student.quality, batch, stop=stop, ranks=self.ranks)
         slow_step = None
@@ -189,26 +195,31 @@ class DistillationObjective(_CentresAndStatistics[AdaptiveCentres]):
             centre_step = self.centres.propose_update(teacher_global, shared.labels, shared.cosine)
             if self.slow_centres is not None:
                 slow_step = self.slow_centres.propose_update(teacher_global, shared.labels)
-        statistics = _next_statistics(self.statistics, self.head, shared)
-        self._proposed = (centre_step, slow_step, statistics)
-
         confidence = local_slice(centre_step.confidence, self.ranks)
         slow_confidence = None if slow_step is None else local_slice(slow_step.confidence, self.ranks)
-        geometry = geometry_term(
-            self.geometry,
-            confidence if slow_confidence is None else slow_confidence,
-            lesson.cosine,
-            fractional_epoch,
+        prologue = shared.prologue(
+            student,
+            batch.labels,
+            statistics=self.statistics,
+            confidence=confidence if slow_confidence is None else slow_confidence,
+            store=self.centres.target_store(),
+            head=head_rule(self.head),
+            geometry=geometry_rule(self.geometry, fractional_epoch),
         )
-        margin = margins(self.head, student.quality, statistics, None if self.geometry.mode == "off" else geometry)
-        softmax = _softmax(self.head, self.centres, student, batch.labels, margin)
+        statistics = NormStatistics(prologue.norm_mean, prologue.norm_std)
+        self._proposed = (centre_step, slow_step, statistics)
+
+        unit_centres = self.centres.unit_centres()
+        softmax = _softmax(
+            self.head, unit_centres, student.unit_embeddings, batch.labels, prologue.margins, prologue=prologue
+        )
         loss, teacher_metrics = _with_regression(softmax.loss.mean(), self.regression, student, lesson, batch.labels)
         return shared.outcome(
             loss,
             {
-                **_margin_metrics(softmax, margin, student, statistics),
+                **_margin_metrics(softmax, prologue.margins, student, statistics),
                 **teacher_metrics,
-                **_geometry_metrics(confidence, geometry),
+                **_geometry_metrics(confidence, prologue.geometry),
                 **({} if slow_confidence is None else {"slow_confidence": slow_confidence.mean()}),
                 "centre_momentum": local_slice(centre_step.momentum, self.ranks).mean(),
             },
@@ -293,27 +304,47 @@ class ClassificationObjective(_CentresAndStatistics[TrainableCentres | ShardedCe
         self, embeddings: Tensor, batch: Batch, samples: GlobalSamples, *, fractional_epoch: float, stop: bool
     ) -> ObjectiveStep:
         """See `Objective.step`."""
-        student = directions(embeddings)
-        lesson = None
-        if self.teacher is not None:
-            lesson = _Lesson.of(student, _own_teacher_embeddings(self.teacher, batch, samples, self.ranks))
-        cosine = torch.zeros_like(student.quality) if lesson is None else lesson.cosine
-        shared = _Shared.gather(cosine, student.quality, batch, stop=stop, ranks=self.ranks)
-        statistics = self._proposed = _next_statistics(self.statistics, self.head, shared)
+        own = None if self.teacher is None else _own_teacher_embeddings(self.teacher, batch, samples, self.ranks)
+        student = directions(embeddings, own)
+        lesson = None if own is None else _Lesson(own, student.teacher_cosine)
+        shared = _Shared.gather(student.teacher_cosine, student.quality, batch, stop=stop, ranks=self.ranks)
 
-        geometry, geometry_metrics = self._geometry_term(lesson, batch.labels, fractional_epoch)
-        margin = margins(self.head, student.quality, statistics, geometry)
+        confidence = self._confidence(lesson, batch.labels)
+        geometry_metrics: dict[str, Tensor] = {}
         if isinstance(self.centres, ShardedCentres):
+            # No rank has a whole column of targets; the softmax makes it of all shards.
+            statistics = updated_norm_statistics(
+                self.statistics, shared.quality, momentum=self.head.norm_momentum, valid=shared.labels >= 0
+            )
+            margin = margins(self.head, student.quality, statistics)
             softmax = _sharded_softmax(self.head, self.centres, student, shared, statistics, self.ranks)
         else:
-            softmax = _softmax(self.head, self.centres, student, batch.labels, margin)
+            unit_centres = self.centres.unit_centres()
+            store = CentreStore(unit_centres.detach(), unit=True)
+            if isinstance(self.centres, FrozenCentres):
+                store = self.centres.target_store()
+            prologue = shared.prologue(
+                student,
+                batch.labels,
+                statistics=self.statistics,
+                confidence=confidence,
+                store=store,
+                head=head_rule(self.head),
+                geometry=geometry_rule(self.geometry, fractional_epoch),
+            )
+            statistics, margin = NormStatistics(prologue.norm_mean, prologue.norm_std), prologue.margins
+            softmax = _softmax(
+                self.head, unit_centres, student.unit_embeddings, batch.labels, margin, prologue=prologue
+            )
+            if confidence is not None:
+                geometry_metrics = _geometry_metrics(confidence, prologue.geometry)
+        self._proposed = statistics
         loss = softmax.loss.mean()
         teacher_metrics: dict[str, Tensor] = {}
         if lesson is not None:
             loss, teacher_metrics = _with_regression(loss, self.regression, student, lesson, batch.labels)
-        return shared.outcome(
-            loss, {**_margin_metrics(softmax, margin, student, statistics), **teacher_metrics, **geometry_metrics}
-        )
+        metrics = _margin_metrics(softmax, margin, student, statistics)
+        return shared.outcome(loss, {**metrics, **teacher_metrics, **geometry_metrics})
 
     def commit_(self, finite: Tensor) -> None:
         """See `Objective.commit_`. The centres themselves are the optimiser's to commit, or nobody's."""
@@ -337,15 +368,11 @@ class ClassificationObjective(_CentresAndStatistics[TrainableCentres | ShardedCe
         assert parameter.grad is not None, "torch calls this once there is a gradient"
         self._finish_average = start_average_(parameter.grad, self.ranks)
 
-    def _geometry_term(
-        self, lesson: _Lesson | None, labels: Tensor, fractional_epoch: float
-    ) -> tuple[Tensor | None, dict[str, Tensor]]:
-        """(B,) geometry term of frozen centres with what to report of it; None where it is off."""
+    def _confidence(self, lesson: _Lesson | None, labels: Tensor) -> Tensor | None:
+        """(B,) cosine of each label's centre to the teacher's embedding; None where the geometry margin is off."""
         if lesson is None or not isinstance(self.centres, FrozenCentres) or self.geometry.mode == "off":
-            return None, {}
-        confidence = self.centres.confidence(labels, lesson.teacher_embeddings)
-        geometry = geometry_term(self.geometry, confidence, lesson.cosine, fractional_epoch)
-        return geometry, _geometry_metrics(confidence, geometry)
+            return None
+        return self.centres.confidence(labels, lesson.teacher_embeddings)
 
 
 class RegressionObjective:
@@ -366,8 +393,9 @@ class RegressionObjective:
         self, embeddings: Tensor, batch: Batch, samples: GlobalSamples, *, fractional_epoch: float, stop: bool
     ) -> ObjectiveStep:
         """See `Objective.step`."""
-        student = directions(embeddings)
-        lesson = _Lesson.of(student, _own_teacher_embeddings(self.teacher, batch, samples, self.ranks))
+        own = _own_teacher_embeddings(self.teacher, batch, samples, self.ranks)
+        student = directions(embeddings, own)
+        lesson = _Lesson(own, student.teacher_cosine)
         shared = _Shared.gather(lesson.cosine, student.quality, batch, stop=stop, ranks=self.ranks)
         no_softmax = lesson.cosine.new_zeros(())
         loss, metrics = _with_regression(no_softmax, self.regression, student, lesson, batch.labels)
@@ -427,10 +455,6 @@ class _Lesson:
     teacher_embeddings: Tensor  # (B, D) unit
     cosine: Tensor  # (B,) student-teacher, without gradient
 
-    @staticmethod
-    def of(student: Directions, teacher_embeddings: Tensor) -> _Lesson:
-        return _Lesson(teacher_embeddings, student_teacher_cosine(student.unit_embeddings, teacher_embeddings))
-
 
 @dataclass(frozen=True, slots=True)
 class _Shared:
@@ -464,6 +488,31 @@ class _Shared:
             stop=(packed[:, 4] > 0).any(),
         )
 
+    def prologue(
+        self,
+        student: Directions,
+        labels: Tensor,
+        *,
+        statistics: NormStatistics,
+        confidence: Tensor | None,
+        store: CentreStore,
+        head: HeadRule,
+        geometry: GeometryRule,
+    ) -> HeadPrologue:
+        """What the head makes of the rank's own samples, and the statistics with the global batch in them."""
+        return head_prologue(
+            student,
+            labels,
+            confidence=confidence,
+            global_quality=self.quality,
+            global_labels=self.labels,
+            norm_mean=statistics.mean,
+            norm_std=statistics.std,
+            store=store,
+            head=head,
+            geometry=geometry,
+        )
+
     def outcome(self, loss: Tensor, metrics: dict[str, Tensor]) -> ObjectiveStep:
         """What `Objective.step` returns for this batch; `metrics` are of the rank's own samples."""
         return ObjectiveStep(
@@ -474,21 +523,20 @@ class _Shared:
         )
 
 
-def _next_statistics(statistics: NormStatistics, head: HeadConfig, shared: _Shared) -> NormStatistics:
-    return updated_norm_statistics(statistics, shared.quality, momentum=head.norm_momentum, valid=shared.labels >= 0)
-
-
 def _softmax(
     head: HeadConfig,
-    centres: AdaptiveCentres | TrainableCentres | ShardedCentres | FrozenCentres,
-    student: Directions,
+    unit_centres: Tensor,
+    unit_embeddings: Tensor,
     labels: Tensor,
     margin: Margins,
+    *,
+    prologue: HeadPrologue | None = None,
+    shard: ClassShard | None = None,
 ) -> MarginSoftmax:
     limits = head_limits(head)
     return margin_softmax(
-        student.unit_embeddings,
-        centres.unit_centres(),
+        unit_embeddings,
+        unit_centres,
         labels,
         margin.angular,
         margin.additive,
@@ -496,8 +544,10 @@ def _softmax(
         cosine_limit=limits.cosine_limit,
         angle_limits=limits.angle_limits,
         margin_grad=head.margin_grad,
-        target_centres=centres.target_centres(labels),
-        shard=centres.shard if isinstance(centres, ShardedCentres) else None,
+        # Rows of trained centres are read from the centres themselves, so that they get their gradient.
+        target_centres=None if prologue is None or unit_centres.requires_grad else prologue.target_rows,
+        target=None if prologue is None else prologue.target,
+        shard=shard,
     )
 
 
@@ -513,8 +563,9 @@ def _sharded_softmax(
 
     Margins follow from norms that every rank has, so that embeddings are all there is to gather.
     """
-    everyone = Directions(gathered_with_gradient(student.unit_embeddings, ranks), shared.quality)  # (G, D), (G,)
-    softmax = _softmax(head, centres, everyone, shared.labels, margins(head, shared.quality, statistics))
+    everyone = gathered_with_gradient(student.unit_embeddings, ranks)  # (G, D)
+    margin = margins(head, shared.quality, statistics)  # (G,)
+    softmax = _softmax(head, centres.unit_centres(), everyone, shared.labels, margin, shard=centres.shard)
     return own_samples(softmax, ranks)
 
 

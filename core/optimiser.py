@@ -43,7 +43,7 @@ class OptimConfig:
     """L2 norm to which the student's gradient is clipped; null is off. Positive."""
     backend: Literal["torch", "apex"] = "torch"
     """Implementation of the optimiser: torch's fused SGD, or FusedSGD of NVIDIA apex where that is installed (from its
-    source; PyPI's apex is another package), on CUDA only. The same update; `bench step --optimiser` compares them."""
+    source; PyPI's apex is another package), on CUDA only. The same update."""
 
     def __post_init__(self) -> None:
         for name in ("epochs", "lr", "lr_batch_size"):

@@ -179,16 +179,20 @@ class _Settings(NamedTuple):
     form: Literal["torch", "chunks", "fused"]
 
 
-class _Target(NamedTuple):
-    """The target column: everything about it is (B,)."""
+class TargetColumn(NamedTuple):
+    """The target column: everything about it is (B,), in the dtype of the loss, and without gradient."""
 
     cosine: Tensor
+    """Not cut to the limit; 0 for ignored rows."""
     logit: Tensor
+    """Margin and scale included."""
     slope: Tensor
+    """d logit / (s d cosine)."""
     clamped: Tensor
+    """Bool, cosine or angle was beyond its limit."""
 
 
-def _target_column(
+def target_column(
     cosine: Tensor,
     angular: Tensor,
     additive: Tensor,
@@ -196,7 +200,7 @@ def _target_column(
     cosine_limit: float,
     angle_limits: tuple[float, float] | None,
     margin_grad: MarginGrad,
-) -> _Target:
+) -> TargetColumn:
     """Margin logit of the target and its slope d logit / (s d cosine), without acos where no angle is clipped."""
     beyond = cosine.abs() > cosine_limit
     c = cosine.clamp(-cosine_limit, cosine_limit)
@@ -216,7 +220,7 @@ def _target_column(
     if margin_grad == "straight_through":
         slope = torch.ones_like(slope)
     slope = torch.where(beyond, 0.0, slope)
-    return _Target(cosine, logit_scale * (margined - additive), slope, beyond | clipped)
+    return TargetColumn(cosine, logit_scale * (margined - additive), slope, beyond | clipped)
 
 
 class _Columns:
@@ -293,7 +297,7 @@ class _FixedCentres(torch.autograd.Function):
         centres: Tensor,
         labels: Tensor,
         target_rows: Tensor,
-        target: _Target,
+        target: TargetColumn,
         settings: _Settings,
         shard: ClassShard | None,
     ) -> tuple[Tensor, Tensor]:
@@ -332,7 +336,7 @@ class _TrainedCentres(torch.autograd.Function):
         embeddings: Tensor,
         centres: Tensor,
         labels: Tensor,
-        target: _Target,
+        target: TargetColumn,
         settings: _Settings,
         shard: ClassShard | None,
     ) -> tuple[Tensor, Tensor]:
@@ -398,6 +402,7 @@ def margin_softmax(
     chunk_classes: int | None = None,
     form: Form = "auto",
     shard: ClassShard | None = None,
+    target: TargetColumn | None = None,
 ) -> MarginSoftmax:
     """Per-sample margin softmax loss against all centres, by chunks of classes.
 
@@ -421,6 +426,8 @@ def margin_softmax(
         shard: `unit_centres` are only this part of the classes, and every rank calls this with the embeddings, labels
             and margins of the whole global batch: results are those of all classes, the same on every rank, and so is
             the gradient to the embeddings; that to the centres is the shard's own. Not together with target_centres.
+        target: the target's column where it was made before (`head_prologue.py`), of these inputs and options; with it
+            come `target_centres` that are 0 for ignored rows, unless the centres require a gradient. Not with a shard.
 
     Raises:
         ValueError: shapes, dtypes or options disagree, or the form cannot take them.
@@ -429,6 +436,7 @@ def margin_softmax(
     """
     _check_inputs(unit_embeddings, unit_centres, labels, angular, additive, target_centres)
     _check_shard(shard, len(unit_centres), target_centres)
+    _check_target(target, labels, unit_centres, target_centres, shard)
     _check_options(cosine_limit, angle_limits, margin_grad, chunk_classes)
     dtype = torch.promote_types(torch.promote_types(unit_embeddings.dtype, unit_centres.dtype), torch.float32)
     form = _checked_form(form, unit_embeddings, unit_centres, dtype, logit_scale * cosine_limit)
@@ -442,24 +450,30 @@ def margin_softmax(
         valid = labels >= 0
         # An ignored row may hold anything, NaN included, and 0 * NaN would reach the centres' gradient.
         embeddings = torch.where(valid[:, None], unit_embeddings.to(dtype), 0.0)  # (B, D)
-        with torch.no_grad():
-            own, held = labels, valid  # row of each sample's centre, and whether it is here
-            if shard is not None:
-                own = labels - shard.first_class
-                held = valid & (own >= 0) & (own < len(unit_centres))
-                own = torch.where(held, own, -1)
-            target_rows = unit_centres[own.clamp(min=0)] if target_centres is None else target_centres  # (B, D)
-            target_rows = torch.where(held[:, None], target_rows.to(dtype), 0.0)
-            cosine = (embeddings * target_rows).sum(-1)
-            target = _target_column(
-                cosine if shard is None else shard.all_reduce(cosine, "sum"),
-                torch.where(valid, angular.to(dtype), 0.0),
-                torch.where(valid, additive.to(dtype), 0.0),
-                logit_scale,
-                cosine_limit,
-                angle_limits,
-                margin_grad,
-            )
+        own, target_rows = labels, target_centres  # row of each sample's centre, and what it holds
+        if target is None:
+            with torch.no_grad():
+                held = valid  # whether that row is here
+                if shard is not None:
+                    own = labels - shard.first_class
+                    held = valid & (own >= 0) & (own < len(unit_centres))
+                    own = torch.where(held, own, -1)
+                target_rows = unit_centres[own.clamp(min=0)] if target_centres is None else target_centres  # (B, D)
+                target_rows = torch.where(held[:, None], target_rows.to(dtype), 0.0)
+                cosine = (embeddings * target_rows).sum(-1)
+                target = target_column(
+                    cosine if shard is None else shard.all_reduce(cosine, "sum"),
+                    torch.where(valid, angular.to(dtype), 0.0),
+                    torch.where(valid, additive.to(dtype), 0.0),
+                    logit_scale,
+                    cosine_limit,
+                    angle_limits,
+                    margin_grad,
+                )
+        else:
+            cosine, logit, slope, clamped = target
+            target = TargetColumn(cosine.to(dtype), logit.to(dtype), slope.to(dtype), clamped)
+            target_rows = None if target_centres is None else target_centres.to(dtype)
         if unit_centres.requires_grad and torch.is_grad_enabled():
             loss, probability = _TrainedCentres.apply(embeddings, unit_centres, own, target, settings, shard)
         else:
@@ -561,6 +575,24 @@ def _check_shard(shard: ClassShard | None, classes: int, target_centres: Tensor 
         raise ValueError(
             f"a shard of {classes} classes from {shard.first_class} on does not lie within {shard.num_classes}"
         )
+
+
+def _check_target(
+    target: TargetColumn | None,
+    labels: Tensor,
+    unit_centres: Tensor,
+    target_centres: Tensor | None,
+    shard: ClassShard | None,
+) -> None:
+    if target is None:
+        return
+    if shard is not None:
+        raise ValueError("target must be None for a shard of the classes")
+    if target_centres is None and not unit_centres.requires_grad:
+        raise ValueError("target needs target_centres beside it when unit_centres require no gradient")
+    for name, column in zip(target._fields, target, strict=True):
+        if column.shape != labels.shape:
+            raise ValueError(f"target.{name} must be {tuple(labels.shape)}, got {tuple(column.shape)}")
 
 
 def _check_options(

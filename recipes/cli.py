@@ -19,6 +19,7 @@ VERBS = {
     "data": ("adadistill.recipes.data", "pack, verify, seal, shuffle, split, merge, count or convert record files"),
     "centres": ("adadistill.recipes.centres", "export the class centres of a run, to be frozen in another"),
     "convert": ("adadistill.recipes.convert", "turn public weights into a checkpoint of ours"),
+    "bench": ("adadistill.bench.__main__", "measure this machine: loader, step, teacher, kernels, all; report on rows"),
     "demo": ("adadistill.recipes.demo", "distil on synthetic faces, from data to report, in minutes on a CPU"),
 }
 

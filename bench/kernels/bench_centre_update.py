@@ -3,9 +3,10 @@
 Isolates the update and its undo; leaves out teacher and student. Before timing, the result must equal applying one
 sample after the other in float64. `merge` is the ordered merge alone, in torch; `step` is what training does:
 confidence, momentum, merge and the softmax's unit copy, one Triton launch on CUDA. `sequential` (CPU) is the loop over
-samples, on the rows it touches.
+samples, on the rows it touches. Forms alternate, call by call. Bytes are what no form can avoid, teacher embeddings
+read, touched centres read and written; `share_of_copy_rate` sets them against a copy in the same process.
 
-    python -m adadistill.bench.kernels.bench_centre_update --batch 1024 --classes 85742
+    python -m adadistill.bench kernels.bench_centre_update --batch 1024 --classes 85742
 """
 
 from __future__ import annotations
@@ -19,17 +20,24 @@ from typing import Any, Literal
 import torch
 from torch.nn.functional import normalize
 
+from adadistill.bench.probes import copy_gb_per_s
 from adadistill.bench.rows import append_row, spread
-from adadistill.bench.timing import repeated_ms
+from adadistill.bench.timing import alternating_ms
 from adadistill.core.class_centres import AdaptiveCentres, CentresConfig
 from adadistill.kernels.centre_update import centre_update_, centre_update_reference
+
+TINY = "--batch 7 16 --classes 50 --dim 8 --repeats 2 --device cpu"
 
 HALVES: tuple[Literal["bfloat16", "float16"] | None, ...] = (None, "bfloat16", "float16")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure, print and append rows."""
-    parser = argparse.ArgumentParser(prog="python -m adadistill.bench.kernels.bench_centre_update", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m adadistill.bench kernels.bench_centre_update",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--batch", type=int, nargs="+", default=[1024])
     parser.add_argument("--classes", type=int, default=85_742)
     parser.add_argument("--dim", type=int, default=512)
@@ -65,13 +73,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         if device.type == "cpu":
             few = [tensor[: labels.max() + 1] if index == 0 else tensor for index, tensor in enumerate(inputs)]
             forms["sequential"] = lambda few=few: centre_update_reference(*few)  # type: ignore[misc]
-        for name, function in forms.items():
-            times = spread(repeated_ms(function, device, arguments.repeats))
+        moved = 4 * arguments.dim * (batch + 2 * len(labels.unique()))
+        for name, measured in alternating_ms(forms, device, arguments.repeats).items():
+            times = spread(measured)
+            gb_per_s = moved / times["median"] / 1e6
+            share = gb_per_s / copy_gb_per_s(device)
             append_row(
                 arguments.rows, bench="centre_update", form=name, batch=batch, classes=arguments.classes,
-                dim=arguments.dim, device=str(device), ms=times,
+                dim=arguments.dim, device=device, ms=times, gb_per_s=gb_per_s, share_of_copy_rate=share,
             )  # fmt: skip
-            print(f"centre update  batch {batch:<5} {name:<11} {times['median']:>9.3f} ms")
+            print(
+                f"centre update  batch {batch:<5} {name:<11} {times['median']:>9.3f} ms"
+                f"  {share:>6.1%} of the rate of a copy"
+            )
     return 0
 
 
@@ -107,7 +121,7 @@ def measure_drift(
                 updates = step * batch / classes
                 append_row(
                     rows, bench="centre_drift", half=half, updates_each=updates, one_minus_cosine=values, dim=dim,
-                    classes=classes, device=str(device),
+                    classes=classes, device=device,
                 )  # fmt: skip
                 print(f"{half:<9} {updates:>6.0f} updates each: 1 - cosine to float32 {values}")
 

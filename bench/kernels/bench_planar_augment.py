@@ -4,9 +4,10 @@ Isolates gather, chroma upsampling, colour conversion, augmentation and normalis
 drawing the parameters. Before timing, pixels must equal the definition as decode threads compute it, byte for byte.
 `torch` is the reference, a hundred small operations; `triton` is the one launch that training makes on CUDA; `threads`
 is what the CPU pipeline does instead, on one thread. Bytes are the stored rows read once and the output written once;
-`share_of_copy_rate` sets them against a plain copy of as many bytes on the same device, measured in the same run.
+`share_of_copy_rate` sets them against a plain copy of as many bytes on the same device. Forms and that copy alternate,
+call by call.
 
-    python -m adadistill.bench.kernels.bench_planar_augment --batch 1024 --augment none adaface
+    python -m adadistill.bench kernels.bench_planar_augment --batch 1024 --augment none adaface
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import torch
 from torch import Tensor
 
 from adadistill.bench.rows import append_row, spread
-from adadistill.bench.timing import repeated_ms
+from adadistill.bench.timing import alternating_ms
 from adadistill.kernels.planar_augment import (
     DeviceTables,
     Layout,
@@ -34,13 +35,15 @@ from adadistill.loaders.augment_policy import Augmentation, AugmentConfig
 from adadistill.loaders.pixels import to_network_input
 from adadistill.loaders.plane_pixels import PlaneConverter
 
+TINY = "--batch 5 --images 9 --image-size 32 --repeats 2 --augment none adaface --device cpu"
+
 _CHECKED = 64
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure, print and append rows."""
     parser = argparse.ArgumentParser(
-        prog="python -m adadistill.bench.kernels.bench_planar_augment", description=__doc__
+        prog="python -m adadistill.bench kernels.bench_planar_augment", description=__doc__
     )
     parser.add_argument("--batch", type=int, nargs="+", default=[1024])
     parser.add_argument(
@@ -99,13 +102,14 @@ def _measure(store: Tensor, layout: Layout, batch: int, policy: str, arguments: 
         forms["threads"] = threads
     moved = batch * (store.shape[1] + 3 * size * size * dtype.itemsize)
     copied = torch.empty(moved // 2, dtype=torch.uint8, device=device)
-    copy_ms = spread(repeated_ms(lambda: copied.clone(), device, arguments.repeats))["median"]
-    for name, function in forms.items():
-        times = spread(repeated_ms(function, device, arguments.repeats))
+    copying: dict[str, Callable[[], object]] = {"copy": copied.clone}
+    found = {name: spread(times) for name, times in alternating_ms(forms | copying, device, arguments.repeats).items()}
+    copy_ms = found.pop("copy")["median"]
+    for name, times in found.items():
         rate, share = 1e3 * batch / times["median"], copy_ms / times["median"]
         append_row(
             arguments.rows, bench="planar_augment", form=name, layout=layout, augment=policy, batch=batch,
-            image_size=size, dtype=str(dtype).removeprefix("torch."), device=str(device), ms=times, images_per_s=rate,
+            image_size=size, dtype=str(dtype).removeprefix("torch."), device=device, ms=times, images_per_s=rate,
             gb_per_s=moved / times["median"] / 1e6, share_of_copy_rate=share,
         )  # fmt: skip
         print(

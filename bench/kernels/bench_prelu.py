@@ -1,9 +1,10 @@
 """PReLU forward and backward alone, on feature maps of a MobileFaceNet: torch's own against ours.
 
-Isolates one activation; leaves out the convolutions and norms around it. Before timing, gradients must agree. The share
-of memory bandwidth counts the 5 passes over the feature map that any PReLU with a backward must make.
+Isolates one activation; leaves out the convolutions and norms around it. Before timing, gradients must agree. Bytes are
+those of the 5 passes over the feature map that any PReLU with a backward must make; `share_of_copy_rate` sets them
+against a copy in the same process, and passes 1 where the map stays in a cache. Forms alternate, call by call.
 
-    python -m adadistill.bench.kernels.bench_prelu --batch 128
+    python -m adadistill.bench kernels.bench_prelu --batch 128
 """
 
 from __future__ import annotations
@@ -16,19 +17,28 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from adadistill.bench.probes import copy_gb_per_s
 from adadistill.bench.rows import append_row, spread
-from adadistill.bench.timing import repeated_ms
+from adadistill.bench.timing import alternating_ms
 from adadistill.kernels.prelu import prelu, prelu_reference
+
+TINY = "--batch 2 --repeats 2 --device cpu"
 
 LAYERS = ((64, 56), (128, 28), (256, 14), (512, 7))
 """(channels, side) of feature maps in a MobileFaceNet at 112 x 112."""
+
+FORMS = {"torch": prelu_reference, "ours": prelu}
 
 PASSES = 5  # forward reads and writes; backward reads gradient and input and writes a gradient
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure, print and append rows."""
-    parser = argparse.ArgumentParser(prog="python -m adadistill.bench.kernels.bench_prelu", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m adadistill.bench kernels.bench_prelu",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--repeats", type=int, default=20)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -40,15 +50,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         inputs = inputs.to(device).contiguous(memory_format=torch.channels_last).requires_grad_()
         slopes = torch.full((channels,), 0.25, device=device, requires_grad=True)
         _check(inputs, slopes)
-        for name, function in (("torch", prelu_reference), ("ours", prelu)):
-            step = partial(_step, function, inputs, slopes)
-            times = spread(repeated_ms(step, device, arguments.repeats))
+        steps = {name: partial(_step, function, inputs, slopes) for name, function in FORMS.items()}
+        for name, measured in alternating_ms(steps, device, arguments.repeats).items():
+            times = spread(measured)
             gb_per_s = PASSES * inputs.numel() * inputs.element_size() / times["median"] / 1e6
+            share = gb_per_s / copy_gb_per_s(device)
             append_row(
                 arguments.rows, bench="prelu", form=name, batch=arguments.batch, channels=channels, side=side,
-                device=str(device), ms=times, gb_per_s=gb_per_s,
+                device=device, ms=times, gb_per_s=gb_per_s, share_of_copy_rate=share,
             )  # fmt: skip
-            print(f"prelu {channels:>4} x {side:<3} {name:<6} {times['median']:>9.3f} ms  {gb_per_s:>7.1f} GB/s")
+            print(
+                f"prelu {channels:>4} x {side:<3} {name:<6} {times['median']:>9.3f} ms  {gb_per_s:>7.1f} GB/s"
+                f"  {share:>6.1%} of the rate of a copy"
+            )
     return 0
 
 

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import pytest
-from tests_support import ROOT
 
 from adadistill.bench import rows, scaling
 from adadistill.bench.scaling import DisagreementError, _check_losses, _Outcome
@@ -14,15 +12,7 @@ from adadistill.bench.scaling import DisagreementError, _check_losses, _Outcome
 TINY = "--width 0.125 --embedding-dim 16 --image-size 32 --global-batch-size 8 --identities 10 --steps 2 --device cpu"
 
 
-@pytest.fixture
-def _importable_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Processes of their own find the package as this one does, installed or not."""
-    (tmp_path / "path").mkdir()
-    (tmp_path / "path" / "adadistill").symlink_to(ROOT)
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path / "path"), os.environ.get("PYTHONPATH", "")]))
-
-
-@pytest.mark.usefixtures("_importable_processes")
+@pytest.mark.usefixtures("importable_processes")
 def test_one_and_two_processes_train_the_same_and_send_what_the_formula_says(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):

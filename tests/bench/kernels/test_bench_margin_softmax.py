@@ -28,7 +28,7 @@ def test_a_row_per_form_is_written_and_printed(tmp_path, capsys):
     assert [(row["form"], row["classes"]) for row in rows] == [
         (form, classes) for classes in (30, 40) for form in forms
     ]
-    assert all(row["p20_ms"] <= row["median_ms"] <= row["p80_ms"] for row in rows)
+    assert all(row["ms"]["p20"] <= row["ms"]["median"] <= row["ms"]["p80"] for row in rows)
     assert all(row["loss_off"] < 1e-5 for row in rows if row["form"] == "torch")
     assert "share_of_gemm_rate" in capsys.readouterr().out
 
