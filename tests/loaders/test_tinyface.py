@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import simplejpeg
 import torch
-from arrow_folders import write_arrow_folder
 
 from adadistill.loaders.pixels import ImageDecodeError
 from adadistill.loaders.tinyface import DISTRACTOR, ImageFiles, TinyFaceError, open_tinyface, tinyface_of_lists
@@ -47,10 +46,11 @@ def lists(**other: object) -> dict[str, object]:
 
 
 def write_arrow(folder: Path, metadata: Mapping[str, object] | None = None, **columns: object) -> Path:
+    arrow_folders = pytest.importorskip("arrow_folders", reason="pyarrow (extra arrow) is not installed")
     order = [3, 0, 7, 5, 1, 6, 2, 4]
     names = [list(BODIES)[index] for index in order]
     own = {"image": [BODIES[name] for name in names], "index": order, "path": [f"aligned/{name}" for name in names]}
-    write_arrow_folder(folder, {**own, **columns})
+    arrow_folders.write_arrow_folder(folder, {**own, **columns})
     torch.save(lists() if metadata is None else dict(metadata), folder / "metadata.pt")
     return folder
 

@@ -19,7 +19,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import simplejpeg
-from arrow_folders import write_arrow_folder
 
 from adadistill.loaders import allow_list_unpickler
 from adadistill.loaders.pixels import ImageDecodeError
@@ -500,13 +499,14 @@ def test_a_damaged_image_is_named_with_its_pair(tmp_path):
 
 def arrow_set(folder: Path, **columns: object) -> Path:
     """The toy set as CVLface keeps it, rows shuffled, unless columns say otherwise."""
+    arrow_folders = pytest.importorskip("arrow_folders", reason="pyarrow (extra arrow) is not installed")
     order = [5, 0, 3, 6, 1, 7, 2, 4]
     own = {
         "image": [IMAGES[index] for index in order],
         "index": order,
         "is_same": [SAME[index // 2] for index in order],
     }
-    return write_arrow_folder(folder, {**own, **columns}, files=2)
+    return arrow_folders.write_arrow_folder(folder, {**own, **columns}, files=2)
 
 
 def test_an_arrow_folder_reads_as_the_bin_of_the_same_pairs(tmp_path):
