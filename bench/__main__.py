@@ -61,7 +61,14 @@ def _run_one(bench: Bench, arguments: list[str]) -> int:
         if "--tiny" in arguments:
             arguments = [word for word in arguments if word != "--tiny"]
             arguments = [*tiny_arguments(bench, Path(folder)), *arguments]
-        return int(importlib.import_module(bench.module).main(arguments) or 0)
+        module = importlib.import_module(bench.module)
+        from adadistill.core.distributed import LaunchError
+
+        try:
+            return int(module.main(arguments) or 0)
+        except LaunchError as error:
+            print(f"bench {bench.name}: {error}", file=sys.stderr)
+            return 2
 
 
 def _run_kernels(arguments: Sequence[str]) -> int:

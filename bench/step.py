@@ -31,6 +31,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -53,6 +54,7 @@ from adadistill.core.norm_statistics import NormStatistics
 from adadistill.core.objectives import DistillationObjective, GlobalSamples
 from adadistill.core.optimiser import OptimConfig
 from adadistill.core.precision import Precision, resolve_precision
+from adadistill.core.student_compiler import CompileMode
 from adadistill.core.training_step import TrainingStep
 from adadistill.loaders.augment_policy import Augmentation, AugmentConfig
 from adadistill.loaders.batch import Batch
@@ -65,6 +67,14 @@ TINY = (
     "--rounds 2 --workers 1 --sources cpu --device cpu"
 )
 
+MODES: dict[str, CompileMode] = {
+    "eager": "off",
+    "compiled": "default",
+    "reduce-overhead": "reduce-overhead",
+    "max-autotune": "max-autotune",
+    "max-autotune-no-cudagraphs": "max-autotune-no-cudagraphs",
+}
+"""How the student runs, by the name in the rows."""
 WAYS = ("replayed", "loader", "fed")
 _QUEUED = 8
 """Batches that are dropped before a group: more than a pipeline keeps ready (`prefetch`, 3) or has under way."""
@@ -88,8 +98,8 @@ class RandomRows:
 
 
 def build_step(
-    *, arch: str, width: float, image_size: int, batch_size: int, identities: int, precision: str, compiled: bool,
-    device: torch.device,
+    *, arch: str, width: float, image_size: int, batch_size: int, identities: int, precision: str,
+    device: torch.device, compile_student: CompileMode = "off", optimiser: Literal["torch", "apex"] = "torch",
 ) -> tuple[TrainingStep, Batch, GlobalSamples]:  # fmt: skip
     """A training step and a batch of noise to run it on."""
     formats = resolve_precision(precision, device)  # type: ignore[arg-type]
@@ -109,11 +119,11 @@ def build_step(
             statistics=NormStatistics.start(device=device),
             ranks=ranks,
         ),
-        optim=OptimConfig(epochs=1),
+        optim=OptimConfig(epochs=1, backend=optimiser),
         guard=NonFiniteGuard(GuardConfig(), batch_size, device),
         precision=formats,
         ranks=ranks,
-        compile_student="default" if compiled else "off",
+        compile_student=compile_student,
     )
     memory_format = torch.channels_last if formats.channels_last else torch.contiguous_format
     images = torch.rand(batch_size, 3, image_size, image_size, generator=generator).mul_(2).sub_(1)
@@ -152,6 +162,7 @@ class Variant:
 
     precision: str
     mode: str
+    optimiser: str
     formats: Precision
     step: TrainingStep
     replayed: Batch
@@ -222,9 +233,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             arguments.identities = max(arguments.identities, records.num_classes)
         gemm_tflop_per_s(device, torch.float32)  # the machine is probed before anything holds its memory
         variants = [
-            _variant(precision, mode, arguments, device)
+            _variant(precision, mode, optimiser, arguments, device)
             for precision in arguments.precision
             for mode in arguments.compile
+            for optimiser in arguments.optimiser
         ]
         sources = _open_sources(records, variants, folder, arguments, device, stack)
         measured = _alternating(variants, sources, arguments)
@@ -244,7 +256,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--batch-size", type=int, help="default: 1024 on CUDA, 128 elsewhere")
     parser.add_argument("--identities", type=int, default=85_742, help="class centres, at least those of the records")
     parser.add_argument("--precision", nargs="+", default=["auto"])
-    parser.add_argument("--compile", nargs="+", choices=["eager", "compiled"], default=["eager"])
+    parser.add_argument("--compile", nargs="+", choices=list(MODES), default=["eager"], help="modes of the student")
+    parser.add_argument("--optimiser", nargs="+", choices=["torch", "apex"], default=["torch"])
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
     parser.add_argument("--records", type=Path, help=".rec file, or a folder with train.rec (default: synthetic faces)")
     parser.add_argument("--records-at-least", type=int, default=20_000, help="repeat its images to so many records")
@@ -270,7 +283,9 @@ def _with_defaults(arguments: argparse.Namespace) -> argparse.Namespace:
     return arguments
 
 
-def _variant(precision: str, mode: str, arguments: argparse.Namespace, device: torch.device) -> Variant:
+def _variant(
+    precision: str, mode: str, optimiser: Literal["torch", "apex"], arguments: argparse.Namespace, device: torch.device
+) -> Variant:
     before = _allocated_mib(device)
     step, batch, samples = build_step(
         arch=arguments.arch,
@@ -279,13 +294,15 @@ def _variant(precision: str, mode: str, arguments: argparse.Namespace, device: t
         batch_size=arguments.batch_size,
         identities=arguments.identities,
         precision=precision,
-        compiled=mode == "compiled",
         device=device,
+        compile_student=MODES[mode],
+        optimiser=optimiser,
     )
     measure(step, batch, samples, warmup=arguments.warmup, steps=1)  # compiles, and makes the optimiser's state
     return Variant(
         precision,
         mode,
+        optimiser,
         resolve_precision(precision, device),  # type: ignore[arg-type]
         step,
         batch,
@@ -418,7 +435,7 @@ def _report(
     device: torch.device,
 ) -> None:
     print(
-        f"\n{'arch':<14} {'precision':<9} {'mode':<9} {'way':<9} {'source':<26} {'images/s':>10} {'p20':>10}"
+        f"\n{'arch':<14} {'precision':<9} {'mode':<15} {'way':<9} {'source':<26} {'images/s':>10} {'p20':>10}"
         f" {'p80':>10}   {device}, batch {arguments.batch_size}"
     )
 
@@ -430,9 +447,10 @@ def _report(
     def row(precision: str, mode: str, way: str, source: str, rates: Sequence[float], **values: object) -> None:
         rate = spread(rates)
         stall = values.get("input_stall")
+        shown = f"{mode}, apex" if values.get("optimiser") == "apex" else mode
         told = "" if stall is None else f"   input stall {stall:.1%}, bottleneck: {values['bottleneck']}"
         print(
-            f"{arguments.arch:<14} {precision:<9} {mode:<9} {way:<9} {source:<26} {rate['median']:>10,.1f}"
+            f"{arguments.arch:<14} {precision:<9} {shown:<15} {way:<9} {source:<26} {rate['median']:>10,.1f}"
             f" {rate['p20']:>10,.1f} {rate['p80']:>10,.1f}{told}"
         )
         append_row(
@@ -451,8 +469,9 @@ def _report(
     for number, rates in measured.replayed.items():
         variant = variants[number]
         row(
-            variant.precision, variant.mode, "replayed", "none", rates, peak_mib=variant.peak_mib,
-            gflop_per_image=variant.gflop_per_image, share_of_gemm_rate=share(variant, rates),
+            variant.precision, variant.mode, "replayed", "none", rates, optimiser=variant.optimiser,
+            peak_mib=variant.peak_mib, gflop_per_image=variant.gflop_per_image,
+            share_of_gemm_rate=share(variant, rates),
         )  # fmt: skip
     for (precision, source), rates in measured.loader.items():
         row(precision, "none", "loader", source, rates)
@@ -460,8 +479,9 @@ def _report(
         variant = variants[number]
         alone, loaded = measured.replayed[number], measured.loader[variant.precision, source]
         row(
-            variant.precision, variant.mode, "fed", source, rates, input_stall=input_stall(rates, alone),
-            bottleneck=bottleneck(loaded, alone, rates), gflop_per_image=variant.gflop_per_image,
+            variant.precision, variant.mode, "fed", source, rates, optimiser=variant.optimiser,
+            input_stall=input_stall(rates, alone), bottleneck=bottleneck(loaded, alone, rates),
+            gflop_per_image=variant.gflop_per_image,
             share_of_gemm_rate=share(variant, rates),
         )  # fmt: skip
 

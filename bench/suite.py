@@ -101,7 +101,12 @@ def _cuda_jobs(faces: Path | None) -> list[Job]:
     records = _records(faces)
     loader = f"{records} --tile 50000"
     return [
-        _job("step mobilefacenet", "step", "--ways replayed --precision bfloat16 --compile eager compiled", 150),
+        _job(
+            "step mobilefacenet",
+            "step",
+            "--ways replayed --precision bfloat16 --compile eager compiled reduce-overhead",
+            200,
+        ),
         _job("step iresnet50", "step", "--ways replayed --arch iresnet50 --precision bfloat16 --batch-size 512", 90),
         _job("teacher ir50, ir101", "teacher", "--arch ir50 ir101 --batch-size 1024", 240),
         _job("teacher cache", "teacher_cache", "", 120),

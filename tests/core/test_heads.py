@@ -212,8 +212,9 @@ def test_degenerate_batches_give_finite_losses_and_gradients_as_the_reference_do
         torch.testing.assert_close(loss, dense_loss, rtol=256 * ulp, atol=64 * 256 * ulp)
         scale = dense_gradient.abs().max().item()
         grain = max(256 * ulp, torch.finfo(dtype).eps)
-        # At the pole the exact slope amplifies rounding by 1 / sin(theta), some 3000 in float32.
-        torch.testing.assert_close(gradient, dense_gradient, rtol=grain, atol=max(scale * grain, 64 * 4000 * ulp))
+        # At the pole the exact slope amplifies rounding by 1 / sin(theta), up to 1 / sqrt(2 ulp) a unit off it; whether
+        # a product of unit rows is 1 or a unit less is the processor's choice.
+        torch.testing.assert_close(gradient, dense_gradient, rtol=grain, atol=max(scale * grain, 96 * ulp**0.5))
 
 
 def test_a_nan_teacher_row_spoils_the_loss_and_is_undone_without_a_trace():

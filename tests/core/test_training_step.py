@@ -33,7 +33,7 @@ DEVICES = [
 def _first_losses(device: str, *, precision: str = "float32", compiled: bool = False, steps: int = 3) -> list[float]:
     step, batch, samples = build_step(
         arch="mobilefacenet", width=0.25, image_size=32, batch_size=16, identities=50, precision=precision,
-        compiled=compiled, device=torch.device(device),
+        device=torch.device(device), compile_student="default" if compiled else "off",
     )  # fmt: skip
     losses = []
     for number in range(steps):
@@ -61,7 +61,7 @@ def test_bfloat16_starts_at_the_loss_of_float32(device: str):
 def test_no_operator_of_a_step_waits_for_the_device(device: str, precision: str):
     step, batch, samples = build_step(
         arch="mobilefacenet", width=0.25, image_size=32, batch_size=16, identities=50, precision=precision,
-        compiled=False, device=torch.device(device),
+        device=torch.device(device),
     )  # fmt: skip
     for number in range(2):
         with NoHostWait():
@@ -108,7 +108,7 @@ def _classification_step(
     """As `build_step`, with centres that are trained."""
     step, batch, samples = build_step(
         arch="mobilefacenet", width=0.25, image_size=32, batch_size=16, identities=50, precision="float32",
-        compiled=False, device=torch.device("cpu"),
+        device=torch.device("cpu"),
     )  # fmt: skip
     centres = initial_centres(50, 512, generator=torch.Generator().manual_seed(0))
     objective = ClassificationObjective(
@@ -140,7 +140,7 @@ def test_a_compiled_student_takes_the_same_steps(precision: str):
 def test_a_step_does_not_make_the_host_wait():
     step, batch, samples = build_step(
         arch="mobilefacenet", width=0.25, image_size=32, batch_size=16, identities=50, precision="bfloat16",
-        compiled=False, device=torch.device("cuda"),
+        device=torch.device("cuda"),
     )  # fmt: skip
     for _ in range(2):
         step.run(batch, samples, lr=0.02, fractional_epoch=2.0, global_step=0, stop=False)
@@ -162,7 +162,7 @@ def test_a_student_without_batch_norm_trains_too():
 
     step, batch, samples = build_step(
         arch="mobilefacenet", width=0.25, image_size=32, batch_size=16, identities=50, precision="float32",
-        compiled=False, device=torch.device("cpu"),
+        device=torch.device("cpu"),
     )  # fmt: skip
     plain = type(step)(
         student=PlainStudent(512), objective=step.objective, optim=step.optim, guard=step.guard,
