@@ -8,6 +8,7 @@ the same pixels every few epochs.
 from __future__ import annotations
 
 import logging
+import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -22,9 +23,21 @@ from torch import Tensor, nn
 
 from adadistill.core.distributed import Ranks, gather_rows
 from adadistill.core.precision import Precision, resolve_precision
-from adadistill.core.verification import VerificationResult, check_finite, flip_sum, mean_norm, verification_result
+from adadistill.core.verification import (
+    VerificationResult,
+    check_finite,
+    flip_sum,
+    mean_norm,
+    pair_distances,
+    verification_result,
+)
 from adadistill.loaders.pixels import to_network_input
-from adadistill.loaders.verification_pairs import VerificationSetError, decode_pairs, read_verification_bin
+from adadistill.loaders.verification_pairs import (
+    VerificationSetError,
+    decode_pairs,
+    read_verification_set,
+    verification_set_name,
+)
 
 PUBLISHED_PAIRS: Mapping[str, int] = {
     "lfw": 6000,
@@ -48,7 +61,8 @@ class EvaluationConfig:
     """When and on what a training run is scored."""
 
     sets: tuple[str, ...] = ()
-    """Paths of verification sets (`.bin`); the file's stem names the set. Empty: no evaluation."""
+    """Paths of verification sets: `.bin` files (their stem names the set) or CVLface's Arrow folders (their name does).
+    Empty: no evaluation."""
     every_epochs: int = 1
     """Epochs between two evaluations; the last epoch is always evaluated. Positive; every epoch, as in the field."""
     batch_size: int = 256
@@ -59,7 +73,7 @@ class EvaluationConfig:
             raise ValueError(f"every_epochs must be positive, got {self.every_epochs}")
         if self.batch_size <= 0:
             raise ValueError(f"batch_size must be positive, got {self.batch_size}")
-        repeated = _repeated_stem(self.sets)
+        repeated = _repeated_name(self.sets)
         if repeated is not None:
             raise ValueError(f"sets must have different file names, got {repeated!r} twice")
 
@@ -74,6 +88,10 @@ class DecodedSet:
     same: npt.NDArray[np.bool_]
     """(P,) bool; the set has 2P images, pair i is images 2i and 2i + 1."""
     first: int = 0
+    data_sha256: str = ""
+    """Of the file or files that it was read from."""
+    decode_s: float = 0.0
+    """Seconds that reading and decoding took here."""
 
     def images(self, start: int, stop: int) -> Tensor:
         """Images [start, stop) of the set.
@@ -98,25 +116,27 @@ class VerificationSets:
 
     @staticmethod
     def load(paths: Sequence[str | Path], image_size: int, *, rank: int = 0, world_size: int = 1) -> VerificationSets:
-        """Read and decode sets; each is named by its file's stem.
+        """Read and decode sets; each is named by its file's stem, or its folder.
 
         Args:
-            paths: `.bin` files.
+            paths: `.bin` files, or CVLface's Arrow folders.
             image_size: side the network takes, in pixels; other images are scaled and cropped to it.
             rank, world_size: decode only this rank's share, which divides time and memory (a set of 6,000 pairs is
                 450 MB of pixels). The default decodes everything, which serves any rank.
 
         Raises:
             OSError: a file cannot be read.
-            VerificationSetError: a file is no verification set, or two have one name.
+            VerificationSetError: one is no verification set, or two have one name.
+            ArrowMissingError: a folder, and pyarrow is not installed.
             ImageDecodeError: an image is damaged.
         """
-        repeated = _repeated_stem(paths)
+        repeated = _repeated_name(paths)
         if repeated is not None:
             raise VerificationSetError(f"two verification sets are named {repeated!r}; results are kept by file name")
         decoded = []
         for path in paths:
-            pairs = read_verification_bin(path)
+            started = time.perf_counter()
+            pairs = read_verification_set(path)
             published = PUBLISHED_PAIRS.get(pairs.name, len(pairs.same))
             if published != len(pairs.same) and rank == 0:
                 _log.warning(
@@ -125,7 +145,16 @@ class VerificationSets:
                 )  # fmt: skip
             first, stop = rank_share(len(pairs.images), rank, world_size)
             pixels = decode_pairs(pairs, image_size, first=first, stop=stop)
-            decoded.append(DecodedSet(pairs.name, torch.from_numpy(pixels), pairs.same, first))
+            decoded.append(
+                DecodedSet(
+                    pairs.name,
+                    torch.from_numpy(pixels),
+                    pairs.same,
+                    first,
+                    data_sha256=pairs.sha256,
+                    decode_s=time.perf_counter() - started,
+                )
+            )
         return VerificationSets(tuple(decoded))
 
     def __len__(self) -> int:
@@ -133,6 +162,15 @@ class VerificationSets:
 
     def __iter__(self) -> Iterator[DecodedSet]:
         return iter(self.sets)
+
+
+@dataclass(frozen=True, slots=True)
+class ScoredSet:
+    """A set's numbers, and the distances they were made of."""
+
+    result: VerificationResult
+    distances: npt.NDArray[np.float64]
+    """(P,) squared L2 of the unit embeddings of each pair."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,16 +212,29 @@ def evaluate_sets(
     Raises:
         NonFiniteEmbeddingsError: on every rank, naming set and image.
     """
+    return {
+        one.name: score_set(network, one, ranks=ranks, batch_size=batch_size, precision=precision, far=far).result
+        for one in sets
+    }
+
+
+def score_set(
+    network: nn.Module,
+    one: DecodedSet,
+    *,
+    ranks: Ranks,
+    batch_size: int = 256,
+    precision: Precision = FLOAT32,
+    far: float = 1e-3,
+) -> ScoredSet:
+    """Score a network on one set; arguments, errors and ranks as for `evaluate_sets`."""
     forward = _Forward(ranks, batch_size, precision)
-    results: dict[str, VerificationResult] = {}
-    for one in sets:
-        plain = _embed_shared(network, one, 2 * len(one.same), forward, mirrored=False).numpy()  # (2P, D)
-        mirrored = _embed_shared(network, one, 2 * len(one.same), forward, mirrored=True).numpy()
-        check_finite(one.name, np.concatenate([plain, mirrored], axis=1))
-        results[one.name] = verification_result(
-            one.name, flip_sum(plain, mirrored), one.same, xnorm=mean_norm(plain, mirrored), far=far
-        )
-    return results
+    plain = _embed_shared(network, one, 2 * len(one.same), forward, mirrored=False).numpy()  # (2P, D)
+    mirrored = _embed_shared(network, one, 2 * len(one.same), forward, mirrored=True).numpy()
+    check_finite(one.name, np.concatenate([plain, mirrored], axis=1))
+    unit_embeddings = flip_sum(plain, mirrored)
+    result = verification_result(one.name, unit_embeddings, one.same, xnorm=mean_norm(plain, mirrored), far=far)
+    return ScoredSet(result, pair_distances(unit_embeddings))
 
 
 def embed_images(
@@ -260,8 +311,8 @@ def _evaluation_mode(network: nn.Module) -> Iterator[None]:
             module.training = training
 
 
-def _repeated_stem(paths: Sequence[str | Path]) -> str | None:
-    for stem, times in Counter(Path(path).stem for path in paths).items():
+def _repeated_name(paths: Sequence[str | Path]) -> str | None:
+    for name, times in Counter(map(verification_set_name, paths)).items():
         if times > 1:
-            return stem
+            return name
     return None

@@ -10,7 +10,8 @@ a row, each enough against the common attacks on its own:
 3. None of the nine is the real thing: each is a stand-in that checks its arguments and stores bytes. No numpy
    constructor is within reach of the file, so neither are its object arrays, its huge shapes or its structured dtypes.
 
-Python 2 pickles are read too: their strings come back as bytes.
+Python 2 pickles are read too: their strings come back as bytes. Metadata of evaluation sets need a little more, by the
+same rules: dictionaries, floating numbers, and arrays of numbers and text.
 
 Memory: what the pickle holds, plus at most 64 bytes per opcode. Time: one pass over the opcodes, image bytes skipped.
 """
@@ -21,6 +22,7 @@ import io
 import math
 import pickle
 import pickletools
+import re
 from typing import Any
 
 import numpy as np
@@ -42,6 +44,7 @@ _ALLOWED_OPCODES = frozenset(
         *("PUT", "BINPUT", "LONG_BINPUT", "GET", "BINGET", "LONG_BINGET", "MEMOIZE"),
     )
 )
+_METADATA_OPCODES = _ALLOWED_OPCODES | {"EMPTY_DICT", "DICT", "SETITEM", "SETITEMS", "BINFLOAT"}
 _OPCODES = {ord(opcode.code): opcode for opcode in pickletools.opcodes}
 _LENGTH_BYTES = {
     pickletools.TAKEN_FROM_ARGUMENT1: 1,
@@ -52,6 +55,7 @@ _LENGTH_BYTES = {
 _MEMO_WRITES = {"PUT", "LONG_BINPUT"}
 _LONG_TEXTS = {"STRING", "UNICODE"}
 _DTYPES = frozenset(("b1", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8"))
+_METADATA_DTYPE = re.compile(r"[biu]1|[iu][248]|f[248]|[US][1-9][0-9]{0,3}")
 
 
 class PickleRefusedError(ValueError):
@@ -102,22 +106,23 @@ class StoredArray:
         return np.frombuffer(self.body, self.dtype).reshape(self.shape, order="F" if self.fortran_order else "C")
 
 
-def load_plain_pickle(data: bytes) -> object:
+def load_plain_pickle(data: bytes, *, metadata: bool = False) -> object:
     """Unpickle lists, tuples, bytes, text, integers, flags and numpy arrays of integers or flags.
 
     Args:
         data: a whole pickle, protocol 0 to 5, of Python 2 or 3. What follows its end is ignored.
+        metadata: allow dictionaries, floating numbers, and numpy arrays of numbers and text too.
 
     Returns:
-        Its object; arrays as `StoredArray`, numpy scalars as int or bool, Python 2 strings as bytes.
+        Its object; arrays as `StoredArray`, numpy scalars as Python's, Python 2 strings as bytes.
 
     Raises:
         PickleRefusedError: it asks for more than that: another global, a persistent object, an array of objects, an
             opcode that is unknown or not needed, a length or a memo index made to exhaust memory.
         PickleDamagedError: it is cut off or contradicts itself.
     """
-    scan_opcodes(data)
-    unpickler = _AllowListUnpickler(data)
+    scan_opcodes(data, metadata=metadata)
+    unpickler = _AllowListUnpickler(data, metadata)
     # What the unpickler raises on nonsense, from reading on an empty stack to calling a stand-in with wrong arguments.
     nonsense = (pickle.UnpicklingError, EOFError, AttributeError, LookupError, TypeError, ValueError, OverflowError)
     try:
@@ -128,13 +133,14 @@ def load_plain_pickle(data: bytes) -> object:
         raise PickleDamagedError(f"cannot be unpickled: {str(error)[:MAX_TEXT]}") from None
 
 
-def scan_opcodes(data: bytes) -> int:
+def scan_opcodes(data: bytes, *, metadata: bool = False) -> int:
     """Walk the opcodes of a pickle without executing any, and return how many it has.
 
     Raises:
         PickleRefusedError: an opcode, a length or a memo index that no honest file of this kind has.
         PickleDamagedError: the end comes before a STOP opcode.
     """
+    allowed = _METADATA_OPCODES if metadata else _ALLOWED_OPCODES
     position = 0
     for count in range(MAX_OPCODES):
         if position >= len(data):
@@ -142,8 +148,8 @@ def scan_opcodes(data: bytes) -> int:
         opcode = _OPCODES.get(data[position])
         if opcode is None:
             raise PickleRefusedError(f"unknown opcode 0x{data[position]:02x} at offset {position}")
-        if opcode.name not in _ALLOWED_OPCODES:
-            raise PickleRefusedError(f"opcode {opcode.name} at offset {position}; encoded images and flags need none")
+        if opcode.name not in allowed:
+            raise PickleRefusedError(f"opcode {opcode.name} at offset {position}; plain values need none")
         if opcode.name == "STOP":
             return count + 1
         end = _argument_end(data, position, opcode)
@@ -206,14 +212,14 @@ def _check_memo_index(argument: bytes, name: str, opcodes_before: int, position:
 class _AllowListUnpickler(pickle.Unpickler):
     """Knows nine globals by exact name, and no persistent objects."""
 
-    def __init__(self, data: bytes) -> None:
+    def __init__(self, data: bytes, metadata: bool) -> None:
         # encoding="bytes" only concerns Python 2 strings, which hold image bytes.
         super().__init__(io.BytesIO(data), fix_imports=False, encoding="bytes")
         copies = _ByteCopies(budget=len(data))
         self._allowed: dict[tuple[str, str], object] = {
             ("_codecs", "encode"): copies.encode,
             ("numpy", "ndarray"): _ARRAY_TYPE,
-            ("numpy", "dtype"): _make_dtype,
+            ("numpy", "dtype"): _make_metadata_dtype if metadata else _make_dtype,
         }
         for package in ("numpy.core", "numpy._core"):
             self._allowed[f"{package}.multiarray", "_reconstruct"] = _reconstruct
@@ -312,17 +318,26 @@ def _make_dtype(code: object, align: object = False, copy: object = True) -> _St
     return _StoredDtype(text)
 
 
+def _make_metadata_dtype(code: object, align: object = False, copy: object = True) -> _StoredDtype:
+    text = _as_text(code)
+    if text.startswith("O"):
+        raise PickleRefusedError("holds a numpy array of Python objects")
+    if _METADATA_DTYPE.fullmatch(text) is None:
+        raise PickleRefusedError(f"holds a numpy dtype {text[:32]!r}, which is neither numbers nor text")
+    return _StoredDtype(text)
+
+
 def _reconstruct(array_type: object, shape: object, code: object) -> StoredArray:
     if array_type is not _ARRAY_TYPE:
         raise PickleDamagedError("reconstructs something else than an array")
     return StoredArray()
 
 
-def _scalar(dtype: object, body: object) -> int | bool:
+def _scalar(dtype: object, body: object) -> int | bool | float | str | bytes:
     stored = StoredArray()
     stored.fill(body, dtype, (), False)
     value = stored.to_numpy().item()
-    assert isinstance(value, (int, bool))
+    assert isinstance(value, (int, bool, float, str, bytes))
     return value
 
 

@@ -1,13 +1,17 @@
-"""Verification sets: the field's `.bin` files of image pairs, read safely, written, and decoded to pixels.
+"""Verification sets: the field's `.bin` files and CVLface's Arrow folders, read safely, written, and decoded to pixels.
 
 A `.bin` is a pickle of (encoded images, same flags): pair i is images 2i and 2i + 1, and flag i says whether both show
 one person. Such files travel between strangers, so they are read by an allow-list (`allow_list_unpickler.py`), never by
 `pickle.load`. Both layouts met in practice are read: images as bytes and as (N,) or (N, 1) uint8 arrays, flags as bool,
 numpy bool or 0 and 1; pickles of Python 2 and 3.
+
+CVLface keeps the same sets as folders that Hugging Face `datasets` saved, with columns image, index and is_same, one
+row an image; `read_verification_set` takes either.
 """
 
 from __future__ import annotations
 
+import hashlib
 import os
 import pickle
 from collections.abc import Sequence
@@ -25,6 +29,7 @@ from adadistill.loaders.allow_list_unpickler import (
     StoredArray,
     load_plain_pickle,
 )
+from adadistill.loaders.arrow_images import ArrowImagesError, is_arrow_folder, open_arrow_images
 from adadistill.loaders.pixels import decode_image
 
 MAX_FILE_BYTES = 2 << 30
@@ -48,13 +53,31 @@ class VerificationPairs:
     """P pairs of encoded images with their flags."""
 
     name: str
-    """File stem, for example `lfw`."""
+    """File stem, or the folder's name: for example `lfw`."""
     images: list[bytes]
     """2P encoded images, JPEG or PNG; pair i is images 2i and 2i + 1."""
     same: npt.NDArray[np.bool_]
     """(P,) bool, True where both images show one person."""
     path: Path
-    """The file, named in errors."""
+    """The file or folder, named in errors."""
+    sha256: str = ""
+    """Of the file, or of a folder's Arrow files in order; empty for pairs that are not a whole set."""
+
+
+def verification_set_name(path: str | Path) -> str:
+    """What a set is called in reports: a file's name without `.bin`, a folder's name as it is."""
+    return Path(path).name.removesuffix(".bin")
+
+
+def read_verification_set(path: str | Path) -> VerificationPairs:
+    """Read a set in either form: a `.bin` file, or a folder that Hugging Face `datasets` saved, as CVLface's are.
+
+    Raises:
+        OSError: it cannot be read.
+        UnsafePickleError, VerificationSetError: as `read_verification_bin`; a folder that holds no such set.
+        ArrowMissingError: a folder, and pyarrow is not installed.
+    """
+    return _read_arrow_folder(Path(path)) if Path(path).is_dir() else read_verification_bin(path)
 
 
 def read_verification_bin(path: str | Path) -> VerificationPairs:
@@ -86,7 +109,9 @@ def read_verification_bin(path: str | Path) -> VerificationPairs:
     same = _flags(content[1], path)
     images = _images(content[0], path)
     _check_counts(len(images), len(same), str(path))
-    return VerificationPairs(name=path.stem, images=images, same=same, path=path)
+    return VerificationPairs(
+        name=verification_set_name(path), images=images, same=same, path=path, sha256=hashlib.sha256(data).hexdigest()
+    )
 
 
 def write_verification_bin(
@@ -163,6 +188,38 @@ def fit_square(image: npt.NDArray[np.uint8], side: int) -> npt.NDArray[np.uint8]
     top, left = (size[0] - side) // 2, (size[1] - side) // 2
     square = scaled[0, :, top : top + side, left : left + side]  # (3, side, side)
     return square.round().clamp(0, 255).to(torch.uint8).permute(1, 2, 0).contiguous().numpy()
+
+
+def _read_arrow_folder(folder: Path) -> VerificationPairs:
+    """One row an image; column `index` numbers the images, and is_same says of both images of a pair the same."""
+    if not is_arrow_folder(folder):
+        raise VerificationSetError(
+            f"{folder}: is a folder without state.json. A verification set is a .bin file, or a folder that Hugging "
+            "Face datasets saved"
+        )
+    try:
+        found = open_arrow_images(folder, columns=("index", "is_same"))
+        assert found.index is not None
+        assert found.is_same is not None
+        images: list[bytes] = [b""] * len(found)
+        same = np.zeros(len(found), dtype=np.bool_)
+        same[found.index] = found.is_same
+        for index, body in zip(found.index.tolist(), found.bodies(0, len(found)), strict=True):
+            images[index] = _checked_image(body, index, folder)
+        sha256 = found.sha256()
+    except ArrowImagesError as error:
+        raise VerificationSetError(f"{folder}: not a verification set: {error}") from None
+    if len(images) % 2:
+        raise VerificationSetError(f"{folder}: {len(images)} images; a pair is two images")
+    unequal = np.flatnonzero(same[0::2] != same[1::2])
+    if unequal.size:
+        raise VerificationSetError(
+            f"{folder}: column is_same says different things of the images of {unequal.size} pairs, the first is pair "
+            f"{unequal[0]} (images {2 * unequal[0]} and {2 * unequal[0] + 1})"
+        )
+    return VerificationPairs(
+        name=verification_set_name(folder), images=images, same=same[0::2].copy(), path=folder, sha256=sha256
+    )
 
 
 def _images(content: object, path: Path) -> list[bytes]:

@@ -28,6 +28,7 @@ from adadistill.core.seed_statistics import (
     seeds_to_tell,
     spread,
 )
+from adadistill.loaders.verification_pairs import verification_set_name
 from adadistill.recipes.ablation_plan import AblationPlan, PlannedRun
 from adadistill.recipes.ablation_runs import RunState
 from adadistill.recipes.evaluate import write_whole
@@ -118,7 +119,7 @@ def ablation_result(
         states: of every run of the plan.
         failures: why runs failed in this launch.
     """
-    names = [Path(path).stem for path in plan.base.evaluation.sets]
+    names = [verification_set_name(path) for path in plan.base.evaluation.sets]
     comparisons = (len(plan.variants) - 1) * len(names)
     return AblationResult(
         plan=plan,

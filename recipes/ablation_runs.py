@@ -17,6 +17,7 @@ from adadistill.core.checkpoints import CheckpointError, list_checkpoints, load_
 from adadistill.core.config.strict_yaml import RecipeError
 from adadistill.core.recipe import Recipe, dump_recipe, parse_recipe, recipe_differences, recipe_hash
 from adadistill.core.run_folder import RunFolder, redact_urls
+from adadistill.loaders.verification_pairs import verification_set_name
 from adadistill.recipes.ablation_plan import AblationError, AblationPlan, PlannedRun
 from adadistill.recipes.evaluate import write_whole
 
@@ -142,7 +143,7 @@ def read_state(run: PlannedRun) -> RunState:
     if epoch != epochs:
         return RunState("begun", f"begun, epoch {epoch} of {epochs}")
     found = _evaluations(folder.metrics, step=checkpoint.step)
-    names = [Path(path).stem for path in run.recipe.evaluation.sets]
+    names = [verification_set_name(path) for path in run.recipe.evaluation.sets]
     if any(name not in found for name in names):
         return RunState("begun", "trained, to be scored")
     return RunState("finished", "finished", {name: found[name] for name in names}, _made_of(checkpoint.state, found))

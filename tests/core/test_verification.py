@@ -13,12 +13,14 @@ from adadistill.core.verification import (
     FOLDS,
     TAR_THRESHOLDS,
     NonFiniteEmbeddingsError,
+    accuracy_interval,
     area_under_roc,
     best_threshold,
     equal_error_rate,
     flip_sum,
     mean_norm,
     pair_distances,
+    roc_curve,
     tar_at_far,
     ten_fold_accuracy,
     ten_fold_tar,
@@ -147,6 +149,71 @@ def test_best_threshold_is_the_first_of_the_best():
     assert best_threshold(distances, np.array([True, True, False, False])) == ACCURACY_THRESHOLDS[21]
 
 
+# --- the interval of the accuracy --------------------------------------------------------------------------------
+
+
+def slow_resampled_accuracies(distances, same, resamples, seed):
+    """The definition: draw pairs with replacement within fold and kind, then the whole ten-fold protocol again."""
+    draw = np.random.default_rng(seed)
+    strata = [fold[same[fold] == kind] for fold in contiguous_tenths(len(same)) for kind in (True, False)]
+    accuracies = []
+    for _ in range(resamples):
+        chosen = [draw.choice(members, len(members)) if len(members) else members for members in strata]
+        order = np.concatenate(chosen)  # fold by fold, as the strata are
+        accuracies.append(ten_fold_accuracy(distances[order], same[order]).mean)
+    return np.array(accuracies)
+
+
+@pytest.mark.parametrize(("pairs", "separation"), [(100, 0.4), (617, 0.3), (617, 0.6)])
+def test_the_interval_is_that_of_resampling_pairs_and_choosing_thresholds_anew(pairs, separation):
+    unit_embeddings, same = random_pairs(pairs, seed=pairs, separation=separation)
+    distances = pair_distances(unit_embeddings)
+    slow = slow_resampled_accuracies(distances, same, 1500, seed=1)
+
+    for confidence in (0.5, 0.95):
+        low, high = accuracy_interval(distances, same, confidence=confidence, resamples=1500)
+
+        # Either side's ends are quantiles of 1500 draws: their standard errors are 0.03 and 0.07 of a deviation.
+        ends = np.quantile(slow, [(1 - confidence) / 2, (1 + confidence) / 2])
+        assert np.abs(ends - [low, high]).max() < 0.3 * slow.std()
+
+
+def test_the_interval_holds_the_accuracy_to_be_expected_as_often_as_it_says():
+    truth = ten_fold_accuracy(*_distances_and_flags(200_000, seed=0)).mean
+    hits = 0
+    for seed in range(1, 61):
+        low, high = accuracy_interval(*_distances_and_flags(600, seed=seed), resamples=200)
+        hits += low <= truth <= high
+    assert hits >= 50  # of 60: 95 % would give 57, and fewer than 50 once in ten thousand times
+
+
+def _distances_and_flags(pairs: int, *, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    draw = np.random.default_rng(seed)
+    same = np.arange(pairs) % 2 == 0
+    return np.clip(np.where(same, 1.0, 2.0) + draw.normal(scale=0.35, size=pairs), 0.0, 4.0), same
+
+
+def test_the_interval_repeats_with_its_seed_shrinks_with_pairs_and_closes_without_errors():
+    few, many = _distances_and_flags(400, seed=3), _distances_and_flags(6400, seed=3)
+    assert accuracy_interval(*few) == accuracy_interval(*few)
+    assert accuracy_interval(*few) != accuracy_interval(*few, seed=1)
+    widths = [high - low for low, high in (accuracy_interval(*few), accuracy_interval(*many))]
+    assert widths[0] / widths[1] == pytest.approx(4.0, rel=0.35)
+
+    same = few[1]
+    assert accuracy_interval(np.where(same, 0.5, 2.0), same) == (1.0, 1.0)
+    assert accuracy_interval(np.ones(40), np.ones(40, bool)) == (1.0, 1.0)  # one kind alone
+
+
+def test_an_interval_of_no_resamples_or_of_no_confidence_is_refused():
+    distances, same = _distances_and_flags(40, seed=0)
+    for wrong in ({"resamples": 0}, {"confidence": 0.0}, {"confidence": 1.0}, {"confidence": float("nan")}):
+        with pytest.raises(ValueError, match="resamples must be positive and confidence in"):
+            accuracy_interval(distances, same, **wrong)
+    with pytest.raises(ValueError, match="at least 10"):
+        accuracy_interval(distances[:9], same[:9])
+
+
 # --- strict numbers ----------------------------------------------------------------------------------------------
 
 
@@ -216,6 +283,12 @@ def test_area_under_roc_counts_ordered_pairs_and_half_of_ties():
         assert area_under_roc(scores, same) == pytest.approx(((difference > 0) + 0.5 * (difference == 0)).mean())
 
 
+def test_the_roc_curve_accepts_equal_scores_together():
+    false_rates, true_rates = roc_curve(np.array([3.0, 2, 2, 2, 1]), np.array([True, True, False, False, False]))
+    assert false_rates.tolist() == [0.0, 0.0, 2 / 3, 1.0]
+    assert true_rates.tolist() == [0.0, 0.5, 1.0, 1.0]
+
+
 def test_equal_error_rate_of_known_cases():
     same = np.array([True, True, True, True, False, False, False, False])
     assert equal_error_rate(np.array([8, 7, 6, 5, 4, 3, 2, 1.0]), same) == 0.0
@@ -224,7 +297,7 @@ def test_equal_error_rate_of_known_cases():
     assert equal_error_rate(np.zeros(8), same) == 0.5
 
 
-@pytest.mark.parametrize("metric", [area_under_roc, equal_error_rate])
+@pytest.mark.parametrize("metric", [area_under_roc, equal_error_rate, roc_curve])
 def test_roc_metrics_refuse_one_kind_of_pairs(metric):
     with pytest.raises(ValueError, match="needs same and different pairs"):
         metric(np.arange(4.0), np.ones(4, bool))
@@ -254,7 +327,9 @@ def test_embeddings_that_are_not_finite_are_refused_by_name(value):
         verification_result("lfw", unit_embeddings, same)
 
 
-@pytest.mark.parametrize("function", [ten_fold_accuracy, ten_fold_tar, best_threshold, tar_at_far, area_under_roc])
+@pytest.mark.parametrize(
+    "function", [ten_fold_accuracy, accuracy_interval, ten_fold_tar, best_threshold, tar_at_far, area_under_roc]
+)
 def test_values_that_are_not_finite_or_do_not_fit_are_refused(function):
     values, same = np.linspace(0, 3, 20), np.arange(20) % 2 == 0
     with pytest.raises(ValueError, match="1 of 20 values are not finite"):

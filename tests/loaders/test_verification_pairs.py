@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import hashlib
 import io
 import pickle
 import pickletools
@@ -18,6 +19,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import simplejpeg
+from arrow_folders import write_arrow_folder
 
 from adadistill.loaders import allow_list_unpickler
 from adadistill.loaders.pixels import ImageDecodeError
@@ -27,6 +29,8 @@ from adadistill.loaders.verification_pairs import (
     decode_pairs,
     fit_square,
     read_verification_bin,
+    read_verification_set,
+    verification_set_name,
     write_verification_bin,
 )
 
@@ -489,3 +493,64 @@ def test_a_damaged_image_is_named_with_its_pair(tmp_path):
     write_verification_bin(tmp_path / "toy.bin", [*IMAGES[:5], IMAGES[5][:30], *IMAGES[6:]], SAME)
     with pytest.raises(ImageDecodeError, match=r"toy\.bin image 5 \(pair 2\)"):
         decode_pairs(read_verification_bin(tmp_path / "toy.bin"), 16)
+
+
+# --- Arrow folders -------------------------------------------------------------------------------------------------
+
+
+def arrow_set(folder: Path, **columns: object) -> Path:
+    """The toy set as CVLface keeps it, rows shuffled, unless columns say otherwise."""
+    order = [5, 0, 3, 6, 1, 7, 2, 4]
+    own = {
+        "image": [IMAGES[index] for index in order],
+        "index": order,
+        "is_same": [SAME[index // 2] for index in order],
+    }
+    return write_arrow_folder(folder, {**own, **columns}, files=2)
+
+
+def test_an_arrow_folder_reads_as_the_bin_of_the_same_pairs(tmp_path):
+    write_verification_bin(tmp_path / "cfp_fp.bin", IMAGES, SAME)
+    pairs = read_verification_set(arrow_set(tmp_path / "cfp_fp"))
+
+    same_pairs = read_verification_set(tmp_path / "cfp_fp.bin")
+    assert pairs.name == same_pairs.name == "cfp_fp"
+    assert pairs.images == same_pairs.images == IMAGES
+    assert pairs.same.tolist() == same_pairs.same.tolist() == SAME
+    assert same_pairs.sha256 == hashlib.sha256((tmp_path / "cfp_fp.bin").read_bytes()).hexdigest()
+    files = sorted((tmp_path / "cfp_fp").glob("*.arrow"))
+    assert pairs.sha256 == hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()
+
+
+@pytest.mark.parametrize(
+    ("path", "name"), [("a/lfw.bin", "lfw"), ("a/agedb_30", "agedb_30"), ("tiny_0.1", "tiny_0.1"), ("x.bin/", "x")]
+)
+def test_a_set_is_named_by_its_stem_or_its_folder(path, name):
+    assert verification_set_name(path) == name
+
+
+@pytest.mark.parametrize(
+    ("columns", "problem"),
+    [
+        ({"is_same": [True] * 4 + [False] * 4}, "says different things of the images of 4 pairs, the first is pair 0"),
+        ({"index": [0, 0, 1, 2, 3, 4, 5, 6]}, "index does not number"),
+        ({"image": [*IMAGES[:7], b"GIF89a"]}, "image 4 .* is neither JPEG nor PNG"),
+        ({"is_same": [2] * 8}, "is_same holds other values than 0 and 1"),
+        ({"image": IMAGES[:7], "index": list(range(7)), "is_same": [True] * 7}, "7 images; a pair is two images"),
+    ],
+)
+def test_an_arrow_folder_that_is_no_set_of_pairs_is_refused(tmp_path, columns, problem):
+    with pytest.raises(VerificationSetError, match=problem):
+        read_verification_set(arrow_set(tmp_path / "lfw", **columns))
+
+
+def test_a_folder_of_something_else_and_a_damaged_one_are_refused(tmp_path):
+    with pytest.raises(VerificationSetError, match=r"without state\.json"):
+        read_verification_set(tmp_path)
+    folder = arrow_set(tmp_path / "lfw")
+    first = sorted(folder.glob("*.arrow"))[0]
+    first.write_bytes(first.read_bytes()[:-100])
+    with pytest.raises(VerificationSetError, match="cut short"):
+        read_verification_set(folder)
+    with pytest.raises(FileNotFoundError):
+        read_verification_set(tmp_path / "nowhere")
