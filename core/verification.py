@@ -284,8 +284,18 @@ def tar_at_far(scores: Floats, same: Bools, *, far: float = 1e-4) -> OperatingPo
     """
     _check_pairs(scores, same, at_least=0)
     _check_far(far)
-    negatives = -np.sort(-scores[~same].astype(np.float64))  # descending
-    positives = scores[same].astype(np.float64)
+    return operating_point(-np.sort(-scores[~same].astype(np.float64)), scores[same].astype(np.float64), far=far)
+
+
+def operating_point(negatives: Floats, positives: Floats, *, far: float) -> OperatingPoint:
+    """`tar_at_far` of scores that are apart already.
+
+    Args:
+        negatives: of different pairs, descending.
+        positives: of same pairs, in any order.
+        far: target, in (0, 1].
+    """
+    _check_far(far)
     # 1e-9 keeps a product such as 0.001 * 3000, which may round below 3, at 3 allowed accepts.
     allowed = math.floor(far * len(negatives) + 1e-9)
     if len(positives) == 0:
