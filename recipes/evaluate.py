@@ -36,6 +36,7 @@ from adadistill.recipes.scored_network import (
 )
 
 if TYPE_CHECKING:  # imported when work begins, so that --help answers at once
+    from adadistill.core.benchmarks.result import BenchmarkResult
     from adadistill.core.precision import PrecisionName
     from adadistill.core.verification import VerificationResult
 
@@ -54,9 +55,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from adadistill.core.distributed import LaunchError
     from adadistill.core.verification import NonFiniteEmbeddingsError
 
-    settings: dict[str, Any] = {
-        name: getattr(options, name) for name in ("out", "batch_size", "device", "precision", "far", "report")
-    }
+    names = ("ijb", "out", "batch_size", "device", "precision", "far", "report")
+    settings: dict[str, Any] = {name: getattr(options, name) for name in names}
     try:
         if _many(options):
             from adadistill.recipes.evaluate_folder import evaluate_folder
@@ -85,6 +85,7 @@ def run(
     source: Path | TeacherSource,
     sets: Sequence[Path],
     *,
+    ijb: Sequence[Path] = (),
     out: Path | None = None,
     batch_size: int = 256,
     device: str | None = None,
@@ -97,6 +98,7 @@ def run(
     Args:
         source: a checkpoint directory, a run folder, whose newest valid checkpoint is taken, or another network.
         sets: verification sets; each is named by its file's stem.
+        ijb: folders of IJB-B or IJB-C.
         out: folder for `verification-<name>.json` and `.csv`; default: `report` in the checkpoint's run folder, or
             beside the network's file, or here for a network of the Hub.
         batch_size: images per forward pass and rank.
@@ -120,7 +122,7 @@ def run(
     with distributed_session(device) as ranks:
         scored = load_scored(source, ranks)
         forward = Forward.prepare(scored, precision, batch_size, ranks)
-        paths = BenchmarkPaths(sets=tuple(sets), far=far)
+        paths = BenchmarkPaths(sets=tuple(sets), ijb=tuple(ijb), far=far)
         benchmarks = open_benchmarks(paths, scored.image_size, ranks)
         outcomes = [score_benchmark(scored, one, forward) for one in benchmarks]
         results = {done.result.name: details for done, details in outcomes if details is not None}
@@ -135,7 +137,11 @@ def run(
             json_file, csv_file = write_evaluation(folder, evaluation)
             if scored.announcement is not None:
                 print(scored.announcement)
-            print(results_table(results))
+            if results:
+                print(results_table(results))
+            for done, details in outcomes:
+                if details is None:
+                    print(benchmark_table(done.result))
             print(f"written to {json_file} and {csv_file.name}")
             if report:
                 print_report(folder)
@@ -172,6 +178,18 @@ def results_table(results: Mapping[str, VerificationResult]) -> str:
     return "\n".join([*lines, *notes])
 
 
+def benchmark_table(result: BenchmarkResult) -> str:
+    """An aligned table of IJB or TinyFace: one row a score, with its protocol, shares in percent."""
+    rows = [
+        (score.label, _cell(score.value, 100.0 if score.is_share else 1.0, 2 if score.is_share else 4), score.protocol)
+        for score in result.scores
+    ]
+    wide = [max(len(row[column]) for row in rows) for column in (0, 1)]
+    lines = [f"{label.ljust(wide[0])}  {value.rjust(wide[1])}  {protocol}" for label, value, protocol in rows]
+    notes = dict.fromkeys(f"{score.label}: {score.note}" for score in result.scores if score.note is not None)
+    return "\n".join([f"{result.name}, rates in %:", *lines, *notes])
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="adadistill evaluate",
@@ -191,7 +209,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--best-by", metavar="KEY", help="key that chooses the best of all (default: mean of the headline scores)"
     )
-    parser.add_argument("--sets", type=Path, nargs="+", required=True, metavar="SET", help="verification sets")
+    parser.add_argument(
+        "--sets", type=Path, nargs="+", default=[], metavar="SET", help="verification sets: .bin files, Arrow folders"
+    )
+    parser.add_argument(
+        "--ijb", type=Path, nargs="+", default=[], metavar="FOLDER", help="IJB-B or IJB-C, original or prepared"
+    )
     parser.add_argument("--out", type=Path, help="folder of the results (default: report in the run folder)")
     parser.add_argument("--report", action="store_true", help="write report.html and report.md beside them")
     parser.add_argument("--batch-size", type=positive, default=256, help="images per forward pass and rank")
@@ -222,6 +245,8 @@ def _add_teacher_options(group: argparse._ArgumentGroup) -> None:
 
 def _misuse(options: argparse.Namespace) -> str | None:
     """What is wrong with a command that is well formed; None where nothing is."""
+    if not (options.sets or options.ijb):
+        return "name a benchmark: --sets, --ijb"
     if (options.network is None) == (options.teacher is None):
         return "name one network: a checkpoint, a file, a CVLface network, or --teacher RECIPE"
     if _many(options) and options.teacher is not None:

@@ -42,9 +42,11 @@ if TYPE_CHECKING:
     from adadistill.loaders.verification_pairs import VerificationPairs
 
 _MOST_HISTOGRAMS = 4
+_MOST_COLUMNS = 16
 _FACE_PIXELS = 56
 _IJB_PAIRS = {"IJBB": 8_010_270, "IJBC": 15_658_489}
 _IJB_KEY = re.compile(r"(Norm:(?:True|False)_Det:(?:True|False))_tpr_at_fpr_(\S+)")
+_POOLING = re.compile(r"Norm:(?:True|False)_Det:(?:True|False)")
 _READING = (
     "A number belongs to its protocol. Accuracy is the ten-fold number of papers: both versions of an image, as "
     "stored and mirrored, are embedded and their raw embeddings summed; the threshold for each tenth of the pairs is "
@@ -209,33 +211,41 @@ def _subjects(material: Material, groups: Sequence[_Group]) -> list[Block]:
 
 
 def _scores(group: _Group, best: Evaluation | None) -> list[Block]:
-    labels: dict[str, Score] = {}
-    for result in group.results.values():
-        for score in result.scores:
-            labels.setdefault(score.key, score)
-    rows: list[Sequence[Cell]] = []
+    """A row for each score, a column for each network, and how it was made; or, of few scores, the other way round."""
+    scores: dict[str, Score] = {}
     notes: dict[str, list[str]] = {}
     for name, result in group.results.items():
-        found = {score.key: score for score in result.scores}
-        rows.append([name, *(None if key not in found else _number(found[key]) for key in labels)])
         for score in result.scores:
+            scores.setdefault(score.key, score)
             if score.note is not None:
                 notes.setdefault(f"{score.label}: {score.note}", []).append(name)
-    protocols: list[Sequence[Cell]] = [[score.label, key, score.protocol] for key, score in labels.items()]
-    blocks: list[Block] = [
-        Heading(3, group.title),
-        Table(
-            caption=f"{group.title}: every score, \u00b1 deviation over folds, [95 % bootstrap interval]",
-            heads=["Network", *(_head(score) for score in labels.values())],
-            rows=rows,
-            strong=frozenset(i for i, name in enumerate(group.results) if best is not None and name == best.name),
-        ),
-    ]
+    by_network = {name: {one.key: one for one in result.scores} for name, result in group.results.items()}
+
+    def cell(network: str, key: str) -> Cell:
+        found = by_network[network].get(key)
+        return None if found is None else _number(found)
+
+    caption = f"{group.title}: every score, \u00b1 deviation over folds, [95 % bootstrap interval]"
+    made: list[Sequence[Cell]] = [[_head(score), key, score.protocol] for key, score in scores.items()]
+    blocks: list[Block] = [Heading(3, group.title)]
+    if len(scores) > _MOST_COLUMNS:
+        rows = [[head, *(cell(name, str(key)) for name in by_network), key, protocol] for head, key, protocol in made]
+        blocks.append(Table(caption=caption, heads=["Score", *by_network, "Key", "Protocol"], rows=rows))
+    else:
+        blocks.append(
+            Table(
+                caption=caption,
+                heads=["Network", *map(_head, scores.values())],
+                rows=[[name, *(cell(name, key) for key in scores)] for name in by_network],
+                strong=frozenset(i for i, name in enumerate(by_network) if best is not None and name == best.name),
+            )
+        )
     if notes:
-        blocks.append(Bullets([f"{note} ({_listed(names, len(group.results))})" for note, names in notes.items()]))
-    blocks.append(
-        Table(caption=f"{group.title}: how they are made", heads=["Score", "Key", "Protocol"], rows=protocols)
-    )
+        blocks.append(
+            Bullets([f"{note} ({_listed(list(dict.fromkeys(of)), len(by_network))})" for note, of in notes.items()])
+        )
+    if len(scores) <= _MOST_COLUMNS:
+        blocks.append(Table(caption=f"{group.title}: how they are made", heads=["Score", "Key", "Protocol"], rows=made))
     return blocks
 
 
@@ -403,7 +413,10 @@ def _number(score: Score) -> Cell:
 
 
 def _head(score: Score) -> str:
-    return f"{score.label} %" if score.is_share else score.label
+    """Its label with its unit, and the pooling mode where there are several."""
+    mode = _POOLING.search(score.key)
+    label = f"{score.label}, {mode[0]}" if mode is not None else score.label
+    return f"{label} %" if score.is_share else label
 
 
 def _identity(one: Evaluation) -> Mapping[str, Any]:

@@ -10,12 +10,14 @@ from typing import Any, Protocol
 
 from torch import nn
 
+from adadistill.core.benchmarks.ijb import ALL_MODES, evaluate_ijb
 from adadistill.core.benchmarks.result import BenchmarkKind, BenchmarkResult
 from adadistill.core.benchmarks.verification import evaluate_verification
-from adadistill.core.distributed import Ranks
+from adadistill.core.distributed import Ranks, broadcast_text
 from adadistill.core.evaluation import DecodedSet, VerificationSets
 from adadistill.core.precision import Precision
 from adadistill.core.verification import PROTOCOL, VerificationResult
+from adadistill.loaders.ijb import IjbSet, open_ijb
 from adadistill.loaders.verification_pairs import VerificationSetError
 
 
@@ -49,7 +51,9 @@ class BenchmarkPaths:
     """Where the benchmarks lie."""
 
     sets: tuple[Path, ...] = ()
-    """Verification sets."""
+    """Verification sets: `.bin` files or Arrow folders."""
+    ijb: tuple[Path, ...] = ()
+    """Folders of IJB-B or IJB-C, original or prepared."""
     far: float = 1e-3
     """False-accept rate of the TARs on verification sets."""
 
@@ -61,10 +65,11 @@ def open_benchmarks(paths: BenchmarkPaths, image_size: int, ranks: Ranks) -> tup
         image_size: side the network takes, in pixels.
 
     Raises:
-        OSError, VerificationSetError, ImageDecodeError: one cannot be used, or two have one name.
+        OSError, ValueError, ArrowMissingError: one cannot be used, or two have one name.
     """
     decoded = VerificationSets.load(paths.sets, image_size, rank=ranks.rank, world_size=ranks.world_size)
     opened: list[Benchmark] = [PairSet(one, paths.far) for one in decoded]
+    opened += [IjbBenchmark.open(folder, image_size, ranks) for folder in paths.ijb]
     for (kind, name), times in Counter((one.kind, one.name) for one in opened).items():
         if times > 1:
             raise VerificationSetError(f"two {kind} benchmarks are named {name!r}; results are kept by name")
@@ -111,3 +116,50 @@ class PairSet:
             network, self.decoded, ranks=ranks, batch_size=batch_size, precision=precision, far=self.far
         )
         return result, details
+
+
+@dataclass(frozen=True, slots=True)
+class IjbBenchmark:
+    """An IJB set with its hash."""
+
+    dataset: IjbSet
+    image_size: int
+    data_sha256: str
+
+    @staticmethod
+    def open(folder: Path, image_size: int, ranks: Ranks) -> IjbBenchmark:
+        """Read everything but the images. Rank 0 computes the hash, which reads prepared sets whole.
+
+        Raises:
+            FileNotFoundError, ArrowMissingError, IjbError, ArrowImagesError, TorchMetadataError: as `open_ijb`.
+        """
+        dataset = open_ijb(folder)
+        return IjbBenchmark(dataset, image_size, broadcast_text(dataset.sha256() if ranks.is_main else "", ranks))
+
+    @property
+    def kind(self) -> BenchmarkKind:
+        """`ijb`."""
+        return "ijb"
+
+    @property
+    def name(self) -> str:
+        """Of the set."""
+        return self.dataset.name
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """Pooling modes."""
+        return {"modes": [mode.name for mode in ALL_MODES], "flip": "sum of raw embeddings"}
+
+    def evaluate(
+        self, network: nn.Module, *, ranks: Ranks, batch_size: int, precision: Precision
+    ) -> tuple[BenchmarkResult, VerificationResult | None]:
+        """1:1 and, where the set has it, 1:N.
+
+        Raises:
+            NonFiniteEmbeddingsError, ImageDecodeError, IjbError, OSError: as `evaluate_ijb`.
+        """
+        result = evaluate_ijb(
+            self.dataset, network, ranks=ranks, batch_size=batch_size, precision=precision, image_size=self.image_size
+        )
+        return result, None

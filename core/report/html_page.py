@@ -45,10 +45,12 @@ a {{ color: inherit; }}
 div.wide {{ overflow-x: auto; margin: 0.8rem 0; }}
 table {{ border-collapse: collapse; font-size: 0.88rem; overflow-wrap: normal; }}
 caption {{ text-align: left; color: var(--soft); padding-bottom: 0.35rem; }}
+caption span {{ display: inline-block; position: sticky; left: 0; max-width: min(46rem, calc(100vw - 3rem)); }}
 th, td {{ padding: 0.28rem 0.7rem; text-align: left; vertical-align: top; border-bottom: 1px solid var(--line); }}
 thead th {{ vertical-align: bottom; }}
 tbody th {{ font-weight: 500; min-width: 7.5rem; position: sticky; left: 0; background: var(--page); }}
 td.number, th.number {{ text-align: right; white-space: nowrap; font-variant-numeric: tabular-nums; }}
+td:not(.number) {{ min-width: 6.5rem; }}
 td.long {{ min-width: 17rem; max-width: 34rem; }}
 code {{ font-size: 0.84em; overflow-wrap: anywhere; }}
 td code {{ display: inline-block; min-width: 17rem; max-width: 26rem; }}
@@ -69,7 +71,7 @@ div.pictures figcaption {{ max-width: 8.5rem; }}
   nav {{ display: none; }}
   div.wide {{ overflow: visible; }}
   tbody th {{ position: static; min-width: 0; }}
-  td code, td.long {{ min-width: 0; }}
+  td code, td.long, td:not(.number) {{ min-width: 0; }}
   table {{ font-size: 7.5pt; }}
   figure, tr {{ break-inside: avoid; }}
   h2, h3, caption {{ break-after: avoid; }}
@@ -141,7 +143,7 @@ def _table(table: Table) -> str:
         lines.append(f"<tr{strong}>{cells}</tr>")
     return (
         f'<div class="wide" tabindex="0" role="region" aria-label="{html_text(table.caption)}">'
-        f"<table><caption>{html_text(table.caption)}</caption>"
+        f"<table><caption><span>{html_text(table.caption)}</span></caption>"
         f"<thead><tr>{heads}</tr></thead>\n<tbody>\n" + "\n".join(lines) + "\n</tbody></table></div>"
     )
 
