@@ -10,17 +10,25 @@ timed formats only the first loss can be compared (`FIRST_LOSS_BOUNDS`), since f
 of any two roundings, other convolution kernels for instance, two trajectories. Images and rows are read before timing
 starts.
 
+Each runs in a process of its own, set up as its entry point sets it up: ours keeps freed host memory
+(`core/host_memory.py`), the origin's gives it back to the system and gets it anew in every step, as it does in its own
+training. On a CPU that alone can be most of the difference, so `origin keeping memory` runs too, the same step with our
+setting. Both take turns with each of our variants, one process at a time.
+
     python -m adadistill.bench beside_origin FOLDER --batch-size 128 --rows beside_origin.jsonl
 """
 
 from __future__ import annotations
 
 import argparse
-import functools
+import multiprocessing
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
+from multiprocessing.connection import Connection
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -60,6 +68,7 @@ VARIANTS = {
     "compiled bfloat16": ("bfloat16", True),
 }
 """Ours: precision and whether the student is compiled."""
+ORIGINS = ("origin", "origin keeping memory")
 EXACT_BOUND = 1e-8
 """Largest relative difference of a loss to the origin's over the compared steps in float64; it grows with them."""
 FIRST_LOSS_BOUNDS = {"float32": 1e-5, "bfloat16": 0.03}
@@ -190,35 +199,39 @@ def loss_differences(ours: Iterator[Tensor], origin: Iterator[float], steps: int
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure, print and append a row for each variant."""
     arguments = _parser().parse_args(argv)
-    keep_freed_memory()
     device = torch.device(arguments.device)
     off = _exact_difference(arguments, device)
     print(f"float64: {arguments.compared_steps} losses off by at most {off:.1e} of their value")
     if not off <= EXACT_BOUND:
         print(f"that is more than {EXACT_BOUND}; nothing was timed", file=sys.stderr)
         return 1
-    faces = _faces(arguments, arguments.batch_size, 2, device)
-    running = {variant: _start(variant, faces, arguments, device) for variant in ("origin", *arguments.variants)}
-    first = {variant: float(next(steps)) for variant, steps in running.items()}
-    seconds = _timed_in_turn(
-        {name: functools.partial(next, steps) for name, steps in running.items()}, arguments.rounds, device
-    )
+    faces = _faces(arguments, arguments.batch_size, 2, device)  # whatever is wrong with them is said here
+    first: dict[str, float] = {}
+    seconds: dict[str, list[float]] = {name: [] for name in (*ORIGINS, *arguments.variants)}
+    for variant in arguments.variants:  # one at a time: each process holds gigabytes of activations
+        _take_turns((*ORIGINS, variant), arguments, first, seconds)
     far = False
     for variant, took in seconds.items():
         precision = VARIANTS[variant][0] if variant in VARIANTS else "float32"
         first_off = abs(first[variant] - first["origin"]) / abs(first["origin"])
         far |= not first_off <= FIRST_LOSS_BOUNDS[precision]
         rates = spread([arguments.batch_size / s for s in took])
-        ratios = spread([theirs / ours for theirs, ours in zip(seconds["origin"], took, strict=True)])
+        beside = _rounds_beside(variant, arguments)
+        times, times_keeping = (
+            spread([theirs / ours for theirs, ours in zip(seconds[name][beside], took, strict=True)])
+            for name in ORIGINS
+        )
         append_row(
             arguments.rows, bench="beside_origin", variant=variant, arch=arguments.arch, width=arguments.width,
             image_size=faces.images[0].shape[-1], batch_size=arguments.batch_size, identities=faces.num_classes,
-            precision=precision, device=str(device), images_per_s=rates, times_the_origin=ratios,
-            first_loss_difference=first_off, float64_loss_difference=off, float64_steps=arguments.compared_steps,
+            precision=precision, device=device, images_per_s=rates, times_the_origin=times,
+            times_the_origin_keeping_memory=times_keeping, first_loss_difference=first_off,
+            float64_loss_difference=off, float64_steps=arguments.compared_steps,
         )  # fmt: skip
         print(
-            f"{variant:<18} {rates['median']:>9.1f} images/s  {ratios['median']:.2f} times the origin "
-            f"(p20 {ratios['p20']:.2f}, p80 {ratios['p80']:.2f})  first loss off by {first_off:.1e}"
+            f"{variant:<21} {rates['median']:>9.1f} images/s  {times['median']:.2f} times the origin "
+            f"(p20 {times['p20']:.2f}, p80 {times['p80']:.2f}), {times_keeping['median']:.2f} times the origin keeping "
+            f"memory  first loss off by {first_off:.1e}"
         )
     if far:
         print(f"a first loss is further from the origin's than {FIRST_LOSS_BOUNDS}", file=sys.stderr)
@@ -271,19 +284,87 @@ def _start(variant: str, faces: Faces, arguments: argparse.Namespace, device: to
     backbone = BackboneConfig(arch=arguments.arch, width=arguments.width, embedding_dim=dim)
     student = build_backbone(backbone, faces.images[0].shape[-1], generator=0).to(dtype)
     centres = initial_centres(faces.num_classes, dim, generator=torch.Generator().manual_seed(0), dtype=dtype)
-    if variant == "origin":
+    if variant in ORIGINS:
         return origin_steps(faces, student, centres, device)
     precision, compiled = ("float64", False) if variant == "eager float64" else VARIANTS[variant]
     return our_steps(faces, student, centres, device, precision=precision, compiled=compiled)
 
 
-def _timed_in_turn(runs: dict[str, Callable[[], object]], rounds: int, device: torch.device) -> dict[str, list[float]]:
-    """Seconds of each, by round; one step of every variant a round."""
-    seconds: dict[str, list[float]] = {name: [] for name in runs}
-    for _ in range(rounds):
-        for name, run in runs.items():
-            seconds[name].append(seconds_of(run, device))
-    return seconds
+def _take_turns(
+    group: Sequence[str], arguments: argparse.Namespace, first: dict[str, float], seconds: dict[str, list[float]]
+) -> None:
+    """First losses of some variants, and the seconds of their steps, round by round."""
+    with ExitStack() as stack:
+        running = {name: stack.enter_context(_Process(name, arguments)) for name in group}
+        first.update({name: process.first_loss() for name, process in running.items()})
+        for _ in range(arguments.rounds):
+            for name, process in running.items():
+                seconds[name].append(process.step_s())
+
+
+def _rounds_beside(variant: str, arguments: argparse.Namespace) -> slice:
+    """Which rounds of the origins were taken in turn with a variant: its own group's, or all for the origins."""
+    if variant in ORIGINS:
+        return slice(None)
+    group = arguments.variants.index(variant)
+    return slice(group * arguments.rounds, (group + 1) * arguments.rounds)
+
+
+class _Process:
+    """A variant in a process of its own, which takes a step when it is told to."""
+
+    def __init__(self, variant: str, arguments: argparse.Namespace) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._variant = variant
+        self._connection, theirs = context.Pipe()
+        self._process = context.Process(target=_take_steps, args=(theirs, variant, arguments), daemon=True)
+        self._process.start()
+        theirs.close()
+
+    def __enter__(self) -> _Process:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._connection.close()
+        self._process.join(timeout=30)
+        self._process.kill()
+
+    def first_loss(self) -> float:
+        """Of the step that also compiles and warms up."""
+        return self._receive()
+
+    def step_s(self) -> float:
+        """Seconds of one more step."""
+        return self._receive(ask=True)
+
+    def _receive(self, *, ask: bool = False) -> float:
+        try:
+            if ask:
+                self._connection.send(None)
+            return float(self._connection.recv())
+        except (EOFError, BrokenPipeError):
+            self._process.join(timeout=30)
+            raise RuntimeError(
+                f"the process of `{self._variant}` has ended with {self._process.exitcode} (-9: out of memory; lower "
+                "--batch-size); its own error, if any, stands above"
+            ) from None
+
+
+def _take_steps(connection: Connection, variant: str, arguments: argparse.Namespace) -> None:
+    """In the child: the first loss, then the seconds of a step for each request, until the other end is closed."""
+    if variant != "origin":
+        keep_freed_memory()
+    device = torch.device(arguments.device)
+    steps = _start(variant, _faces(arguments, arguments.batch_size, 2, device), arguments, device)
+    connection.send(float(next(steps)))
+    try:
+        while True:
+            connection.recv()
+            connection.send(seconds_of(lambda: next(steps), device))
+    except EOFError:
+        return
 
 
 if __name__ == "__main__":

@@ -221,6 +221,7 @@ BENCHES: Mapping[str, BenchRows] = {
         },
         values={
             "images_per_s": _RATE, "times_the_origin": Field("spread", "x"),
+            "times_the_origin_keeping_memory": Field("spread", "x"),
             "first_loss_difference": _NUMBER, "float64_loss_difference": _NUMBER,
         },
         notes={"float64_steps": _COUNT},

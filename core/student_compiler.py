@@ -10,23 +10,29 @@ from collections.abc import Callable
 from typing import Any, Literal, TypeAlias
 
 import torch
+import torch._inductor
 from torch import Tensor, nn
 
 CompileMode: TypeAlias = Literal["off", "default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"]
 
+# Left to itself Inductor decides for each graph whether convolutions are channels last; for depthwise ones it then asks
+# for their inputs in (N, H, C, W) order in backward: 22 transposed copies in a MobileFaceNet, none with this.
+_CHANNELS_LAST = {"force_layout_optimization": True}
 _WITH_GRAPHS = ("reduce-overhead", "max-autotune")
 
 
-def compiled_forward(network: nn.Module, mode: CompileMode) -> Callable[[Tensor], Tensor]:
+def compiled_forward(network: nn.Module, mode: CompileMode, *, channels_last: bool) -> Callable[[Tensor], Tensor]:
     """The network's forward pass as training calls it, once a step.
 
     Args:
         network: the student, or DDP around it.
         mode: `off` returns the network itself.
+        channels_last: images and weights are in this memory format, and shall stay in it.
     """
     if mode == "off":
         return network
-    compiled: Any = torch.compile(network, mode=None if mode == "default" else mode, dynamic=False)
+    options = {**torch._inductor.list_mode_options(mode), **(_CHANNELS_LAST if channels_last else {})}
+    compiled: Any = torch.compile(network, dynamic=False, options=options)
     if mode not in _WITH_GRAPHS:
         return compiled
 

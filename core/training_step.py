@@ -123,7 +123,7 @@ class TrainingStep:
                 gradient_as_bucket_view=True,
                 static_graph=True,
             )
-        return compiled_forward(network, compile_student)
+        return compiled_forward(network, compile_student, channels_last=self._precision.channels_last)
 
     def _clip(self) -> Tensor:
         """Clip the student's gradient; its 0-dim norm before clipping."""

@@ -86,6 +86,20 @@ HEADLINES: tuple[Headline, ...] = (
         same=_STEP_SHAPE,
     ),
     Headline(
+        "One step beside the origin's, in turn, batch {batch_size}, {identities} identities, real faces, {precision} "
+        "(`bench beside_origin`), images/s",
+        (
+            Value({"bench": "beside_origin", "variant": "eager float32"}, "images_per_s", "{:.1f} eager"),
+            Value({"bench": "beside_origin", "variant": "compiled float32"}, "images_per_s", "**{:.1f}** compiled"),
+        ),
+        (
+            Value({"bench": "beside_origin", "variant": "origin"}, "images_per_s", "{:.1f}: an origin-style step"),
+            Value({"bench": "beside_origin", "variant": "origin keeping memory"}, "images_per_s",
+                  "{:.1f}: the same with our allocator setting"),
+        ),
+        same=(*_STEP_SHAPE, "arch", "width"),
+    ),
+    Headline(
         "The same step fed by the CPU pipeline: input stall",
         (Value({"bench": "step", "way": "fed", "arch": "mobilefacenet", "width": 1.0, "source": "cpu"},
                "input_stall", "{:.1%}"),),
