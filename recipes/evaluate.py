@@ -54,8 +54,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from adadistill.core.checkpoints import CheckpointError
     from adadistill.core.distributed import LaunchError
     from adadistill.core.verification import NonFiniteEmbeddingsError
+    from adadistill.loaders.record_tools.foreign_sets import ArrowMissingError
 
-    names = ("ijb", "out", "batch_size", "device", "precision", "far", "report")
+    names = ("ijb", "tinyface", "out", "batch_size", "device", "precision", "far", "report")
     settings: dict[str, Any] = {name: getattr(options, name) for name in names}
     try:
         if _many(options):
@@ -74,7 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except NonFiniteEmbeddingsError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return 1
-    except (CheckpointError, LaunchError, OSError, ValueError) as error:
+    except (ArrowMissingError, CheckpointError, LaunchError, OSError, ValueError) as error:
         text = str(error) if options.teacher is not None else _in_options(str(error))
         print(f"{type(error).__name__}: {text}", file=sys.stderr)
         return 2
@@ -86,6 +87,7 @@ def run(
     sets: Sequence[Path],
     *,
     ijb: Sequence[Path] = (),
+    tinyface: Sequence[Path] = (),
     out: Path | None = None,
     batch_size: int = 256,
     device: str | None = None,
@@ -99,6 +101,7 @@ def run(
         source: a checkpoint directory, a run folder, whose newest valid checkpoint is taken, or another network.
         sets: verification sets; each is named by its file's stem.
         ijb: folders of IJB-B or IJB-C.
+        tinyface: folders of TinyFace.
         out: folder for `verification-<name>.json` and `.csv`; default: `report` in the checkpoint's run folder, or
             beside the network's file, or here for a network of the Hub.
         batch_size: images per forward pass and rank.
@@ -122,7 +125,7 @@ def run(
     with distributed_session(device) as ranks:
         scored = load_scored(source, ranks)
         forward = Forward.prepare(scored, precision, batch_size, ranks)
-        paths = BenchmarkPaths(sets=tuple(sets), ijb=tuple(ijb), far=far)
+        paths = BenchmarkPaths(sets=tuple(sets), ijb=tuple(ijb), tinyface=tuple(tinyface), far=far)
         benchmarks = open_benchmarks(paths, scored.image_size, ranks)
         outcomes = [score_benchmark(scored, one, forward) for one in benchmarks]
         results = {done.result.name: details for done, details in outcomes if details is not None}
@@ -215,6 +218,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--ijb", type=Path, nargs="+", default=[], metavar="FOLDER", help="IJB-B or IJB-C, original or prepared"
     )
+    parser.add_argument("--tinyface", type=Path, nargs="+", default=[], metavar="FOLDER", help="TinyFace's test set")
     parser.add_argument("--out", type=Path, help="folder of the results (default: report in the run folder)")
     parser.add_argument("--report", action="store_true", help="write report.html and report.md beside them")
     parser.add_argument("--batch-size", type=positive, default=256, help="images per forward pass and rank")
@@ -245,8 +249,8 @@ def _add_teacher_options(group: argparse._ArgumentGroup) -> None:
 
 def _misuse(options: argparse.Namespace) -> str | None:
     """What is wrong with a command that is well formed; None where nothing is."""
-    if not (options.sets or options.ijb):
-        return "name a benchmark: --sets, --ijb"
+    if not (options.sets or options.ijb or options.tinyface):
+        return "a benchmark is required: --sets, --ijb or --tinyface"
     if (options.network is None) == (options.teacher is None):
         return "name one network: a checkpoint, a file, a CVLface network, or --teacher RECIPE"
     if _many(options) and options.teacher is not None:

@@ -45,6 +45,7 @@ def evaluate_folder(
     source: Callable[[str], Path | TeacherSource] = Path,
     best_by: str | None = None,
     ijb: Sequence[Path] = (),
+    tinyface: Sequence[Path] = (),
     out: Path | None = None,
     batch_size: int = 256,
     device: str | None = None,
@@ -60,7 +61,7 @@ def evaluate_folder(
         source: path -> what is loaded from it; adds what files do not say themselves (colour order of an ONNX file).
         best_by: key of a score.
         out: folder of the results; default: `report` in the run folder, or in the folder itself.
-        sets, ijb, batch_size, device, precision, far, report: as for `evaluate.run`.
+        sets, ijb, tinyface, batch_size, device, precision, far, report: as for `evaluate.run`.
 
     Raises:
         ValueError, OSError: no network, no such key, or a benchmark that cannot be used; before anything is computed.
@@ -69,7 +70,7 @@ def evaluate_folder(
     from adadistill.core.distributed import distributed_session
 
     networks = networks_of(folder, suffixes)
-    paths = BenchmarkPaths(sets=tuple(sets), ijb=tuple(ijb), far=far)
+    paths = BenchmarkPaths(sets=tuple(sets), ijb=tuple(ijb), tinyface=tuple(tinyface), far=far)
     out = out or (folder.parent if folder.name == "checkpoints" else folder) / "report"
     with distributed_session(device) as ranks:
         queue = _Queue(paths, out, precision, batch_size, best_by, ranks)

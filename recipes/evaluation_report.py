@@ -351,7 +351,7 @@ def _comparable_scores(result: BenchmarkResult) -> dict[str, dict[str, float]]:
             found.setdefault(RANKS, {})[f"tinyface {key}"] = score.value
         elif result.kind == "ijb" and (match := _IJB_KEY.fullmatch(key)):
             far = {"0.0001": "1e-4", "1e-05": "1e-5"}.get(match[2], match[2])
-            found.setdefault(match[1], {})[f"{result.name[:4]} {far}"] = score.value
+            found.setdefault(match[1], {})[f"{result.name[:4].upper()} {far}"] = score.value
     return found
 
 
@@ -360,7 +360,7 @@ def _is_published(result: BenchmarkResult) -> bool:
     if result.kind == "verification":
         return PUBLISHED_PAIRS.get(result.name) == result.counts.get("pairs")
     if result.kind == "ijb":
-        return _IJB_PAIRS.get(result.name[:4]) == result.counts.get("pairs")
+        return _IJB_PAIRS.get(result.name[:4].upper()) == result.counts.get("pairs")
     return result.counts.get("probes") == 3728
 
 

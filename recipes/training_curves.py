@@ -82,7 +82,7 @@ def logged_scores(rows: Iterable[Mapping[str, Any]]) -> tuple[Table | None, Figu
     """Scores of the evaluations during training: a table by epoch, and a chart of the accuracies."""
     accuracies: dict[str, dict[int, float]] = {}
     for row in rows:
-        name, epoch, value = row.get("set"), row.get("epoch"), row.get("accuracy")
+        name, epoch, value = row.get("set"), row.get("epoch"), _headline(row)
         if row.get("event") == "evaluation" and isinstance(name, str) and _is_count(epoch) and _is_share(value):
             accuracies.setdefault(name, {})[epoch] = float(value)  # type: ignore[index, arg-type]
     if not accuracies:
@@ -93,7 +93,7 @@ def logged_scores(rows: Iterable[Mapping[str, Any]]) -> tuple[Table | None, Figu
         values = [accuracies[name].get(epoch) for name in accuracies]
         cells: list[Cell] = [None if value is None else Number(value, f"{100.0 * value:.2f}") for value in values]
         table_rows.append([f"after epoch {epoch}", *cells])
-    caption = "Ten-fold accuracy in percent during training, flip sum"
+    caption = "Headline scores in percent during training (of verification sets the ten-fold accuracy)"
     table = Table(caption=caption, heads=["When", *accuracies], rows=table_rows)
     if len(epochs) < 2:
         return table, None
@@ -102,8 +102,8 @@ def logged_scores(rows: Iterable[Mapping[str, Any]]) -> tuple[Table | None, Figu
     chart = line_chart(
         [Series(name, sorted(values.items())) for name, values in shown.items()],
         x=Axis(label="epochs trained", low=0.0, high=float(epochs[-1])),
-        y=Axis(label="accuracy", low=min(0.95, math.floor(20.0 * lowest) / 20.0), high=1.0, percent=True),
-        description=f"Accuracy by epoch on {', '.join(shown)}",
+        y=Axis(label="score", low=min(0.95, math.floor(20.0 * lowest) / 20.0), high=1.0, percent=True),
+        description=f"Scores by epoch on {', '.join(shown)}",
     )
     return table, Figure(svg=chart, caption=caption, key=list(shown), table=table)
 
@@ -148,6 +148,12 @@ def _is_drawable(value: object, panel: _Panel) -> bool:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
         return False
     return abs(value) < 1e12 and (panel.scale == "linear" or value > 1e-12)
+
+
+def _headline(row: Mapping[str, Any]) -> object:
+    """Accuracy of a verification set, the headline score of another benchmark."""
+    scores, key = row.get("scores"), row.get("headline")
+    return scores.get(key) if isinstance(scores, dict) and isinstance(key, str) else row.get("accuracy")
 
 
 def _is_count(value: object) -> bool:

@@ -12,6 +12,7 @@ from torch import nn
 
 from adadistill.core.benchmarks.ijb import ALL_MODES, evaluate_ijb
 from adadistill.core.benchmarks.result import BenchmarkKind, BenchmarkResult
+from adadistill.core.benchmarks.tinyface import TinyFace, evaluate_tinyface, open_tinyface
 from adadistill.core.benchmarks.verification import evaluate_verification
 from adadistill.core.distributed import Ranks, broadcast_text
 from adadistill.core.evaluation import DecodedSet, VerificationSets
@@ -54,6 +55,8 @@ class BenchmarkPaths:
     """Verification sets: `.bin` files or Arrow folders."""
     ijb: tuple[Path, ...] = ()
     """Folders of IJB-B or IJB-C, original or prepared."""
+    tinyface: tuple[Path, ...] = ()
+    """Folders of TinyFace, original or prepared."""
     far: float = 1e-3
     """False-accept rate of the TARs on verification sets."""
 
@@ -70,6 +73,7 @@ def open_benchmarks(paths: BenchmarkPaths, image_size: int, ranks: Ranks) -> tup
     decoded = VerificationSets.load(paths.sets, image_size, rank=ranks.rank, world_size=ranks.world_size)
     opened: list[Benchmark] = [PairSet(one, paths.far) for one in decoded]
     opened += [IjbBenchmark.open(folder, image_size, ranks) for folder in paths.ijb]
+    opened += [TinyFaceBenchmark.open(folder, image_size) for folder in paths.tinyface]
     for (kind, name), times in Counter((one.kind, one.name) for one in opened).items():
         if times > 1:
             raise VerificationSetError(f"two {kind} benchmarks are named {name!r}; results are kept by name")
@@ -161,5 +165,57 @@ class IjbBenchmark:
         """
         result = evaluate_ijb(
             self.dataset, network, ranks=ranks, batch_size=batch_size, precision=precision, image_size=self.image_size
+        )
+        return result, None
+
+
+@dataclass(frozen=True, slots=True)
+class TinyFaceBenchmark:
+    """TinyFace, every image looked at."""
+
+    dataset: TinyFace
+    image_size: int
+    data_sha256: str
+
+    @staticmethod
+    def open(folder: Path, image_size: int) -> TinyFaceBenchmark:
+        """Read the lists and the headers of all images.
+
+        Raises:
+            OSError, ValueError, ArrowMissingError: as `open_tinyface` and `TinyFace.inspect`.
+        """
+        dataset = open_tinyface(folder)
+        return TinyFaceBenchmark(dataset, image_size, dataset.inspect(image_size))
+
+    @property
+    def kind(self) -> BenchmarkKind:
+        """`tinyface`."""
+        return "tinyface"
+
+    @property
+    def name(self) -> str:
+        """Of the set."""
+        return self.dataset.name
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """How images are fused."""
+        return {"flip": "sum of raw embeddings"}
+
+    def evaluate(
+        self, network: nn.Module, *, ranks: Ranks, batch_size: int, precision: Precision
+    ) -> tuple[BenchmarkResult, VerificationResult | None]:
+        """Closed-set identification.
+
+        Raises:
+            NonFiniteEmbeddingsError, TinyFaceError, ImageDecodeError: as `evaluate_tinyface`.
+        """
+        result = evaluate_tinyface(
+            network,
+            self.dataset,
+            ranks=ranks,
+            batch_size=batch_size,
+            precision=precision,
+            image_size=self.image_size,
         )
         return result, None
