@@ -258,7 +258,8 @@ def _curves(group: _Group, best: Evaluation | None) -> list[Block]:
     figures: list[Figure] = []
     for name, curves in by_name.items():
         figures += roc_and_det(group.title if name == group.first.name else f"{group.title}, {name}", curves)
-    for network in chosen[:_MOST_HISTOGRAMS]:
+    best_first = sorted(chosen, key=lambda name: best is None or name != best.name)
+    for network in best_first[:_MOST_HISTOGRAMS]:
         for histogram in group.results[network].histograms:
             title = group.title if histogram.name == group.first.name else f"{group.title}, {histogram.name}"
             figure = score_histogram(title, network, histogram)
@@ -367,9 +368,11 @@ def _is_published(result: BenchmarkResult) -> bool:
 def _training(metrics: Sequence[Mapping[str, Any]]) -> list[Block]:
     table, accuracies = logged_scores(metrics)
     figures = training_figures(metrics)
-    blocks: list[Block] = [] if table is None else [table]
+    blocks: list[Block] = []
     if accuracies is not None:
         figures = [accuracies, *figures]
+    elif table is not None:
+        blocks.append(table)
     if figures:
         blocks.append(Figures(figures))
     return blocks or [Paragraph("The run has logged nothing yet.")]

@@ -38,3 +38,18 @@ def write_checkpoints(folder: Path, count: int = 3) -> Path:
             writer.save(10 * (index + 1), Snapshot(model=network.state_dict(), state=state))
             writer.wait()
     return folder
+
+
+def write_tinyface(root: Path, *, side: int = SIDE) -> Path:
+    """TinyFace's own layout with six probes, of which five have a mate, and seven distractors."""
+    draw = np.random.default_rng(0)
+    for folder, names in (
+        ("Probe", [f"{person}_1.jpg" for person in range(6)]),
+        ("Gallery_Match", [f"{person}_2.jpg" for person in range(5)]),
+        ("Gallery_Distractor", [f"{number}.jpg" for number in range(7)]),
+    ):
+        (root / folder).mkdir(parents=True)
+        for name in names:
+            pixels = draw.integers(0, 256, (side, side, 3), dtype=np.uint8)
+            (root / folder / name).write_bytes(simplejpeg.encode_jpeg(pixels))
+    return root

@@ -66,6 +66,7 @@ summary {{ font-size: 0.84rem; color: var(--soft); cursor: pointer; }}
 div.pictures {{ display: flex; flex-wrap: wrap; gap: 0.8rem; }}
 div.pictures img {{ display: block; image-rendering: auto; }}
 div.pictures figcaption {{ max-width: 8.5rem; }}
+@media (max-width: 600px) {{ td code {{ min-width: 10rem; }} td.long {{ min-width: 13rem; }} }}
 @media print {{
   body {{ font-size: 10pt; max-width: none; padding: 0; }}
   nav {{ display: none; }}

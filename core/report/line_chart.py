@@ -67,7 +67,8 @@ class Axis:
         if value == 0.0:
             return "0"
         if abs(value) >= 10_000 or abs(value) < 0.001:
-            return f"{value:.3g}".replace("e-0", "e-").replace("e+0", "e")
+            text = f"{value:.0e}" if self.scale == "log" else f"{value:.3g}"
+            return text.replace("e-0", "e-").replace("e+0", "e")
         return f"{value:.6g}"
 
 
