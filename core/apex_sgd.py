@@ -29,17 +29,22 @@ def apex_sgd(
     Raises:
         ApexError: there is no such optimiser, it fails its trial, or a parameter is not on CUDA.
     """
-    fused_sgd = _find_fused_sgd()
     trained = list(parameters)
-    devices = {parameter.device for parameter in trained}
-    if any(device.type != "cuda" for device in devices):
-        raise ApexError(
-            f"optim.backend apex runs on CUDA, these parameters are on {', '.join(sorted(map(str, devices)))}; "
-            "set optim.backend=torch"
-        )
-    for device in devices:
-        require_skipping(fused_sgd, device)
-    return fused_sgd(trained, lr=lr, momentum=momentum, weight_decay=weight_decay)
+    for device in {parameter.device for parameter in trained}:
+        require_apex(device)
+    return _find_fused_sgd()(trained, lr=lr, momentum=momentum, weight_decay=weight_decay)
+
+
+def require_apex(device: torch.device) -> None:
+    """See that apex can train on a device, before anything is built on it.
+
+    Raises:
+        ApexError: as `apex_sgd`.
+    """
+    fused_sgd = _find_fused_sgd()
+    if device.type != "cuda":
+        raise ApexError(f"optim.backend apex runs on CUDA, this is to run on {device}; set optim.backend=torch")
+    require_skipping(fused_sgd, device)
 
 
 def step_apex_where_finite(optimiser: Any, finite: Tensor) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from adadistill.core.apex_sgd import require_apex
 from adadistill.core.backbones import build_backbone
 from adadistill.core.benchmarks.suite import Benchmark, BenchmarkPaths, open_benchmarks
 from adadistill.core.checkpoints import (
@@ -190,6 +191,8 @@ def _open_parts(recipe: Recipe, ranks: Ranks) -> _Parts:
         torch.backends.cudnn.benchmark = False
     elif ranks.device.type == "cuda":
         torch.backends.cudnn.benchmark = True
+    if recipe.optim.backend == "apex":
+        require_apex(ranks.device)
     precision = resolve_precision(recipe.precision, ranks.device)
     records = named_records(recipe.data)
     order = SampleOrder(len(records), recipe.data.global_batch_size, derive_seed(recipe.seed, "sample_order"))

@@ -7,10 +7,13 @@ import types
 
 import pytest
 import torch
+from tiny_training import tiny_recipe, write_tiny_records
 from torch import Tensor, nn
 
 from adadistill.core.apex_sgd import ApexError, apex_sgd, require_skipping, step_apex_where_finite
+from adadistill.core.distributed import Ranks
 from adadistill.core.optimiser import OptimConfig, build_optimiser, step_where_finite
+from adadistill.core.run import run_training
 
 CPU = torch.device("cpu")
 
@@ -88,8 +91,16 @@ def _install(monkeypatch, fused_sgd: type) -> None:
 
 def test_parameters_on_the_cpu_are_refused(monkeypatch):
     _install(monkeypatch, StandInSGD)
-    with pytest.raises(ApexError, match="runs on CUDA, these parameters are on cpu"):
+    with pytest.raises(ApexError, match="runs on CUDA, this is to run on cpu"):
         apex_sgd([nn.Parameter(torch.zeros(2))], lr=0.1, momentum=0.9, weight_decay=0.0)
+
+
+def test_a_run_without_it_is_refused_before_it_has_a_folder(tmp_path):
+    write_tiny_records(tmp_path / "faces")
+    recipe = tiny_recipe(tmp_path / "faces", optim__backend="apex")
+    with pytest.raises(ApexError, match="apex"):
+        run_training(recipe, tmp_path / "run", ranks=Ranks())
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.gpu
