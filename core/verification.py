@@ -256,7 +256,7 @@ def ten_fold_tar(distances: Floats, same: Bools, *, far: float = 1e-3) -> FoldTa
     _check_pairs(distances, same, at_least=FOLDS)
     _check_far(far)
     folds = _fold_of_pair(len(same))
-    obstacle = _one_sided_fold(same)
+    obstacle = one_sided_fold(same)
     if obstacle is not None:
         raise ValueError(obstacle)
     false_accepts = _accepted_counts(distances[~same], folds[~same], TAR_THRESHOLDS)  # (FOLDS, 4000)
@@ -398,8 +398,8 @@ def verification_result(
     distances = pair_distances(unit_embeddings)
     same = same.astype(np.bool_)
     accuracy = ten_fold_accuracy(distances, same) if len(same) >= FOLDS else None
-    one_sided_fold = _one_sided_fold(same)
-    tar = ten_fold_tar(distances, same, far=far) if one_sided_fold is None else None
+    lopsided = one_sided_fold(same)
+    tar = ten_fold_tar(distances, same, far=far) if lopsided is None else None
     strict = tar_at_far(-distances, same, far=far)
     one_class = "no different pairs" if same.all() else "no same pairs" if not same.any() else None
     notes: dict[str, str] = {}
@@ -407,8 +407,8 @@ def verification_result(
         notes["accuracy"] = f"{len(same)} pairs cannot be cut into {FOLDS} folds"
     elif one_class is not None:
         notes["accuracy"] = f"{one_class}: judging every pair alike scores 100 %"
-    if one_sided_fold is not None:
-        notes["tar_10fold"] = one_sided_fold
+    if lopsided is not None:
+        notes["tar_10fold"] = lopsided
     elif (~same).sum() * far < 1.0 - 1e-9:
         notes["tar_10fold"] = f"{(~same).sum()} different pairs: interpolated between none and one false accept"
     if strict.reason is not None:
@@ -436,6 +436,18 @@ def verification_result(
     )
 
 
+def one_sided_fold(same: Bools) -> str | None:
+    """Which tenth of (P,) flags lacks same or different pairs, so that its TAR or FAR is undefined; None: none does."""
+    if len(same) < FOLDS:
+        return f"{len(same)} pairs cannot be cut into {FOLDS} folds"
+    folds = _fold_of_pair(len(same))
+    for kind, members in (("same", same), ("different", ~same)):
+        empty = np.flatnonzero(np.bincount(folds[members], minlength=FOLDS) == 0)
+        if empty.size:
+            return f"{empty.size} of {FOLDS} folds hold no {kind} pairs, the first is fold {empty[0]} (from 0)"
+    return None
+
+
 def _percent(rate: float | None, deviation: float | None) -> str:
     if rate is None or deviation is None:
         return "undefined"
@@ -447,18 +459,6 @@ def _fold_of_pair(pairs: int) -> npt.NDArray[np.int64]:
     sizes = np.full(FOLDS, pairs // FOLDS)
     sizes[: pairs % FOLDS] += 1
     return np.repeat(np.arange(FOLDS), sizes)
-
-
-def _one_sided_fold(same: Bools) -> str | None:
-    """Which tenth lacks same or different pairs, so that its TAR or FAR is undefined; None where none does."""
-    if len(same) < FOLDS:
-        return f"{len(same)} pairs cannot be cut into {FOLDS} folds"
-    folds = _fold_of_pair(len(same))
-    for kind, members in (("same", same), ("different", ~same)):
-        empty = np.flatnonzero(np.bincount(folds[members], minlength=FOLDS) == 0)
-        if empty.size:
-            return f"{empty.size} of {FOLDS} folds hold no {kind} pairs, the first is fold {empty[0]} (from 0)"
-    return None
 
 
 def _accepted_counts(distances: Floats, folds: npt.NDArray[np.int64], thresholds: Floats) -> npt.NDArray[np.int64]:

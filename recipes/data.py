@@ -1,4 +1,5 @@
-"""`adadistill data VERB ...`: record files packed, verified, sealed, shuffled, split, merged, counted and converted."""
+"""`adadistill data VERB ...`: record files packed, verified, sealed, shuffled, split, merged, counted and converted;
+verification sets made."""
 
 from __future__ import annotations
 
@@ -18,7 +19,11 @@ from adadistill.loaders.record_tools.rewrite import Progress, Written, merge_rec
 from adadistill.loaders.record_tools.statistics import RecordStatistics, record_statistics
 from adadistill.loaders.recordio import RecordError
 
-_OWN_FILES = {"pack": "adadistill.recipes.data_pack", "verify": "adadistill.recipes.data_verify"}
+_OWN_FILES = {
+    "pack": "adadistill.recipes.data_pack",
+    "verify": "adadistill.recipes.data_verify",
+    "pairs": "adadistill.recipes.data_pairs",
+}
 """Verbs with a file of their own, which has `run(argv)`."""
 
 
@@ -48,6 +53,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_split(verbs.add_parser("split", help="cut into random parts, of images or of whole identities"))
     _add_merge(verbs.add_parser("merge", help="join files into one of insightface's layout"))
     _add_stats(verbs.add_parser("stats", help="count identities, sizes and kinds of images"))
+    verbs.add_parser("pairs", help="make a verification .bin of a list of pairs and a folder", add_help=False)
     _add_convert(verbs.add_parser("convert", help="WebDataset tars, parquet image sets or class folders to records"))
     return parser
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 import csv
 import os
 import re
-import warnings
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -184,11 +183,10 @@ def _pairs(path: Path) -> Ints:
     lines = 0
     for block in _blocks(path):
         rows = block.count(b"\n") + (not block.endswith(b"\n"))
-        strange = re.search(rb"[^0-9 \t\r\n]", block)
-        values = _parsed(block) if strange is None else np.zeros(0)
-        if strange is not None or len(values) != 3 * rows:
+        if re.search(rb"[^0-9 \t\r\n]", block) or not _three_on_each_line(block):
             at = lines + _first_wrong_line(block)
             raise IjbError(f"{path}, line {at}: is not two templates and a label, three whole numbers")
+        values = np.fromstring(block.decode("ascii"), dtype=np.int64, sep=" ")
         parts.append(values.reshape(-1, 3))
         lines += rows
     if not parts:
@@ -196,10 +194,14 @@ def _pairs(path: Path) -> Ints:
     return np.concatenate(parts)
 
 
-def _parsed(block: bytes) -> Ints:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # for text that ends early; the count tells
-        return np.fromstring(block.decode("ascii"), dtype=np.int64, sep=" ")
+def _three_on_each_line(block: bytes) -> bool:
+    text = np.frombuffer(block, dtype=np.uint8)
+    digit = text >= ord("0")
+    begins = np.flatnonzero(digit & ~np.append(False, digit[:-1]))  # of numbers
+    before_end = np.searchsorted(begins, np.flatnonzero(text == ord("\n")))  # numbers up to each line's end
+    if not block.endswith(b"\n"):
+        before_end = np.append(before_end, len(begins))
+    return bool((before_end == 3 * np.arange(1, len(before_end) + 1)).all())
 
 
 def _first_wrong_line(block: bytes) -> int:

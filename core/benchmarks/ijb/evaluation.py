@@ -34,6 +34,7 @@ def evaluate_ijb(
     modes: Sequence[PoolingMode] = ALL_MODES,
     cache: EmbeddingCache | None = None,
     threads: int | None = None,
+    block_rows: int = BLOCK_ROWS,
 ) -> BenchmarkResult:
     """Score a network, 1:1 and, where the set has it, 1:N. All ranks call this together and get the same result.
 
@@ -47,6 +48,7 @@ def evaluate_ijb(
         modes: pooling modes to report.
         cache: keeps embeddings on disk, and reads what is there. None: nothing is kept.
         threads: that decode on each rank; default one per CPU, at most 8.
+        block_rows: images that a rank embeds between two gatherings, which is also what a cache stores as one file.
 
     Raises:
         EmbeddingCacheError: the cache is of another network, other data, or another precision.
@@ -56,7 +58,14 @@ def evaluate_ijb(
 
     Memory on the main rank, for IJB-C: 2 GB of embeddings while they are put together, then under 4 GB.
     """
-    embedder = Embedder(network=network, ranks=ranks, batch_size=batch_size, precision=precision, image_size=image_size)
+    embedder = Embedder(
+        network=network,
+        ranks=ranks,
+        batch_size=batch_size,
+        precision=precision,
+        image_size=image_size,
+        block_rows=block_rows,
+    )
     data_sha256, stored = _shared(lambda: _opened(dataset, embedder, cache), ranks)
     begun = time.perf_counter()
     embeddings = embed_set(
@@ -85,7 +94,7 @@ def _opened(dataset: IjbSet, embedder: Embedder, cache: EmbeddingCache | None) -
         precision=str(precision.autocast_dtype or precision.dtype).removeprefix("torch."),
         image_size=embedder.image_size,
         images=len(dataset.images),
-        block_rows=BLOCK_ROWS,
+        block_rows=embedder.block_rows,
     )
     return data_sha256, blocks
 

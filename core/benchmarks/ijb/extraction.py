@@ -42,6 +42,8 @@ class Embedder:
     batch_size: int
     precision: Precision
     image_size: int
+    block_rows: int = BLOCK_ROWS
+    """Images that a rank embeds in one round."""
 
     def flip_sums(self, images_u8: npt.NDArray[np.uint8]) -> Tensor:
         """(n, H, W, 3), n > 0 -> (n, D) float32 on the CPU, by this rank alone."""
@@ -70,8 +72,8 @@ def embed_set(
         NonFiniteEmbeddingsError: on every rank, naming the image.
         ImageDecodeError, IjbError, OSError: an image is damaged, of another size, or gone.
     """
-    ranks = embedder.ranks
-    blocks = [(start, min(start + BLOCK_ROWS, len(images))) for start in range(0, len(images), BLOCK_ROWS)]
+    ranks, rows_of_block = embedder.ranks, embedder.block_rows
+    blocks = [(start, min(start + rows_of_block, len(images))) for start in range(0, len(images), rows_of_block)]
     held = {number: rows for number in range(len(blocks)) if stored and (rows := stored.read(number)) is not None}
     missing: list[int] = json.loads(broadcast_text(json.dumps(sorted(set(range(len(blocks))) - set(held))), ranks))
     if held and missing:
@@ -116,9 +118,10 @@ def _gathered(
     """(number, rows) of every block of a round, on all ranks."""
     if ranks.world_size == 1:
         return [(round_blocks[0], part.numpy())]
-    padded = F.pad(part, (0, 0, 0, BLOCK_ROWS - len(part))).to(ranks.device)  # (BLOCK_ROWS, D)
-    gathered = gather_rows(padded, ranks).cpu().split(BLOCK_ROWS)
     sizes = [blocks[number][1] - blocks[number][0] for number in round_blocks]
+    longest = max(sizes)
+    padded = F.pad(part, (0, 0, 0, longest - len(part))).to(ranks.device)  # (longest, D)
+    gathered = gather_rows(padded, ranks).cpu().split(longest)
     return [
         (number, rows[:size].numpy().copy())
         for number, rows, size in zip(round_blocks, gathered[: len(round_blocks)], sizes, strict=True)
