@@ -9,15 +9,15 @@ _LONGEST = 600
 _MARKDOWN_SPECIAL = re.compile(r"([\\`*_\[\]|~#!])")
 
 
-def one_line(text: str, longest: int = _LONGEST) -> str:
+def one_line(text: str, *, longest: int = _LONGEST) -> str:
     """Printable characters on one line; what is longer than `longest` ends in three dots."""
     line = "".join(one if one.isprintable() else "?" for one in " ".join(text.split()))
     return line if len(line) <= longest else line[: longest - 3] + "..."
 
 
-def html_text(text: str) -> str:
+def html_text(text: str, *, longest: int = _LONGEST) -> str:
     """Safe between tags and inside quoted attributes."""
-    return escape(one_line(text), quote=True)
+    return escape(one_line(text, longest=longest), quote=True)
 
 
 def markdown_text(text: str) -> str:
