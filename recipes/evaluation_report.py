@@ -260,7 +260,10 @@ def _curves(group: _Group, best: Evaluation | None) -> list[Block]:
         figures += roc_and_det(group.title if name == group.first.name else f"{group.title}, {name}", curves)
     best_first = sorted(chosen, key=lambda name: best is None or name != best.name)
     for network in best_first[:_MOST_HISTOGRAMS]:
+        mode = _POOLING.search(group.results[network].headline)
         for histogram in group.results[network].histograms:
+            if mode is not None and mode[0] not in histogram.name:
+                continue  # one pooling mode is enough to see how the scores lie
             title = group.title if histogram.name == group.first.name else f"{group.title}, {histogram.name}"
             figure = score_histogram(title, network, histogram)
             figures += [] if figure is None else [figure]

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from evaluated_networks import BACKBONE, SIDE, write_checkpoints, write_pairs
+from rank_processes import run_ranks
 
 from adadistill.core.backbones import BackboneConfig, build_backbone
 from adadistill.core.backbones.public_weights import public_names
@@ -17,6 +18,8 @@ from adadistill.core.network_checkpoint import describe_network
 from adadistill.recipes import evaluate_folder
 from adadistill.recipes.evaluate import main
 from adadistill.recipes.evaluation_files import read_evaluation, read_evaluations
+
+TESTS = Path(__file__).resolve().parent.parent
 
 
 @pytest.fixture
@@ -86,6 +89,28 @@ def test_a_killed_launch_goes_on_where_it_was(run_folder, faces, tmp_path, score
     assert evaluate(run_folder, "--all", "--sets", faces, more, "--out", whole) == 0
     for resumed, once in zip(read_evaluations(run_folder / "report")[0], read_evaluations(whole)[0], strict=True):
         assert [result.scores for result in resumed.results] == [result.scores for result in once.results]
+
+
+def test_two_ranks_agree_on_what_is_left_to_do(run_folder, faces, tmp_path):
+    assert evaluate(run_folder, "--all", "--sets", faces) == 0
+    alone = read_evaluations(run_folder / "report")[0]
+    (run_folder / "report" / "verification-step-00000020.json").unlink()
+    script = tmp_path / "launch.py"
+    script.write_text(
+        f"import sys; sys.path.insert(0, {str(TESTS)!r})\n"
+        "import tests_support; tests_support.make_importable()\n"
+        "from adadistill.recipes.evaluate import main\n"
+        "sys.exit(main(sys.argv[1:]))\n"
+    )
+
+    first, second = run_ranks([str(script), str(run_folder), "--all", "--sets", str(faces), "--device", "cpu"], 2)
+
+    assert first.count("best") == 1
+    assert second == ""
+    together = read_evaluations(run_folder / "report")[0]
+    assert [one.setting["world_size"] for one in together] == [1, 2, 1]
+    for one, other in zip(alone, together, strict=True):
+        assert one.headlines == pytest.approx(other.headlines, abs=0.05)
 
 
 def test_changed_data_networks_and_settings_are_scored_anew(run_folder, faces, scored):
