@@ -64,7 +64,7 @@ class LoopConfig:
     epochs: int
     log_every: int
     evaluate_every_epochs: int
-    evaluate_large_every_epochs: int = 4
+    evaluate_large_every_epochs: int
     evaluation_batch_size: int
     checkpoint: CheckpointConfig
     augmentation: Augmentation

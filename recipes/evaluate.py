@@ -266,7 +266,11 @@ def _misuse(options: argparse.Namespace) -> str | None:
     listed = ", ".join(f"--{name.replace('_', '-')}" for name in given)
     if options.teacher is not None:
         return f"{listed}: {options.teacher} says this of its teacher itself"
-    if not _many(options) and source_kind(options.network, options.revision) == "checkpoint":
+    if _many(options):
+        of_checkpoints = not options.suffix and (Path(options.network) / "checkpoints").is_dir()
+    else:
+        of_checkpoints = source_kind(options.network, options.revision) == "checkpoint"
+    if of_checkpoints:
         return f"{listed}: a checkpoint says this itself, and {options.network} is taken for one"
     return None
 

@@ -64,7 +64,8 @@ def evaluate_folder(
         sets, ijb, tinyface, batch_size, device, precision, far, report: as for `evaluate.run`.
 
     Raises:
-        ValueError, OSError: no network, no such key, or a benchmark that cannot be used; before anything is computed.
+        ValueError, OSError: no network, a key of none of the benchmarks, or a benchmark that cannot be used, before
+            anything is computed; a benchmark that has no such score, when all are done and kept.
     """
     from adadistill.core.benchmarks.suite import BenchmarkPaths
     from adadistill.core.distributed import distributed_session

@@ -181,6 +181,13 @@ def test_a_score_that_cannot_choose_is_refused_before_anything_is_embedded(
     assert scored == []
 
 
+def test_options_for_other_networks_are_refused_with_checkpoints(run_folder, faces, scored, capsys):
+    with pytest.raises(SystemExit):
+        evaluate(run_folder, "--all", "--sets", faces, "--color", "bgr")
+    assert "--color: a checkpoint says this itself" in capsys.readouterr().err
+    assert scored == []
+
+
 def test_an_unknown_score_of_a_known_set_is_refused_with_those_there_are(run_folder, faces, capsys):
     assert evaluate(run_folder, "--all", "--sets", faces, "--best-by", "verification.faces.auc") == 2
     assert "there are verification.faces.Accuracy-Flip, " in capsys.readouterr().err
