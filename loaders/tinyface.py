@@ -8,10 +8,9 @@ paths are probes, gallery and distractors. TinyFace's own layout is folders `Pro
 from __future__ import annotations
 
 import hashlib
-import os
-from collections.abc import Generator, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Protocol
 
@@ -19,8 +18,8 @@ import numpy as np
 import numpy.typing as npt
 
 from adadistill.loaders.arrow_images import ArrowImagesError, is_arrow_folder, open_arrow_images
-from adadistill.loaders.pixels import ImageDecodeError, decode_image, image_size
-from adadistill.loaders.prefetch import prefetched
+from adadistill.loaders.pixels import ImageDecodeError, decode_image
+from adadistill.loaders.pixels import image_size as header_size
 from adadistill.loaders.record_tools.foreign_sets import MAX_IMAGE_BYTES
 from adadistill.loaders.torch_metadata import TorchMetadataError, read_torch_metadata
 
@@ -99,69 +98,66 @@ class TinyFace:
     gallery_labels: npt.NDArray[np.int64]
     """(G,) people; -100 for distractors."""
 
-    def inspect(self, side: int) -> str:
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def readers(
+        self, start: int, stop: int, image_size: int
+    ) -> Generator[Callable[[], npt.NDArray[np.uint8]], None, None]:
+        """For each image of [start, stop) in order, what makes its (image_size, image_size, 3) uint8 RGB pixels.
+
+        Each call raises ImageDecodeError, or TinyFaceError where the image has another size.
+        """
+        for row, body in enumerate(self.images.bodies(start, stop), start=start):
+            yield partial(_pixels, body, self.images.where(row), image_size)
+
+    def sha256(self) -> str:
+        """Of all encoded images, in order of their rows, and of who is probe and gallery. Reads everything."""
+        return self._hash_of_images(lambda row, body: None)
+
+    def inspect(self, image_size: int) -> str:
         """Read every image's header, so that a bad one is known before the first is embedded.
 
         Args:
-            side: in pixels, that each image must have; a face that was aligned for another size is not rescaled.
+            image_size: side in pixels that each must have; a face aligned for another size is not rescaled.
 
         Returns:
-            sha256 of all encoded images, in order of their rows, and of who is probe and gallery.
+            `sha256`, as everything is read anyway.
 
         Raises:
             TinyFaceError: names the first image that is no JPEG or PNG of that size, and counts them.
             OSError, ArrowImagesError: an image cannot be read.
         """
-        digest = hashlib.sha256()
         bad: list[str] = []
-        for row, body in enumerate(self.images.bodies(0, len(self.images))):
+
+        def check(row: int, body: bytes) -> None:
+            where = self.images.where(row)
+            try:
+                _check_size(header_size(body, where=where), where, image_size)
+            except (ImageDecodeError, TinyFaceError) as error:
+                bad.append(str(error))
+
+        sha256 = self._hash_of_images(check)
+        if bad:
+            raise TinyFaceError(f"{self.folder}: {len(bad)} of {len(self)} images cannot be used; {bad[0]}")
+        return sha256
+
+    def _hash_of_images(self, visit: Callable[[int, bytes], None]) -> str:
+        digest = hashlib.sha256()
+        for row, body in enumerate(self.images.bodies(0, len(self))):
+            visit(row, body)
             digest.update(len(body).to_bytes(8, "little"))
             digest.update(body)
-            try:
-                size = image_size(body, where=self.images.where(row))
-                if size != (side, side):
-                    bad.append(f"{self.images.where(row)}: is {size[0]} x {size[1]} pixels, not {side} x {side}")
-            except ImageDecodeError as error:
-                bad.append(str(error))
-        if bad:
-            raise TinyFaceError(f"{self.folder}: {len(bad)} of {len(self.images)} images cannot be used; {bad[0]}")
         for part in (self.probes, self.probe_labels, self.gallery, self.gallery_labels):
             digest.update(part.tobytes())
         return digest.hexdigest()
-
-    def pixel_blocks(
-        self, start: int, stop: int, side: int, *, rows: int = 2048, threads: int | None = None
-    ) -> Generator[npt.NDArray[np.uint8], None, None]:
-        """Images [start, stop) as (n, side, side, 3) uint8 RGB, n <= rows; the next block is made meanwhile.
-
-        Args:
-            threads: that decode beside each other; default one per CPU, at most 8.
-
-        Raises:
-            ImageDecodeError: an image is damaged; the message names it.
-        """
-
-        def decode(numbered: tuple[int, bytes]) -> npt.NDArray[np.uint8]:
-            return decode_image(numbered[1], where=self.images.where(numbered[0]))
-
-        def decoded() -> Generator[npt.NDArray[np.uint8], None, None]:
-            with ThreadPoolExecutor(threads or min(8, os.cpu_count() or 1)) as pool:
-                for first in range(start, stop, rows):
-                    last = min(first + rows, stop)
-                    pixels = np.empty((last - first, side, side, 3), dtype=np.uint8)
-                    numbered = enumerate(self.images.bodies(first, last), start=first)
-                    for place, image in enumerate(pool.map(decode, numbered)):  # the first error is raised here
-                        pixels[place] = image
-                    yield pixels
-
-        return prefetched(decoded(), depth=1)
 
     @property
     def counts(self) -> dict[str, int]:
         """Images, probes, matched gallery images, distractors."""
         distractors = int((self.gallery_labels == DISTRACTOR).sum())
         return {
-            "images": len(self.images),
+            "images": len(self),
             "probes": len(self.probes),
             "gallery": len(self.gallery) - distractors,
             "distractors": distractors,
@@ -229,6 +225,17 @@ def tinyface_of_lists(
         gallery=np.concatenate([matched, distractors]),
         gallery_labels=np.concatenate([matched_labels, np.full(len(distractors), DISTRACTOR, dtype=np.int64)]),
     )
+
+
+def _pixels(body: bytes, where: str, side: int) -> npt.NDArray[np.uint8]:
+    pixels = decode_image(body, where=where)
+    _check_size(pixels.shape[:2], where, side)
+    return pixels
+
+
+def _check_size(size: tuple[int, ...], where: str, side: int) -> None:
+    if size != (side, side):
+        raise TinyFaceError(f"{where}: is {size[0]} x {size[1]} pixels, and the network takes {side} x {side}")
 
 
 def _open_arrow(folder: Path) -> TinyFace:

@@ -38,8 +38,8 @@ _ALL_PAIRS = f"{_FLIP}; all pairs"
 
 
 def evaluate_verification(
-    network: nn.Module,
     one: DecodedSet,
+    network: nn.Module,
     *,
     ranks: Ranks,
     batch_size: int = 256,
@@ -49,8 +49,8 @@ def evaluate_verification(
     """Score a network on one set. All ranks of a process group call this together and get equal numbers.
 
     Args:
-        network, ranks, batch_size, precision, far: as for `adadistill.core.evaluation.evaluate_sets`.
         one: of `VerificationSets.load`.
+        network, ranks, batch_size, precision, far: as for `adadistill.core.evaluation.evaluate_sets`.
 
     Returns:
         The set's own numbers, and the same and more in the shape of all benchmarks.

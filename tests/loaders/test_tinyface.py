@@ -77,17 +77,19 @@ def test_metadata_lists_may_be_lists_tuples_or_arrays_of_text(tmp_path, make):
 
 def test_images_aligned_for_another_size_are_refused(tmp_path):
     tinyface = open_tinyface(write_folders(tmp_path / "t"))
-    with pytest.raises(TinyFaceError, match=r"8 of 8 images cannot be used; .*is 8 x 8 pixels, not 9 x 9"):
+    with pytest.raises(
+        TinyFaceError, match=r"8 of 8 images cannot be used; .*is 8 x 8 pixels, and the network takes 9 x 9"
+    ):
         tinyface.inspect(9)
 
 
-def test_pixels_come_in_blocks_in_the_order_of_the_rows(tmp_path):
+def test_pixels_come_in_the_order_of_the_rows_and_of_one_size(tmp_path):
     tinyface = open_tinyface(write_folders(tmp_path / "t"))
-    blocks = list(tinyface.pixel_blocks(1, 8, 8, rows=3, threads=2))
-    assert [len(block) for block in blocks] == [3, 3, 1]
+    pixels = [read() for read in tinyface.readers(1, 8, 8)]
     expected = [simplejpeg.decode_jpeg(body, colorspace="RGB") for body in tinyface.images.bodies(1, 8)]
-    assert np.array_equal(np.concatenate(blocks), np.stack(expected))
-    assert list(tinyface.pixel_blocks(2, 2, 8)) == []
+    assert np.array_equal(np.stack(pixels), np.stack(expected))
+    with pytest.raises(TinyFaceError, match=r"is 8 x 8 pixels, and the network takes 9 x 9"):
+        next(tinyface.readers(0, 1, 9))()
 
 
 def test_an_image_damaged_behind_its_header_is_named(tmp_path):
@@ -95,7 +97,8 @@ def test_an_image_damaged_behind_its_header_is_named(tmp_path):
     (root / "Probe" / "7_3.jpg").write_bytes(BODIES["7_3.jpg"][:-40])
     tinyface = open_tinyface(root)
     with pytest.raises(ImageDecodeError, match=r"Probe/7_3\.jpg"):
-        list(tinyface.pixel_blocks(0, 8, 8))
+        [read() for read in tinyface.readers(0, 8, 8)]
+    assert tinyface.inspect(8) == tinyface.sha256()  # headers are sound
 
 
 @pytest.mark.parametrize(

@@ -47,7 +47,7 @@ def test_the_made_set_is_scored(tmp_path, capsys):
     assert "40 pairs, 20 of them same, of 80 images (copied byte for byte)" in printed
     assert "note" not in printed
     (one,) = VerificationSets.load([tmp_path / "mine.bin"], 112)
-    result, report = evaluate_verification(colour_network(), one, ranks=Ranks())
+    result, report = evaluate_verification(one, colour_network(), ranks=Ranks())
     assert result.accuracy > 0.8
     assert report["verification.mine.Accuracy-Flip"].value == result.accuracy
 
@@ -94,7 +94,7 @@ def test_a_set_of_real_faces_made_again_from_its_files_is_the_same_set(tmp_path,
     (one,) = VerificationSets.load([tmp_path / "again.bin"], 112)
     coarse = nn.Sequential(nn.AvgPool2d(8), nn.Flatten(), nn.LayerNorm(588, elementwise_affine=False))
     with torch.no_grad():
-        result, report = evaluate_verification(coarse, one, ranks=Ranks())
+        result, report = evaluate_verification(one, coarse, ranks=Ranks())
     score = report[report.headline]
     assert score.interval[0] <= result.accuracy <= score.interval[1]
     assert result.accuracy > 0.55  # coarse pixels know something of a face; chance is 0.5

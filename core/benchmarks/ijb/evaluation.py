@@ -3,24 +3,21 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import TypeVar
 
-import torch.distributed as dist
 from torch import nn
 
 from adadistill.core.benchmarks.ijb.embedding_cache import EmbeddingCache, StoredBlocks
 from adadistill.core.benchmarks.ijb.extraction import BLOCK_ROWS, Embedder, embed_set
 from adadistill.core.benchmarks.ijb.pooling import ALL_MODES, PoolingMode
 from adadistill.core.benchmarks.ijb.scoring import score_ijb
+from adadistill.core.benchmarks.main_rank import computed_on_main
 from adadistill.core.benchmarks.result import BenchmarkResult
 from adadistill.core.distributed import Ranks
 from adadistill.core.evaluation import FLOAT32
 from adadistill.core.precision import Precision
 from adadistill.loaders.ijb import IjbSet
-
-Shared = TypeVar("Shared")
 
 
 def evaluate_ijb(
@@ -66,7 +63,7 @@ def evaluate_ijb(
         image_size=image_size,
         block_rows=block_rows,
     )
-    data_sha256, stored = _shared(lambda: _opened(dataset, embedder, cache), ranks)
+    data_sha256, stored = computed_on_main(lambda: _opened(dataset, embedder, cache), ranks)
     begun = time.perf_counter()
     embeddings = embed_set(
         dataset.name, dataset.images, embedder, stored=stored if ranks.is_main else None, threads=threads
@@ -80,7 +77,7 @@ def evaluate_ijb(
         )
         return replace(result, seconds={"embed": embedded - begun, "score": time.perf_counter() - embedded})
 
-    return _shared(score, ranks)
+    return computed_on_main(score, ranks)
 
 
 def _opened(dataset: IjbSet, embedder: Embedder, cache: EmbeddingCache | None) -> tuple[str, StoredBlocks | None]:
@@ -97,21 +94,3 @@ def _opened(dataset: IjbSet, embedder: Embedder, cache: EmbeddingCache | None) -
         block_rows=embedder.block_rows,
     )
     return data_sha256, blocks
-
-
-def _shared(compute: Callable[[], Shared], ranks: Ranks) -> Shared:
-    """What the main rank computes, on all ranks; its error too, so that nobody waits for a rank that has left."""
-    if ranks.world_size == 1:
-        return compute()
-    box: list[tuple[Shared | None, Exception | None]] = [(None, None)]
-    if ranks.is_main:
-        try:
-            box = [(compute(), None)]
-        except Exception as error:
-            box = [(None, error)]
-    dist.broadcast_object_list(box, src=0)
-    value, failure = box[0]
-    if failure is not None:
-        raise failure
-    assert value is not None, "a value or an error was sent"
-    return value

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
+from adadistill.core.benchmarks.ijb.embedding_cache import EmbeddingCache, StoredBlocks
+from adadistill.core.benchmarks.ijb.extraction import BLOCK_ROWS, Embedder, embed_set
+from adadistill.core.benchmarks.main_rank import computed_on_main
 from adadistill.core.benchmarks.result import BenchmarkResult, Score
 from adadistill.core.benchmarks.tinyface.mate_ranks import Floats, mate_ranks
-from adadistill.core.distributed import Ranks, gather_rows
-from adadistill.core.evaluation import FLOAT32, embed_images, rank_share
+from adadistill.core.distributed import Ranks
+from adadistill.core.evaluation import FLOAT32
 from adadistill.core.precision import Precision
 from adadistill.core.verification import NonFiniteEmbeddingsError
 from adadistill.loaders.tinyface import PUBLISHED_COUNTS, TinyFace
@@ -35,41 +36,61 @@ _PROTOCOL = (
 
 
 def evaluate_tinyface(
-    network: nn.Module,
     tinyface: TinyFace,
+    network: nn.Module,
     *,
     ranks: Ranks,
     batch_size: int = 256,
     precision: Precision = FLOAT32,
     image_size: int = 112,
+    cache: EmbeddingCache | None = None,
     threads: int | None = None,
+    block_rows: int = BLOCK_ROWS,
 ) -> BenchmarkResult:
-    """Score a network. All ranks of a process group call this together and get equal results.
+    """Score a network. All ranks of a process group call this together and get the same result.
 
     Args:
-        network: images (B, 3, H, W) in [-1, 1] RGB -> raw embeddings (B, D). Used in eval mode without gradients; the
-            mode of every submodule is put back, also after an error.
         tinyface: of `open_tinyface`.
-        ranks: who this process is, and the device that the network is on; scores are computed there too.
+        network: images (B, 3, H, W) in [-1, 1] RGB -> raw embeddings (B, D). Used in eval mode without gradients; the
+            mode of every submodule is put back.
+        ranks: who this process is, and the device that the network is on; the main one scores there too.
         batch_size: images per forward pass and rank.
         precision: of the network and its input, with or without autocast.
         image_size: side of the network's images; those of the set must have it.
+        cache: keeps embeddings on disk, and reads what is there. None: nothing is kept.
         threads: that decode on each rank; default one per CPU, at most 8.
+        block_rows: images that a rank embeds in one round.
 
     Raises:
-        TinyFaceError: on every rank and before the network runs, naming an image that is no image of that size.
+        TinyFaceError, OSError, ArrowImagesError: before the network runs, naming an image that cannot be read or is no
+            image of that size.
+        EmbeddingCacheError: the cache is of another network, other data, or another precision.
         ImageDecodeError: an image is damaged behind a sound header; on the rank that reads it, which ends the launch.
-        NonFiniteEmbeddingsError: on every rank, naming the image.
+        NonFiniteEmbeddingsError: on every rank, naming the image by its row.
+        An error of the main rank is raised on every rank.
 
-    Memory: two blocks of 77 MB of pixels, all embeddings (323 MB for 512 columns) and 128 MiB of scores.
+    Memory on the main rank: two blocks of 77 MB of pixels, all embeddings (323 MB for 512 columns, twice that while
+    they are put together) and 128 MiB of scores.
     """
+    embedder = Embedder(
+        network=network,
+        ranks=ranks,
+        batch_size=batch_size,
+        precision=precision,
+        image_size=image_size,
+        block_rows=block_rows,
+    )
     started = time.perf_counter()
-    data_sha256 = tinyface.inspect(image_size)
+    data_sha256, stored = computed_on_main(lambda: _inspected(tinyface, embedder, cache), ranks)
     inspected = time.perf_counter()
-    embeddings = _flip_sums(network, tinyface, ranks, batch_size, precision, image_size, threads)
-    embedded = time.perf_counter()
-    seconds = {"inspect": inspected - started, "embed": embedded - inspected}
-    return tinyface_benchmark(tinyface, embeddings, data_sha256=data_sha256, seconds=seconds, device=ranks.device)
+    embeddings = embed_set(tinyface.name, tinyface, embedder, stored=stored if ranks.is_main else None, threads=threads)
+    seconds = {"inspect": inspected - started, "embed": time.perf_counter() - inspected}
+
+    def score() -> BenchmarkResult:
+        assert embeddings is not None, "this is the main rank"
+        return tinyface_benchmark(tinyface, embeddings, data_sha256=data_sha256, seconds=seconds, device=ranks.device)
+
+    return computed_on_main(score, ranks)
 
 
 def tinyface_benchmark(
@@ -135,6 +156,22 @@ def tinyface_benchmark(
     )
 
 
+def _inspected(tinyface: TinyFace, embedder: Embedder, cache: EmbeddingCache | None) -> tuple[str, StoredBlocks | None]:
+    """Hash of the data, every image's header read; and where embeddings are kept, their folder."""
+    data_sha256 = tinyface.inspect(embedder.image_size)
+    if cache is None:
+        return data_sha256, None
+    precision = embedder.precision
+    blocks = cache.open(
+        data_sha256=data_sha256,
+        precision=str(precision.autocast_dtype or precision.dtype).removeprefix("torch."),
+        image_size=embedder.image_size,
+        images=len(tinyface),
+        block_rows=embedder.block_rows,
+    )
+    return data_sha256, blocks
+
+
 def _note(tinyface: TinyFace) -> str | None:
     counts = tinyface.counts
     unlike = [f"{counts[name]} {name} ({there})" for name, there in PUBLISHED_COUNTS.items() if counts[name] != there]
@@ -167,37 +204,3 @@ def _check_finite(tinyface: TinyFace, embeddings: Floats) -> None:
             f"{tinyface.images.where(int(rows[0]))}. The network gives NaN or infinity; its weights are the place to "
             "look"
         )
-
-
-def _flip_sums(
-    network: nn.Module,
-    tinyface: TinyFace,
-    ranks: Ranks,
-    batch_size: int,
-    precision: Precision,
-    image_size: int,
-    threads: int | None,
-) -> Floats:
-    """(N, D) sums of both mirror images' raw embeddings, on every rank: this rank's share computed, all gathered."""
-    alone = replace(ranks, rank=0, world_size=1)
-
-    def embed(pixels: npt.NDArray[np.uint8]) -> Tensor:
-        images_u8 = torch.from_numpy(pixels)
-        plain, mirrored = (
-            embed_images(network, images_u8, ranks=alone, batch_size=batch_size, precision=precision, mirrored=flip)
-            for flip in (False, True)
-        )
-        return plain + mirrored  # (n, D)
-
-    shares = [rank_share(len(tinyface.images), rank, ranks.world_size) for rank in range(ranks.world_size)]
-    start, stop = shares[ranks.rank]
-    parts = [embed(pixels) for pixels in tinyface.pixel_blocks(start, stop, image_size, threads=threads)]
-    if not parts:  # more ranks than images: the width is still needed
-        parts = [embed(np.zeros((1, image_size, image_size, 3), dtype=np.uint8))[:0]]
-    own = torch.cat(parts)
-    if ranks.world_size == 1:
-        return own.numpy()
-    longest = max(last - first for first, last in shares)
-    padded = F.pad(own, (0, 0, 0, longest - len(own))).to(ranks.device)
-    gathered = gather_rows(padded, ranks).cpu().split(longest)
-    return torch.cat([rows[: last - first] for rows, (first, last) in zip(gathered, shares, strict=True)]).numpy()

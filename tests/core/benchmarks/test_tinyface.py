@@ -12,9 +12,12 @@ import simplejpeg
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rank_processes import run_ranks
+from small_network import SmallNetwork
 from tests_support import GOLDEN, golden_files
 from torch import nn
 
+from adadistill.core.benchmarks.ijb import EmbeddingCache
 from adadistill.core.benchmarks.tinyface import (
     TinyFaceError,
     evaluate_tinyface,
@@ -263,7 +266,7 @@ def test_images_are_embedded_twice_summed_and_searched(tmp_path):
     tinyface = open_tinyface(write_folders(tmp_path / "tiny"))
     network = TinyNetwork().double().train()
 
-    found = evaluate_tinyface(network, tinyface, ranks=CPU, image_size=8, batch_size=5, precision=FLOAT64)
+    found = evaluate_tinyface(tinyface, network, ranks=CPU, image_size=8, batch_size=5, precision=FLOAT64)
 
     assert network.training
     assert sum(network.batches) == 2 * 18
@@ -286,9 +289,35 @@ def test_bad_images_are_named_before_the_network_runs(tmp_path):
     (root / "Gallery_Match" / "3_2.jpg").write_bytes(small)
     (root / "Gallery_Distractor" / "2.jpg").write_bytes(b"GIF89a")
     network = TinyNetwork()
-    with pytest.raises(TinyFaceError, match=r"2 of 18 images cannot be used; .*3_2\.jpg: is 9 x 8 pixels, not 8 x 8"):
-        evaluate_tinyface(network, open_tinyface(root), ranks=CPU, image_size=8)
+    with pytest.raises(
+        TinyFaceError, match=r"2 of 18 images cannot be used; .*3_2\.jpg: is 9 x 8 pixels, and the network takes 8 x 8"
+    ):
+        evaluate_tinyface(open_tinyface(root), network, ranks=CPU, image_size=8)
     assert network.batches == []
+
+
+def test_two_ranks_share_the_work_and_hold_the_scores_of_one(tmp_path):
+    root = write_folders(tmp_path / "tiny", side=112)
+    alone = evaluate_tinyface(open_tinyface(root), SmallNetwork(), ranks=CPU)
+    worker = Path(__file__).with_name("tinyface_worker.py")
+    for output in run_ranks([str(worker), str(root)], 2):
+        assert json.loads(output.splitlines()[-1]) == {score.key: score.value for score in alone.scores}
+
+
+def test_embeddings_that_are_kept_are_not_computed_again(tmp_path):
+    tinyface = open_tinyface(write_folders(tmp_path / "tiny", side=112))
+    cache, network = EmbeddingCache(folder=tmp_path / "cache", network_sha256="a"), SmallNetwork()
+    first = evaluate_tinyface(tinyface, network, ranks=CPU, cache=cache, block_rows=7)
+    assert evaluate_tinyface(tinyface, network, ranks=CPU, cache=cache, block_rows=7).scores == first.scores
+    assert network.seen == 2 * 18
+
+
+def test_a_network_that_gives_nan_is_named(tmp_path):
+    tinyface = open_tinyface(write_folders(tmp_path / "tiny", side=112))
+    network = SmallNetwork()
+    network.map.data[3] = torch.nan
+    with pytest.raises(NonFiniteEmbeddingsError, match="image 0 is NaN or infinite"):
+        evaluate_tinyface(tinyface, network, ranks=CPU)
 
 
 def test_the_hash_is_of_images_and_roles(tmp_path):

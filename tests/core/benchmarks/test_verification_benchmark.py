@@ -186,7 +186,7 @@ def test_bin_and_arrow_folder_of_the_same_images_score_alike(tmp_path):
     found = []
     for path in (tmp_path / "lfw.bin", tmp_path / "arrow" / "lfw"):
         (one,) = sets = VerificationSets.load([path], 8)
-        result, report = evaluate_verification(network, one, ranks=CPU, batch_size=7)
+        result, report = evaluate_verification(one, network, ranks=CPU, batch_size=7)
         assert result == evaluate_sets(network, sets, ranks=CPU, batch_size=7)["lfw"]
         assert len(report.data_sha256) == 64
         assert set(report.seconds) == {"decode", "embed", "score"}
