@@ -11,10 +11,11 @@ from typing import Any, Protocol
 from torch import nn
 
 from adadistill.core.benchmarks.ijb import ALL_MODES, evaluate_ijb
+from adadistill.core.benchmarks.main_rank import computed_on_main
 from adadistill.core.benchmarks.result import BenchmarkKind, BenchmarkResult
 from adadistill.core.benchmarks.tinyface import TinyFace, evaluate_tinyface, open_tinyface
 from adadistill.core.benchmarks.verification import evaluate_verification
-from adadistill.core.distributed import Ranks, broadcast_text
+from adadistill.core.distributed import Ranks
 from adadistill.core.evaluation import DecodedSet, VerificationSets
 from adadistill.core.precision import Precision
 from adadistill.core.verification import PROTOCOL, VerificationResult
@@ -73,7 +74,7 @@ def open_benchmarks(paths: BenchmarkPaths, image_size: int, ranks: Ranks) -> tup
     decoded = VerificationSets.load(paths.sets, image_size, rank=ranks.rank, world_size=ranks.world_size)
     opened: list[Benchmark] = [PairSet(one, paths.far) for one in decoded]
     opened += [IjbBenchmark.open(folder, image_size, ranks) for folder in paths.ijb]
-    opened += [TinyFaceBenchmark.open(folder, image_size) for folder in paths.tinyface]
+    opened += [TinyFaceBenchmark.open(folder, image_size, ranks) for folder in paths.tinyface]
     for (kind, name), times in Counter((one.kind, one.name) for one in opened).items():
         if times > 1:
             raise VerificationSetError(f"two {kind} benchmarks are named {name!r}; results are kept by name")
@@ -117,7 +118,7 @@ class PairSet:
             NonFiniteEmbeddingsError: the network gives NaN or infinity.
         """
         details, result = evaluate_verification(
-            network, self.decoded, ranks=ranks, batch_size=batch_size, precision=precision, far=self.far
+            self.decoded, network, ranks=ranks, batch_size=batch_size, precision=precision, far=self.far
         )
         return result, details
 
@@ -138,7 +139,7 @@ class IjbBenchmark:
             FileNotFoundError, ArrowMissingError, IjbError, ArrowImagesError, TorchMetadataError: as `open_ijb`.
         """
         dataset = open_ijb(folder)
-        return IjbBenchmark(dataset, image_size, broadcast_text(dataset.sha256() if ranks.is_main else "", ranks))
+        return IjbBenchmark(dataset, image_size, computed_on_main(dataset.sha256, ranks))
 
     @property
     def kind(self) -> BenchmarkKind:
@@ -178,14 +179,14 @@ class TinyFaceBenchmark:
     data_sha256: str
 
     @staticmethod
-    def open(folder: Path, image_size: int) -> TinyFaceBenchmark:
-        """Read the lists and the headers of all images.
+    def open(folder: Path, image_size: int, ranks: Ranks) -> TinyFaceBenchmark:
+        """Read the lists and, on rank 0, all images for their headers and hash.
 
         Raises:
             OSError, ValueError, ArrowMissingError: as `open_tinyface` and `TinyFace.inspect`.
         """
         dataset = open_tinyface(folder)
-        return TinyFaceBenchmark(dataset, image_size, dataset.inspect(image_size))
+        return TinyFaceBenchmark(dataset, image_size, computed_on_main(lambda: dataset.inspect(image_size), ranks))
 
     @property
     def kind(self) -> BenchmarkKind:
@@ -211,8 +212,8 @@ class TinyFaceBenchmark:
             NonFiniteEmbeddingsError, TinyFaceError, ImageDecodeError: as `evaluate_tinyface`.
         """
         result = evaluate_tinyface(
-            network,
             self.dataset,
+            network,
             ranks=ranks,
             batch_size=batch_size,
             precision=precision,
