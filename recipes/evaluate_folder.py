@@ -34,7 +34,8 @@ if TYPE_CHECKING:
     from adadistill.core.distributed import Ranks
     from adadistill.core.precision import PrecisionName
 
-_NO_MERIT = (".Accuracy-Std", ".Threshold", ".XNorm")
+_NO_MERIT = (".Accuracy-Std", ".Threshold", ".XNorm", "_thresh_at_fpr_")
+"""In keys of scores that say nothing of how good a network is."""
 
 
 def evaluate_folder(
@@ -198,7 +199,7 @@ class _Queue:
         key = self._best_by
         if key is None:
             return
-        if key.endswith(_NO_MERIT):
+        if any(part in key for part in _NO_MERIT):
             raise ValueError(f"--best-by {key}: says nothing of how good a network is")
         if not any(key.startswith(f"{one.kind}.{one.name}.") for one in benchmarks):
             names = ", ".join(f"{one.kind}.{one.name}." for one in benchmarks)

@@ -156,12 +156,13 @@ def _summary(standing: Standing, groups: Sequence[_Group]) -> list[Block]:
     best = standing.best
     rows: list[Sequence[Cell]] = []
     for one in standing.evaluations:
-        merit = standing.merit(one)
+        merit, chosen_by = standing.merit(one), standing.best_by and one.score(standing.best_by)
         cells: list[Cell] = [one.name]
         for group in groups:
             result = group.results.get(one.name)
             cells.append(None if result is None else _number(result[result.headline]))
-        rows.append([*cells, None if merit is None else Number(merit, f"{100.0 * merit:.2f}")])
+        mean = None if merit is None else Number(merit, f"{100.0 * merit:.2f}")
+        rows.append([*cells, _number(chosen_by) if chosen_by else mean])
     heads = ["Network", *(f"{group.title}: {_head(group.first[group.first.headline])}" for group in groups)]
     table = Table(
         caption=f"Headline scores; the last column is what networks are compared by ({chosen})",

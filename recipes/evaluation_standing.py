@@ -71,7 +71,7 @@ def standing_json(standing: Standing) -> dict[str, Any]:
 
 
 def standing_table(standing: Standing) -> str:
-    """One row a network: headlines in percent, what they are ordered by, a star at the best."""
+    """One row a network: headlines in percent, what they are ordered by, and which is the best."""
     keys = list(dict.fromkeys(result.headline for one in standing.evaluations for result in one.results))
     names = {result.headline: result.name for one in standing.evaluations for result in one.results}
     head = ["network", *(names[key] for key in keys), standing.best_by or "mean", ""]
