@@ -226,6 +226,22 @@ BENCHES: Mapping[str, BenchRows] = {
         },
         notes={"float64_steps": _COUNT},
     ),
+    "ablation": BenchRows(
+        "Ablation: accuracy of one variant with one seed",
+        keys={
+            "recipe": _TEXT, "variant": _TEXT, "seed": _COUNT, "set": Field("text", optional=True),
+            "recipe_hash": _TEXT,
+        },
+        values={
+            name: Field("number", optional=True)
+            for name in ("accuracy", "accuracy_std", "tar_10fold", "tar_strict", "auc", "eer", "xnorm")
+        },
+        notes={
+            "baseline": _TEXT, "state": _TEXT, "failed": Field("text", optional=True),
+            "far_target": Field("number", optional=True), "pairs": Field("integer", optional=True),
+            "world_size": Field("integer", optional=True),
+        },
+    ),
     "scaling": BenchRows(
         "Training on one process and on several",
         keys={

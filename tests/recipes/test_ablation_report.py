@@ -145,13 +145,17 @@ def test_failed_runs_stand_in_every_form_with_their_reason(tmp_path: Path):
 def test_rows_are_those_of_a_bench_with_variant_seed_set_and_recipe(tmp_path: Path):
     result = result_of(tmp_path, {BASE: [0.8, 0.81], OTHER: [0.82, 0.8]}, sets=("lfw", "cplfw"))
     (tmp_path / "runs" / BASE / "seed-0").mkdir(parents=True)
-    environment = {"date": "2026-01-01", "torch": "2.13.0", "threads": 2, "device": "cpu", "cpu": "a processor"}
+    environment = {
+        "date": "2026-01-01", "commit": None, "python": "3.11.7", "torch": "2.13.0", "cuda": None, "devices": [],
+        "device": "cpu", "cpu": "a processor", "cpu_count": 2, "threads": 2, "world_size": 1,
+    }  # fmt: skip
     (tmp_path / "runs" / BASE / "seed-0" / "environment.json").write_text(json.dumps(environment))
     write_report(result, tmp_path / "report")
 
-    from adadistill.bench.rows import read_rows
+    from adadistill.bench.row_schema import row_problems
 
-    rows = read_rows(tmp_path / "report" / "ablation.jsonl")
+    rows = [json.loads(line) for line in (tmp_path / "report" / "ablation.jsonl").read_text().splitlines()]
+    assert [row_problems(row) for row in rows[:2]] == [[], []]
     assert [(row["variant"], row["seed"], row["set"]) for row in rows[:3]] == [
         (BASE, 0, "lfw"), (BASE, 0, "cplfw"), (OTHER, 0, "lfw"),
     ]  # fmt: skip
