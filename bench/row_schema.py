@@ -153,6 +153,18 @@ BENCHES: Mapping[str, BenchRows] = {
         },
         notes={"gflop_per_image": Field("number", "GFLOP"), "rounds": _COUNT, "calls": _COUNT},
     ),
+    "ijb": BenchRows(
+        "IJB 1:1 scores from embeddings, all pooling modes",
+        keys={
+            "form": _TEXT, "share": _NUMBER, "images": _COUNT, "templates": _COUNT, "pairs": _COUNT,
+            "embedding_dim": _COUNT, "modes": _COUNT,
+        },
+        values={
+            "seconds": Field("number", "s", "lower"), "cpu_seconds": Field("number", "CPU s", "lower"),
+            "against_loop": _RATIO, "extra_mib": _MIB, "embeddings_mib": _MIB,
+        },
+        notes={},
+    ),
     "teacher_cache": BenchRows(
         "Stored teacher embeddings against the teacher",
         keys={

@@ -86,7 +86,7 @@ def read_original(folder: Path, name: str) -> tuple[IjbAnnotations, LooseCrops]:
     try:
         similarities_to_template(landmarks)
     except AlignmentError as error:
-        raise IjbError(f"{points_path}: {error} (pictures count from 0, as lines do)") from None
+        raise IjbError(f"{points_path}: {error} (picture 0 is line 1)") from None
     images = LooseCrops(folder / "loose_crop", names, _sizes(folder / "loose_crop", names), landmarks)
     return with_identification(annotations, meta, name), images
 

@@ -17,6 +17,9 @@ Floats = npt.NDArray[np.float64]
 
 PUBLISHED_FARS = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
 
+_SCORES_AT_ONCE = 1 << 19
+"""4 MB, taken from memory that is there already: whole columns of 15 million cost seconds of page faults."""
+
 
 @dataclass(frozen=True, slots=True)
 class RocPoints:
@@ -47,24 +50,58 @@ def roc_points(same: Floats, different: Floats) -> RocPoints:
         same: (n,) scores of same pairs, ascending, not empty.
         different: (m,) of different pairs, likewise.
 
-    Memory: some 60 (n + m) bytes, and a second for 15 million scores.
+    Memory: 8 (n + m) bytes and a block; a second for 15 million scores.
     """
     merged = np.concatenate([same, different])
     merged.sort(kind="stable")  # which merges the two runs in one pass
     merged = merged[::-1]
-    ends = np.flatnonzero(np.append(merged[1:] != merged[:-1], True))  # of each run of equal scores
+    kept: list[_Points] = []
+    tail = _Points(*(np.zeros(0) for _ in range(3)))  # the last two points: whether one bends is for the next to say
+    for start in range(0, len(merged), _SCORES_AT_ONCE):
+        points = tail.followed_by(_distinct_points(merged, start, same))
+        if len(points.thresholds) == 0:
+            continue  # the block lies within a run of equal scores
+        if not kept:
+            kept.append(points.at(slice(0, 1)))
+        bends = (np.diff(points.false_accepts, 2) != 0) | (np.diff(points.true_accepts, 2) != 0)
+        kept.append(points.at(np.flatnonzero(bends) + 1))
+        tail = points.at(slice(-2, None))
+    if tail.thresholds[-1] != kept[0].thresholds[0]:
+        kept.append(tail.at(slice(-1, None)))
+    return RocPoints(
+        np.concatenate([[0.0], *(points.false_accepts for points in kept)]) / len(different),
+        np.concatenate([[0.0], *(points.true_accepts for points in kept)]) / len(same),
+        np.concatenate([[np.inf], *(points.thresholds for points in kept)]),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Points:
+    """Counts at some thresholds, descending."""
+
+    false_accepts: Floats
+    true_accepts: Floats
+    thresholds: Floats
+
+    def at(self, places: slice | npt.NDArray[np.int64]) -> _Points:
+        return _Points(self.false_accepts[places], self.true_accepts[places], self.thresholds[places])
+
+    def followed_by(self, other: _Points) -> _Points:
+        return _Points(
+            np.append(self.false_accepts, other.false_accepts),
+            np.append(self.true_accepts, other.true_accepts),
+            np.append(self.thresholds, other.thresholds),
+        )
+
+
+def _distinct_points(merged: Floats, start: int, same: Floats) -> _Points:
+    """One point for each run of equal scores that ends in this block of the descending scores."""
+    stop = min(start + _SCORES_AT_ONCE, len(merged))
+    last_of_equals = merged[start : stop - 1] != merged[start + 1 : stop]
+    ends = start + np.flatnonzero(np.append(last_of_equals, stop == len(merged) or merged[stop - 1] != merged[stop]))
     thresholds = merged[ends]
     true_accepts = len(same) - np.searchsorted(same, thresholds, side="left")
-    false_accepts = ends + 1 - true_accepts
-    if len(ends) > 2:
-        bends = (np.diff(false_accepts, 2) != 0) | (np.diff(true_accepts, 2) != 0)
-        kept = np.flatnonzero(np.concatenate([[True], bends, [True]]))
-        true_accepts, false_accepts, thresholds = true_accepts[kept], false_accepts[kept], thresholds[kept]
-    return RocPoints(
-        np.append(0.0, false_accepts) / len(different),
-        np.append(0.0, true_accepts) / len(same),
-        np.append(np.inf, thresholds),
-    )
+    return _Points((ends + 1 - true_accepts).astype(np.float64), true_accepts.astype(np.float64), thresholds)
 
 
 def nearest_point(points: RocPoints, far: float) -> NearestPoint:

@@ -70,7 +70,7 @@ def evaluate_tinyface(
         An error of the main rank is raised on every rank.
 
     Memory on the main rank: two blocks of 77 MB of pixels, all embeddings (323 MB for 512 columns, twice that while
-    they are put together) and 128 MiB of scores.
+    they are put together) and under 200 MiB of scores.
     """
     embedder = Embedder(
         network=network,

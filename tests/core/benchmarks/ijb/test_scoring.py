@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+import tests_support
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-sys.path.insert(0, str(Path(__file__).parent))
-
-import loop_reference
-import tests_support
-
+from adadistill.bench.peers import ijb_loops
 from adadistill.core.benchmarks.ijb import ALL_MODES, PoolingMode, score_ijb
 from adadistill.core.benchmarks.ijb import pair_scores as pair_scores_module
+from adadistill.core.benchmarks.ijb import roc as roc_module
 from adadistill.core.benchmarks.ijb.identification import search_gallery
 from adadistill.core.benchmarks.ijb.pair_scores import pair_scores, plan_pairs
 from adadistill.core.benchmarks.ijb.pooling import pool_templates
@@ -90,7 +87,7 @@ def test_identification_is_insightfaces(path: Path):
 def test_pooling_in_one_pass_is_the_loops(images: int, templates: int, mode: PoolingMode):
     embeddings, said, annotations = _drawn(0, images=images, templates=templates)
     found = pool_templates(embeddings, annotations, [mode])[mode]
-    expected = loop_reference.pooled(
+    expected = ijb_loops.pooled(
         embeddings, said["templates"], said["medias"], said["detector_scores"], norm=mode.norm, det=mode.det
     )
     assert annotations.template_ids.tolist() == sorted(expected)
@@ -108,25 +105,27 @@ def test_pair_scores_are_the_loops_for_every_size_of_block(
     mode = PoolingMode(norm=True, det=True)
     plan = plan_pairs(annotations)
     found = pair_scores(pool_templates(embeddings, annotations, [mode])[mode], plan)
-    vectors = loop_reference.pooled(
+    vectors = ijb_loops.pooled(
         embeddings, said["templates"], said["medias"], said["detector_scores"], norm=True, det=True
     )
-    expected = loop_reference.cosines(vectors, said["first"], said["second"])
+    expected = ijb_loops.cosines(vectors, said["first"], said["second"])
     np.testing.assert_allclose(found, expected[plan.order], atol=1e-13)
     np.testing.assert_array_equal(plan.same, said["same"][plan.order])
 
 
-LEVELS = st.integers(0, 6).map(lambda level: level / 7)  # few, so that scores tie within and across both kinds
+LEVELS = st.integers(0, 40).map(lambda level: level / 41)  # few, so that scores tie within and across both kinds
 
 
-@settings(max_examples=200)
-@given(st.lists(LEVELS, min_size=1, max_size=30), st.lists(LEVELS, min_size=1, max_size=60))
-def test_roc_points_are_scikit_learns_in_every_bit(same: list[float], different: list[float]):
+@settings(max_examples=300)
+@given(st.lists(LEVELS, min_size=1, max_size=30), st.lists(LEVELS, min_size=1, max_size=60), st.integers(1, 100))
+def test_roc_points_are_scikit_learns_in_every_bit(same: list[float], different: list[float], at_once: int):
     from sklearn.metrics import roc_curve
 
     flags = np.repeat([1, 0], [len(same), len(different)])
     fpr, tpr, thresholds = roc_curve(flags, np.array(same + different))
-    found = roc_points(np.sort(same), np.sort(different))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(roc_module, "_SCORES_AT_ONCE", at_once)
+        found = roc_points(np.sort(same), np.sort(different))
     np.testing.assert_array_equal(found.false_accept_rates, fpr)
     np.testing.assert_array_equal(found.true_accept_rates, tpr)
     np.testing.assert_array_equal(found.thresholds, thresholds)
@@ -187,10 +186,10 @@ def test_histograms_count_every_pair_and_the_worst_pairs_are_the_worst():
     result = score_ijb(embeddings, annotations, data_sha256="")
     for histogram in result.histograms:
         assert (histogram.same.sum(), histogram.different.sum()) == (said["same"].sum(), (1 - said["same"]).sum())
-    vectors = loop_reference.pooled(
+    vectors = ijb_loops.pooled(
         embeddings, said["templates"], said["medias"], said["detector_scores"], norm=False, det=True
     )
-    expected = loop_reference.cosines(vectors, said["first"], said["second"])
+    expected = ijb_loops.cosines(vectors, said["first"], said["second"])
     hardest = min((score, place) for place, score in enumerate(expected) if said["same"][place])
     assert result.errors[0]["pair"] == hardest[1]
     assert result.errors[0]["templates"] == [said["first"][hardest[1]], said["second"][hardest[1]]]
