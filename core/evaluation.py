@@ -65,12 +65,21 @@ class EvaluationConfig:
     Empty: no evaluation."""
     every_epochs: int = 1
     """Epochs between two evaluations; the last epoch is always evaluated. Positive; every epoch, as in the field."""
+    ijb: tuple[str, ...] = ()
+    """Folders of IJB-B or IJB-C, in the original or CVLface's prepared layout."""
+    tinyface: tuple[str, ...] = ()
+    """Folders of TinyFace's test set, in its own or CVLface's prepared layout."""
+    large_every_epochs: int = 4
+    """Epochs between two evaluations on `ijb` and `tinyface`, which take minutes; the last epoch is always evaluated.
+    Positive; as the origin."""
     batch_size: int = 256
     """Images per forward pass and rank. Positive; changes memory and speed, not the protocol."""
 
     def __post_init__(self) -> None:
         if self.every_epochs <= 0:
             raise ValueError(f"every_epochs must be positive, got {self.every_epochs}")
+        if self.large_every_epochs <= 0:
+            raise ValueError(f"large_every_epochs must be positive, got {self.large_every_epochs}")
         if self.batch_size <= 0:
             raise ValueError(f"batch_size must be positive, got {self.batch_size}")
         repeated = _repeated_name(self.sets)

@@ -11,9 +11,10 @@ import logging
 import math
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 import torch
 from torch import Tensor
@@ -75,6 +76,23 @@ class MetricsFile:
         if self._file is not None:
             self._file.close()
             self._file = None
+
+
+def read_metrics(path: Path) -> Iterator[dict[str, Any]]:
+    """The lines of a `metrics.jsonl`, in order; none where there is no file.
+
+    A line that is no JSON object, such as the last one of a machine that died, says nothing and is passed over.
+    """
+    if not path.exists():
+        return
+    with path.open("rb") as lines:
+        for line in lines:
+            try:
+                row = json.loads(line)
+            except (ValueError, RecursionError):
+                continue
+            if isinstance(row, dict):
+                yield row
 
 
 class StepMetrics:

@@ -17,6 +17,7 @@ from torch import nn
 
 from adadistill.core.apex_sgd import require_apex
 from adadistill.core.backbones import build_backbone
+from adadistill.core.benchmarks.suite import Benchmark, BenchmarkPaths, open_benchmarks
 from adadistill.core.checkpoints import (
     Checkpoint,
     CheckpointWriter,
@@ -102,6 +103,7 @@ class _Parts:
     teacher: BuiltTeacher | None
     frozen_centres: FrozenCentres | None
     sets: VerificationSets | None
+    large: tuple[Benchmark, ...]
 
 
 def run_training(
@@ -168,6 +170,7 @@ def run_training(
                 metrics_file=metrics_file,
                 checkpoints=writer,
                 sets=parts.sets,
+                large=parts.large,
                 folder=run_folder.path,
                 state=_identity(recipe, parts),
                 profile=step_profile,
@@ -225,6 +228,10 @@ def _open_parts(recipe: Recipe, ranks: Ranks) -> _Parts:
         sets = VerificationSets.load(
             recipe.evaluation.sets, recipe.data.image_size, rank=ranks.rank, world_size=ranks.world_size
         )
+    large = BenchmarkPaths(
+        ijb=tuple(map(Path, recipe.evaluation.ijb)), tinyface=tuple(map(Path, recipe.evaluation.tinyface))
+    )
+    opened = open_benchmarks(large, recipe.data.image_size, ranks)
     if ranks.is_main:
         logger.info(
             "%s: %d images of %d identities, %d steps per epoch of %d images over %d rank(s) on %s",
@@ -244,6 +251,7 @@ def _open_parts(recipe: Recipe, ranks: Ranks) -> _Parts:
         teacher=teacher,
         frozen_centres=frozen_centres,
         sets=sets,
+        large=opened,
     )
 
 
@@ -358,6 +366,7 @@ def _loop_config(recipe: Recipe, parts: _Parts) -> LoopConfig:
         epochs=recipe.optim.epochs,
         log_every=recipe.log.every,
         evaluate_every_epochs=recipe.evaluation.every_epochs,
+        evaluate_large_every_epochs=recipe.evaluation.large_every_epochs,
         evaluation_batch_size=recipe.evaluation.batch_size,
         checkpoint=recipe.checkpoint,
         augmentation=parts.augmentation,

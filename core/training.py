@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from adadistill.core.benchmarks.suite import Benchmark
 from adadistill.core.checkpoints import Checkpoint, CheckpointConfig, CheckpointWriter, OwnRows, RowArray, Snapshot
 from adadistill.core.distributed import Ranks
 from adadistill.core.evaluation import VerificationSets, evaluate_sets
@@ -63,6 +64,7 @@ class LoopConfig:
     epochs: int
     log_every: int
     evaluate_every_epochs: int
+    evaluate_large_every_epochs: int
     evaluation_batch_size: int
     checkpoint: CheckpointConfig
     augmentation: Augmentation
@@ -87,7 +89,8 @@ class Trainer:
     Args:
         step: student, objective, optimiser.
         checkpoints: None to save nothing.
-        sets: verification sets, decoded; None to evaluate nothing.
+        sets: verification sets, decoded; None to evaluate on none.
+        large: benchmarks that take minutes and are run more rarely.
         metrics_file: writes on rank 0.
         folder: run folder, for the dump of a non-finite step; None writes none.
         state: JSON values every checkpoint carries (recipe hash, network description).
@@ -106,6 +109,7 @@ class Trainer:
         metrics_file: MetricsFile,
         checkpoints: CheckpointWriter | None = None,
         sets: VerificationSets | None = None,
+        large: tuple[Benchmark, ...] = (),
         folder: Path | None = None,
         state: dict[str, Any] | None = None,
         profile: StepProfile = NO_PROFILE,
@@ -120,6 +124,7 @@ class Trainer:
         self._metrics_file = metrics_file
         self._checkpoints = checkpoints
         self._sets = sets
+        self._large = large
         self._folder = folder
         self._state = state or {}
         self._profile = profile
@@ -145,7 +150,7 @@ class Trainer:
             StopRequested: a signal arrived on some rank; the position has been saved.
         """
         self._metrics = self._new_metrics()
-        if not self.position.evaluated and self._sets is not None:
+        if not self.position.evaluated:
             self._evaluate()
         with closing(self._profile):
             for epoch in range(self.position.epoch, self.config.epochs):
@@ -300,11 +305,29 @@ class Trainer:
             self._log()
 
     def _evaluation_is_due(self, epoch: int) -> bool:
+        return self._sets_are_due(epoch) or self._large_are_due(epoch)
+
+    def _sets_are_due(self, epoch: int) -> bool:
         last = epoch + 1 == self.config.epochs
         return self._sets is not None and (last or (epoch + 1) % self.config.evaluate_every_epochs == 0)
 
+    def _large_are_due(self, epoch: int) -> bool:
+        last = epoch + 1 == self.config.epochs
+        return bool(self._large) and (last or (epoch + 1) % self.config.evaluate_large_every_epochs == 0)
+
     def _evaluate(self) -> None:
-        assert self._sets is not None, "an evaluation is due only where there are verification sets"
+        """Score the student on what is due after the epoch that has ended. All ranks share the work."""
+        started = time.perf_counter()
+        finished = self.position.epoch - 1
+        if self._sets_are_due(finished):
+            self._evaluate_sets()
+        if self._large_are_due(finished):
+            self._evaluate_large()
+        self._metrics.exclude(time.perf_counter() - started)
+        self.position = replace(self.position, evaluated=True)
+
+    def _evaluate_sets(self) -> None:
+        assert self._sets is not None, "sets are due only where there are some"
         started = time.perf_counter()
         self._last_evaluations = evaluate_sets(
             self.step.student,
@@ -314,8 +337,6 @@ class Trainer:
             precision=self._precision,
         )
         seconds = time.perf_counter() - started
-        self._metrics.exclude(seconds)
-        self.position = replace(self.position, evaluated=True)
         if self._ranks.is_main:
             self._bar.clear()
             for name, result in self._last_evaluations.items():
@@ -327,6 +348,32 @@ class Trainer:
                     set=name,
                     seconds=round(seconds, 3),
                     **result.to_json(),
+                )
+
+    def _evaluate_large(self) -> None:
+        for one in self._large:
+            started = time.perf_counter()
+            result, _ = one.evaluate(
+                self.step.student,
+                ranks=self._ranks,
+                batch_size=self.config.evaluation_batch_size,
+                precision=self._precision,
+            )
+            if self._ranks.is_main:
+                self._bar.clear()
+                headline = result[result.headline]
+                value = "undefined" if headline.value is None else f"{100.0 * headline.value:.2f} %"
+                logger.info("after epoch %d  %s  %s %s", self.position.epoch, one.name, headline.label, value)
+                self._metrics_file.write(
+                    "evaluation",
+                    step=self.global_step,
+                    epoch=self.position.epoch,
+                    set=one.name,
+                    kind=one.kind,
+                    seconds=round(time.perf_counter() - started, 3),
+                    data_sha256=result.data_sha256,
+                    headline=result.headline,
+                    scores={score.key: score.value for score in result.scores},
                 )
 
     def _log(self) -> None:

@@ -7,19 +7,19 @@ less is trained on from where it is, so that a kill at any moment costs what tra
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from adadistill.core.checkpoints import CheckpointError, list_checkpoints, load_checkpoint
 from adadistill.core.config.strict_yaml import RecipeError
+from adadistill.core.metrics_log import read_metrics
 from adadistill.core.recipe import Recipe, dump_recipe, parse_recipe, recipe_differences, recipe_hash
 from adadistill.core.run_folder import RunFolder, redact_urls
 from adadistill.loaders.verification_pairs import verification_set_name
 from adadistill.recipes.ablation_plan import AblationError, AblationPlan, PlannedRun
-from adadistill.recipes.evaluate import write_whole
+from adadistill.recipes.evaluation_files import write_whole
 
 BASE_RECIPE = "base.resolved.yaml"
 
@@ -186,23 +186,10 @@ def _epoch(state: Mapping[str, Any]) -> int | None:
 def _evaluations(metrics: Path, *, step: int) -> dict[str, dict[str, Any]]:
     """The last scores of each set after a step. A line that is no JSON (of a machine that died) says nothing."""
     found: dict[str, dict[str, Any]] = {}
-    for row in _rows(metrics):
+    for row in read_metrics(metrics):
         if row.get("event") == "evaluation" and row.get("step") == step and _is_score(row):
             found[row["set"]] = row
     return found
-
-
-def _rows(metrics: Path) -> Iterator[dict[str, Any]]:
-    if not metrics.exists():
-        return
-    with metrics.open("rb") as lines:
-        for line in lines:
-            try:
-                row = json.loads(line)
-            except (ValueError, RecursionError):
-                continue
-            if isinstance(row, dict):
-                yield row
 
 
 def _is_score(row: Mapping[str, Any]) -> bool:

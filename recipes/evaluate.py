@@ -1,38 +1,42 @@
-"""Entry point: score a network on verification sets.
+"""Entry point: score a network, or every one in a folder, on benchmarks.
 
     adadistill evaluate runs/casia/checkpoints/step-00012000 --sets data/lfw.bin data/cfp_fp.bin
     adadistill evaluate r50.onnx --color rgb --mean 0.5 0.5 0.5 --std 0.5 0.5 0.5 --sets data/lfw.bin
     adadistill evaluate backbone.pth --sets data/lfw.bin        (also .pt .ckpt .safetensors, or cvlface_ir50)
     adadistill evaluate --teacher recipe.yaml --sets data/lfw.bin
+    adadistill evaluate runs/casia --all --sets data/lfw.bin             (every checkpoint; goes on after a kill)
+    adadistill evaluate weights --suffix .pth --sets data/lfw.bin --best-by verification.lfw.Accuracy-Flip
     torchrun --standalone --nproc_per_node=2 -m adadistill.recipes.evaluate runs/casia --sets data/lfw.bin
 
 Prints one table and writes the same numbers as JSON (with protocol, hash of the weights, colour order, and why a number
-is missing) and as CSV (`metric,value` with the keys that AdaDistill's users know). Exit: 0 when scored, 2 when the
-command, the network or a set is wrong, 1 when the network gives NaN or infinity.
+is missing) and as CSV (`metric,value` with the keys that AdaDistill's users know), see `evaluation_files.py`. --report
+adds a page for people, see `report.py`. Exit: 0 when scored, 2 when the command, the network or a benchmark is wrong, 1
+when a network gives NaN or infinity, or one of several could not be scored.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import math
-import os
 import re
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from adadistill.recipes.benchmark_pass import Forward, score_benchmark
+from adadistill.recipes.evaluation_files import Evaluation, write_evaluation
+from adadistill.recipes.report import print_report
 from adadistill.recipes.scored_network import (
-    ScoredNetwork,
+    WEIGHT_SUFFIXES,
     TeacherSource,
     load_scored,
-    prepare_,
     source_kind,
     teacher_of_recipe,
 )
 
 if TYPE_CHECKING:  # imported when work begins, so that --help answers at once
+    from adadistill.core.benchmarks.result import BenchmarkResult
     from adadistill.core.precision import PrecisionName
     from adadistill.core.verification import VerificationResult
 
@@ -50,21 +54,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from adadistill.core.checkpoints import CheckpointError
     from adadistill.core.distributed import LaunchError
     from adadistill.core.verification import NonFiniteEmbeddingsError
+    from adadistill.loaders.record_tools.foreign_sets import ArrowMissingError
 
+    names = ("ijb", "tinyface", "out", "batch_size", "device", "precision", "far", "report")
+    settings: dict[str, Any] = {name: getattr(options, name) for name in names}
     try:
-        run(
-            _source(options),
-            options.sets,
-            out=options.out,
-            batch_size=options.batch_size,
-            device=options.device,
-            precision=options.precision,
-            far=options.far,
-        )
+        if _many(options):
+            from adadistill.recipes.evaluate_folder import evaluate_folder
+
+            scored_all = evaluate_folder(
+                Path(options.network),
+                options.sets,
+                suffixes=tuple(options.suffix or ()),
+                source=lambda path: _source(options, path),
+                best_by=options.best_by,
+                **settings,
+            )
+            return 0 if scored_all else 1
+        run(_source(options, options.network), options.sets, **settings)
     except NonFiniteEmbeddingsError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return 1
-    except (CheckpointError, LaunchError, OSError, ValueError) as error:
+    except (ArrowMissingError, CheckpointError, LaunchError, OSError, ValueError) as error:
         text = str(error) if options.teacher is not None else _in_options(str(error))
         print(f"{type(error).__name__}: {text}", file=sys.stderr)
         return 2
@@ -75,17 +86,22 @@ def run(
     source: Path | TeacherSource,
     sets: Sequence[Path],
     *,
+    ijb: Sequence[Path] = (),
+    tinyface: Sequence[Path] = (),
     out: Path | None = None,
     batch_size: int = 256,
     device: str | None = None,
     precision: PrecisionName = "float32",
     far: float = 1e-3,
+    report: bool = False,
 ) -> dict[str, VerificationResult]:
     """Score a network, print the table, write the reports; under torchrun the ranks share the images.
 
     Args:
         source: a checkpoint directory, a run folder, whose newest valid checkpoint is taken, or another network.
-        sets: `.bin` files; each is named by its stem.
+        sets: verification sets; each is named by its file's stem.
+        ijb: folders of IJB-B or IJB-C.
+        tinyface: folders of TinyFace.
         out: folder for `verification-<name>.json` and `.csv`; default: `report` in the checkpoint's run folder, or
             beside the network's file, or here for a network of the Hub.
         batch_size: images per forward pass and rank.
@@ -93,48 +109,45 @@ def run(
         precision: of the network; float32 by default, so that numbers do not depend on the device's habits. An ONNX
             file computes in float32, whatever this says.
         far: false-accept rate of the reported TARs, in (0, 1].
+        report: write `report.html` and `report.md` of everything in `out`, too.
 
     Returns:
-        Set name -> result, on every rank.
+        Verification set -> result, on every rank.
 
     Raises:
         CheckpointError, TeacherError, WeightFileError, VerificationSetError, ImageDecodeError, LaunchError, OSError:
             before anything is computed.
         NonFiniteEmbeddingsError: the network gives NaN or infinity.
     """
+    from adadistill.core.benchmarks.suite import BenchmarkPaths, open_benchmarks
     from adadistill.core.distributed import distributed_session
-    from adadistill.core.evaluation import VerificationSets, evaluate_sets
-    from adadistill.core.precision import resolve_precision
-    from adadistill.core.teachers import computes_in_torch
 
     with distributed_session(device) as ranks:
         scored = load_scored(source, ranks)
-        if precision != "float32" and not computes_in_torch(scored.network):
-            if ranks.is_main:
-                print(f"{scored.name} computes as its file says; scored in float32, not {precision}", file=sys.stderr)
-            precision = "float32"
-        formats = resolve_precision(precision, ranks.device)
-        prepare_(scored.network, formats, ranks)
-        decoded = VerificationSets.load(sets, scored.image_size, rank=ranks.rank, world_size=ranks.world_size)
-        results: dict[str, VerificationResult] = {}
-        for one in decoded:
-            results |= evaluate_sets(
-                scored.network,
-                VerificationSets((one,)),
-                ranks=ranks,
-                batch_size=batch_size,
-                precision=formats,
-                far=far,
-            )
-            if ranks.is_main:
-                print(f"{one.name}  {results[one.name].summary()}", file=sys.stderr, flush=True)
+        forward = Forward.prepare(scored, precision, batch_size, ranks)
+        paths = BenchmarkPaths(sets=tuple(sets), ijb=tuple(ijb), tinyface=tuple(tinyface), far=far)
+        benchmarks = open_benchmarks(paths, scored.image_size, ranks)
+        outcomes = [score_benchmark(scored, one, forward) for one in benchmarks]
+        results = {done.result.name: details for done, details in outcomes if details is not None}
         if ranks.is_main:
-            setting = {"precision": precision, "device": device_name(ranks.device), "world_size": ranks.world_size}
-            json_path, csv_path = write_reports(out or scored.folder, scored, results, setting)
+            folder = out or scored.folder
+            evaluation = Evaluation(
+                name=scored.name,
+                facts=scored.facts,
+                setting=forward.setting(),
+                done=tuple(done for done, _ in outcomes),
+            )
+            json_file, csv_file = write_evaluation(folder, evaluation)
             if scored.announcement is not None:
                 print(scored.announcement)
-            print(results_table(results))
-            print(f"written to {json_path} and {csv_path.name}")
+            if results:
+                print(results_table(results))
+            for done, details in outcomes:
+                if details is None:
+                    print(benchmark_table(done.result))
+            print(f"written to {json_file} and {csv_file.name}")
+            if report:
+                print_report(folder)
     return results
 
 
@@ -168,45 +181,16 @@ def results_table(results: Mapping[str, VerificationResult]) -> str:
     return "\n".join([*lines, *notes])
 
 
-def csv_report(results: Mapping[str, VerificationResult]) -> str:
-    """`metric,value` lines with dotted keys, sorted; rates in [0, 1]. Numbers that are not defined have no line.
-
-    `Accuracy-Flip`, `Accuracy-Std` and `XNorm` are the keys of AdaDistill's reports.
-    """
-    values: dict[str, float | None] = {}
-    for name, result in results.items():
-        prefix = f"verification.{name}."
-        values[prefix + "Accuracy-Flip"] = result.accuracy
-        values[prefix + "Accuracy-Std"] = result.accuracy_std
-        values[prefix + "XNorm"] = result.xnorm
-        values[prefix + "Threshold"] = result.threshold
-        values[f"{prefix}tpr_at_fpr_{result.far_target:g}_10fold"] = result.tar_10fold
-        values[f"{prefix}tpr_at_fpr_{result.far_target:g}_strict"] = result.tar_strict
-        values[prefix + "AUC"] = result.auc
-        values[prefix + "EER"] = result.eer
-    lines = [f"{_csv_field(key)},{value:.6f}" for key, value in sorted(values.items()) if value is not None]
-    return "\n".join(["metric,value", *lines]) + "\n"
-
-
-def write_reports(
-    folder: Path, scored: ScoredNetwork, results: Mapping[str, VerificationResult], setting: Mapping[str, Any]
-) -> tuple[Path, Path]:
-    """Write `verification-<name>.json` and `.csv`; each file appears whole or not.
-
-    Args:
-        folder: made where it is missing.
-        setting: precision, device and world size, kept in the JSON.
-
-    Returns:
-        The paths of the JSON and the CSV file.
-    """
-    report = {**scored.facts, **setting, "sets": {name: result.to_json() for name, result in results.items()}}
-    folder.mkdir(parents=True, exist_ok=True)
-    json_path = folder / f"verification-{scored.name}.json"
-    csv_path = json_path.with_suffix(".csv")
-    write_whole(json_path, json.dumps(report, indent=2, allow_nan=False) + "\n")
-    write_whole(csv_path, csv_report(results))
-    return json_path, csv_path
+def benchmark_table(result: BenchmarkResult) -> str:
+    """An aligned table of IJB or TinyFace: one row a score, with its protocol, shares in percent."""
+    rows = [
+        (score.label, _cell(score.value, 100.0 if score.is_share else 1.0, 2 if score.is_share else 4), score.protocol)
+        for score in result.scores
+    ]
+    wide = [max(len(row[column]) for row in rows) for column in (0, 1)]
+    lines = [f"{label.ljust(wide[0])}  {value.rjust(wide[1])}  {protocol}" for label, value, protocol in rows]
+    notes = dict.fromkeys(f"{score.label}: {score.note}" for score in result.scores if score.note is not None)
+    return "\n".join([f"{result.name}, rates in %:", *lines, *notes])
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -221,8 +205,22 @@ def _parser() -> argparse.ArgumentParser:
         ".ckpt, .safetensors); a CVLface folder, repository or short name (cvlface_ir50, cvlface_ir101)",
     )
     parser.add_argument("--teacher", metavar="RECIPE", help="score the teacher of a recipe instead")
-    parser.add_argument("--sets", type=Path, nargs="+", required=True, metavar="BIN", help="verification sets")
-    parser.add_argument("--out", type=Path, help="folder for the reports (default: report in the run folder)")
+    parser.add_argument(
+        "--all", action="store_true", help="every checkpoint of a run folder, or every weights file of a folder"
+    )
+    parser.add_argument("--suffix", nargs="+", metavar="SUFFIX", help="--all, of files with these suffixes alone")
+    parser.add_argument(
+        "--best-by", metavar="KEY", help="key that chooses the best of all (default: mean of the headline scores)"
+    )
+    parser.add_argument(
+        "--sets", type=Path, nargs="+", default=[], metavar="SET", help="verification sets: .bin files, Arrow folders"
+    )
+    parser.add_argument(
+        "--ijb", type=Path, nargs="+", default=[], metavar="FOLDER", help="IJB-B or IJB-C, original or prepared"
+    )
+    parser.add_argument("--tinyface", type=Path, nargs="+", default=[], metavar="FOLDER", help="TinyFace's test set")
+    parser.add_argument("--out", type=Path, help="folder of the results (default: report in the run folder)")
+    parser.add_argument("--report", action="store_true", help="write report.html and report.md beside them")
     parser.add_argument("--batch-size", type=positive, default=256, help="images per forward pass and rank")
     parser.add_argument("--device", help="cpu, cuda or cuda:N (default: CUDA where there is one)")
     parser.add_argument(
@@ -251,45 +249,65 @@ def _add_teacher_options(group: argparse._ArgumentGroup) -> None:
 
 def _misuse(options: argparse.Namespace) -> str | None:
     """What is wrong with a command that is well formed; None where nothing is."""
+    if not (options.sets or options.ijb or options.tinyface):
+        return "a benchmark is required: --sets, --ijb or --tinyface"
     if (options.network is None) == (options.teacher is None):
         return "name one network: a checkpoint, a file, a CVLface network, or --teacher RECIPE"
+    if _many(options) and options.teacher is not None:
+        return "--all and --suffix are for a folder of networks, not for --teacher"
+    if options.best_by is not None and not _many(options):
+        return "--best-by chooses among several networks: add --all"
+    wrong = [suffix for suffix in options.suffix or () if suffix.lower() not in (*WEIGHT_SUFFIXES, ".onnx")]
+    if wrong:
+        return f"--suffix {' '.join(wrong)}: weights files end in {' '.join((*WEIGHT_SUFFIXES, '.onnx'))}"
     given = [name for name in (*TEACHER_OPTIONS, "image_size") if getattr(options, name) is not None]
     if not given:
         return None
     listed = ", ".join(f"--{name.replace('_', '-')}" for name in given)
     if options.teacher is not None:
         return f"{listed}: {options.teacher} says this of its teacher itself"
-    if source_kind(options.network, options.revision) == "checkpoint":
+    if _many(options):
+        of_checkpoints = not options.suffix and (Path(options.network) / "checkpoints").is_dir()
+    else:
+        of_checkpoints = source_kind(options.network, options.revision) == "checkpoint"
+    if of_checkpoints:
         return f"{listed}: a checkpoint says this itself, and {options.network} is taken for one"
     return None
 
 
-def _source(options: argparse.Namespace) -> Path | TeacherSource:
-    """What the command line names.
+def _many(options: argparse.Namespace) -> bool:
+    return bool(options.all or options.suffix)
+
+
+def _source(options: argparse.Namespace, network: str | None) -> Path | TeacherSource:
+    """A network as the command line names it, with the options that go with it.
 
     Raises:
         ValueError: options or a recipe that name no network.
     """
     if options.teacher is not None:
         return teacher_of_recipe(options.teacher)
-    kind = source_kind(options.network, options.revision)
+    assert network is not None, "one network or --teacher was asked for"
+    kind = source_kind(network, options.revision)
     if kind == "checkpoint":
-        return Path(options.network)
+        return Path(network)
     from adadistill.core.teachers import TeacherConfig
 
-    fields = {name: getattr(options, name) for name in TEACHER_OPTIONS if getattr(options, name) is not None}
+    fields: dict[str, Any] = {
+        name: getattr(options, name) for name in TEACHER_OPTIONS if getattr(options, name) is not None
+    }
     fields |= {name: tuple(fields[name]) for name in ("mean", "std") if name in fields}
     if kind == "onnx" and not {"color", "mean", "std"} <= fields.keys():
         missing = ", ".join(f"--{name}" for name in ("color", "mean", "std") if name not in fields)
         raise ValueError(
-            f"{options.network}: an ONNX file does not say how it wants its images; {missing} missing. insightface's "
+            f"{network}: an ONNX file does not say how it wants its images; {missing} missing. insightface's "
             "files take --color rgb --mean 0.5 0.5 0.5 --std 0.5 0.5 0.5"
         )
     try:
-        config = TeacherConfig(**{kind: options.network}, **fields)
+        config = TeacherConfig(**{**fields, kind: network})
     except ValueError as error:
         listed = "\n  ".join(f"teacher.{problem}" for problem in str(error).splitlines())
-        raise ValueError(f"{options.network}:\n  {listed}") from None
+        raise ValueError(f"{network}:\n  {listed}") from None
     return TeacherSource(config=config, image_size=options.image_size or 112)
 
 
@@ -327,30 +345,6 @@ def _with_deviation(rate: float | None, deviation: float | None) -> str:
     if rate is None or deviation is None:
         return "-"
     return f"{100.0 * rate:.2f} +- {100.0 * deviation:.2f}"
-
-
-def _csv_field(text: str) -> str:
-    """Quoted where a file name brings a comma, a quote or a line break into a key."""
-    if any(character in text for character in ',"\r\n'):
-        return '"' + text.replace('"', '""') + '"'
-    return text
-
-
-def device_name(device: Any) -> str:
-    """What reports call a device."""
-    import torch
-
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a small file so that it appears whole or not at all."""
-    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
-    try:
-        partial.write_text(text, encoding="utf-8")
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 if __name__ == "__main__":

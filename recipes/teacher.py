@@ -28,7 +28,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from adadistill.recipes.evaluate import positive, write_whole
+from adadistill.recipes.evaluate import positive
+from adadistill.recipes.evaluation_files import write_whole
 
 
 def main(argv: Sequence[str] | None = None) -> int:

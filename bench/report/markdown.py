@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from adadistill.bench.report.tables import Machine, Table
 from adadistill.bench.report.targets import Standing
+from adadistill.core.report.text import one_line
 
 _LONGEST = 160
 _SPECIAL = re.compile(r"([\\`*\[\]|])")
@@ -14,9 +15,7 @@ _SPECIAL = re.compile(r"([\\`*\[\]|])")
 
 def escaped(text: str) -> str:
     """Text of a stranger's row as nothing but text: one line, no HTML, no table cells, links or emphasis of its own."""
-    line = " ".join(text.split())
-    line = "".join(one if one.isprintable() else "?" for one in line)
-    line = line if len(line) <= _LONGEST else line[: _LONGEST - 3] + "..."
+    line = one_line(text, longest=_LONGEST)
     return _SPECIAL.sub(r"\\\1", line.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;"))
 
 

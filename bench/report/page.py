@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from html import escape
 
 from adadistill.bench.report.charts import bar_chart
 from adadistill.bench.report.tables import Machine, Table
 from adadistill.bench.report.targets import Standing
+from adadistill.core.report.text import html_text
 
 _LONGEST = 400
 
@@ -78,5 +78,4 @@ def _cell(tag: str, text: str, right: bool) -> str:
 
 
 def _text(text: str, *, longest: int = _LONGEST) -> str:
-    line = "".join(one if one.isprintable() else "?" for one in " ".join(text.split()))
-    return escape(line if len(line) <= longest else line[: longest - 3] + "...", quote=True)
+    return html_text(text, longest=longest)

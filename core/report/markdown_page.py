@@ -1,0 +1,63 @@
+"""A report as Markdown. Figures become the tables of what they show; embedded images are left out."""
+
+from __future__ import annotations
+
+from adadistill.core.report.document import (
+    Block,
+    Bullets,
+    Cell,
+    Document,
+    Figures,
+    Heading,
+    Number,
+    Paragraph,
+    Pictures,
+    Table,
+)
+from adadistill.core.report.text import markdown_text
+
+
+def markdown_page(document: Document) -> str:
+    """The whole document, every text escaped."""
+    parts = [f"# {markdown_text(document.title)}"]
+    for block in document.blocks:
+        parts += _block(block)
+    return "\n\n".join(parts) + "\n"
+
+
+def _block(block: Block) -> list[str]:
+    if isinstance(block, Heading):
+        return [f"{'#' * block.level} {markdown_text(block.text)}"]
+    if isinstance(block, Paragraph):
+        return [markdown_text(block.text)]
+    if isinstance(block, Bullets):
+        return ["\n".join(f"- {markdown_text(item)}" for item in block.items)]
+    if isinstance(block, Table):
+        return _table(block)
+    if isinstance(block, Figures):
+        return [part for figure in block.items for part in _table(figure.table)]
+    assert isinstance(block, Pictures), "every kind of block is written"
+    return [f"{len(block.items)} images are in the HTML report alone."]
+
+
+def _table(table: Table) -> list[str]:
+    numeric = [
+        any(isinstance(row[column], Number) for row in table.rows if column < len(row))
+        for column in range(len(table.heads))
+    ]
+    lines = [
+        f"| {' | '.join(map(markdown_text, table.heads))} |",
+        f"|{'|'.join(' ---: ' if right else ' --- ' for right in numeric)}|",
+    ]
+    for index, row in enumerate(table.rows):
+        cells = [_cell(cell) for cell in row]
+        if index in table.strong:
+            cells[0] = f"**{cells[0]}**"
+        lines.append(f"| {' | '.join(cells)} |")
+    return [f"{markdown_text(table.caption)}", "\n".join(lines)]
+
+
+def _cell(cell: Cell) -> str:
+    if cell is None:
+        return "-"
+    return markdown_text(cell.text if isinstance(cell, Number) else cell)

@@ -1,0 +1,156 @@
+"""Figures of a report: ROC and DET curves and score histograms out of benchmark results, each with its numbers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from adadistill.core.benchmarks.result import Curve, Histogram
+from adadistill.core.report.document import Cell, Figure, Number, Table
+from adadistill.core.report.line_chart import MOST_SERIES, Axis, Series, line_chart
+
+_DRAWN_POINTS = 240
+_RATES = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
+_LOWEST_RATE = 1e-7
+
+
+def roc_and_det(title: str, curves: Mapping[str, Curve]) -> list[Figure]:
+    """The curves of several networks, as ROC and as DET.
+
+    Args:
+        title: of the set, for captions.
+        curves: by network, at most `MOST_SERIES`; others are left out.
+    """
+    curves = dict(list(curves.items())[:MOST_SERIES])
+    floor = _lowest_rate(curves.values())
+    if floor is None:
+        return []
+    far = Axis(label="false-accept rate", low=floor, high=1.0, scale="log")
+    roc = [Series(name, _corners(curve, floor)) for name, curve in curves.items()]
+    lowest = min(rate for one in roc for _, rate in one.points)
+    bottom = max(0.0, math.floor(10.0 * lowest) / 10.0) if lowest < 1.0 else 0.9
+    misses = [1.0 - rate for one in roc for _, rate in one.points if rate < 1.0]
+    frr_floor = 10.0 ** math.floor(math.log10(max(min(misses, default=1e-3), _LOWEST_RATE)))
+    det = [Series(one.label, [(x, max(1.0 - y, frr_floor)) for x, y in one.points]) for one in roc]
+    table = _rates_table(title, curves, floor)
+    names = list(curves)
+    figures = [
+        Figure(
+            svg=line_chart(
+                roc,
+                x=far,
+                y=Axis(label="true-accept rate", low=bottom, high=1.0, percent=True),
+                description=f"ROC curves on {title} of {', '.join(names)}",
+            ),
+            caption=f"ROC on {title}: higher is better. False-accept rates below {floor:g} cannot be told.",
+            key=names,
+            table=table,
+        )
+    ]
+    if frr_floor < 1.0:
+        figures.append(
+            Figure(
+                svg=line_chart(
+                    det,
+                    x=far,
+                    y=Axis(label="false-reject rate", low=frr_floor, high=1.0, scale="log"),
+                    description=f"DET curves on {title} of {', '.join(names)}",
+                ),
+                caption=f"DET on {title}: lower is better, both axes logarithmic.",
+                key=names,
+                table=_rates_table(title, curves, floor, rejects=True),
+            )
+        )
+    return figures
+
+
+def score_histogram(title: str, network: str, histogram: Histogram) -> Figure | None:
+    """Scores of same and of different pairs of one network; None where it holds no pairs."""
+    kinds = {"same": histogram.same, "different": histogram.different}
+    filled = np.flatnonzero(histogram.same + histogram.different)
+    if not filled.size:
+        return None
+    first, last = max(int(filled[0]) - 1, 0), min(int(filled[-1]) + 2, len(histogram.same))
+    edges = histogram.edges[first : last + 1]
+    series: list[Series] = []
+    rows: list[Sequence[Cell]] = []
+    for kind, counts in kinds.items():
+        total = int(counts.sum())
+        shares = counts[first:last] / max(total, 1)
+        outline = [(float(edges[0]), 0.0)]
+        for index, share in enumerate(shares):
+            outline += [(float(edges[index]), float(share)), (float(edges[index + 1]), float(share))]
+        series.append(Series(f"{kind} ({total:,})", [*outline, (float(edges[-1]), 0.0)]))
+        quantiles = [_quantile(histogram.edges, counts, share) for share in (0.05, 0.5, 0.95)]
+        rows.append(
+            [kind, Number(total, f"{total:,}"), *(None if q is None else Number(q, f"{q:.3f}") for q in quantiles)]
+        )
+    top = max(share for one in series for _, share in one.points)
+    return Figure(
+        svg=line_chart(
+            series,
+            x=Axis(label="cosine", low=float(edges[0]), high=float(edges[-1])),
+            y=Axis(label="share of pairs", low=0.0, high=1.05 * top, percent=True),
+            description=f"Scores of same and of different pairs on {title}, {network}",
+        ),
+        caption=f"{network} on {title}: scores of same and of different pairs.",
+        key=[one.label for one in series],
+        table=Table(
+            caption=f"Cosines on {title}, {network}",
+            heads=["Pairs", "Number", "5 %", "Median", "95 %"],
+            rows=rows,
+        ),
+    )
+
+
+def tar_at(curve: Curve, far: float) -> float:
+    """The highest true-accept rate of a drawn curve whose false-accept rate is at or under `far`."""
+    reached = curve.true_accept_rates[curve.false_accept_rates <= far + 1e-12]
+    return float(reached.max()) if reached.size else 0.0
+
+
+def _rates_table(title: str, curves: Mapping[str, Curve], floor: float, *, rejects: bool = False) -> Table:
+    rates = [rate for rate in _RATES if rate >= floor * (1.0 - 1e-9)]
+    what = "False-reject" if rejects else "True-accept"
+    rows: list[Sequence[Cell]] = []
+    for name, curve in curves.items():
+        values = [1.0 - tar_at(curve, rate) if rejects else tar_at(curve, rate) for rate in rates]
+        rows.append([name, *(Number(value, f"{100.0 * value:.2f}") for value in values)])
+    return Table(
+        caption=f"{what} rate in percent at false-accept rates that are met, {title}",
+        heads=["Network", *(f"FAR {rate:g}" for rate in rates)],
+        rows=rows,
+    )
+
+
+def _lowest_rate(curves: Iterable[Curve]) -> float | None:
+    """The decade of the lowest false-accept rate above zero in any curve; None where there is none below one."""
+    positive = [
+        float(curve.false_accept_rates[curve.false_accept_rates > 0.0].min())
+        for curve in curves
+        if (curve.false_accept_rates > 0.0).any()
+    ]
+    if not positive or min(positive) >= 1.0:
+        return None
+    return max(10.0 ** math.floor(math.log10(min(positive)) + 1e-9), _LOWEST_RATE)
+
+
+def _corners(curve: Curve, floor: float) -> list[tuple[float, float]]:
+    """A curve as steps within the axis, at most some hundreds of them, spread evenly over its logarithm."""
+    rates = np.geomspace(floor, 1.0, _DRAWN_POINTS)
+    known = np.unique(np.concatenate([rates, curve.false_accept_rates[curve.false_accept_rates >= floor][:60]]))
+    places = np.searchsorted(curve.false_accept_rates, known * (1.0 + 1e-12), side="right") - 1
+    heights = np.where(places >= 0, curve.true_accept_rates[np.maximum(places, 0)], 0.0)
+    return [(float(x), float(y)) for x, y in zip(known, heights, strict=True)]
+
+
+def _quantile(edges: npt.NDArray[np.float64], counts: npt.NDArray[np.int64], share: float) -> float | None:
+    """Linear within a bin; None without pairs."""
+    total = int(counts.sum())
+    if total == 0:
+        return None
+    below = np.concatenate([[0.0], np.cumsum(counts) / total])
+    return float(np.interp(share, below, edges))
