@@ -4,8 +4,9 @@ Isolates scoring: pooling, pairs, ROC, strict rates; leaves out reading files an
 random at IJB-C's size: 3,531 gallery and 19,593 probe templates, 469,375 images, 15,658,489 pairs of different
 templates in no order. Smaller shares have so much of its images and pairs, and of its templates the square root, so
 that pairs stay as dense among the combinations. First a small share is scored by both forms, which must agree; then
-the whole. `against_loop` is loops to ours on the same small share, in processor time; loops are timed in one mode and
-counted once for each. `extra_mib` is what the process grows by, beside the embeddings.
+the whole. `against_loop` is loops to ours on the same small share, in processor time, and `against_loop_wall` by the
+clock, where ours scores as many modes at a time as there are cores; loops are timed in one mode and counted once for
+each. `extra_mib` is what the process grows by, beside the embeddings.
 
     python -m adadistill.bench ijb
 """
@@ -79,8 +80,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except DisagreementError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return 1
-    _report(arguments.rows, "loop", small, loops, 1.0, None)
-    _report(arguments.rows, "ours", small, ours, loops.cpu_s / ours.cpu_s, extra)
+    _report(arguments.rows, "loop", small, loops, loops, None)
+    _report(arguments.rows, "ours", small, ours, loops, extra)
     del small
     whole = _draw(arguments.share, arguments.dim)
     ours, extra, _ = _ours(whole)
@@ -186,15 +187,19 @@ def _check(result: BenchmarkResult, expected: Sequence[float]) -> None:
 
 
 def _report(
-    rows: str | None, form: str, drawn: _Drawn, times: _Times, against_loop: float | None, extra: float | None
+    rows: str | None, form: str, drawn: _Drawn, times: _Times, loops: _Times | None, extra: float | None
 ) -> None:
     sizes = drawn.sizes()
     embeddings_mib = drawn.embeddings.nbytes / 2**20
     append_row(
         rows, bench="ijb", device=_CPU, form=form, **sizes, seconds=times.wall_s, cpu_seconds=times.cpu_s,
-        against_loop=against_loop, extra_mib=extra, embeddings_mib=embeddings_mib,
+        against_loop=None if loops is None else loops.cpu_s / times.cpu_s,
+        against_loop_wall=None if loops is None else loops.wall_s / times.wall_s,
+        extra_mib=extra, embeddings_mib=embeddings_mib,
     )  # fmt: skip
-    ratio = "" if against_loop is None else f"  {against_loop:.1f} x loops"
+    ratio = ""
+    if loops is not None:
+        ratio = f"  {loops.cpu_s / times.cpu_s:.1f} x loops, {loops.wall_s / times.wall_s:.1f} x by the clock"
     memory = "" if extra is None else f"  {extra:.0f} MiB beside {embeddings_mib:.0f} MiB of embeddings"
     print(
         f"ijb {form:<5} {sizes['images']:>7} images {sizes['pairs']:>9} pairs  {times.wall_s:>7.2f} s"

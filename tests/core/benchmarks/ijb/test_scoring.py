@@ -168,6 +168,14 @@ def test_the_order_of_images_changes_nothing_but_rounding():
     assert [score.value for score in one.scores] == pytest.approx([score.value for score in other.scores], abs=1e-12)
 
 
+def test_modes_scored_at_once_are_those_scored_one_after_the_other():
+    embeddings, _, annotations = _drawn(6)
+    alone, together = (score_ijb(embeddings, annotations, data_sha256="", threads=n) for n in (1, 4))
+    assert alone.scores == together.scores
+    assert [curve.name for curve in alone.curves] == [curve.name for curve in together.curves]
+    assert alone.errors == together.errors
+
+
 def test_the_headline_is_cvlfaces_and_every_score_says_its_mode():
     embeddings, _, annotations = _drawn(4)
     result = score_ijb(embeddings, annotations, data_sha256="", note="other counts")
