@@ -51,6 +51,7 @@ setup(
         "nvtx",
         "huggingface_hub",
         "scikit-learn",
+        "threadpoolctl",  # which scikit-learn brings
     ],
     extras_require=EXTRAS,
     entry_points={"console_scripts": ["adadistill = adadistill.recipes.cli:main"]},

@@ -130,6 +130,18 @@ HEADLINES: tuple[Headline, ...] = (
         ),
     ),
     Headline(
+        "IJB-C's 1:1 scores at full size, {modes} pooling modes, {images} embeddings of {embedding_dim}, {pairs} pairs "
+        "(`bench ijb`)",
+        (
+            Value({"bench": "ijb", "form": "ours", "share": 1.0}, "seconds", "**{:.1f} s**"),
+            Value({"bench": "ijb", "form": "ours", "share": 1.0}, "extra_mib", "{:,.0f} MiB beside the embeddings"),
+        ),
+        (
+            Value({"bench": "ijb", "form": "ours", "share": 0.1}, "against_loop_wall",
+                  "loops take {:.1f} times as long for a tenth"),
+        ),
+    ),
+    Headline(
         "Cached teacher (`bench teacher_cache`), random rows of {embedding_dim}, page cache {page_cache}, rows/s",
         (
             Value({**_CACHE, "source": "gather"}, "per_s", "{:,.0f} as stored"),

@@ -47,7 +47,8 @@ def score_ijb(
         modes: at least one; the headline is CVLface's mode where it is among them, else the first.
         note: that goes with every score, for example that the set is not the published one.
         seconds: of the stages before this one.
-        threads: modes scored at a time; None takes as many as there are cores. Results are the same bits.
+        threads: templates pooled and modes scored at a time; None takes as many as there are cores. The same bits come
+            out of any number.
 
     Raises:
         NonFiniteEmbeddingsError: an embedding is NaN, infinite or zero; names image and template.
@@ -58,14 +59,20 @@ def score_ijb(
     if not modes:
         raise ValueError("name at least one pooling mode")
     headline_mode = HEADLINE_MODE if HEADLINE_MODE in modes else modes[0]
-    pooled = pool_templates(embeddings, annotations, modes)
+    from threadpoolctl import threadpool_limits
+
+    pooled = pool_templates(embeddings, annotations, modes, threads=threads)
     plan = plan_pairs(annotations)
 
     def scored(mode: PoolingMode) -> _ModeScores:
         return _score_mode(mode, pooled[mode], plan, annotations, note, names_worst=mode == headline_mode)
 
-    # numpy lets go of the interpreter while it multiplies, gathers and sorts, which is nearly all there is to do.
-    with ThreadPoolExecutor(min(threads or os.cpu_count() or 1, len(modes))) as pool:
+    # numpy lets go of the interpreter while it multiplies, gathers and sorts, which is nearly all there is to do. Its
+    # products take one thread each: modes would fight over more, and sums would depend on the number of cores.
+    with (
+        threadpool_limits(1, user_api="blas"),
+        ThreadPoolExecutor(min(threads or os.cpu_count() or 1, len(modes))) as pool,
+    ):
         found = list(pool.map(scored, modes))
     return BenchmarkResult(
         kind="ijb",
