@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from adadistill.recipes.evaluation_files import Done
+from adadistill.recipes.evaluation_files import Done, network_identity
 from adadistill.recipes.scored_network import ScoredNetwork, prepare_
 
 if TYPE_CHECKING:
+    from adadistill.core.benchmarks.ijb import EmbeddingCache
     from adadistill.core.benchmarks.suite import Benchmark
     from adadistill.core.distributed import Ranks
     from adadistill.core.precision import Precision, PrecisionName
@@ -25,9 +27,17 @@ class Forward:
     batch_size: int
     """Images per forward pass and rank."""
     ranks: Ranks
+    embeddings: Path | None = None
+    """Folder that keeps the embeddings of large benchmarks; None keeps none."""
 
     @staticmethod
-    def prepare(scored: ScoredNetwork, precision: PrecisionName, batch_size: int, ranks: Ranks) -> Forward:
+    def prepare(
+        scored: ScoredNetwork,
+        precision: PrecisionName,
+        batch_size: int,
+        ranks: Ranks,
+        embeddings: Path | None = None,
+    ) -> Forward:
         """Bring the network to its device and formats. One with a runtime of its own keeps float32, and says so."""
         from adadistill.core.precision import resolve_precision
         from adadistill.core.teachers import computes_in_torch
@@ -38,7 +48,9 @@ class Forward:
             precision = "float32"
         formats = resolve_precision(precision, ranks.device)
         prepare_(scored.network, formats, ranks)
-        return Forward(precision_name=precision, precision=formats, batch_size=batch_size, ranks=ranks)
+        return Forward(
+            precision_name=precision, precision=formats, batch_size=batch_size, ranks=ranks, embeddings=embeddings
+        )
 
     def setting(self) -> dict[str, Any]:
         """What the reports say of it; the numbers depend on the precision alone."""
@@ -61,9 +73,14 @@ def score_benchmark(
 
     Raises:
         NonFiniteEmbeddingsError: the network gives NaN or infinity.
+        EmbeddingCacheError, OSError: kept embeddings cannot be used.
     """
     result, details = benchmark.evaluate(
-        scored.network, ranks=forward.ranks, batch_size=forward.batch_size, precision=forward.precision
+        scored.network,
+        ranks=forward.ranks,
+        batch_size=forward.batch_size,
+        precision=forward.precision,
+        cache=_cache(scored, benchmark, forward),
     )
     if forward.ranks.is_main:
         headline = result[result.headline]
@@ -76,6 +93,25 @@ def score_benchmark(
         details=None if details is None else details.to_json(),
     )
     return done, details
+
+
+def _cache(scored: ScoredNetwork, benchmark: Benchmark, forward: Forward) -> EmbeddingCache | None:
+    """A folder for each network, precision, benchmark and data, so that none replaces another."""
+    if forward.embeddings is None or benchmark.kind == "verification":
+        return None
+    identity = network_identity(scored.facts)
+    if not identity:
+        raise ValueError(
+            f"{scored.name}: its weights have no sha256, so that nothing tells its embeddings from others'"
+        )
+    from adadistill.core.benchmarks.ijb import EmbeddingCache
+
+    own = (
+        forward.embeddings
+        / f"{identity[:16]}-{forward.precision_name}"
+        / f"{benchmark.name}-{benchmark.data_sha256[:16]}"
+    )
+    return EmbeddingCache(folder=own, network_sha256=identity)
 
 
 def device_name(device: Any) -> str:

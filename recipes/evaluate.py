@@ -56,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from adadistill.core.verification import NonFiniteEmbeddingsError
     from adadistill.loaders.record_tools.foreign_sets import ArrowMissingError
 
-    names = ("ijb", "tinyface", "out", "batch_size", "device", "precision", "far", "report")
+    names = ("ijb", "tinyface", "out", "batch_size", "device", "precision", "far", "report", "embeddings")
     settings: dict[str, Any] = {name: getattr(options, name) for name in names}
     try:
         if _many(options):
@@ -94,6 +94,7 @@ def run(
     precision: PrecisionName = "float32",
     far: float = 1e-3,
     report: bool = False,
+    embeddings: Path | None = None,
 ) -> dict[str, VerificationResult]:
     """Score a network, print the table, write the reports; under torchrun the ranks share the images.
 
@@ -110,6 +111,8 @@ def run(
             file computes in float32, whatever this says.
         far: false-accept rate of the reported TARs, in (0, 1].
         report: write `report.html` and `report.md` of everything in `out`, too.
+        embeddings: folder that keeps the embeddings of IJB and TinyFace, by network and benchmark, so that a changed
+            metric, or a run that was stopped, does not embed again.
 
     Returns:
         Verification set -> result, on every rank.
@@ -124,7 +127,7 @@ def run(
 
     with distributed_session(device) as ranks:
         scored = load_scored(source, ranks)
-        forward = Forward.prepare(scored, precision, batch_size, ranks)
+        forward = Forward.prepare(scored, precision, batch_size, ranks, embeddings)
         paths = BenchmarkPaths(sets=tuple(sets), ijb=tuple(ijb), tinyface=tuple(tinyface), far=far)
         benchmarks = open_benchmarks(paths, scored.image_size, ranks)
         outcomes = [score_benchmark(scored, one, forward) for one in benchmarks]
@@ -221,6 +224,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--tinyface", type=Path, nargs="+", default=[], metavar="FOLDER", help="TinyFace's test set")
     parser.add_argument("--out", type=Path, help="folder of the results (default: report in the run folder)")
     parser.add_argument("--report", action="store_true", help="write report.html and report.md beside them")
+    parser.add_argument(
+        "--embeddings", type=Path, metavar="FOLDER", help="keep the embeddings of IJB and TinyFace there, to go on from"
+    )
     parser.add_argument("--batch-size", type=positive, default=256, help="images per forward pass and rank")
     parser.add_argument("--device", help="cpu, cuda or cuda:N (default: CUDA where there is one)")
     parser.add_argument(

@@ -53,6 +53,7 @@ def evaluate_folder(
     precision: PrecisionName = "float32",
     far: float = 1e-3,
     report: bool = False,
+    embeddings: Path | None = None,
 ) -> bool:
     """Score every network of a folder that is not scored yet, print the table; whether all could be scored.
 
@@ -62,7 +63,7 @@ def evaluate_folder(
         source: path -> what is loaded from it; adds what files do not say themselves (colour order of an ONNX file).
         best_by: key of a score.
         out: folder of the results; default: `report` in the run folder, or in the folder itself.
-        sets, ijb, tinyface, batch_size, device, precision, far, report: as for `evaluate.run`.
+        sets, ijb, tinyface, batch_size, device, precision, far, report, embeddings: as for `evaluate.run`.
 
     Raises:
         ValueError, OSError: no network, a key of none of the benchmarks, or a benchmark that cannot be used, before
@@ -75,7 +76,7 @@ def evaluate_folder(
     paths = BenchmarkPaths(sets=tuple(sets), ijb=tuple(ijb), tinyface=tuple(tinyface), far=far)
     out = out or (folder.parent if folder.name == "checkpoints" else folder) / "report"
     with distributed_session(device) as ranks:
-        queue = _Queue(paths, out, precision, batch_size, best_by, ranks)
+        queue = _Queue(paths, out, precision, batch_size, best_by, ranks, embeddings)
         for name, path in networks.items():
             queue.run(name, path, source)
         standing = Standing(best_by=best_by, evaluations=tuple(queue.evaluations), failures=queue.failures)
@@ -124,11 +125,13 @@ class _Queue:
         batch_size: int,
         best_by: str | None,
         ranks: Ranks,
+        embeddings: Path | None,
     ) -> None:
         self.evaluations: list[Evaluation] = []
         self.failures: dict[str, str] = {}
         self._paths, self._out, self._ranks = paths, out, ranks
         self._precision, self._batch_size, self._best_by = precision, batch_size, best_by
+        self._embeddings = embeddings
         self._opened: dict[int, tuple[Benchmark, ...]] = {}
 
     def run(self, name: str, path: Path, source: Callable[[str], Path | TeacherSource]) -> None:
@@ -154,7 +157,7 @@ class _Queue:
     def _score(self, name: str, scored: ScoredNetwork, benchmarks: Sequence[Benchmark]) -> Evaluation:
         from adadistill.core.distributed import broadcast_text
 
-        forward = Forward.prepare(scored, self._precision, self._batch_size, self._ranks)
+        forward = Forward.prepare(scored, self._precision, self._batch_size, self._ranks, self._embeddings)
         found = {(one.result.kind, one.result.name): one for one in self._stored(name, scored)}  # on rank 0
         missing = [
             index

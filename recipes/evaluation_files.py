@@ -13,6 +13,7 @@ again.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -84,16 +85,21 @@ def network_sha256(facts: Mapping[str, Any]) -> str:
 
 def same_network(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
     """Whether two facts speak of one network that is fed in one way, wherever it lies."""
+    identity = network_identity(one)
+    return bool(identity) and identity == network_identity(other)
 
-    def of(facts: Mapping[str, Any]) -> dict[str, Any]:
-        identity = facts.get("identity")
-        shown = dict(identity) if isinstance(identity, dict) else {}
-        shown.pop("name", None)
-        return {**shown, "network": facts.get("network"), "image_size": facts.get("image_size")}
 
-    sha256 = network_sha256(one)
+def network_identity(facts: Mapping[str, Any]) -> str:
+    """sha256 of weights, architecture and preprocessing, wherever the network lies; empty where weights have none."""
+    weights = network_sha256(facts)
+    if not weights:
+        return ""
+    identity = facts.get("identity")
+    shown = dict(identity) if isinstance(identity, dict) else {}
+    shown.pop("name", None)
     # Through JSON, so that what was just made equals what was read back.
-    return bool(sha256) and sha256 == network_sha256(other) and _json(of(one)) == _json(of(other))
+    bound = _json({**shown, "network": facts.get("network"), "image_size": facts.get("image_size")})
+    return hashlib.sha256(f"{weights} {bound}".encode()).hexdigest()
 
 
 def json_path(folder: Path, name: str) -> Path:

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 from torch import nn
 
-from adadistill.core.benchmarks.ijb import ALL_MODES, evaluate_ijb
+from adadistill.core.benchmarks.ijb import ALL_MODES, EmbeddingCache, evaluate_ijb
 from adadistill.core.benchmarks.main_rank import computed_on_main
 from adadistill.core.benchmarks.result import BenchmarkKind, BenchmarkResult
 from adadistill.core.benchmarks.tinyface import TinyFace, evaluate_tinyface, open_tinyface
@@ -43,9 +43,19 @@ class Benchmark(Protocol):
         """What, beside network, data and precision, its numbers depend on; JSON values."""
 
     def evaluate(
-        self, network: nn.Module, *, ranks: Ranks, batch_size: int, precision: Precision
+        self,
+        network: nn.Module,
+        *,
+        ranks: Ranks,
+        batch_size: int,
+        precision: Precision,
+        cache: EmbeddingCache | None = None,
     ) -> tuple[BenchmarkResult, VerificationResult | None]:
-        """Score a network; all ranks call it together. The second value is for verification sets alone."""
+        """Score a network; all ranks call it together. The second value is for verification sets alone.
+
+        Args:
+            cache: where the embeddings of this network are kept between calls; verification sets are embedded anew.
+        """
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -110,7 +120,13 @@ class PairSet:
         return {"far": self.far, "protocol": PROTOCOL}
 
     def evaluate(
-        self, network: nn.Module, *, ranks: Ranks, batch_size: int, precision: Precision
+        self,
+        network: nn.Module,
+        *,
+        ranks: Ranks,
+        batch_size: int,
+        precision: Precision,
+        cache: EmbeddingCache | None = None,
     ) -> tuple[BenchmarkResult, VerificationResult | None]:
         """Both shapes of its result.
 
@@ -157,7 +173,13 @@ class IjbBenchmark:
         return {"modes": [mode.name for mode in ALL_MODES], "flip": "sum of raw embeddings"}
 
     def evaluate(
-        self, network: nn.Module, *, ranks: Ranks, batch_size: int, precision: Precision
+        self,
+        network: nn.Module,
+        *,
+        ranks: Ranks,
+        batch_size: int,
+        precision: Precision,
+        cache: EmbeddingCache | None = None,
     ) -> tuple[BenchmarkResult, VerificationResult | None]:
         """1:1 and, where the set has it, 1:N.
 
@@ -165,7 +187,13 @@ class IjbBenchmark:
             NonFiniteEmbeddingsError, ImageDecodeError, IjbError, OSError: as `evaluate_ijb`.
         """
         result = evaluate_ijb(
-            self.dataset, network, ranks=ranks, batch_size=batch_size, precision=precision, image_size=self.image_size
+            self.dataset,
+            network,
+            ranks=ranks,
+            batch_size=batch_size,
+            precision=precision,
+            image_size=self.image_size,
+            cache=cache,
         )
         return result, None
 
@@ -204,7 +232,13 @@ class TinyFaceBenchmark:
         return {"flip": "sum of raw embeddings"}
 
     def evaluate(
-        self, network: nn.Module, *, ranks: Ranks, batch_size: int, precision: Precision
+        self,
+        network: nn.Module,
+        *,
+        ranks: Ranks,
+        batch_size: int,
+        precision: Precision,
+        cache: EmbeddingCache | None = None,
     ) -> tuple[BenchmarkResult, VerificationResult | None]:
         """Closed-set identification.
 
@@ -218,5 +252,6 @@ class TinyFaceBenchmark:
             batch_size=batch_size,
             precision=precision,
             image_size=self.image_size,
+            cache=cache,
         )
         return result, None

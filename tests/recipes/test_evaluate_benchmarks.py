@@ -12,6 +12,7 @@ import pytest
 from evaluated_networks import BACKBONE, write_pairs, write_tinyface
 
 from adadistill.core.backbones import build_backbone
+from adadistill.core.benchmarks.ijb import extraction
 from adadistill.core.benchmarks.result import BenchmarkResult, Score
 from adadistill.core.network_checkpoint import save_network
 from adadistill.recipes.evaluate import main
@@ -71,6 +72,22 @@ def test_what_is_scored_is_not_scored_again(folder, tmp_path, capsys):
     (folder / "tinyface" / "Probe" / "0_1.jpg").write_bytes((folder / "tinyface" / "Probe" / "1_1.jpg").read_bytes())
     assert evaluate(folder, "--all", "--out", tmp_path) == 0
     assert "1 of 3 benchmarks to do" in capsys.readouterr().err
+
+
+def test_kept_embeddings_are_scored_without_the_network(folder, tmp_path, monkeypatch):
+    kept = tmp_path / "kept"
+    assert evaluate(folder, "--out", tmp_path / "first", "--embeddings", kept) == 0
+    assert len(list(kept.glob("*-float32/*/header.json"))) == 2  # IJB and TinyFace; verification sets are small
+
+    def embeds(*_: object) -> None:
+        raise AssertionError("the network is not needed")
+
+    monkeypatch.setattr(extraction, "_one_block", embeds)
+    assert evaluate(folder, "--out", tmp_path / "second", "--embeddings", kept) == 0
+    first, second = (read_evaluation(tmp_path / run / "verification-step-00000000.json") for run in ("first", "second"))
+    assert [one.scores for one in first.results] == [one.scores for one in second.results]
+    with pytest.raises(AssertionError, match="not needed"):
+        evaluate(folder, "--out", tmp_path / "third")
 
 
 @pytest.mark.parametrize("option", ["--ijb", "--tinyface"])
