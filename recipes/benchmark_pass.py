@@ -11,7 +11,7 @@ from adadistill.recipes.evaluation_files import Done, network_identity
 from adadistill.recipes.scored_network import ScoredNetwork, prepare_
 
 if TYPE_CHECKING:
-    from adadistill.core.benchmarks.ijb import EmbeddingCache
+    from adadistill.core.benchmarks.embedding_cache import EmbeddingCache
     from adadistill.core.benchmarks.suite import Benchmark
     from adadistill.core.distributed import Ranks
     from adadistill.core.precision import Precision, PrecisionName
@@ -104,7 +104,7 @@ def _cache(scored: ScoredNetwork, benchmark: Benchmark, forward: Forward) -> Emb
         raise ValueError(
             f"{scored.name}: its weights have no sha256, so that nothing tells its embeddings from others'"
         )
-    from adadistill.core.benchmarks.ijb import EmbeddingCache
+    from adadistill.core.benchmarks.embedding_cache import EmbeddingCache
 
     own = (
         forward.embeddings

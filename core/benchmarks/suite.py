@@ -10,7 +10,8 @@ from typing import Any, Protocol
 
 from torch import nn
 
-from adadistill.core.benchmarks.ijb import ALL_MODES, EmbeddingCache, evaluate_ijb
+from adadistill.core.benchmarks.embedding_cache import EmbeddingCache
+from adadistill.core.benchmarks.ijb import ALL_MODES, evaluate_ijb
 from adadistill.core.benchmarks.main_rank import computed_on_main
 from adadistill.core.benchmarks.result import BenchmarkKind, BenchmarkResult
 from adadistill.core.benchmarks.tinyface import TinyFace, evaluate_tinyface, open_tinyface

@@ -12,7 +12,7 @@ import pytest
 from evaluated_networks import BACKBONE, write_pairs, write_tinyface
 
 from adadistill.core.backbones import build_backbone
-from adadistill.core.benchmarks.ijb import extraction
+from adadistill.core.benchmarks import extraction
 from adadistill.core.benchmarks.result import BenchmarkResult, Score
 from adadistill.core.network_checkpoint import save_network
 from adadistill.recipes.evaluate import main

@@ -8,8 +8,8 @@ from dataclasses import replace
 
 from torch import nn
 
-from adadistill.core.benchmarks.ijb.embedding_cache import EmbeddingCache, StoredBlocks
-from adadistill.core.benchmarks.ijb.extraction import BLOCK_ROWS, Embedder, embed_set
+from adadistill.core.benchmarks.embedding_cache import EmbeddingCache, StoredBlocks
+from adadistill.core.benchmarks.extraction import BLOCK_ROWS, Embedder, embed_set
 from adadistill.core.benchmarks.ijb.pooling import ALL_MODES, PoolingMode
 from adadistill.core.benchmarks.ijb.scoring import score_ijb
 from adadistill.core.benchmarks.main_rank import computed_on_main

@@ -11,8 +11,8 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from adadistill.core.benchmarks.ijb.embedding_cache import EmbeddingCache, StoredBlocks
-from adadistill.core.benchmarks.ijb.extraction import BLOCK_ROWS, Embedder, embed_set
+from adadistill.core.benchmarks.embedding_cache import EmbeddingCache, StoredBlocks
+from adadistill.core.benchmarks.extraction import BLOCK_ROWS, Embedder, embed_set
 from adadistill.core.benchmarks.main_rank import computed_on_main
 from adadistill.core.benchmarks.result import BenchmarkResult, Score
 from adadistill.core.benchmarks.tinyface.mate_ranks import Floats, mate_ranks

@@ -17,7 +17,7 @@ from small_network import SmallNetwork
 from tests_support import GOLDEN, golden_files
 from torch import nn
 
-from adadistill.core.benchmarks.ijb import EmbeddingCache
+from adadistill.core.benchmarks.embedding_cache import EmbeddingCache
 from adadistill.core.benchmarks.tinyface import (
     TinyFaceError,
     evaluate_tinyface,

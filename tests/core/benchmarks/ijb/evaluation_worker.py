@@ -18,7 +18,8 @@ tests_support.make_importable()
 import torch
 from small_network import SmallNetwork
 
-from adadistill.core.benchmarks.ijb import EmbeddingCache, evaluate_ijb
+from adadistill.core.benchmarks.embedding_cache import EmbeddingCache
+from adadistill.core.benchmarks.ijb import evaluate_ijb
 from adadistill.core.distributed import distributed_session
 from adadistill.loaders.ijb import open_ijb
 

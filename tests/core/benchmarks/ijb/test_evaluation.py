@@ -17,8 +17,9 @@ from rank_processes import run_ranks
 from small_ijb import small_ijb, write_original, write_prepared
 from small_network import SmallNetwork
 
-import adadistill.core.benchmarks.ijb.extraction as extraction
-from adadistill.core.benchmarks.ijb import EmbeddingCache, EmbeddingCacheError, evaluate_ijb
+import adadistill.core.benchmarks.extraction as extraction
+from adadistill.core.benchmarks.embedding_cache import EmbeddingCache, EmbeddingCacheError
+from adadistill.core.benchmarks.ijb import evaluate_ijb
 from adadistill.core.benchmarks.result import BenchmarkResult
 from adadistill.core.distributed import Ranks
 from adadistill.core.verification import NonFiniteEmbeddingsError

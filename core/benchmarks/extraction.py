@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from adadistill.core.benchmarks.ijb.embedding_cache import StoredBlocks
+from adadistill.core.benchmarks.embedding_cache import StoredBlocks
 from adadistill.core.distributed import Ranks, broadcast_text, gather_rows
 from adadistill.core.evaluation import embed_images
 from adadistill.core.precision import Precision
