@@ -16,7 +16,7 @@ from small_ijb import SmallIjb, small_ijb, write_original, write_prepared
 from adadistill.loaders.arrow_images import ArrowImagesError
 from adadistill.loaders.ijb import IjbError, IjbSet, open_ijb
 from adadistill.loaders.ijb.images import pixel_blocks
-from adadistill.loaders.torch_metadata import TorchMetadataError
+from adadistill.loaders.torch_metadata import TorchMetadataError, read_torch_metadata
 
 
 @pytest.fixture
@@ -141,7 +141,7 @@ def test_an_image_listed_twice_is_named(tmp_path: Path, small: SmallIjb):
 
 def _metadata(change: Callable[[dict[str, np.ndarray]], object]) -> Callable[[Path], None]:
     def damage(folder: Path) -> None:
-        content = torch.load(folder / "metadata.pt", weights_only=False)
+        content = read_torch_metadata(folder / "metadata.pt")
         torch.save(change(content) or content, folder / "metadata.pt")
 
     return damage
