@@ -8,7 +8,7 @@ apex, so a trial on two numbers shows, once, that this apex heeds it and that it
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -22,17 +22,16 @@ class ApexError(LaunchError):
 
 
 def apex_sgd(
-    parameters: Iterable[nn.Parameter], *, lr: float, momentum: float, weight_decay: float
+    groups: Sequence[dict[str, Any]], *, lr: float, momentum: float, weight_decay: float
 ) -> torch.optim.Optimizer:
-    """apex's FusedSGD over parameters on CUDA.
+    """apex's FusedSGD over groups of parameters on CUDA, as torch's optimisers take them.
 
     Raises:
         ApexError: there is no such optimiser, it fails its trial, or a parameter is not on CUDA.
     """
-    trained = list(parameters)
-    for device in {parameter.device for parameter in trained}:
+    for device in {parameter.device for group in groups for parameter in group["params"]}:
         require_apex(device)
-    return _find_fused_sgd()(trained, lr=lr, momentum=momentum, weight_decay=weight_decay)
+    return _find_fused_sgd()(list(groups), lr=lr, momentum=momentum, weight_decay=weight_decay)
 
 
 def require_apex(device: torch.device) -> None:

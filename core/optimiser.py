@@ -1,8 +1,8 @@
 """The student's optimiser and its learning rate as a function of the position in training.
 
-SGD with momentum and weight decay on every parameter (AdaDistill, method 1.4), by torch's fused implementation or by
-NVIDIA apex. Both skip their update on the device where a step was not finite, so that no host has to look (see
-`core/non_finite.py`).
+SGD with momentum and weight decay, on every parameter unless told otherwise (AdaDistill, method 1.4), by torch's fused
+implementation or by NVIDIA apex. Both skip their update on the device where a step was not finite, so that no host has
+to look (see `core/non_finite.py`).
 """
 
 from __future__ import annotations
@@ -10,12 +10,19 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from adadistill.core.apex_sgd import apex_sgd, step_apex_where_finite
+
+_CHOICES = {
+    "schedule": ("step", "polynomial"),
+    "warmup": ("squared", "linear"),
+    "decay": ("all", "matrices"),
+    "backend": ("torch", "apex"),
+}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -28,17 +35,29 @@ class OptimConfig:
     """Learning rate at a global batch of `lr_batch_size`; used is lr * global batch / lr_batch_size. Positive."""
     lr_batch_size: int = 512
     """Samples per step that `lr` is meant for. Positive; 512 in AdaDistill."""
+    schedule: Literal["step", "polynomial"] = "step"
+    """How the rate falls after the warm-up: `step` at `milestones`, as AdaDistill's and AdaFace's; `polynomial` with
+    every step, to 0 after the last, as insightface's."""
     milestones: tuple[int, ...] = ()
-    """0-based epochs at whose start the rate is multiplied by `gamma`. Ascending, in (0, epochs)."""
+    """0-based epochs at whose start a `step` schedule multiplies the rate by `gamma`. Ascending, in (0, epochs)."""
     gamma: float = 0.1
     """Factor at each milestone. In (0, 1]."""
+    power: float = 1.0
+    """Of a `polynomial` schedule: the factor is (1 - share done of the steps after the warm-up)^power. Positive; 1, a
+    straight line, is insightface's."""
     warmup_epochs: float = 0.0
-    """Length W of the warm-up, stepped every iteration: at epoch e (fractional) the factor is ((e + 1) / (W + 1))^2,
-    as in the origin: with W = 1 it rises from a quarter of the rate to all of it. 0 is off."""
+    """Length W of the warm-up, stepped every iteration. 0 is off."""
+    warmup: Literal["squared", "linear"] = "squared"
+    """Shape of the warm-up: `squared` has the factor ((e + 1) / (W + 1))^2 at epoch e (fractional), as in the origin:
+    with W = 1 it rises from a quarter of the rate to all of it. `linear` rises evenly from nothing, as insightface's,
+    to all of it at the warm-up's last step."""
     momentum: float = 0.9
     """SGD momentum. In [0, 1)."""
     weight_decay: float = 5e-4
-    """L2 penalty on every parameter, batch norm and PReLU included, as published. Not negative."""
+    """L2 penalty on the parameters that `decay` names. Not negative."""
+    decay: Literal["all", "matrices"] = "all"
+    """What decays: `all` parameters, batch norm and PReLU included, as in AdaDistill and insightface; or only the
+    `matrices`, of two and more dimensions, and no norms, slopes and biases, as in CVLface."""
     clip_norm: float | None = 5.0
     """L2 norm to which the student's gradient is clipped; null is off. Positive."""
     backend: Literal["torch", "apex"] = "torch"
@@ -46,7 +65,7 @@ class OptimConfig:
     source; PyPI's apex is another package), on CUDA only. The same update."""
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "lr", "lr_batch_size"):
+        for name in ("epochs", "lr", "lr_batch_size", "power"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
         if not 0.0 < self.gamma <= 1.0:
@@ -59,8 +78,13 @@ class OptimConfig:
             raise ValueError(f"weight_decay must not be negative, got {self.weight_decay}")
         if self.clip_norm is not None and self.clip_norm <= 0.0:
             raise ValueError(f"clip_norm must be positive or null, got {self.clip_norm}")
-        if self.backend not in ("torch", "apex"):
-            raise ValueError(f"backend must be torch or apex, got {self.backend!r}")
+        for name, allowed in _CHOICES.items():
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name} must be {' or '.join(allowed)}, got {getattr(self, name)!r}")
+        if self.schedule == "polynomial" and self.milestones:
+            raise ValueError(
+                f"milestones {list(self.milestones)} belong to schedule step, this one is polynomial; remove them ([])"
+            )
         previous = 0
         for milestone in self.milestones:
             if milestone <= previous or milestone >= self.epochs:
@@ -74,14 +98,23 @@ def learning_rate(config: OptimConfig, *, global_batch_size: int, epoch: int, st
     Args:
         epoch: 0-based epoch; `step`: 0-based step within it.
 
-    Source: method 1.4 and 3.4 (scaling per 512 images, squared warm-up per step, drops at the start of epochs).
+    Source: method 1.4 and 3.4 (scaling per 512 images, squared warm-up per step, drops at the start of epochs) and 9.1
+    (linear warm-up, polynomial decay). Differs from insightface in the very first step, which has its full rate there.
     """
     rate = config.lr * global_batch_size / config.lr_batch_size
-    rate *= config.gamma ** sum(epoch >= milestone for milestone in config.milestones)
-    fractional_epoch = epoch + step / steps_per_epoch
-    if fractional_epoch < config.warmup_epochs:
-        rate *= ((fractional_epoch + 1.0) / (config.warmup_epochs + 1.0)) ** 2
-    return rate
+    done = epoch * steps_per_epoch + step
+    if done < config.warmup_epochs * steps_per_epoch:
+        rate *= _warm_up(config, done, steps_per_epoch)
+    elif config.schedule == "polynomial":
+        first = config.warmup_epochs * steps_per_epoch
+        rate *= (1.0 - (done - first) / (config.epochs * steps_per_epoch - first)) ** config.power
+    return rate * config.gamma ** sum(epoch >= milestone for milestone in config.milestones)
+
+
+def _warm_up(config: OptimConfig, done: int, steps_per_epoch: int) -> float:
+    if config.warmup == "linear":
+        return min(1.0, (done + 1) / (config.warmup_epochs * steps_per_epoch))
+    return ((done / steps_per_epoch + 1.0) / (config.warmup_epochs + 1.0)) ** 2
 
 
 def build_optimiser(parameters: Iterable[nn.Parameter], config: OptimConfig) -> torch.optim.Optimizer:
@@ -96,12 +129,20 @@ def build_optimiser(parameters: Iterable[nn.Parameter], config: OptimConfig) -> 
     trained = [parameter for parameter in parameters if parameter.requires_grad]
     make = apex_sgd if config.backend == "apex" else partial(torch.optim.SGD, fused=True)
     optimiser: torch.optim.Optimizer = make(
-        trained, lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay
+        _decay_groups(trained, config), lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay
     )
     for group in optimiser.param_groups:
         for parameter in group["params"]:
             optimiser.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
     return optimiser
+
+
+def _decay_groups(parameters: list[nn.Parameter], config: OptimConfig) -> list[dict[str, Any]]:
+    """Parameters by how they decay; one group where all do alike."""
+    exempt = [p for p in parameters if config.decay == "matrices" and p.ndim < 2]
+    kept = set(exempt)
+    groups = [([p for p in parameters if p not in kept], config.weight_decay), (exempt, 0.0)]
+    return [{"params": members, "weight_decay": decay} for members, decay in groups if members]
 
 
 def step_where_finite(optimiser: torch.optim.Optimizer, *, lr: float, finite: Tensor) -> None:

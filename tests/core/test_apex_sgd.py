@@ -92,7 +92,7 @@ def _install(monkeypatch, fused_sgd: type) -> None:
 def test_parameters_on_the_cpu_are_refused(monkeypatch):
     _install(monkeypatch, StandInSGD)
     with pytest.raises(ApexError, match="runs on CUDA, this is to run on cpu"):
-        apex_sgd([nn.Parameter(torch.zeros(2))], lr=0.1, momentum=0.9, weight_decay=0.0)
+        apex_sgd([{"params": [nn.Parameter(torch.zeros(2))]}], lr=0.1, momentum=0.9, weight_decay=0.0)
 
 
 def test_a_run_without_it_is_refused_before_it_has_a_folder(tmp_path):

@@ -41,9 +41,53 @@ def test_warm_up_rises_per_step_from_a_quarter_as_the_square():
     assert _rate(config, 0, 99) < _rate(config, 1, 0) == pytest.approx(0.1)
 
 
+def test_a_polynomial_rate_falls_on_a_line_to_nothing_after_the_last_step():
+    config = OptimConfig(epochs=20, schedule="polynomial")
+    assert _rate(config, 0) == pytest.approx(0.1)
+    assert _rate(config, 10) == pytest.approx(0.05)
+    assert _rate(config, 19, 99) == pytest.approx(0.1 / 2000)
+    squared = OptimConfig(epochs=20, schedule="polynomial", power=2.0)
+    assert _rate(squared, 10) == pytest.approx(0.025)
+
+
+def test_a_linear_warm_up_reaches_the_rate_at_its_last_step_from_where_the_polynomial_starts():
+    config = OptimConfig(epochs=20, schedule="polynomial", warmup_epochs=2.0, warmup="linear")
+    assert _rate(config, 0, 0) == pytest.approx(0.1 / 200)
+    assert _rate(config, 1, 0) == pytest.approx(0.1 * 101 / 200)
+    assert _rate(config, 1, 99) == pytest.approx(0.1) == _rate(config, 2, 0)
+    assert _rate(config, 11, 0) == pytest.approx(0.05)
+
+
+def test_a_warm_up_of_a_fraction_of_a_step_ends_within_it():
+    assert _rate(OptimConfig(epochs=2, warmup_epochs=1e-3, warmup="linear"), 0) == pytest.approx(0.1)
+
+
+def test_a_warm_up_as_long_as_training_leaves_no_division_by_nothing():
+    config = OptimConfig(epochs=2, schedule="polynomial", warmup_epochs=2.0)
+    assert _rate(config, 1, 99) == pytest.approx(0.1 * (2.99 / 3) ** 2)
+
+
+def test_only_matrices_decay_when_told_so():
+    network = nn.Sequential(nn.Linear(5, 3), nn.BatchNorm1d(3), nn.PReLU(3))
+    before = {name: value.detach().clone() for name, value in network.named_parameters()}
+    optimiser = build_optimiser(network.parameters(), OptimConfig(epochs=1, decay="matrices", weight_decay=0.1))
+    for parameter in network.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    step_where_finite(optimiser, lr=0.5, finite=torch.tensor(True))
+    moved = [name for name, value in network.named_parameters() if not torch.equal(value, before[name])]
+    assert moved == ["0.weight"]
+    names = {parameter: name for name, parameter in network.named_parameters()}
+    assert momentum_tensors(optimiser, names).keys() == before.keys()
+
+
 @pytest.mark.parametrize(
     ("values", "message"),
     [
+        ({"schedule": "cosine"}, "schedule must be step or polynomial"),
+        ({"schedule": "polynomial", "milestones": (3,)}, "belong to schedule step"),
+        ({"power": 0.0}, "power"),
+        ({"warmup": "none"}, "warmup must be"),
+        ({"decay": "some"}, "decay must be"),
         ({"epochs": 0}, "epochs"),
         ({"lr": -0.1}, "lr"),
         ({"milestones": (5, 3)}, "milestones"),
