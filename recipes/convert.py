@@ -1,13 +1,17 @@
-"""Entry point: turn published weights into a checkpoint that a recipe can name as its teacher.
+"""Entry point: turn published weights into a checkpoint that a recipe can name as its teacher, and networks of ours
+into files that the public implementations load.
 
     adadistill convert backbone.pth teachers/r50
     adadistill convert adaface_ir50_ms1mv2.ckpt teachers/ir50 --arch ir50
+    adadistill convert runs/ms1mv2_ir50_to_mobilefacenet backbone.pth --to adadistill
 
 A recipe can name such a file directly (`teacher: {weights: backbone.pth}`); a checkpoint of ours is what `adadistill
 evaluate` and another machine can use without knowing where it came from.
 
 Converts strictly: every tensor of the network must be there, in its shape, and no other. Networks of ours take RGB; for
-weights trained on BGR the channels of the first convolution are swapped, which is exact.
+weights trained on BGR the channels of the first convolution are swapped, which is exact. With `--to` it goes the other
+way: renaming is exact, AdaFace gets its BGR back, and an IR network also fits insightface's IResNet. What was written
+is read again, and must be the network that it came from.
 """
 
 import argparse
@@ -15,11 +19,15 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
+
 from adadistill.core.backbones import BACKBONE_NAMES, BackboneName
-from adadistill.core.backbones.public_formats import FORMATS
-from adadistill.core.backbones.public_weights import swap_colour_order_
+from adadistill.core.backbones.public_formats import FORMATS, Publisher
+from adadistill.core.backbones.public_weights import strip_wrappers, swap_colour_order_
+from adadistill.core.backbones.published_form import check_published_file, published_tensors, save_published
+from adadistill.core.backbones.weight_files import read_weight_file
 from adadistill.core.checkpoints import CheckpointError
-from adadistill.core.network_checkpoint import save_network
+from adadistill.core.network_checkpoint import load_network, save_network
 from adadistill.core.teachers.weight_source import file_sha256, read_public_network
 
 
@@ -27,6 +35,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run `adadistill convert`; 0 when the checkpoint was written, 2 when the weights cannot be read or do not fit."""
     options = _parser().parse_args(arguments)
     try:
+        if options.to is not None:
+            publish(options.source, options.out, publisher=options.to)
+            return 0
+        if options.source.is_dir():
+            raise ValueError(f"{options.source} is a folder; to write its network for public code, say whose with --to")
         convert(
             options.source,
             options.out,
@@ -84,12 +97,38 @@ def convert(
     return checkpoint
 
 
+def publish(source: Path, out: Path, *, publisher: Publisher) -> None:
+    """Write the network of a checkpoint of ours as a file that `publisher`'s code loads, and print what was done.
+
+    Args:
+        source: a checkpoint, or a run folder, whose newest valid checkpoint is taken.
+        out: file to make, with a suffix that the publisher's code opens.
+
+    Raises:
+        CheckpointError: there is no valid network.
+        ValueError: it has no exact form there.
+        FileExistsError: `out` exists.
+    """
+    loaded = load_network(source, device=torch.device("cpu"))
+    check_published_file(out, loaded.backbone, loaded.image_size, publisher)
+    tensors = published_tensors(loaded.network, loaded.backbone, loaded.image_size, publisher)
+    save_published(out, tensors, publisher)
+    written = strip_wrappers(read_weight_file(out))
+    if written.keys() != tensors.keys() or any(not torch.equal(written[name], tensors[name]) for name in tensors):
+        raise OSError(f"{out} does not hold what was written to it; the disk or its memory is at fault")
+    order = FORMATS[publisher].color
+    print(f"{loaded.path}  {loaded.backbone.arch}, step {loaded.step}")
+    print(f"wrote {out}  {len(tensors)} tensors for {publisher}, images {order}  sha256 {file_sha256(out)[:16]}")
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="adadistill convert", description="Turn published weights into a checkpoint usable as a teacher."
+        prog="adadistill convert",
+        description="Turn published weights into a checkpoint usable as a teacher, or the other way.",
     )
-    parser.add_argument("source", type=Path, help=".pth, .pt, .ckpt or .safetensors file")
-    parser.add_argument("out", type=Path, help="folder for the checkpoint; new or empty")
+    parser.add_argument("source", type=Path, help=".pth, .pt, .ckpt or .safetensors file; with --to, a run")
+    parser.add_argument("out", type=Path, help="folder for the checkpoint; new or empty. With --to, a file")
+    parser.add_argument("--to", choices=tuple(FORMATS), help="write the network of a run for the code of this project")
     parser.add_argument("--arch", choices=BACKBONE_NAMES, help="network that the file holds (default: recognised)")
     parser.add_argument("--format", default="auto", choices=("auto", *FORMATS), help="who published it (default: auto)")
     parser.add_argument(

@@ -13,15 +13,17 @@ from torch import nn
 
 from adadistill.core.backbones.ir import IR
 from adadistill.core.backbones.iresnet import IResNet
-from adadistill.core.backbones.mobilefacenet import MBF, MOBILEFACENET, MobileFaceNet
+from adadistill.core.backbones.mobilefacenet import MBF, MBF_LARGE, MOBILEFACENET, MobileFaceNet
 
 BackboneName: TypeAlias = Literal[
     "mobilefacenet",
     "mbf",
+    "mbf_large",
     "iresnet18",
     "iresnet34",
     "iresnet50",
     "iresnet100",
+    "iresnet200",
     "ir18",
     "ir34",
     "ir50",
@@ -35,10 +37,12 @@ _Network: TypeAlias = MobileFaceNet | IResNet | IR
 _CONSTRUCTORS: Final[dict[str, Callable[..., _Network]]] = {
     "mobilefacenet": partial(MobileFaceNet, MOBILEFACENET),
     "mbf": partial(MobileFaceNet, MBF),
+    "mbf_large": partial(MobileFaceNet, MBF_LARGE),
     "iresnet18": partial(IResNet, 18),
     "iresnet34": partial(IResNet, 34),
     "iresnet50": partial(IResNet, 50),
     "iresnet100": partial(IResNet, 100),
+    "iresnet200": partial(IResNet, 200),
     "ir18": partial(IR, 18),
     "ir34": partial(IR, 34),
     "ir50": partial(IR, 50),
@@ -54,7 +58,7 @@ class BackboneConfig:
 
     arch: BackboneName = "mobilefacenet"
     """Architecture: `mobilefacenet` is AdaDistill's 1.2 M student (the default, as the method was published with it),
-    `mbf` insightface's 2.06 M network, `iresnet*` insightface's, `ir*` AdaFace's and CVLface's."""
+    `mbf` and `mbf_large` insightface's of 2.06 and 6.31 M, `iresnet*` insightface's, `ir*` AdaFace's and CVLface's."""
     embedding_dim: int = 512
     """Length D of an embedding. Positive; 512 is what every public teacher has."""
     width: float = 1.0
@@ -63,6 +67,8 @@ class BackboneConfig:
     dropout: float | None = None
     """Probability of dropping an input of the last linear layer in training, in [0, 1). None takes the architecture's
     own: 0.4 for `ir*`, 0 for the others."""
+    se: bool = False
+    """Squeeze and excitation at the end of every block of an `iresnet*`, as AdaDistill's copy of it can have."""
 
     def __post_init__(self) -> None:
         if self.arch not in BACKBONE_NAMES:
@@ -73,6 +79,10 @@ class BackboneConfig:
             raise ValueError(f"width must be in (0, 8], got {self.width}")
         if self.dropout is not None and not 0.0 <= self.dropout < 1.0:
             raise ValueError(f"dropout must be in [0, 1) or null, got {self.dropout}")
+        if self.se and not self.arch.startswith("iresnet"):
+            raise ValueError(
+                f"se is an option of the iresnet networks, arch is {self.arch}; set one of them, or se: false"
+            )
 
 
 def build_backbone(
@@ -112,6 +122,7 @@ def backbone_skeleton(config: BackboneConfig, image_size: int) -> _Network:
             embedding_dim=config.embedding_dim,
             width=config.width,
             dropout=_dropout(config),
+            **({"se": True} if config.se else {}),
         )
 
 

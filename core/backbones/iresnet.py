@@ -1,4 +1,4 @@
-"""insightface's IResNet-18/34/50/100, the usual teachers of arcface_torch and AdaDistill.
+"""insightface's IResNet-18/34/50/100/200, the usual teachers of arcface_torch and AdaDistill.
 
 Differs from the IR networks of AdaFace and CVLface (`ir.py`) in a learned shortcut in stage 1 too, a trainable bias in
 the last batch norm (its weight stays 1), no dropout by default, and initialisation.
@@ -26,22 +26,25 @@ class IResNet(nn.Module):
     """Images (B, 3, image_size, image_size) RGB in [-1, 1] -> raw embeddings (B, embedding_dim).
 
     Args:
-        depth: 18, 34, 50 or 100.
+        depth: 18, 34, 50, 100 or 200.
         image_size: pixels, a multiple of 16.
         embedding_dim: D.
         width: multiplies every channel count, each rounded to a multiple of 8.
         dropout: probability before the last linear map.
+        se: squeeze and excitation at the end of every block, an option of AdaDistill's copy.
 
     Raises:
         ValueError: image_size is no positive multiple of 16.
     """
 
-    def __init__(self, depth: int, *, image_size: int, embedding_dim: int, width: float, dropout: float) -> None:
+    def __init__(
+        self, depth: int, *, image_size: int, embedding_dim: int, width: float, dropout: float, se: bool = False
+    ) -> None:
         super().__init__()
         cells = grid_side(image_size) ** 2
         channels = scaled_channels(STAGE_CHANNELS[-1], width)
         self.stem = ConvUnit(3, scaled_channels(STAGE_CHANNELS[0], width), 3)
-        self.stages = residual_stages(DEPTHS[depth], width, project_every_stage=True)
+        self.stages = residual_stages(DEPTHS[depth], width, project_every_stage=True, excite=se)
         self.norm = nn.BatchNorm2d(channels)
         self.embed = EmbeddingLayer(channels * cells, embedding_dim, bias=True, affine=True, dropout=dropout)
         # Constant: a learned scale per component would be undone by nothing but the normalisation of embeddings.

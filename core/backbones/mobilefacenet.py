@@ -1,9 +1,10 @@
-"""MobileFaceNet: the 1.2 M parameter student of AdaDistill, and insightface's wider variant of the same name.
+"""MobileFaceNet: the 1.2 M parameter student of AdaDistill, and insightface's two wider variants of the same name.
 
-Both are a stride-2 stem, a grouped 3x3 convolution, three stages of inverted bottlenecks (each opened by a block of
-stride 2), a 1x1 convolution and one depthwise convolution as large as the last grid ("global depthwise convolution")
-instead of pooling, so that each grid cell has a weight of its own. They are two networks whose state dicts do not fit
-each other; here they are called `mobilefacenet` (1,199,488 parameters) and `mbf` (2,059,520).
+All are a stride-2 stem, a grouped 3x3 convolution (in the largest two bottlenecks instead), three stages of inverted
+bottlenecks (each opened by a block of stride 2), a 1x1 convolution and one depthwise convolution as large as the last
+grid ("global depthwise convolution") instead of pooling, so that each grid cell has a weight of its own. Their state
+dicts do not fit each other; here they are called `mobilefacenet` (1,199,488 parameters), `mbf` (2,059,520) and
+`mbf_large` (6,314,880).
 
 Source: MobileFaceNets, arXiv:1804.07573; shapes as in the released code of AdaDistill and of insightface's
 arcface_torch.
@@ -46,6 +47,8 @@ class MobileFaceNetShape:
     stem_channels: int
     stem_group_size: int
     """Channels per group of the second convolution; 1 is depthwise."""
+    stem_blocks: int = 0
+    """Bottlenecks in place of the second convolution, as those of the first stage; 0 keeps the convolution."""
     stages: tuple[StageShape, StageShape, StageShape]
     final_channels: int
     affine_output: bool
@@ -76,6 +79,19 @@ MBF = MobileFaceNetShape(
     affine_output=True,
 )
 
+MBF_LARGE = MobileFaceNetShape(
+    stem_channels=256,
+    stem_group_size=4,
+    stem_blocks=2,
+    stages=(
+        StageShape(channels=256, first_hidden=128, hidden=128, blocks=8),
+        StageShape(channels=512, first_hidden=256, hidden=256, blocks=12),
+        StageShape(channels=512, first_hidden=512, hidden=256, blocks=4),
+    ),
+    final_channels=512,
+    affine_output=True,
+)
+
 
 class Bottleneck(nn.Module):
     """1x1 expansion, 3x3 depthwise, 1x1 projection without activation; plus the input where `shortcut` is set."""
@@ -96,7 +112,7 @@ class MobileFaceNet(nn.Module):
     """Images (B, 3, image_size, image_size) RGB in [-1, 1] -> raw embeddings (B, embedding_dim).
 
     Args:
-        shape: `MOBILEFACENET` or `MBF`.
+        shape: `MOBILEFACENET`, `MBF` or `MBF_LARGE`.
         image_size: pixels, a multiple of 16; the global depthwise kernel spans image_size / 16 cells.
         embedding_dim: D.
         width: multiplies every channel count, the hidden ones too, each rounded to a multiple of 8.
@@ -113,7 +129,7 @@ class MobileFaceNet(nn.Module):
         self.shape = shape
         stem_channels = scaled_channels(shape.stem_channels, width)
         self.stem = ConvUnit(3, stem_channels, 3, stride=2)
-        self.stem_grouped = ConvUnit(stem_channels, stem_channels, 3, groups=stem_channels // shape.stem_group_size)
+        self.stem_grouped = _second_layer(shape, stem_channels, width)
         self.stages = nn.ModuleList()
         channels = stem_channels
         for stage in shape.stages:
@@ -138,6 +154,15 @@ class MobileFaceNet(nn.Module):
     def initialise_(self, generator: torch.Generator | None = None) -> None:
         """Draw all weights anew: Kaiming normal, fan out. `generator` None is torch's global one."""
         initialise_(self, partial(kaiming_fan_out_, generator=generator))
+
+
+def _second_layer(shape: MobileFaceNetShape, channels: int, width: float) -> nn.Module:
+    if shape.stem_blocks == 0:
+        return ConvUnit(channels, channels, 3, groups=channels // shape.stem_group_size)
+    hidden = scaled_channels(shape.stages[0].hidden, width)
+    return nn.Sequential(
+        *(Bottleneck(channels, channels, hidden, stride=1, shortcut=True) for _ in range(shape.stem_blocks))
+    )
 
 
 def _stage(stage: StageShape, in_channels: int, width: float) -> nn.Sequential:

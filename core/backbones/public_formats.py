@@ -8,9 +8,9 @@ names tell.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
-from typing import Final, Literal, TypeAlias
+from typing import Final, Literal, TypeAlias, get_args
 
 from torch import Tensor, nn
 
@@ -18,6 +18,11 @@ from adadistill.core.backbones import BACKBONE_NAMES, BackboneConfig, BackboneNa
 from adadistill.core.backbones.public_weights import public_names, strip_wrappers
 
 Publisher: TypeAlias = Literal["adadistill", "insightface", "adaface", "cvlface"]
+
+_KNOWN: Final[tuple[BackboneConfig, ...]] = (
+    *(BackboneConfig(arch=arch) for arch in get_args(BackboneName)),
+    *(BackboneConfig(arch=arch, se=True) for arch in get_args(BackboneName) if arch.startswith("iresnet")),
+)
 
 _IMAGE_SIZE = 112  # changes shapes, not names
 _LEAST_SHARE = 0.5
@@ -35,7 +40,7 @@ class PublicFormat:
 
 FORMATS: Final[Mapping[Publisher, PublicFormat]] = {
     "adadistill": PublicFormat(families=("mobilefacenet", "iresnet"), color="rgb"),
-    "insightface": PublicFormat(families=("mbf", "iresnet"), color="rgb"),
+    "insightface": PublicFormat(families=("mbf", "mbf_large", "iresnet"), color="rgb"),
     "adaface": PublicFormat(families=("ir",), color="bgr"),  # reads images with OpenCV and keeps its order
     "cvlface": PublicFormat(families=("ir",), color="rgb"),
 }
@@ -50,8 +55,8 @@ def recognise_backbone(public: Mapping[str, Tensor]) -> BackboneConfig:
         ValueError: the names are those of none of our networks.
     """
     bare = strip_wrappers(public)
-    shares = {arch: _shared(bare.keys(), _names_of(arch).values()) for arch in BACKBONE_NAMES}
-    best = max(BACKBONE_NAMES, key=lambda arch: shares[arch])
+    shares = {config: _shared(bare.keys(), _names_of(config).values()) for config in _KNOWN}
+    best = max(_KNOWN, key=lambda config: shares[config])
     if shares[best] < _LEAST_SHARE:
         shown = ", ".join(list(bare)[:4])
         raise ValueError(
@@ -60,24 +65,33 @@ def recognise_backbone(public: Mapping[str, Tensor]) -> BackboneConfig:
         )
     linear = bare.get(_names_of(best)["embed.linear.weight"])
     if linear is None or linear.ndim != 2:
-        return BackboneConfig(arch=_checked_name(best))
-    return BackboneConfig(arch=_checked_name(best), embedding_dim=max(1, linear.shape[0]))
+        return best
+    return replace(best, embedding_dim=max(1, linear.shape[0]))
 
 
-def resolve_publisher(wanted: str, arch: str, names: Iterable[str]) -> Publisher | None:
-    """Who published weights of `arch`: as `wanted` says, or with `auto` by the names; None where nothing tells.
+def publishers_of(config: BackboneConfig) -> list[Publisher]:
+    """Who publishes weights of such a network."""
+    if config.se:
+        return ["adadistill"]
+    if config.arch == "iresnet200":  # AdaDistill's copy ends at 100
+        return ["insightface"]
+    family = config.arch.rstrip("0123456789")
+    return [publisher for publisher, format in FORMATS.items() if family in format.families]
+
+
+def resolve_publisher(wanted: str, config: BackboneConfig, names: Iterable[str]) -> Publisher | None:
+    """Who published weights of a network: as `wanted` says, or with `auto` by the names; None where nothing tells.
 
     Raises:
         ValueError: `wanted` does not publish this architecture.
     """
-    family = arch.rstrip("0123456789")
-    candidates = [publisher for publisher, format in FORMATS.items() if family in format.families]
+    candidates = publishers_of(config)
     if wanted != "auto":
         chosen = next((publisher for publisher in candidates if publisher == wanted), None)
         if chosen is None:
-            raise ValueError(f"{wanted} publishes no {arch}; its format must be one of {', '.join(candidates)}")
+            raise ValueError(f"{wanted} publishes no {config.arch}; its format must be one of {', '.join(candidates)}")
         return chosen
-    if family != "ir":
+    if "adaface" not in candidates:
         # AdaDistill's iresnets are insightface's, name by name and colour by colour.
         return candidates[-1]
     names = list(names)
@@ -87,15 +101,10 @@ def resolve_publisher(wanted: str, arch: str, names: Iterable[str]) -> Publisher
 
 
 @cache
-def _names_of(arch: str) -> dict[str, str]:
+def _names_of(config: BackboneConfig) -> dict[str, str]:
     """Our names of an architecture's tensors with the public ones."""
-    network: nn.Module = backbone_skeleton(BackboneConfig(arch=_checked_name(arch)), _IMAGE_SIZE)
+    network: nn.Module = backbone_skeleton(config, _IMAGE_SIZE)
     return public_names(network)
-
-
-def _checked_name(arch: str) -> BackboneName:
-    assert arch in BACKBONE_NAMES
-    return arch  # type: ignore[return-value]
 
 
 def _shared(found: Iterable[str], wanted: Iterable[str]) -> float:

@@ -42,7 +42,7 @@ from torch import Tensor, nn
 
 from adadistill.core.backbones.ir import IR
 from adadistill.core.backbones.iresnet import IResNet
-from adadistill.core.backbones.mobilefacenet import MBF, MobileFaceNet
+from adadistill.core.backbones.mobilefacenet import MBF, MBF_LARGE, MobileFaceNet
 
 WRAPPER_PREFIXES: Final[tuple[str, ...]] = ("module.", "_orig_mod.", "model.", "net.")
 """What DistributedDataParallel, torch.compile, Lightning (AdaFace) and CVLface put before the names of a network."""
@@ -158,11 +158,16 @@ class _NameRules:
     """(stage, index in it, blocks of every stage) -> public path of a block."""
     inside: Mapping[str, str]
     """Modules inside a block: our path below the block -> public path below it."""
+    stem_block: str = ""
+    """Public path of the blocks of a stem that has some, without their number."""
 
 
 def _public_name(name: str, rules: _NameRules, blocks_per_stage: Sequence[int]) -> str:
     path, _, leaf = name.rpartition(".")
     in_stage = re.fullmatch(r"stages\.(\d+)\.(\d+)\.(.+)", path)
+    in_stem = re.fullmatch(r"stem_grouped\.(\d+)\.(.+)", path)
+    if in_stem is not None:
+        return f"{rules.stem_block}.{in_stem[1]}.{rules.inside[in_stem[2]]}.{leaf}"
     if in_stage is None:
         return f"{rules.outside[path]}.{leaf}"
     stage, index, below = int(in_stage[1]), int(in_stage[2]), in_stage[3]
@@ -171,7 +176,7 @@ def _public_name(name: str, rules: _NameRules, blocks_per_stage: Sequence[int]) 
 
 def _rules_for(network: nn.Module) -> _NameRules:
     if isinstance(network, MobileFaceNet):
-        return _MBF_RULES if network.shape == MBF else _MOBILEFACENET_RULES
+        return _MBF_RULES if network.shape in (MBF, MBF_LARGE) else _MOBILEFACENET_RULES
     if isinstance(network, IResNet):
         return _IRESNET_RULES
     if isinstance(network, IR):
@@ -219,6 +224,8 @@ _IRESNET_RULES = _NameRules(
         "second.norm": "bn3",
         "shortcut.conv": "downsample.0",
         "shortcut.norm": "downsample.1",
+        "excite.reduce": "se_block.fc1",
+        "excite.expand": "se_block.fc2",
     },
 )
 
@@ -271,5 +278,6 @@ _MBF_RULES = _NameRules(
         "embed.norm": "features.layers.3",
     },
     block=_mbf_block,
+    stem_block="layers.1.layers",
     inside=_nested({"expand": "layers.0", "depthwise": "layers.1", "project": "layers.2"}, _MBF_UNIT),
 )

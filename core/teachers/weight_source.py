@@ -87,8 +87,10 @@ def read_public_network(path: Path, *, arch: BackboneName | None, weight_format:
     public = read_weight_file(path)
     backbone = recognise_backbone(public)
     if arch is not None:
-        backbone = BackboneConfig(arch=arch, embedding_dim=backbone.embedding_dim)
-    publisher = resolve_publisher(weight_format, backbone.arch, public)
+        backbone = BackboneConfig(
+            arch=arch, embedding_dim=backbone.embedding_dim, se=backbone.se and arch.startswith("iresnet")
+        )
+    publisher = resolve_publisher(weight_format, backbone, public)
     network = build_backbone(backbone, image_size, generator=0)
     load_public_weights(network, public)
     return PublicNetwork(network, backbone, publisher)

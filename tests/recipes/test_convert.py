@@ -6,7 +6,7 @@ from safetensors.torch import save_file
 
 from adadistill.core.backbones import BackboneConfig, build_backbone
 from adadistill.core.backbones.public_weights import public_names
-from adadistill.core.network_checkpoint import load_network
+from adadistill.core.network_checkpoint import load_network, save_network
 from adadistill.recipes.convert import main
 
 CPU = torch.device("cpu")
@@ -103,3 +103,27 @@ def test_a_folder_in_use_is_not_overwritten(tmp_path, capsys):
 def test_absent_source_is_named(tmp_path, capsys):
     assert convert(tmp_path / "absent.pth", tmp_path / "teacher", "mbf") == 2
     assert "absent.pth is not a file" in capsys.readouterr().err
+
+
+def test_a_network_of_ours_leaves_as_a_public_file_and_comes_back_the_same(tmp_path, capsys):
+    config = BackboneConfig(arch="mobilefacenet", embedding_dim=8)
+    save_network(tmp_path / "run", build_backbone(config, 112, generator=5), config, 112)
+    out = tmp_path / "backbone.pth"
+    assert main([str(tmp_path / "run"), str(out), "--to", "adadistill"]) == 0
+    assert "for adadistill, images rgb" in capsys.readouterr().out
+    assert main([str(out), str(tmp_path / "back")]) == 0
+    there, back = (load_network(tmp_path / name, device=CPU) for name in ("run", "back"))
+    assert there.backbone == back.backbone
+    tensors = back.network.state_dict()
+    assert all(torch.equal(tensor, tensors[name]) for name, tensor in there.network.state_dict().items())
+
+
+def test_the_way_out_refuses_at_the_door(tmp_path, capsys):
+    config = BackboneConfig(arch="mobilefacenet", embedding_dim=8)
+    save_network(tmp_path / "run", build_backbone(config, 112, generator=5), config, 112)
+    assert main([str(tmp_path / "run"), str(tmp_path / "out.ckpt"), "--to", "adaface"]) == 2
+    assert "adaface has no exact form of mobilefacenet; choose adadistill" in capsys.readouterr().err
+    assert main([str(tmp_path / "run"), str(tmp_path / "out")]) == 2
+    assert "say whose with --to" in capsys.readouterr().err
+    assert main([str(tmp_path / "nothing"), str(tmp_path / "out.pth"), "--to", "adadistill"]) == 2
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["run"]

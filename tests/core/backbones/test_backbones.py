@@ -8,17 +8,20 @@ import torch
 from tests_support import ROOT
 from torch import nn
 
-from adadistill.core.backbones import BACKBONE_NAMES, BackboneConfig, build_backbone
+from adadistill.core.backbones import BACKBONE_NAMES, BackboneConfig, backbone_skeleton, build_backbone
 from adadistill.core.backbones.layers import EmbeddingLayer, scaled_channels
+from adadistill.core.backbones.residual_trunk import SqueezeExcitation
 
 # Counted from the public definitions at 112 x 112 and 512-d (method 5.2 and 5.3).
 PARAMETERS = {
     "mobilefacenet": 1_199_488,
     "mbf": 2_059_520,
+    "mbf_large": 6_314_880,
     "iresnet18": 24_025_600,
     "iresnet34": 34_139_328,
     "iresnet50": 43_590_848,
     "iresnet100": 65_156_160,
+    "iresnet200": 118_833_920,
     "ir18": 24_020_352,
     "ir34": 34_134_080,
     "ir50": 43_585_600,
@@ -26,7 +29,7 @@ PARAMETERS = {
 }
 
 # The smallest of each family: every kind of layer, little time.
-FAMILIES = ("mobilefacenet", "mbf", "iresnet18", "ir18")
+FAMILIES = ("mobilefacenet", "mbf", "mbf_large", "iresnet18", "ir18")
 
 
 def small(arch, image_size=32, *, seed=0, **fields):
@@ -49,7 +52,31 @@ def test_every_architecture_has_a_known_parameter_count():
 
 @pytest.mark.parametrize("arch", BACKBONE_NAMES)
 def test_parameter_count_is_the_published_one(arch):
-    assert count_parameters(build_backbone(BackboneConfig(arch=arch), 112, generator=0)) == PARAMETERS[arch]
+    assert count_parameters(backbone_skeleton(BackboneConfig(arch=arch), 112)) == PARAMETERS[arch]
+
+
+@pytest.mark.parametrize("arch", ["iresnet18", "iresnet50"])
+def test_squeeze_and_excitation_adds_an_eighth_of_a_square_of_channels_to_every_block(arch):
+    plain, gated = (backbone_skeleton(BackboneConfig(arch=arch, se=se), 112) for se in (False, True))
+    blocks = {18: (2, 2, 2, 2), 50: (3, 4, 14, 3)}[int(arch.removeprefix("iresnet"))]
+    added = sum(
+        count * channels * (channels // 16) * 2 for count, channels in zip(blocks, (64, 128, 256, 512), strict=True)
+    )
+    assert count_parameters(gated) - count_parameters(plain) == added
+
+
+def test_squeeze_and_excitation_gates_channels_by_the_means_of_all():
+    block = SqueezeExcitation(32).double()
+    features = torch.randn(2, 32, 3, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    means = features.mean((2, 3))  # (B, C)
+    hidden = (means @ block.reduce.weight[:, :, 0, 0].T).clamp_min(0.0)
+    gates = 1.0 / (1.0 + torch.exp(-hidden @ block.expand.weight[:, :, 0, 0].T))
+    torch.testing.assert_close(block(features), features * gates[:, :, None, None])
+
+
+def test_squeeze_and_excitation_is_refused_where_no_public_network_has_it():
+    with pytest.raises(ValueError, match="se is an option of the iresnet networks, arch is mbf"):
+        BackboneConfig(arch="mbf", se=True)
 
 
 def test_mobilefacenet_at_128_dimensions_has_the_published_parameter_count():

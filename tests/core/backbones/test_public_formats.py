@@ -7,13 +7,13 @@ import torch
 from golden_weights import golden_shapes
 from tests_support import golden_files
 
-from adadistill.core.backbones import BACKBONE_NAMES, BackboneConfig, build_backbone
+from adadistill.core.backbones import BACKBONE_NAMES, BackboneConfig, backbone_skeleton
 from adadistill.core.backbones.public_formats import recognise_backbone, resolve_publisher
 from adadistill.core.backbones.public_weights import public_names
 
 
 def _public(arch: str, prefix: str = "") -> dict[str, torch.Tensor]:
-    network = build_backbone(BackboneConfig(arch=arch, embedding_dim=24), 16, generator=0)
+    network = backbone_skeleton(BackboneConfig(arch=arch, embedding_dim=24), 16)
     own = network.state_dict()
     return {prefix + public: own[name] for name, public in public_names(network).items()}
 
@@ -21,6 +21,17 @@ def _public(arch: str, prefix: str = "") -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("arch", BACKBONE_NAMES)
 def test_every_network_is_recognised_by_its_tensors(arch: str):
     assert recognise_backbone(_public(arch)) == BackboneConfig(arch=arch, embedding_dim=24)
+
+
+def test_squeeze_and_excitation_is_recognised_as_adadistills():
+    config = BackboneConfig(arch="iresnet34", embedding_dim=24, se=True)
+    names = public_names(backbone_skeleton(config, 112)).values()
+    assert {"layer1.0.se_block.fc1.weight", "layer4.2.se_block.fc2.weight"} <= set(names)
+    public = {name: torch.empty((24, 512 * 49) if name == "fc.weight" else (1,), device="meta") for name in names}
+    assert recognise_backbone(public) == config
+    assert resolve_publisher("auto", config, public) == "adadistill"
+    with pytest.raises(ValueError, match="insightface publishes no iresnet34; its format must be one of adadistill"):
+        resolve_publisher("insightface", config, public)
 
 
 @pytest.mark.parametrize("prefix", ["module.", "model.", "net.", "model.net.", "_orig_mod.module."])
@@ -51,6 +62,8 @@ def test_other_networks_are_refused_with_a_way_out(names: list[str]):
     ("wanted", "arch", "names", "publisher"),
     [
         ("auto", "iresnet50", ["conv1.weight"], "insightface"),
+        ("auto", "iresnet200", ["conv1.weight"], "insightface"),
+        ("auto", "mbf_large", ["layers.0.layers.0.weight"], "insightface"),
         ("auto", "mobilefacenet", ["conv1.conv.weight"], "adadistill"),
         ("auto", "ir50", ["model.input_layer.0.weight", "head.kernel"], "adaface"),
         ("auto", "ir50", ["model.net.input_layer.0.weight"], "cvlface"),
@@ -59,9 +72,9 @@ def test_other_networks_are_refused_with_a_way_out(names: list[str]):
     ],
 )
 def test_publishers(wanted: str, arch: str, names: list[str], publisher: str | None):
-    assert resolve_publisher(wanted, arch, names) == publisher
+    assert resolve_publisher(wanted, BackboneConfig(arch=arch), names) == publisher
 
 
 def test_a_publisher_of_other_networks_is_refused():
     with pytest.raises(ValueError, match="insightface publishes no ir50; its format must be one of adaface, cvlface"):
-        resolve_publisher("insightface", "ir50", [])
+        resolve_publisher("insightface", BackboneConfig(arch="ir50"), [])

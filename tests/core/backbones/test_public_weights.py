@@ -18,12 +18,17 @@ from adadistill.core.backbones.public_weights import (
 )
 
 GOLDEN_BACKBONES = [path for path in golden_files("backbone_*.npz") if path.stem != "backbone_images"]
-FAMILIES = ("mobilefacenet", "mbf", "iresnet18", "ir18")
+FAMILIES = ("mobilefacenet", "mbf", "mbf_large", "iresnet18", "ir18")
 
 # First and last tensor of each public implementation, and one inside a block of a later stage.
 PUBLIC_KEYS = {
     "mobilefacenet": ("conv1.conv.weight", "conv_4.model.2.conv_dw.prelu.weight", "output_layer.bn.running_var"),
     "mbf": ("layers.0.layers.0.weight", "layers.5.layers.2.layers.1.layers.2.weight", "features.layers.3.weight"),
+    "mbf_large": (
+        "layers.0.layers.0.weight",
+        "layers.1.layers.1.layers.1.layers.2.weight",
+        "features.layers.3.weight",
+    ),
     "iresnet18": ("conv1.weight", "layer3.0.downsample.1.running_mean", "features.bias"),
     "ir18": ("input_layer.0.weight", "body.5.res_layer.3.weight", "output_layer.4.running_var"),
 }

@@ -30,7 +30,7 @@ def test_counts_are_the_published_ones(arch: str):
     assert 2 * cost.unfused_values == pytest.approx(unfused, rel=0.2)
 
 
-@pytest.mark.parametrize("arch", [name for name in BACKBONE_NAMES if not name.endswith(("34", "100", "101"))])
+@pytest.mark.parametrize("arch", [name for name in BACKBONE_NAMES if not name.endswith(("34", "100", "101", "200"))])
 def test_every_network_can_be_counted_without_memory_or_randomness(arch: str):
     before = torch.get_rng_state()
     cost = network_cost(BackboneConfig(arch=arch, width=0.25, embedding_dim=64), 48)
