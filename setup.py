@@ -26,6 +26,7 @@ EXTRAS = {
         "mypy",
         "types-PyYAML",
         "opencv-python-headless",  # the judge of our resampling
+        "tensorboard",
         "pillow",
         "triton; sys_platform == 'linux'",  # for its interpreter; CUDA builds of torch bring it
     ],

@@ -11,7 +11,7 @@ import logging
 import math
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
@@ -20,20 +20,30 @@ import torch
 from torch import Tensor
 
 from adadistill.core.distributed import Ranks, average_
+from adadistill.core.metrics_mirror import MirrorConfig, WandbConfig
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LogConfig:
-    """How often a run speaks."""
+    """How often a run speaks, and where else than in its folder."""
 
     every: int = 50
     """Steps between log lines. Positive."""
+    tensorboard: bool = False
+    """Copy the metrics to RUN/tensorboard as they come; needs the extra tensorboard. See docs/metrics.md."""
+    wandb: WandbConfig | None = None
+    """Copy the metrics to Weights & Biases as they come; needs the extra wandb. Left out: no copy."""
 
     def __post_init__(self) -> None:
         if self.every < 1:
             raise ValueError(f"every must be positive, got {self.every}")
+
+    @property
+    def copies(self) -> MirrorConfig:
+        """Where the metrics are copied to."""
+        return MirrorConfig(tensorboard=self.tensorboard, wandb=self.wandb)
 
 
 _LINE_FORMATS = {
@@ -59,9 +69,11 @@ class MetricsFile:
 
     Args:
         path: `metrics.jsonl`, or None on ranks that do not write.
+        after_write: called after each line.
     """
 
-    def __init__(self, path: Path | None) -> None:
+    def __init__(self, path: Path | None, after_write: Callable[[], None] | None = None) -> None:
+        self._after_write = after_write
         self._file: TextIO | None = None if path is None else path.open("a", encoding="utf-8")
 
     def write(self, event: str, **values: object) -> None:
@@ -70,6 +82,8 @@ class MetricsFile:
             clean = {key: _json_number(value) for key, value in values.items()}
             self._file.write(json.dumps({"event": event, "time": round(time.time(), 3), **clean}) + "\n")
             self._file.flush()
+            if self._after_write is not None:
+                self._after_write()
 
     def close(self) -> None:
         """Close the file."""

@@ -31,6 +31,7 @@ from adadistill.core.distributed import Ranks, barrier, broadcast_text, exchange
 from adadistill.core.evaluation import VerificationSets
 from adadistill.core.frozen_centres import FrozenCentres, load_frozen_centres
 from adadistill.core.metrics_log import MetricsFile
+from adadistill.core.metrics_mirror import MetricsMirror, MirrorConfig
 from adadistill.core.network_checkpoint import describe_network
 from adadistill.core.non_finite import NonFiniteGuard
 from adadistill.core.norm_statistics import NormStatistics
@@ -150,7 +151,8 @@ def run_training(
     seed_process(recipe.seed, rank=ranks.rank)
     step = _build_step(recipe, parts, ranks, student)
     pipeline = _build_pipeline(recipe, parts, ranks)
-    metrics_file = MetricsFile(run_folder.metrics if ranks.is_main else None)
+    mirror = MetricsMirror(run_folder.path, recipe.log.copies if ranks.is_main else MirrorConfig())
+    metrics_file = MetricsFile(run_folder.metrics if ranks.is_main else None, after_write=mirror.check)
     writer = CheckpointWriter(
         run_folder.checkpoints,
         keep=recipe.checkpoint.keep,
@@ -158,6 +160,7 @@ def run_training(
         world_size=ranks.world_size,
         run_token=broadcast_text(secrets.token_hex(8), ranks),
     )
+    finished = False
     try:
         with writer, listen_for_stop() as stop:
             trainer = Trainer(
@@ -178,14 +181,18 @@ def run_training(
             if checkpoint is not None:
                 _restore(trainer, checkpoint, ranks)
                 checkpoint = None  # its tensors are as large as those of the run
-            return trainer.run(stop)
+            result = trainer.run(stop)
+            finished = True
+            return result
     finally:
         pipeline.close()
         metrics_file.close()
+        mirror.close(finished=finished)
 
 
 def _open_parts(recipe: Recipe, ranks: Ranks) -> _Parts:
     """Open every file the run reads; whatever is wrong with one is said here."""
+    recipe.log.copies.require_packages()
     if recipe.deterministic:
         torch.use_deterministic_algorithms(True)
         torch.backends.cudnn.benchmark = False

@@ -15,6 +15,7 @@ VERBS = {
     "ablate": ("adadistill.recipes.ablate", "train variants of a recipe with several seeds and compare them"),
     "evaluate": ("adadistill.recipes.evaluate", "score a network, or every one in a folder, on benchmarks"),
     "report": ("adadistill.recipes.report", "evaluations and a training run as one HTML page"),
+    "mirror": ("adadistill.recipes.mirror", "copy a run's metrics to TensorBoard or Weights & Biases"),
     "teacher": ("adadistill.recipes.teacher", "check a recipe's teacher: identity, precision, speed, colour order"),
     "cache": ("adadistill.recipes.cache", "build, import, verify or describe a cache of teacher embeddings"),
     "data": ("adadistill.recipes.data", "pack, verify, seal, shuffle, split, merge, count or convert record files"),

@@ -19,6 +19,7 @@ from pathlib import Path
 from adadistill.core.checkpoints import CheckpointError
 from adadistill.core.distributed import LaunchError, distributed_session
 from adadistill.core.host_memory import keep_freed_memory
+from adadistill.core.metrics_mirror import MirrorError
 from adadistill.core.non_finite import NonFiniteError
 from adadistill.core.profiling import under_nsys
 from adadistill.core.recipe import load_recipe
@@ -66,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return stop.exit_code
     except (NonFiniteError, CheckpointError, RecordError, ImageDecodeError, DaliBatchError) as error:
         return _fail(error, 1)
-    except (ValueError, OSError, LaunchError, RunFolderError, DaliMissingError) as error:
+    except (ValueError, OSError, LaunchError, RunFolderError, DaliMissingError, MirrorError) as error:
         return _fail(error, 2)
     return 0
 
