@@ -67,17 +67,20 @@ def recipe_reference() -> str:
     Raises:
         ValueError: a field has no docstring.
     """
-    schema = config_schema(Recipe)
-    plain = [name for name, kind in schema.types.items() if section_class(kind) is None]
-    pages = [_INTRODUCTION, "## Top level\n", _table(Recipe, plain, "")]
-    documentation = field_documentation(Recipe)
+    return "\n".join([_INTRODUCTION, "## Top level\n", *_pages(Recipe, "")])
+
+
+def _pages(cls: Any, prefix: str) -> list[str]:
+    """A table of a config's values, then its sections, each with those inside it."""
+    schema, documentation = config_schema(cls), field_documentation(cls)
+    pages = [_table(cls, [name for name, kind in schema.types.items() if section_class(kind) is None], prefix)]
     for name, kind in schema.types.items():
         section = section_class(kind)
         if section is not None:
             presence = _presence(schema.fields[name], optional=NoneType in alternatives(kind))
-            pages += [f"## `{name}`\n", f"{documentation[name]} {presence}\n"]
-            pages.append(_table(section, list(config_schema(section).fields), f"{name}."))
-    return "\n".join(pages)
+            pages += [f"## `{prefix}{name}`\n", f"{documentation[name]} {presence}\n"]
+            pages += _pages(section, f"{prefix}{name}.")
+    return pages
 
 
 def field_documentation(cls: Any) -> dict[str, str]:
