@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from adadistill.core.recipe import shipped_recipes
+from adadistill.recipes.ablation_plan import shipped_variants, variant_description
 from adadistill.recipes.recipe_header import first_sentence, read_recipe_header
 
 SHIPPED = shipped_recipes()
@@ -64,6 +65,14 @@ def test_a_shipped_recipe_says_in_one_line_what_it_is_and_how_to_launch_it(name:
     assert 20 <= len(header.purpose) <= 110, header.purpose
     assert re.search(rf"\b{name}\b", header.launch)
     assert header.result
+
+
+@pytest.mark.parametrize("variant", shipped_variants())
+def test_a_shipped_variant_says_in_one_line_what_it_is(variant: str):
+    description = variant_description(shipped_variants()[variant])
+
+    assert description.endswith(".")
+    assert 20 <= len(description) <= 110
 
 
 @pytest.mark.parametrize("name", FOR_THE_FIELD)
