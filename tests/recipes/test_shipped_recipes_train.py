@@ -1,9 +1,10 @@
-"""Every shipped recipe trains for two steps on synthetic records, so that none can rot."""
+"""Every shipped recipe and variant trains for two steps on synthetic records, so that none can rot."""
 
 from __future__ import annotations
 
 import json
 import math
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -13,58 +14,110 @@ from adadistill.core.backbones import BackboneConfig, build_backbone
 from adadistill.core.centre_files import stored_centres, write_centres
 from adadistill.core.distributed import Ranks
 from adadistill.core.network_checkpoint import save_network
-from adadistill.core.recipe import Recipe, load_recipe, shipped_recipes
+from adadistill.core.optimiser import learning_rate
+from adadistill.core.recipe import Recipe, load_overlaid_recipe, load_recipe, shipped_recipes
 from adadistill.core.run import run_training
 from adadistill.core.teachers.config import NETWORK_SOURCES
 from adadistill.loaders.image_records import ImageRecords
 from adadistill.loaders.synthetic_faces import SyntheticFacesConfig, write_synthetic_pairs, write_synthetic_records
+from adadistill.recipes.ablation_plan import shipped_variants
+
+FLAGSHIP = "ms1mv2_ir50_to_mobilefacenet"
+SIDE = 32
+BATCH = 16  # all records: each of the two steps is an epoch, so that warm-ups end, rates drop and views change
+WIDTH = 0.125
 
 
-def _two_steps(recipe: Recipe, folder: Path) -> list[str]:
-    """Overrides that keep heads, centres and regression as they are and shrink data, length and residual networks."""
-    size = recipe.data.image_size
-    faces = SyntheticFacesConfig(image_size=size, identities=4, images_per_identity=4)
+@dataclass(frozen=True)
+class TinyFiles:
+    """Everything a recipe may read, at 32 x 32 pixels."""
+
+    records: Path
+    pairs: Path
+    folder: Path
+
+    def teacher(self, dim: int) -> Path:
+        """A narrow, untrained network with embeddings of `dim` numbers, made when first asked for."""
+        folder = self.folder / f"teacher-{dim}"
+        if not folder.exists():
+            narrow = BackboneConfig(arch="ir18", width=WIDTH, embedding_dim=dim)
+            save_network(folder, build_backbone(narrow, SIDE, generator=0), narrow, SIDE)
+        return folder
+
+    def centres(self, dim: int) -> Path:
+        """What a teacher that was trained on these records would have left."""
+        path = self.folder / f"centres-{dim}.safetensors"
+        if not path.exists():
+            records = ImageRecords(self.records)
+            rows = torch.randn(records.num_classes, dim, generator=torch.Generator().manual_seed(0))
+            write_centres(path, stored_centres(rows, "teacher", records.fingerprint()))
+        return path
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> TinyFiles:
+    folder = tmp_path_factory.mktemp("tiny")
+    faces = SyntheticFacesConfig(image_size=SIDE, identities=4, images_per_identity=4)
     records = write_synthetic_records(folder / "faces", faces)
+    return TinyFiles(records, write_synthetic_pairs(folder / "pairs.bin", faces, pairs=20), folder)
+
+
+def _two_steps(recipe: Recipe, files: TinyFiles) -> list[str]:
+    """Overrides of sizes, lengths and paths alone: heads, centres, shapes of schedules and augmentation stay."""
+    dim = recipe.student.embedding_dim
     overrides = [
-        f"data.records={json.dumps(str(records))}", "data.global_batch_size=8", "data.workers=1",
-        "data.num_classes=null", "optim.epochs=1", "optim.milestones=[]", "log.every=1",
+        f"data.records={json.dumps(str(files.records))}", f"data.image_size={SIDE}", "data.num_classes=null",
+        f"data.global_batch_size={BATCH}", "data.workers=1", f"student.width={WIDTH}", "log.every=1",
+        "optim.epochs=2", "evaluation.every_epochs=2", "checkpoint.every_epochs=null",
     ]  # fmt: skip
-    if recipe.student.arch.startswith("ir") and recipe.student.width == 1.0:
-        overrides.append("student.width=0.25")  # a sixteenth of the time
+    if recipe.optim.milestones:
+        overrides.append("optim.milestones=[1]")
+    if recipe.optim.warmup_epochs > 1.0:
+        overrides.append("optim.warmup_epochs=1.0")
+    if recipe.name != FLAGSHIP:  # whose two steps DALI feeds
+        overrides.append("data.decoder=cpu")
     if recipe.centres.kind == "frozen":
-        centres = folder / "centres.safetensors"
-        _write_trained_centres(centres, ImageRecords(records), recipe.student.embedding_dim)
-        overrides.append(f"centres.path={json.dumps(str(centres))}")
+        overrides.append(f"centres.path={json.dumps(str(files.centres(dim)))}")
     if recipe.evaluation.sets:
-        pairs = write_synthetic_pairs(folder / "pairs.bin", faces, pairs=20)
-        overrides.append(f"evaluation.sets=[{json.dumps(str(pairs))}]")
+        overrides.append(f"evaluation.sets=[{json.dumps(str(files.pairs))}]")
     if recipe.teacher is not None:
-        narrow = BackboneConfig(arch="ir18", width=0.125, embedding_dim=recipe.student.embedding_dim)
-        save_network(folder / "teacher", build_backbone(narrow, size, generator=0), narrow, size)
         others = ", ".join(
             f"{name}: null" for name in (*NETWORK_SOURCES, "embeddings", "cache") if name != "checkpoint"
         )
-        overrides.append(f"teacher={{checkpoint: {json.dumps(str(folder / 'teacher'))}, {others}}}")
+        overrides.append(f"teacher={{checkpoint: {json.dumps(str(files.teacher(dim)))}, {others}}}")
     return overrides
 
 
-def _write_trained_centres(path: Path, records: ImageRecords, dim: int) -> None:
-    """What a teacher that was trained on these records would have left."""
-    rows = torch.randn(records.num_classes, dim, generator=torch.Generator().manual_seed(0))
-    write_centres(path, stored_centres(rows, "teacher", records.fingerprint()))
+def _train_two_steps(recipe: Recipe, run: Path) -> None:
+    result = run_training(recipe, run, ranks=Ranks())
 
-
-@pytest.mark.parametrize("name", shipped_recipes())
-def test_a_shipped_recipe_trains_for_two_steps(name: str, tmp_path: Path):
-    overrides = _two_steps(load_recipe(name), tmp_path)
-    recipe = load_recipe(name, overrides)
-
-    result = run_training(recipe, tmp_path / "run", ranks=Ranks())
-
-    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     steps = [row for row in rows if row["event"] == "train"]
-    assert len(steps) == 2
+    expected = [
+        learning_rate(recipe.optim, global_batch_size=BATCH, epoch=epoch, step=0, steps_per_epoch=1) for epoch in (0, 1)
+    ]
+    assert [row["lr"] for row in steps] == pytest.approx(expected)
     assert all(math.isfinite(row["loss"]) for row in steps)
     assert all(("regression" in row) == (recipe.regression.weight > 0.0) for row in steps)
     assert all(("student_teacher_cosine" in row) == (recipe.teacher is not None) for row in steps)
     assert set(result.evaluations) == ({"pairs"} if recipe.evaluation.sets else set())
+
+
+@pytest.mark.parametrize("name", shipped_recipes())
+def test_a_shipped_recipe_trains_for_two_steps(name: str, files: TinyFiles, tmp_path: Path):
+    recipe = load_recipe(name)
+    small = load_recipe(name, _two_steps(recipe, files))
+
+    for kept in ("seed", "augment", "head", "regression", "geometry_margin", "precision"):
+        assert getattr(small, kept) == getattr(recipe, kept), kept
+    assert (small.centres.kind, small.centres.placement) == (recipe.centres.kind, recipe.centres.placement)
+    assert (small.student.arch, small.optim.schedule) == (recipe.student.arch, recipe.optim.schedule)
+    _train_two_steps(small, tmp_path / "run")
+
+
+@pytest.mark.parametrize("variant", shipped_variants())
+def test_a_shipped_variant_of_the_demo_trains_for_two_steps(variant: str, files: TinyFiles, tmp_path: Path):
+    overlay = shipped_variants()[variant]
+    sizes = _two_steps(load_recipe("demo_distilled"), files)
+
+    _train_two_steps(load_overlaid_recipe("demo_distilled", sizes, overlay=overlay), tmp_path / "run")
