@@ -34,7 +34,8 @@ bench-report: $(VENV)/.adadistill-dev
 	$(BIN)/python -m adadistill.bench report --markdown runs/bench/report.md --html runs/bench/report.html
 
 reference: $(VENV)/.adadistill-base
-	$(BIN)/python -m adadistill.recipes.recipe_reference
+	$(BIN)/python -m adadistill.recipes.recipe_reference docs/recipe_reference.md
+	$(BIN)/python -m adadistill.recipes.recipe_catalogue docs/recipes.md
 
 $(VENV)/bin/python:
 	$(PYTHON3) -c 'import sys; sys.exit("Python >= 3.10 is needed, this is " + sys.version if sys.version_info < (3, 10) else 0)'
