@@ -166,7 +166,7 @@ def folders_modified_ns(folder: Path, identities: PackedNames) -> Int64Array | N
 def shown(path: bytes) -> str:
     """A name in any encoding as text that can be printed on one line."""
     text = path.decode("utf-8", "backslashreplace")
-    return text if text.isprintable() else text.encode("unicode_escape").decode("ascii")
+    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
 
 
 def is_left_out(name: bytes) -> bool:

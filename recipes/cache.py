@@ -33,7 +33,7 @@ from adadistill.core.stop_signal import StopRequested, listen_for_stop
 from adadistill.core.teachers import expected_identity, record_binding
 from adadistill.core.teachers.cache_views import needed_views
 from adadistill.loaders.dali_pipeline import DaliBatchError, DaliMissingError
-from adadistill.loaders.image_records import ImageRecords
+from adadistill.loaders.open_images import open_images
 from adadistill.loaders.pipeline import named_records
 from adadistill.loaders.pixels import ImageDecodeError
 from adadistill.loaders.recordio import RecordError
@@ -104,7 +104,7 @@ def _import(arguments: argparse.Namespace) -> None:
         result = import_embeddings(
             arguments.rows,
             arguments.folder,
-            records=ImageRecords(arguments.records, arguments.index),
+            records=open_images(arguments.records, arguments.index),
             stop=stop,
             views=arguments.views,
             margin=arguments.margin,
