@@ -1,7 +1,7 @@
 """The index of a folder of images: its listing in one file, so that no rank has to list it, and checksums.
 
 Why: listing millions of files takes minutes on a network disk, at every start, on every rank; and files, like records,
-have no checksums of their own. `write_folder_index` writes `FOLDER.index` beside the folder, never into it, and only
+have no checksums of their own. `write_folder_index` writes `FOLDER.images.index` beside the folder, never into it, and only
 when it is asked to.
 
 A listing is taken from the index where the folder and every identity's were last modified when it says (one look at
@@ -42,7 +42,8 @@ from adadistill.loaders.record_seal import SealError
 
 logger = logging.getLogger(__name__)
 
-INDEX_SUFFIX = ".index"
+INDEX_SUFFIX = ".images.index"
+"""Not `.index` alone, which other programs write too."""
 _MAGIC = b"ADFOLDR1"
 _HEADER = struct.Struct("<8sQQQQQ")
 _FILES_AT_ONCE = 1024
@@ -68,18 +69,22 @@ def folder_index_path(folder: Path) -> Path:
     return whole.with_name(whole.name + INDEX_SUFFIX)
 
 
-def load_folder_index(folder: Path, path: Path | None = None, *, seal: SealUse = "auto") -> FolderIndex:
+def load_folder_index(
+    folder: Path, path: Path | None = None, *, seal: SealUse = "auto", list_anew: bool = False
+) -> FolderIndex:
     """The listing of a folder, from its index where that holds, else from the folder.
 
     Args:
         path: of the index; None takes the one beside the folder, if there is one.
-        seal: whether to hand out checksums, see `ImageFolder`.
+        seal, list_anew: see `ImageFolder`.
 
     Raises:
         ImageFolderError: the folder has to be listed and is no set of identities.
         FolderIndexError: the index is damaged.
         SealError: its checksums are of other files, or there are none and they are required.
     """
+    if list_anew and seal == "ignore":
+        return FolderIndex(list_folder(folder), None)
     path = folder_index_path(folder) if path is None else path
     stored = read_folder_index(path) if path.is_file() else None
     remedy = f"adadistill data index {folder}"
@@ -91,17 +96,18 @@ def load_folder_index(folder: Path, path: Path | None = None, *, seal: SealUse =
     if stored is None:
         return FolderIndex(list_folder(folder), None)
     crc32 = None if seal == "ignore" else stored.crc32
-    found = folders_modified_ns(folder, stored.listing.identities)
+    found = None if list_anew else folders_modified_ns(folder, stored.listing.identities)
     if found is not None and np.array_equal(found, stored.listing.modified_ns):
         return FolderIndex(stored.listing, crc32)
     listing = list_folder(folder)
     if listing.fingerprint() == stored.listing.fingerprint():
-        logger.warning(
-            "%s was written at other times than those of its folders (a copy?), which were listed anew and hold the "
-            "same; to spare that, write it anew: %s",
-            path,
-            remedy,
-        )
+        if not list_anew:
+            logger.warning(
+                "%s holds other times than its folders have (a copy?); they were listed and hold the same images; "
+                "to spare that, write it anew: %s",
+                path,
+                remedy,
+            )
         return FolderIndex(listing, crc32)
     if crc32 is not None:
         raise SealError(
@@ -123,7 +129,7 @@ def write_folder_index(
     """List a folder and write its index, complete or not at all.
 
     Args:
-        path: of the index; None writes `FOLDER.index` beside the folder.
+        path: of the index; None writes `FOLDER.images.index` beside the folder.
         checksums: also read every file and keep its crc32.
         progress: called with files read and files in all.
 

@@ -42,6 +42,10 @@ class ImageFileError(RecordError):
         return type(self), (self.path, self.reason, self.record_id)
 
 
+class ImageChecksumError(ImageFileError):
+    """An image whose bytes are not those that were sealed."""
+
+
 class ImageFolder:
     """The images of a folder by record id: identities by name, then images by name, bytewise.
 
@@ -57,16 +61,18 @@ class ImageFolder:
         num_classes: int | None = None,
         seal: SealUse = "auto",
         limits: ImageLimits | None = None,
+        list_anew: bool = False,
     ) -> None:
         """Name the folder; it is looked into later.
 
         Args:
             folder: with one sub-folder for each identity.
-            index: what `write_folder_index` wrote of it; `FOLDER.index` beside it where left out and there.
+            index: what `write_folder_index` wrote of it; `FOLDER.images.index` beside it where left out and there.
             num_classes: number of identities C, which has to be the folder's; None takes the folder's.
             seal: compare images with the checksums of the index: where it holds some (auto), always (require), never
                 (ignore).
             limits: larger files are not read.
+            list_anew: take no listing from the index, even where nothing seems to have changed.
 
         Raises:
             FileNotFoundError: there is no such folder, or no such index.
@@ -77,7 +83,7 @@ class ImageFolder:
         self._index_path = None if index is None else Path(index)
         if self._index_path is not None and not self._index_path.is_file():
             raise FileNotFoundError(f"no index at {index}; leave it out to use the one beside {folder}, or none")
-        self._wanted_classes, self._use_seal = num_classes, seal
+        self._wanted_classes, self._use_seal, self._list_anew = num_classes, seal, list_anew
         self._max_bytes = (limits or ImageLimits()).max_bytes
         self._index: FolderIndex | None = None
         self._threads: tuple[int, ThreadPoolExecutor] | None = None
@@ -146,7 +152,7 @@ class ImageFolder:
         crc32 = self._opened().crc32
         if crc32 is not None and zlib.crc32(body) != crc32.item(record_id):
             reason = f"its {len(body)} bytes have crc32 {zlib.crc32(body):08x}, {crc32.item(record_id):08x} were sealed"
-            raise self._error(record_id, reason)
+            raise ImageChecksumError(self.path_of(record_id), reason, record_id)
         return EncodedImage(listing.label_of(record_id), body)
 
     def read_plain(
@@ -188,7 +194,7 @@ class ImageFolder:
 
     def _opened(self) -> FolderIndex:
         if self._index is None:
-            index = load_folder_index(self._folder, self._index_path, seal=self._use_seal)
+            index = load_folder_index(self._folder, self._index_path, seal=self._use_seal, list_anew=self._list_anew)
             found, wanted = len(index.listing.identities), self._wanted_classes
             if wanted not in (None, found):
                 raise ImageFolderError(

@@ -53,7 +53,7 @@ class DataConfig:
     """Path of the `.rec` file (insightface, im2rec or CVLface style), or of a folder with one sub-folder of images
     (.jpg, .jpeg, .png) for each identity."""
     index: str | None = None
-    """Path of the `.idx` file, or of a folder's `.index`. Left out: the one beside the records, or a scan of the
+    """Path of the `.idx` file, or of a folder's `.images.index`. Left out: the one beside the records, or a scan of the
     records where there is none."""
     num_classes: int | None = None
     """Number of identities C; labels are in [0, C). Left out: read from the dataset."""

@@ -271,8 +271,10 @@ def _import_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("rows", type=Path, help=".npy file, (N, V, D) or (N, D) float16, float32 or float64")
     parser.add_argument("folder", type=Path, help="of the cache, new or of an earlier call")
-    parser.add_argument("--records", type=Path, required=True, help=".rec file that the rows are of")
-    parser.add_argument("--index", type=Path, help="its .idx (default: the one beside it, else a scan)")
+    parser.add_argument("--records", type=Path, required=True, help=".rec file or folder that the rows are of")
+    parser.add_argument(
+        "--index", type=Path, help="its .idx or .images.index (default: the one beside it, else a scan)"
+    )
     parser.add_argument("--views", choices=("plain", "both"), help="views to keep (default: those that there are)")
     parser.add_argument(
         "--margin",

@@ -65,7 +65,9 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("records", type=Path, help=".rec file, or a folder of identities")
     parser.add_argument("folder", type=Path, help="of the store: new, or of an earlier call, which is continued")
-    parser.add_argument("--index", type=Path, help="its .idx or .index (default: the one beside it, else a scan)")
+    parser.add_argument(
+        "--index", type=Path, help="its .idx or .images.index (default: the one beside it, else a scan)"
+    )
     parser.add_argument(
         "--num-classes", type=int, metavar="C", help="number of identities (default: read from the dataset)"
     )
