@@ -1,8 +1,8 @@
 """The index of a folder of images: its listing in one file, so that no rank has to list it, and checksums.
 
-Why: listing millions of files takes minutes on a network disk, at every start, on every rank; and files, like records,
-have no checksums of their own. `write_folder_index` writes `FOLDER.images.index` beside the folder, never into it, and only
-when it is asked to.
+Why: to list a folder, every file has to be looked at, at each start, on each rank: on a network disk a round trip for
+every image. And files, like records, have no checksums of their own. `write_folder_index` writes `FOLDER.images.index`
+beside the folder, never into it, and only when it is asked to.
 
 A listing is taken from the index where the folder and every identity's were last modified when it says (one look at
 each of C folders, not at N files): names come and go with that time, so what this misses is a file written anew in

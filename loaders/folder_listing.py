@@ -121,7 +121,7 @@ def list_folder(folder: Path) -> FolderListing:
     root = os.fsencode(folder)
     problems = _Problems()
     modified = array("q", [_modified_ns(root)])
-    identities = sorted(_identities(root, problems))
+    identities = list(_identities(root, problems))
     if len(identities) > MAX_IDENTITIES:
         raise ImageFolderError(
             f"{shown(root)} holds {len(identities)} folders; at most {MAX_IDENTITIES} identities can be"
@@ -169,11 +169,6 @@ def shown(path: bytes) -> str:
     return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
 
 
-def is_left_out(name: bytes) -> bool:
-    """Whether a name is not looked at: hidden, or known litter."""
-    return name.startswith(b".") or name in LEFT_OUT
-
-
 @dataclass(slots=True)
 class _Problems:
     """All are counted, the first are kept."""
@@ -215,8 +210,6 @@ def _some_at_a_time(names: Sequence[bytes]) -> Iterator[Sequence[bytes]]:
 
 def _identities(root: bytes, problems: _Problems) -> Iterator[bytes]:
     for entry in _entries(root):
-        if is_left_out(entry.name):
-            continue
         try:
             is_folder = entry.is_dir()
         except OSError as error:  # links that go round in circles
@@ -225,9 +218,7 @@ def _identities(root: bytes, problems: _Problems) -> Iterator[bytes]:
         if is_folder:
             yield entry.name
         elif entry.name.endswith((b".rec", b".idx")):
-            problems.add(
-                [f"{shown(entry.path)} belongs to a record file; to train from that, let data.records name it"]
-            )
+            problems.add([f"{shown(entry.path)} is of a record file; to train from that, name it in data.records"])
         else:
             problems.add([f"{shown(entry.path)} is no folder of an identity"])
 
@@ -235,7 +226,7 @@ def _identities(root: bytes, problems: _Problems) -> Iterator[bytes]:
 def _images(folder: bytes) -> _Images:
     try:
         modified = _modified_ns(folder)  # before its names are read: what comes later makes the time another one
-        entries = sorted((entry for entry in _entries(folder) if not is_left_out(entry.name)), key=lambda e: e.name)
+        entries = _entries(folder)
     except ImageFolderError as error:
         return _Images(b"", [], 0, [str(error)])
     names, sizes, problems = list[bytes](), list[int](), list[str]()
@@ -261,9 +252,10 @@ def _images(folder: bytes) -> _Images:
 
 
 def _entries(folder: bytes) -> list[os.DirEntry[bytes]]:
+    """What is looked at in a folder, by name."""
     try:
         with os.scandir(folder) as entries:
-            return list(entries)
+            return sorted((entry for entry in entries if not _is_left_out(entry.name)), key=lambda entry: entry.name)
     except OSError as error:
         raise ImageFolderError(f"{shown(folder)} cannot be listed: {error.strerror}") from None
 
@@ -273,3 +265,8 @@ def _modified_ns(folder: bytes) -> int:
         return os.stat(folder).st_mtime_ns
     except OSError as error:
         raise ImageFolderError(f"{shown(folder)} cannot be looked at: {error.strerror}") from None
+
+
+def _is_left_out(name: bytes) -> bool:
+    """Whether a name is not looked at: hidden, or known litter."""
+    return name.startswith(b".") or name in LEFT_OUT
