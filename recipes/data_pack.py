@@ -1,4 +1,4 @@
-"""Entry point: decode every image of a record file once, into a packed store that training reads by record id.
+"""Entry point: decode every image of a record file or folder once, into a packed store that is read by record id.
 
     adadistill data pack RECORDS.rec FOLDER           planes where all JPEGs are 4:2:0 (18,816 bytes a face), else RGB;
                                                       goes on where an earlier packing stopped

@@ -9,17 +9,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
-import torch.distributed as dist
 from folder_of_records import write_folder_of
-from small_cache import end_of_child, start_child
 from tiny_training import PlainStudent, tiny_recipe, write_tiny_records
 
 from adadistill.core.backbones import BackboneConfig, build_backbone
 from adadistill.core.cache_build import build_cache
 from adadistill.core.distributed import Ranks
 from adadistill.core.network_checkpoint import save_network
-from adadistill.core.record_agreement import RecordAgreementError, require_same_records
 from adadistill.core.run import ResumeError, run_training
 from adadistill.core.stop_signal import StopSignal
 from adadistill.core.teachers import record_binding
@@ -139,35 +135,3 @@ def test_a_cache_of_a_folder_holds_the_same_rows_and_is_refused_once_it_changed(
 def test_a_folder_and_its_record_file_are_not_the_same_records(data: Path):
     """Their record ids mean the same here, and nothing but reading all of both could tell."""
     assert ImageFolder(data / "faces").fingerprint() != ImageRecords(data / "train.rec").fingerprint()
-
-
-def test_ranks_that_see_other_records_all_stop(data: Path, faces: Path, tmp_path: Path):
-    shutil.rmtree(faces / "000005")
-
-    def rank_of_two(rank: int, folder: Path, expected: str | None) -> None:
-        torch.set_num_threads(1)
-        store = dist.FileStore(str(tmp_path / f"store-{expected is None}"), 2)
-        dist.init_process_group("gloo", store=store, rank=rank, world_size=2)
-        try:
-            require_same_records(ImageFolder(folder), Ranks(rank=rank, world_size=2))
-            said = None
-        except RecordAgreementError as error:
-            said = str(error)
-        if (said is None) != (expected is None) or (expected or "") not in (said or ""):
-            raise AssertionError(f"rank {rank} said {said!r}")
-
-    for cases in (
-        ((data / "faces", None), (data / "faces", None)),
-        (
-            (data / "faces", "other ranks see other records than rank 0 (48 images of 6 identities"),
-            (faces, "40 images"),
-        ),
-    ):
-        children = [
-            start_child(lambda rank=rank, case=case: rank_of_two(rank, *case)) for rank, case in enumerate(cases)
-        ]
-        assert [end_of_child(child) for child in children] == [0, 0]
-
-
-def test_one_rank_compares_nothing(data: Path):
-    require_same_records(ImageFolder(data / "faces"), Ranks())
