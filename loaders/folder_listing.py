@@ -13,8 +13,8 @@ Refused     Everything else that is no image in the folder of an identity: files
 Links       To files and folders are followed, wherever they lead: subsets are often folders of links. The depth is
             fixed, so a loop is a folder within an identity and refused as one.
 
-Names are kept as bytes, whatever encoding they are in, in one block without an object for each: 5.8 million images take
-less than 200 MB.
+Names are kept as bytes, whatever encoding they are in, in one block without an object for each: listing 400,000 images
+of 20,000 identities took 20 MiB.
 """
 
 from __future__ import annotations
