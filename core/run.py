@@ -81,6 +81,7 @@ _HARMLESS = (
     "data.packed:",
     "data.packed_in:",
     "data.seal:",
+    "data.links:",
     "data.on_damaged:",
     "data.max_damaged:",
     "name:",

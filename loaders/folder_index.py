@@ -11,7 +11,8 @@ listed, and checksums are still used if that gives the names and sizes of the in
 
 Layout, all little-endian:
 
-    b"ADFOLDR1" | u64 C | u64 N | u64 bytes of identity names | u64 bytes of image names | u64 1 with checksums, else 0
+    b"ADFOLDR1" | u64 C | u64 N | u64 bytes of identity names | u64 bytes of image names
+    | u64 flags (1: there are checksums, 2: a link leads out of the folder)
     | i64 modified_ns of C + 1 folders, the outer one first | u64 images of each identity | u64 bytes of each image
     | u32 crc32 of each image, where there are checksums | names, each ended by NUL | u32 crc32 of all that precedes
 """
@@ -33,6 +34,7 @@ import numpy.typing as npt
 from adadistill.loaders.folder_listing import (
     LISTING_THREADS,
     FolderListing,
+    Links,
     PackedNames,
     folders_modified_ns,
     list_folder,
@@ -46,6 +48,7 @@ INDEX_SUFFIX = ".images.index"
 """Not `.index` alone, which other programs write too."""
 _MAGIC = b"ADFOLDR1"
 _HEADER = struct.Struct("<8sQQQQQ")
+_SEALED, _LEADS_OUT = 1, 2
 _FILES_AT_ONCE = 1024
 _PIECE = 1 << 20
 
@@ -70,13 +73,18 @@ def folder_index_path(folder: Path) -> Path:
 
 
 def load_folder_index(
-    folder: Path, path: Path | None = None, *, seal: SealUse = "auto", list_anew: bool = False
+    folder: Path,
+    path: Path | None = None,
+    *,
+    seal: SealUse = "auto",
+    links: Links = "inside",
+    list_anew: bool = False,
 ) -> FolderIndex:
     """The listing of a folder, from its index where that holds, else from the folder.
 
     Args:
         path: of the index; None takes the one beside the folder, if there is one.
-        seal, list_anew: see `ImageFolder`.
+        seal, links, list_anew: see `ImageFolder`.
 
     Raises:
         ImageFolderError: the folder has to be listed and is no set of identities.
@@ -84,7 +92,7 @@ def load_folder_index(
         SealError: its checksums are of other files, or there are none and they are required.
     """
     if list_anew and seal == "ignore":
-        return FolderIndex(list_folder(folder), None)
+        return FolderIndex(list_folder(folder, links), None)
     path = folder_index_path(folder) if path is None else path
     stored = read_folder_index(path) if path.is_file() else None
     remedy = f"adadistill data index {folder}"
@@ -94,12 +102,13 @@ def load_folder_index(
             f"it beside them, or write it: adadistill data verify --seal {folder}"
         )
     if stored is None:
-        return FolderIndex(list_folder(folder), None)
+        return FolderIndex(list_folder(folder, links), None)
     crc32 = None if seal == "ignore" else stored.crc32
     found = None if list_anew else folders_modified_ns(folder, stored.listing.identities)
-    if found is not None and np.array_equal(found, stored.listing.modified_ns):
+    may_lead = links == "anywhere" or not stored.listing.leads_out
+    if may_lead and found is not None and np.array_equal(found, stored.listing.modified_ns):
         return FolderIndex(stored.listing, crc32)
-    listing = list_folder(folder)
+    listing = list_folder(folder, links)
     if listing.fingerprint() == stored.listing.fingerprint():
         if not list_anew:
             logger.warning(
@@ -145,7 +154,7 @@ def write_folder_index(
     target = folder_index_path(folder) if path is None else Path(path)
     if folder.resolve() in target.resolve().parents:
         raise ValueError(f"{target} lies in the folder that it lists, which is left as it is; name another place")
-    listing = list_folder(folder)
+    listing = list_folder(folder, "anywhere")  # whoever reads it says which may be followed
     crc32 = _checksums(folder, listing, progress) if checksums else None
     body = _packed(FolderIndex(listing, crc32))
     partial = target.with_name(f".{target.name}.partial-{os.getpid()}")
@@ -183,7 +192,7 @@ def _packed(index: FolderIndex) -> bytes:
     identities, images = listing.identities, listing.images
     sizes = len(identities), len(images), len(identities.block), len(images.block)
     return b"".join((
-        _HEADER.pack(_MAGIC, *sizes, crc32 is not None),
+        _HEADER.pack(_MAGIC, *sizes, (_SEALED if crc32 is not None else 0) | (_LEADS_OUT if listing.leads_out else 0)),
         listing.modified_ns.astype("<i8").tobytes(),
         np.diff(listing.starts).astype("<u8").tobytes(),
         listing.sizes.astype("<u8").tobytes(),
@@ -197,18 +206,19 @@ def _header_problem(head: bytes, size: int) -> str:
     """What is wrong with the beginning of an index of `size` bytes, before any of the rest is read."""
     if len(head) < _HEADER.size:
         return f"it has {size} bytes"
-    magic, identities, images, identity_bytes, image_bytes, sealed = _HEADER.unpack(head)
+    magic, identities, images, identity_bytes, image_bytes, flags = _HEADER.unpack(head)
     if magic != _MAGIC:
         return f"it begins with {magic!r}, not {_MAGIC!r}"
-    expected = _HEADER.size + 8 * (2 * identities + 1 + images) + 4 * images * sealed + identity_bytes + image_bytes + 4
-    if sealed > 1 or size != expected or not 1 <= identities <= images:
+    expected = _HEADER.size + 8 * (2 * identities + 1 + images) + identity_bytes + image_bytes + 4
+    expected += 4 * images if flags & _SEALED else 0
+    if flags > _SEALED | _LEADS_OUT or size != expected or not 1 <= identities <= images:
         return f"it has {size} bytes, its header makes {expected}"
     return ""
 
 
 def _unpacked(body: bytes) -> FolderIndex | None:
     """None where the parts do not fit together; names that lead out of the folder do not."""
-    _, identities, images, identity_bytes, image_bytes, sealed = _HEADER.unpack_from(body)
+    _, identities, images, identity_bytes, image_bytes, flags = _HEADER.unpack_from(body)
     place = _HEADER.size
 
     def numbers(kind: str, count: int) -> npt.NDArray[np.int64]:
@@ -218,10 +228,15 @@ def _unpacked(body: bytes) -> FolderIndex | None:
         return found.astype(np.int64)
 
     modified, counts, sizes = numbers("<i8", identities + 1), numbers("<u8", identities), numbers("<u8", images)
-    crc32 = numbers("<u4", images).astype(np.uint32) if sealed else None
+    crc32 = numbers("<u4", images).astype(np.uint32) if flags & _SEALED else None
     names = body[place : place + identity_bytes], body[place + identity_bytes : place + identity_bytes + image_bytes]
     listing = FolderListing(
-        PackedNames(names[0]), PackedNames(names[1]), np.concatenate([[0], np.cumsum(counts)]), sizes, modified
+        PackedNames(names[0]),
+        PackedNames(names[1]),
+        np.concatenate([[0], np.cumsum(counts)]),
+        sizes,
+        modified,
+        bool(flags & _LEADS_OUT),
     )
     fits = len(listing.identities) == identities and len(listing.images) == images and counts.min() >= 1
     fits = fits and counts.max() <= images

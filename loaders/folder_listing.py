@@ -10,8 +10,9 @@ Left out    Names that begin with a dot, `Thumbs.db`, `desktop.ini`, `@eaDir`: w
 Refused     Everything else that is no image in the folder of an identity: files beside those folders, folders within
             them, other suffixes, pipes and devices, links to nothing, and identities without an image (leaving them out
             would move every later label). All are collected; the first are named.
-Links       To files and folders are followed, wherever they lead: subsets are often folders of links. The depth is
-            fixed, so a loop is a folder within an identity and refused as one.
+Links       To files and folders within the folder are followed; those that lead out of it are refused, as a set from
+            elsewhere could name any file of this machine, unless they are asked for: subsets are often folders of
+            links. The depth is fixed, so a loop is a folder within an identity and refused as one.
 
 Names are kept as bytes, whatever encoding they are in, in one block without an object for each: listing 400,000 images
 of 20,000 identities took 20 MiB.
@@ -28,12 +29,14 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeAlias
+from typing import Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 Int64Array: TypeAlias = npt.NDArray[np.int64]
+Links: TypeAlias = Literal["inside", "anywhere"]
+"""Which links are followed: those that stay within the folder, or all."""
 
 IMAGE_SUFFIXES = (b".jpg", b".jpeg", b".png")
 """In any case."""
@@ -89,6 +92,8 @@ class FolderListing:
     """(N,) bytes of each file."""
     modified_ns: Int64Array
     """(C + 1,) when names were last added to or removed from the folder, and from each identity's."""
+    leads_out: bool
+    """Whether a link leads out of the folder."""
 
     def labels(self) -> Int64Array:
         """(N,) label of each record id."""
@@ -112,7 +117,7 @@ class FolderListing:
         return digest.hexdigest()
 
 
-def list_folder(folder: Path) -> FolderListing:
+def list_folder(folder: Path, links: Links = "inside") -> FolderListing:
     """Look at every name and size below a folder of identities; no image is opened.
 
     Raises:
@@ -126,15 +131,19 @@ def list_folder(folder: Path) -> FolderListing:
         raise ImageFolderError(
             f"{shown(root)} holds {len(identities)} folders; at most {MAX_IDENTITIES} identities can be"
         )
-    blocks, sizes, counts = list[bytes](), array("q"), array("q")
+    blocks, sizes, counts, leads_out = list[bytes](), array("q"), array("q"), False
+    real_root = os.path.realpath(root)
     with ThreadPoolExecutor(LISTING_THREADS, thread_name_prefix="adadistill-list") as threads:
         for some in _some_at_a_time(identities):
-            for found in threads.map(lambda name: _images(os.path.join(root, name)), some):
+            for found in threads.map(lambda name: _images(os.path.join(root, name), real_root), some):
                 blocks.append(found.names)
                 sizes.extend(found.sizes)
                 counts.append(len(found.sizes))
                 modified.append(found.modified_ns)
                 problems.add(found.problems)
+                leads_out = leads_out or bool(found.leading_out)
+                if links == "inside":
+                    problems.add(found.leading_out)
     problems.raise_any(folder)
     if not identities:
         raise ImageFolderError(
@@ -147,6 +156,7 @@ def list_folder(folder: Path) -> FolderListing:
         starts,
         np.array(sizes, np.int64),
         np.array(modified, np.int64),
+        leads_out,
     )
 
 
@@ -201,6 +211,8 @@ class _Images:
     sizes: list[int]
     modified_ns: int
     problems: list[str]
+    leading_out: list[str]
+    """Links that are no problem where all are followed."""
 
 
 def _some_at_a_time(names: Sequence[bytes]) -> Iterator[Sequence[bytes]]:
@@ -223,13 +235,14 @@ def _identities(root: bytes, problems: _Problems) -> Iterator[bytes]:
             problems.add([f"{shown(entry.path)} is no folder of an identity"])
 
 
-def _images(folder: bytes) -> _Images:
+def _images(folder: bytes, real_root: bytes) -> _Images:
     try:
         modified = _modified_ns(folder)  # before its names are read: what comes later makes the time another one
         entries = _entries(folder)
     except ImageFolderError as error:
-        return _Images(b"", [], 0, [str(error)])
+        return _Images(b"", [], 0, [str(error)], [])
     names, sizes, problems = list[bytes](), list[int](), list[str]()
+    leading_out = [folder] if os.path.islink(folder) and _is_outside(folder, real_root) else []
     for entry in entries:
         problem = "is no image by its suffix"
         try:
@@ -244,11 +257,18 @@ def _images(folder: bytes) -> _Images:
             elif entry.name.lower().endswith(IMAGE_SUFFIXES):
                 names.append(entry.name + b"\0")
                 sizes.append(status.st_size)
+                if entry.is_symlink() and _is_outside(entry.path, real_root):
+                    leading_out.append(entry.path)
                 continue
         problems.append(f"{shown(entry.path)} {problem}")
     if not entries:
         problems.append(f"{shown(folder)} holds no image; an identity has one at least")
-    return _Images(b"".join(names), sizes, modified, problems)
+    advice = "is a link out of the folder; data.links=anywhere follows those"
+    return _Images(b"".join(names), sizes, modified, problems, [f"{shown(path)} {advice}" for path in leading_out])
+
+
+def _is_outside(link: bytes, real_root: bytes) -> bool:
+    return not os.path.realpath(link).startswith(os.path.join(real_root, b""))
 
 
 def _entries(folder: bytes) -> list[os.DirEntry[bytes]]:

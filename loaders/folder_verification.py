@@ -30,7 +30,14 @@ def verify_folder(
         ImageFolderError: it is no set of identities, or not of `num_classes`.
         SealError, FolderIndexError: the index is damaged, or its checksums are of other files.
     """
-    folder = ImageFolder(path, index, num_classes=num_classes, seal="auto" if use_seal else "ignore", list_anew=True)
+    folder = ImageFolder(
+        path,
+        index,
+        num_classes=num_classes,
+        seal="auto" if use_seal else "ignore",
+        links="anywhere",
+        list_anew=True,
+    )
     total = len(folder)
     check = ImageCheck(folder, lambda record_id: (None, None), decode=decode, image_size=image_size)
     runs = [(start, min(start + _IMAGES_AT_ONCE, total)) for start in range(0, total, _IMAGES_AT_ONCE)]

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from adadistill.loaders.folder_index import FolderIndex, load_folder_index
-from adadistill.loaders.folder_listing import FolderListing, ImageFolderError, shown
+from adadistill.loaders.folder_listing import FolderListing, ImageFolderError, Links, shown
 from adadistill.loaders.image_source import EncodedImage, SealUse
 from adadistill.loaders.pixels import ImageLimits
 from adadistill.loaders.recordio import RecordError
@@ -61,6 +61,7 @@ class ImageFolder:
         num_classes: int | None = None,
         seal: SealUse = "auto",
         limits: ImageLimits | None = None,
+        links: Links = "inside",
         list_anew: bool = False,
     ) -> None:
         """Name the folder; it is looked into later.
@@ -72,6 +73,7 @@ class ImageFolder:
             seal: compare images with the checksums of the index: where it holds some (auto), always (require), never
                 (ignore).
             limits: larger files are not read.
+            links: follow those that stay within the folder, and refuse others, or follow all (anywhere).
             list_anew: take no listing from the index, even where nothing seems to have changed.
 
         Raises:
@@ -83,7 +85,7 @@ class ImageFolder:
         self._index_path = None if index is None else Path(index)
         if self._index_path is not None and not self._index_path.is_file():
             raise FileNotFoundError(f"no index at {index}; leave it out to use the one beside {folder}, or none")
-        self._wanted_classes, self._use_seal, self._list_anew = num_classes, seal, list_anew
+        self._wanted_classes, self._use_seal, self._links, self._list_anew = num_classes, seal, links, list_anew
         self._max_bytes = (limits or ImageLimits()).max_bytes
         self._index: FolderIndex | None = None
         self._threads: tuple[int, ThreadPoolExecutor] | None = None
@@ -194,7 +196,9 @@ class ImageFolder:
 
     def _opened(self) -> FolderIndex:
         if self._index is None:
-            index = load_folder_index(self._folder, self._index_path, seal=self._use_seal, list_anew=self._list_anew)
+            index = load_folder_index(
+                self._folder, self._index_path, seal=self._use_seal, links=self._links, list_anew=self._list_anew
+            )
             found, wanted = len(index.listing.identities), self._wanted_classes
             if wanted not in (None, found):
                 raise ImageFolderError(

@@ -40,6 +40,7 @@ _CHOICES = {
     "decode_on": ("auto", "gpu", "cpu"),
     "packed_in": ("page_cache", "pinned", "device", "device_share"),
     "seal": ("auto", "require", "ignore"),
+    "links": ("inside", "anywhere"),
     "on_damaged": ("stop", "skip"),
     "wrong_size": ("refuse", "resize"),
 }
@@ -83,6 +84,9 @@ class DataConfig:
     seal: Literal["auto", "require", "ignore"] = "auto"
     """Whether every record is checked against its checksum as it is read (`adadistill data verify --seal` writes them):
     where the file has a seal; always, and the run does not start without one; or never."""
+    links: Literal["inside", "anywhere"] = "inside"
+    """Which links in a folder of images are followed: those that stay within it, or all. A set from elsewhere could
+    name any file of this machine; a subset of your own is often a folder of links."""
     on_damaged: Literal["stop", "skip"] = "stop"
     """What a record does that cannot be read or decoded: stop the run, or be left out of its batch with a warning."""
     max_damaged: int = 100
@@ -132,7 +136,12 @@ class DataConfig:
 def named_records(config: DataConfig) -> ImageSource:
     """The records that a recipe names; opened here, read later. Raises as `open_images`."""
     return open_images(
-        config.records, config.index, num_classes=config.num_classes, seal=config.seal, limits=config.image_limits()
+        config.records,
+        config.index,
+        num_classes=config.num_classes,
+        seal=config.seal,
+        limits=config.image_limits(),
+        links=config.links,
     )
 
 

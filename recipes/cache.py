@@ -104,7 +104,7 @@ def _import(arguments: argparse.Namespace) -> None:
         result = import_embeddings(
             arguments.rows,
             arguments.folder,
-            records=open_images(arguments.records, arguments.index),
+            records=open_images(arguments.records, arguments.index, links="anywhere"),
             stop=stop,
             views=arguments.views,
             margin=arguments.margin,

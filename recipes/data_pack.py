@@ -69,6 +69,12 @@ def build_parser() -> argparse.ArgumentParser:
         "--index", type=Path, help="its .idx or .images.index (default: the one beside it, else a scan)"
     )
     parser.add_argument(
+        "--links",
+        choices=("inside", "anywhere"),
+        default="inside",
+        help="which links in a folder are followed: those that stay within it, or all (default: inside)",
+    )
+    parser.add_argument(
         "--num-classes", type=int, metavar="C", help="number of identities (default: read from the dataset)"
     )
     parser.add_argument(
@@ -118,7 +124,13 @@ def build_parser() -> argparse.ArgumentParser:
 
 def _pack(arguments: argparse.Namespace, ranks: Ranks, stop: StopSignal) -> None:
     limits = ImageLimits(max_side=arguments.max_image_side, max_bytes=arguments.max_image_bytes)
-    records = open_images(arguments.records, arguments.index, num_classes=arguments.num_classes, limits=limits)
+    records = open_images(
+        arguments.records,
+        arguments.index,
+        num_classes=arguments.num_classes,
+        limits=limits,
+        links=arguments.links,
+    )
     result = pack_records(
         records,
         arguments.folder,

@@ -13,6 +13,7 @@ import pytest
 
 from adadistill.loaders import folder_index
 from adadistill.loaders.folder_index import FolderIndexError, folder_index_path, read_folder_index, write_folder_index
+from adadistill.loaders.folder_listing import ImageFolderError
 from adadistill.loaders.folder_verification import verify_folder
 from adadistill.loaders.image_folder import ImageChecksumError, ImageFileError, ImageFolder
 from adadistill.loaders.record_seal import SealError
@@ -36,7 +37,7 @@ def listings(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     """Folders that were listed, in order."""
     listed: list[Path] = []
     original = folder_index.list_folder
-    monkeypatch.setattr(folder_index, "list_folder", lambda path: listed.append(path) or original(path))
+    monkeypatch.setattr(folder_index, "list_folder", lambda path, links: listed.append(path) or original(path, links))
     return listed
 
 
@@ -70,6 +71,15 @@ def test_an_index_may_lie_elsewhere_but_not_in_its_folder(folder: Path, tmp_path
 def test_the_index_of_the_working_directory_lies_beside_it(folder: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(folder)
     assert write_folder_index(".") == folder.with_name("faces.images.index")
+
+
+def test_an_index_lets_no_link_lead_out(folder: Path, tmp_path: Path):
+    (tmp_path / "secret.jpg").write_bytes(b"\xff\xd8\xff")
+    (folder / "id0" / "link.jpg").symlink_to(tmp_path / "secret.jpg")
+    write_folder_index(folder, checksums=True)
+    with pytest.raises(ImageFolderError, match=r"id0/link\.jpg is a link out of the folder"):
+        len(ImageFolder(folder))
+    assert len(ImageFolder(folder, links="anywhere")) == 7
 
 
 @pytest.mark.parametrize("change", ["added", "removed", "renamed", "identity added", "identity removed"])

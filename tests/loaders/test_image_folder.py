@@ -136,16 +136,31 @@ def test_images_without_sub_folders_are_refused(tmp_path: Path):
         len(ImageFolder(write(tmp_path / "flat", ["a.jpg"])))
 
 
-def test_links_are_followed_wherever_they_lead(folder: Path, tmp_path: Path):
+def test_links_out_of_the_folder_are_followed_where_that_is_asked_for(folder: Path, tmp_path: Path):
     subset = tmp_path / "subset"
     subset.mkdir()
     (subset / "anna").symlink_to(folder / "anna")
     (subset / "Bert").mkdir()
     (subset / "Bert" / "x.jpg").symlink_to(folder / "Bert/x.JpG")
-    images = ImageFolder(subset)
+    (subset / "Bert" / "y.jpg").symlink_to("x.jpg")
+    with pytest.raises(ImageFolderError, match="3 problems") as caught:
+        len(ImageFolder(subset))
+    for name in ("Bert/x.jpg", "Bert/y.jpg", "anna"):
+        assert f"{subset}/{name} is a link out of the folder; data.links=anywhere" in str(caught.value)
+    images = ImageFolder(subset, links="anywhere")
     assert images.identity_names == ["Bert", "anna"]
     assert images.read(0).body == (folder / "Bert/x.JpG").read_bytes()
-    assert len(images) == 4
+    assert len(images) == 5
+
+
+def test_links_that_stay_in_the_folder_are_followed(folder: Path, tmp_path: Path):
+    wanted = ImageFolder(folder)
+    (folder / "Bert" / "y.jpg").symlink_to("../anna/1.jpg")
+    (folder / "celia").symlink_to("Bert")
+    (tmp_path / "here").symlink_to(folder)
+    images = ImageFolder(tmp_path / "here")
+    assert images.identity_names == ["Bert", "anna", "celia", "ädna"]
+    assert images.read(1).body == wanted.read(1).body
 
 
 def test_a_link_back_to_the_folder_ends_as_a_folder_within_an_identity(folder: Path):
