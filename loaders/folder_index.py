@@ -69,7 +69,7 @@ class FolderIndex:
 def folder_index_path(folder: Path) -> Path:
     """Where the index of a folder lies: beside it."""
     whole = Path(os.path.abspath(folder))  # `.` and `faces/..` have no name; links keep theirs
-    return whole.with_name(whole.name + INDEX_SUFFIX)
+    return whole.parent / (whole.name + INDEX_SUFFIX)
 
 
 def load_folder_index(

@@ -202,7 +202,7 @@ class ImageFolder:
             found, wanted = len(index.listing.identities), self._wanted_classes
             if wanted not in (None, found):
                 raise ImageFolderError(
-                    f"{self.path} holds {found} identities (sub-folders), data.num_classes says {wanted}; leave it out"
+                    f"{self.path} holds {found} identities (folders), data.num_classes says {wanted}; leave it out"
                 )
             self._index = index
         return self._index

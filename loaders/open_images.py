@@ -33,4 +33,6 @@ def open_images(
     """
     if Path(path).is_dir():
         return ImageFolder(path, index, num_classes=num_classes, seal=seal, limits=limits, links=links)
+    if not Path(path).exists():
+        raise FileNotFoundError(f"no record file and no folder at {path}; check the recipe's `data.records`")
     return ImageRecords(path, index, num_classes=num_classes, seal=seal)

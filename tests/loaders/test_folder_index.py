@@ -68,6 +68,10 @@ def test_an_index_may_lie_elsewhere_but_not_in_its_folder(folder: Path, tmp_path
         write_folder_index(folder, folder / "id0" / "here.index")
 
 
+def test_the_root_of_all_folders_has_a_place_for_its_index():
+    assert folder_index_path(Path("/")) == Path("/.images.index")
+
+
 def test_the_index_of_the_working_directory_lies_beside_it(folder: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(folder)
     assert write_folder_index(".") == folder.with_name("faces.images.index")
