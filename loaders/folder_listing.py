@@ -198,7 +198,7 @@ class _Problems:
             raise ImageFolderError(
                 f"{shown(os.fsencode(folder))} is not one sub-folder of images (.jpg, .jpeg, .png) for each identity, "
                 f"{self.count} problem{'s' * (self.count > 1)}:\n  " + "\n  ".join(self.first) + f"{more}\n"
-                "  Mend them or move them out of the folder, or write what is wanted as a record file (adadistill data convert)"
+                "  Mend them, move them out, or write what is wanted as a record file (adadistill data convert)"
             )
 
 
