@@ -6,7 +6,8 @@ everything that could shift them without a word is settled here:
 Order       Identities by name, and images by name within them, compared byte by byte: no locale and no natural order
             (`10` comes before `2`), the order of `LC_ALL=C ls`, and torchvision's for names in UTF-8. A label is the
             rank of its identity, a record id the rank of its image.
-Left out    Names that begin with a dot, `Thumbs.db`, `desktop.ini`, `@eaDir`: what desktops and file servers leave.
+Left out    Names that begin with a dot, `Thumbs.db`, `desktop.ini`, `@eaDir`, `__MACOSX`, `lost+found`: what desktops
+            and file servers leave.
 Refused     Everything else that is no image in the folder of an identity: files beside those folders, folders within
             them, other suffixes, pipes and devices, links to nothing, and identities without an image (leaving them out
             would move every later label). All are collected; the first are named.
@@ -40,7 +41,7 @@ Links: TypeAlias = Literal["inside", "anywhere"]
 
 IMAGE_SUFFIXES = (b".jpg", b".jpeg", b".png")
 """In any case."""
-LEFT_OUT = (b"Thumbs.db", b"desktop.ini", b"@eaDir")
+LEFT_OUT = (b"Thumbs.db", b"desktop.ini", b"@eaDir", b"__MACOSX", b"lost+found")
 """Beside every name that begins with a dot."""
 LISTING_THREADS = 8
 """They wait for the disk: on a network file system each folder and each size is a round trip."""

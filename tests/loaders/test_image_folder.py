@@ -20,7 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests_support import DATA
 
-from adadistill.loaders.folder_listing import ImageFolderError, list_folder
+from adadistill.loaders.folder_listing import LEFT_OUT, ImageFolderError, list_folder
 from adadistill.loaders.image_folder import ImageFileError, ImageFolder
 from adadistill.loaders.image_records import ImageRecords
 from adadistill.loaders.image_source import EncodedImage
@@ -88,8 +88,8 @@ def test_ids_outside_the_folder_are_errors_not_wrapped(folder: Path, record_id: 
 def test_what_desktops_and_file_servers_leave_is_left_out(folder: Path):
     wanted = ImageFolder(folder).fingerprint()
     for name in (".DS_Store", "Thumbs.db", "desktop.ini", ".hidden/a.jpg", "anna/.DS_Store", "anna/._1.jpg",
-                 "anna/Thumbs.db", "@eaDir/anna.jpg", "Bert/@eaDir/x.jpg"):  # fmt: skip
-        (folder / name).parent.mkdir(exist_ok=True)
+                 "anna/Thumbs.db", "@eaDir/anna.jpg", "lost+found/z", "__MACOSX/a/x", "Bert/@eaDir/x.jpg"):  # fmt: skip
+        (folder / name).parent.mkdir(exist_ok=True, parents=True)
         (folder / name).write_bytes(b"?")
     assert ImageFolder(folder).fingerprint() == wanted
 
@@ -285,7 +285,7 @@ def test_a_pickled_and_a_forked_copy_read_on(folder: Path):
 
 
 NAMES = st.binary(min_size=1, max_size=12).filter(
-    lambda name: not set(name) & {0, ord("/")} and name not in (b"@eaDir",) and not name.startswith(b".")
+    lambda name: not set(name) & {0, ord("/")} and name not in LEFT_OUT and not name.startswith(b".")
 )
 
 
