@@ -43,7 +43,7 @@ from adadistill.core.teachers.cache_views import needed_views
 from adadistill.core.teachers.colour_check import resolve_color
 from adadistill.loaders.augment_policy import Augmentation
 from adadistill.loaders.batch import Batch
-from adadistill.loaders.image_records import ImageRecords
+from adadistill.loaders.image_source import ImageSource
 from adadistill.loaders.pipeline import named_records, planned_batches
 from adadistill.loaders.rank_steps import StepPlan
 from adadistill.loaders.record_blocks import block_plans, record_plans
@@ -212,7 +212,7 @@ class _Source:
 
     recipe: Recipe
     config: TeacherConfig
-    records: ImageRecords
+    records: ImageSource
     loaded: LoadedTeacher
     precision: Precision
     device: torch.device
@@ -257,7 +257,7 @@ class _BackgroundWriter:
         records: name a bad record.
     """
 
-    def __init__(self, writer: CacheWriter, records: ImageRecords) -> None:
+    def __init__(self, writer: CacheWriter, records: ImageSource) -> None:
         self._writer, self._records = writer, records
         self._threads = ThreadPoolExecutor(_WRITING_THREADS, thread_name_prefix="adadistill-cache-write")
         self._in_flight: deque[Future[None]] = deque()

@@ -29,7 +29,7 @@ from adadistill.core.npy_files import NpyFileError, open_npy
 from adadistill.core.stop_signal import StopRequested, StopSignal
 from adadistill.core.teachers import record_binding
 from adadistill.core.teachers.weight_source import file_sha256
-from adadistill.loaders.image_records import ImageRecords
+from adadistill.loaders.image_source import ImageSource
 from adadistill.loaders.teacher_cache import CacheHeader, TeacherCache, create_or_resume
 
 logger = logging.getLogger(__name__)
@@ -66,7 +66,7 @@ def import_embeddings(
     source: Path,
     folder: Path,
     *,
-    records: ImageRecords,
+    records: ImageSource,
     stop: StopSignal,
     views: ViewChoice | None = None,
     margin: float = DEFAULT_MARGIN,
@@ -150,7 +150,7 @@ def open_rows(path: Path) -> npt.NDArray[np.floating]:
 
 
 def check_labels(
-    rows: npt.NDArray[np.floating], records: ImageRecords, *, source: Path, margin: float = DEFAULT_MARGIN
+    rows: npt.NDArray[np.floating], records: ImageSource, *, source: Path, margin: float = DEFAULT_MARGIN
 ) -> LabelCheck:
     """Refuse rows that do not tell the records' identities apart.
 
@@ -206,7 +206,7 @@ def _check_views(rows: npt.NDArray[np.floating], source: Path, labels: LabelChec
         )
 
 
-def _check_every_row(rows: npt.NDArray[np.floating], source: Path, records: ImageRecords, stop: StopSignal) -> None:
+def _check_every_row(rows: npt.NDArray[np.floating], source: Path, records: ImageSource, stop: StopSignal) -> None:
     """Read all rows once and name the first without a direction, before anything is written."""
     for start in range(0, len(rows), _BLOCK_RECORDS):
         if stop.requested:

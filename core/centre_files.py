@@ -69,7 +69,7 @@ class StoredCentres:
     sha256: str
     """Of the rows' bytes, in order; 64 hex digits."""
     records: str | None = None
-    """Fingerprint of the records whose labels the rows mean (`ImageRecords.fingerprint`); None where nobody says it."""
+    """Fingerprint of the records whose labels the rows mean (`ImageSource.fingerprint`); None where nobody says it."""
 
 
 def stored_centres(rows: Tensor, name: str, records: str | None = None) -> StoredCentres:

@@ -22,7 +22,7 @@ from adadistill.core.class_centres import centre_confidence, softmax_dtype, writ
 from adadistill.core.distributed import Ranks, broadcast_text
 from adadistill.core.precision import Precision
 from adadistill.kernels.head_prologue import CentreStore
-from adadistill.loaders.image_records import ImageRecords
+from adadistill.loaders.image_source import ImageSource
 
 logger = logging.getLogger(__name__)
 
@@ -94,7 +94,7 @@ class FrozenCentres:
 
 
 def load_frozen_centres(
-    path: str | Path, *, records: ImageRecords, embedding_dim: int, precision: Precision, ranks: Ranks
+    path: str | Path, *, records: ImageSource, embedding_dim: int, precision: Precision, ranks: Ranks
 ) -> FrozenCentres:
     """Read the class centres of a recipe and check that they are of these records' people. All ranks call it together.
 
@@ -125,7 +125,7 @@ def load_frozen_centres(
     )
 
 
-def _check_fit(stored: StoredCentres, path: str | Path, records: ImageRecords, embedding_dim: int) -> None:
+def _check_fit(stored: StoredCentres, path: str | Path, records: ImageSource, embedding_dim: int) -> None:
     count, dim = stored.rows.shape
     if dim != embedding_dim:
         raise CentresFileError(

@@ -51,6 +51,7 @@ from adadistill.core.recipe import (
     recipe_differences,
     recipe_hash,
 )
+from adadistill.core.record_agreement import require_same_records
 from adadistill.core.run_folder import RunFolder, describe_environment
 from adadistill.core.seeding import derive_seed, seed_process, stream
 from adadistill.core.sharded_centres import ShardedCentres
@@ -60,7 +61,7 @@ from adadistill.core.teachers import BuiltTeacher, build_teacher
 from adadistill.core.training import LoopConfig, Trainer, TrainingResult
 from adadistill.core.training_step import TrainingStep
 from adadistill.loaders.augment_policy import Augmentation
-from adadistill.loaders.image_records import ImageRecords
+from adadistill.loaders.image_source import ImageSource
 from adadistill.loaders.pipeline import ImagePipeline, build_pipeline, named_records
 from adadistill.loaders.sample_order import SampleOrder
 
@@ -81,6 +82,7 @@ _HARMLESS = (
     "data.packed:",
     "data.packed_in:",
     "data.seal:",
+    "data.links:",
     "data.on_damaged:",
     "data.max_damaged:",
     "name:",
@@ -97,7 +99,7 @@ class ResumeError(ValueError):
 class _Parts:
     """What a run is made of once its files have been found good."""
 
-    records: ImageRecords
+    records: ImageSource
     order: SampleOrder
     augmentation: Augmentation
     precision: Precision
@@ -202,6 +204,7 @@ def _open_parts(recipe: Recipe, ranks: Ranks) -> _Parts:
         require_apex(ranks.device)
     precision = resolve_precision(recipe.precision, ranks.device)
     records = named_records(recipe.data)
+    require_same_records(records, ranks)
     order = SampleOrder(len(records), recipe.data.global_batch_size, derive_seed(recipe.seed, "sample_order"))
     order.local_batch_size(ranks.world_size)
     if recipe.centres.placement == "sharded" and records.num_classes < ranks.world_size:
@@ -417,12 +420,12 @@ def _refuse_other_recipe(recipe: Recipe, checkpoint: Checkpoint, resume_allow: S
         )
 
 
-def _refuse_other_records(records: ImageRecords, checkpoint: Checkpoint) -> None:
+def _refuse_other_records(records: ImageSource, checkpoint: Checkpoint) -> None:
     """Centres and sample order belong to the very records they were made from."""
     if checkpoint.state.get("records") != records.fingerprint():
         raise ResumeError(
             f"{checkpoint.path} was saved while training on other records than {records.path} holds now; "
-            "class centres and sample order do not carry over. Point data.records at the file of that run"
+            "class centres and sample order do not carry over. Point data.records at those of that run"
         )
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from adadistill.loaders.damaged_records import DAMAGE, SKIPPED_LABEL
-from adadistill.loaders.image_records import EncodedImage, ImageRecords
+from adadistill.loaders.image_source import EncodedImage, ImageSource
 from adadistill.loaders.pixels import (
     ImageDecodeError,
     ImageHeader,
@@ -47,7 +47,7 @@ class ImageSizeError(ImageDecodeError):
 class _Place:
     """A record's name in messages, made when a message is: naming each costs a tenth of reading it."""
 
-    records: ImageRecords
+    records: ImageSource
     record_id: int
 
     def __str__(self) -> str:
@@ -66,7 +66,7 @@ class CheckedRecords:
 
     def __init__(
         self,
-        records: ImageRecords,
+        records: ImageSource,
         image_size: int,
         *,
         limits: ImageLimits | None = None,
@@ -108,7 +108,7 @@ class CheckedRecords:
     def read_plain(
         self, record_ids: npt.NDArray[np.int64]
     ) -> tuple[npt.NDArray[np.int64], list[npt.NDArray[np.uint8] | None]]:
-        """Labels and JPEG bytes of many records for `decode_plain`, as `ImageRecords.read_plain` gives them."""
+        """Labels and JPEG bytes of many records for `decode_plain`, as `ImageSource.read_plain` gives them."""
         return self._records.read_plain(record_ids)
 
     def decode_plain(self, record_id: int, body: npt.NDArray[np.uint8] | None) -> npt.NDArray[np.uint8] | None:

@@ -10,13 +10,12 @@ from __future__ import annotations
 import hashlib
 import logging
 import struct
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
+from adadistill.loaders.image_source import EncodedImage, SealUse
 from adadistill.loaders.record_index import RecordIndex, load_record_index
 from adadistill.loaders.record_seal import RecordSeal, SealError, open_seal, seal_path
 from adadistill.loaders.recordio import (
@@ -33,8 +32,6 @@ from adadistill.loaders.recordio import (
 
 logger = logging.getLogger(__name__)
 
-SealUse: TypeAlias = Literal["auto", "require", "ignore"]
-
 _JPEG = b"\xff\xd8\xff"
 _IMAGE_BEGINNINGS = (_JPEG, b"\x89PNG", b"RIFF", b"GIF8", b"II*\0", b"MM\0*", b"\0\0\0\x0cjP  ")
 """JPEG, PNG, WebP, GIF, TIFF, JPEG 2000. Not BMP: its two bytes are there by chance after a damaged label count."""
@@ -43,18 +40,10 @@ _CHUNK = 1 << 16
 _SAMPLED_RECORDS, _SAMPLED_BYTES = 256, 4096
 
 
-@dataclass(frozen=True, slots=True)
-class EncodedImage:
-    """One training image as stored: `label` in [0, num_classes) and the encoded `body` (JPEG, sometimes PNG)."""
-
-    label: int
-    body: bytes
-
-
 class ImageRecords:
     """The image records of a `.rec` file by record id: the ordinal by byte offset among all its image records.
 
-    Where a seal lies beside the file (`train.rec.seal`), every record read is checked against it.
+    An `ImageSource`. Where a seal lies beside the file (`train.rec.seal`), every record read is checked against it.
 
     The index is read on first use, the file is mapped on first use in each process. Threads may read concurrently; a
     pickled copy takes the index along and maps the file anew.

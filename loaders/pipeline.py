@@ -26,7 +26,8 @@ from adadistill.loaders.checked_records import CheckedRecords
 from adadistill.loaders.cpu_pipeline import CpuDecoding
 from adadistill.loaders.dali_pipeline import DaliDecoding
 from adadistill.loaders.damaged_records import DamagedRecords
-from adadistill.loaders.image_records import ImageRecords
+from adadistill.loaders.image_source import ImageSource
+from adadistill.loaders.open_images import open_images
 from adadistill.loaders.packed_pipeline import Exchange, PackedDecoding, SharedPackedPipeline
 from adadistill.loaders.packed_store import PackedStore
 from adadistill.loaders.pixels import MAX_SIDE, ImageLimits
@@ -39,6 +40,7 @@ _CHOICES = {
     "decode_on": ("auto", "gpu", "cpu"),
     "packed_in": ("page_cache", "pinned", "device", "device_share"),
     "seal": ("auto", "require", "ignore"),
+    "links": ("inside", "anywhere"),
     "on_damaged": ("stop", "skip"),
     "wrong_size": ("refuse", "resize"),
 }
@@ -49,9 +51,11 @@ class DataConfig:
     """Training images and how they are fed."""
 
     records: str
-    """Path of the `.rec` file (insightface, im2rec or CVLface style)."""
+    """Path of the `.rec` file (insightface, im2rec or CVLface style), or of a folder with one sub-folder of images
+    (.jpg, .jpeg, .png) for each identity."""
     index: str | None = None
-    """Path of the `.idx` file. Left out: the one beside the records, or a scan of the records where there is none."""
+    """Path of the `.idx` file, or of a folder's `.images.index`. Left out: the one beside the records, or a scan of the
+    records where there is none."""
     num_classes: int | None = None
     """Number of identities C; labels are in [0, C). Left out: read from the dataset."""
     image_size: int = 112
@@ -80,6 +84,9 @@ class DataConfig:
     seal: Literal["auto", "require", "ignore"] = "auto"
     """Whether every record is checked against its checksum as it is read (`adadistill data verify --seal` writes them):
     where the file has a seal; always, and the run does not start without one; or never."""
+    links: Literal["inside", "anywhere"] = "inside"
+    """Which links in a folder of images are followed: those that stay within it, or all. A set from elsewhere could
+    name any file of this machine; a subset of your own is often a folder of links."""
     on_damaged: Literal["stop", "skip"] = "stop"
     """What a record does that cannot be read or decoded: stop the run, or be left out of its batch with a warning."""
     max_damaged: int = 100
@@ -93,7 +100,7 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         if not self.records:
-            raise ValueError("records must be the path of a .rec file, got an empty text")
+            raise ValueError("records must be the path of a .rec file or of a folder, got an empty text")
         if self.num_classes is not None and self.num_classes < 1:
             raise ValueError(f"num_classes must be positive or left out, got {self.num_classes}")
         if not 1 <= self.image_size <= MAX_SIDE:
@@ -126,9 +133,16 @@ class DataConfig:
         return ImageLimits(max_side=self.max_image_side, max_bytes=self.max_image_bytes)
 
 
-def named_records(config: DataConfig) -> ImageRecords:
-    """The records that a recipe names; opened here, read later. Raises as `ImageRecords`."""
-    return ImageRecords(config.records, config.index, num_classes=config.num_classes, seal=config.seal)
+def named_records(config: DataConfig) -> ImageSource:
+    """The records that a recipe names; opened here, read later. Raises as `open_images`."""
+    return open_images(
+        config.records,
+        config.index,
+        num_classes=config.num_classes,
+        seal=config.seal,
+        limits=config.image_limits(),
+        links=config.links,
+    )
 
 
 class ImagePipeline(Protocol):
@@ -175,7 +189,7 @@ class Decoding(Protocol):
 
 def build_pipeline(
     config: DataConfig,
-    records: ImageRecords,
+    records: ImageSource,
     order: SampleOrder,
     *,
     rank: int,
@@ -229,7 +243,7 @@ def build_pipeline(
 @contextmanager
 def planned_batches(
     config: DataConfig,
-    records: ImageRecords,
+    records: ImageSource,
     plans: Iterator[StepPlan],
     *,
     batch_size: int,
@@ -265,7 +279,7 @@ class _Output:
     channels_last: bool
 
 
-def _decoding(config: DataConfig, records: ImageRecords, damaged: DamagedRecords, output: _Output) -> Decoding:
+def _decoding(config: DataConfig, records: ImageSource, damaged: DamagedRecords, output: _Output) -> Decoding:
     destination = batch_destination(
         output.device,
         batch_size=output.batch_size,
@@ -301,7 +315,7 @@ def _decoding(config: DataConfig, records: ImageRecords, damaged: DamagedRecords
     )
 
 
-def _open_store(config: DataConfig, records: ImageRecords) -> PackedStore:
+def _open_store(config: DataConfig, records: ImageSource) -> PackedStore:
     assert config.packed is not None
     store = PackedStore(config.packed)
     store.require(

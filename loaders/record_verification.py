@@ -19,6 +19,7 @@ import numpy as np
 
 from adadistill.loaders.checked_records import ImageSizeError
 from adadistill.loaders.image_records import ImageRecords, read_property
+from adadistill.loaders.image_source import ImageSource
 from adadistill.loaders.pixels import ImageDecodeError, ImageLimits, decode_image, image_header
 from adadistill.loaders.record_seal import RecordSeal, SealError, open_seal
 from adadistill.loaders.recordio import RecordError, RecordFile
@@ -100,7 +101,8 @@ def verify_records(
             return Verification(records=seal.num_images if seal else 0, bytes=file.size, bad=tuple(bad), sealed=True)
         bad += _of_whole_file(records, num_classes)
         known = {one.record_id for one in bad}
-        check = _Check(records, decode=decode, image_size=image_size)
+        offsets, keys = records.index.offsets, records.index.keys
+        check = ImageCheck(records, lambda i: (offsets.item(i), keys.item(i)), decode=decode, image_size=image_size)
         if seal is not None and not decode and image_size is None:
             total = 0  # what was sealed had been found good, and is what it was
         runs = [(start, min(start + _RECORDS_AT_ONCE, total)) for start in range(0, total, _RECORDS_AT_ONCE)]
@@ -147,11 +149,22 @@ def _of_whole_file(records: ImageRecords, num_classes: int | None) -> list[BadRe
     return bad
 
 
-class _Check:
-    """What is checked of each record."""
+class ImageCheck:
+    """What is checked of each image.
 
-    def __init__(self, records: ImageRecords, *, decode: bool, image_size: int | None) -> None:
-        self._records, self._decode, self._image_size = records, decode, image_size
+    Args:
+        place_of: offset and key of a record id, where it has them.
+    """
+
+    def __init__(
+        self,
+        records: ImageSource,
+        place_of: Callable[[int], tuple[int | None, int | None]],
+        *,
+        decode: bool,
+        image_size: int | None,
+    ) -> None:
+        self._records, self._place_of, self._decode, self._image_size = records, place_of, decode, image_size
         self._limits = ImageLimits()
 
     def run(self, run: tuple[int, int]) -> list[BadRecord]:
@@ -171,7 +184,6 @@ class _Check:
             if self._decode:
                 decode_image(body, where=where, max_side=self._limits.max_side)
         except (RecordError, ImageDecodeError) as error:
-            index = self._records.index
-            offset, key = int(index.offsets[record_id]), int(index.keys[record_id])
+            offset, key = self._place_of(record_id)
             return BadRecord(type(error).__name__, str(error), offset, record_id, key)
         return None

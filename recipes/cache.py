@@ -33,7 +33,7 @@ from adadistill.core.stop_signal import StopRequested, listen_for_stop
 from adadistill.core.teachers import expected_identity, record_binding
 from adadistill.core.teachers.cache_views import needed_views
 from adadistill.loaders.dali_pipeline import DaliBatchError, DaliMissingError
-from adadistill.loaders.image_records import ImageRecords
+from adadistill.loaders.open_images import open_images
 from adadistill.loaders.pipeline import named_records
 from adadistill.loaders.pixels import ImageDecodeError
 from adadistill.loaders.recordio import RecordError
@@ -104,7 +104,7 @@ def _import(arguments: argparse.Namespace) -> None:
         result = import_embeddings(
             arguments.rows,
             arguments.folder,
-            records=ImageRecords(arguments.records, arguments.index),
+            records=open_images(arguments.records, arguments.index, links="anywhere"),
             stop=stop,
             views=arguments.views,
             margin=arguments.margin,
@@ -271,8 +271,10 @@ def _import_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("rows", type=Path, help=".npy file, (N, V, D) or (N, D) float16, float32 or float64")
     parser.add_argument("folder", type=Path, help="of the cache, new or of an earlier call")
-    parser.add_argument("--records", type=Path, required=True, help=".rec file that the rows are of")
-    parser.add_argument("--index", type=Path, help="its .idx (default: the one beside it, else a scan)")
+    parser.add_argument("--records", type=Path, required=True, help=".rec file or folder that the rows are of")
+    parser.add_argument(
+        "--index", type=Path, help="its .idx or .images.index (default: the one beside it, else a scan)"
+    )
     parser.add_argument("--views", choices=("plain", "both"), help="views to keep (default: those that there are)")
     parser.add_argument(
         "--margin",

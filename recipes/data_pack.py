@@ -1,4 +1,4 @@
-"""Entry point: decode every image of a record file once, into a packed store that training reads by record id.
+"""Entry point: decode every image of a record file or folder once, into a packed store that is read by record id.
 
     adadistill data pack RECORDS.rec FOLDER           planes where all JPEGs are 4:2:0 (18,816 bytes a face), else RGB;
                                                       goes on where an earlier packing stopped
@@ -23,7 +23,7 @@ from adadistill.core.distributed import LaunchError, Ranks
 from adadistill.core.metrics_log import format_seconds
 from adadistill.core.stop_signal import StopRequested, StopSignal, listen_for_stop
 from adadistill.core.teachers import record_binding
-from adadistill.loaders.image_records import ImageRecords
+from adadistill.loaders.open_images import open_images
 from adadistill.loaders.packed_store import PackDamagedError, PackedStore, PackProgress, PackResult, pack_records
 from adadistill.loaders.pixels import ImageDecodeError, ImageLimits
 from adadistill.loaders.recordio import RecordError
@@ -63,9 +63,17 @@ def build_parser() -> argparse.ArgumentParser:
         prog="adadistill data pack",
         description="Decode every image of a record file once, into a folder that training reads by record id.",
     )
-    parser.add_argument("records", type=Path, help=".rec file")
+    parser.add_argument("records", type=Path, help=".rec file, or a folder of identities")
     parser.add_argument("folder", type=Path, help="of the store: new, or of an earlier call, which is continued")
-    parser.add_argument("--index", type=Path, help="its .idx (default: the one beside it, else a scan)")
+    parser.add_argument(
+        "--index", type=Path, help="its .idx or .images.index (default: the one beside it, else a scan)"
+    )
+    parser.add_argument(
+        "--links",
+        choices=("inside", "anywhere"),
+        default="inside",
+        help="which links in a folder are followed: those that stay within it, or all (default: inside)",
+    )
     parser.add_argument(
         "--num-classes", type=int, metavar="C", help="number of identities (default: read from the dataset)"
     )
@@ -115,7 +123,14 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def _pack(arguments: argparse.Namespace, ranks: Ranks, stop: StopSignal) -> None:
-    records = ImageRecords(arguments.records, arguments.index, num_classes=arguments.num_classes)
+    limits = ImageLimits(max_side=arguments.max_image_side, max_bytes=arguments.max_image_bytes)
+    records = open_images(
+        arguments.records,
+        arguments.index,
+        num_classes=arguments.num_classes,
+        limits=limits,
+        links=arguments.links,
+    )
     result = pack_records(
         records,
         arguments.folder,
@@ -126,7 +141,7 @@ def _pack(arguments: argparse.Namespace, ranks: Ranks, stop: StopSignal) -> None
         workers=arguments.workers,
         on_damaged=arguments.on_damaged,
         wrong_size=arguments.wrong_size,
-        limits=ImageLimits(max_side=arguments.max_image_side, max_bytes=arguments.max_image_bytes),
+        limits=limits,
         rank=ranks.rank,
         world_size=ranks.world_size,
         stop=lambda: stop.requested,

@@ -1,4 +1,4 @@
-"""`adadistill data verify RECORDS`: read a whole record file, report every bad record, and seal a good one."""
+"""`adadistill data verify RECORDS`: read a whole record file or folder, report every bad image, and seal a good one."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+from adadistill.loaders.folder_index import write_folder_index
+from adadistill.loaders.folder_verification import verify_folder
 from adadistill.loaders.image_records import ImageRecords
 from adadistill.loaders.record_seal import SealError, write_seal
 from adadistill.loaders.record_verification import BadRecord, Verification, verify_records
@@ -27,7 +29,8 @@ def run(argv: Sequence[str]) -> int:
     try:
         image_size, num_classes = _wanted(arguments)
         started = time.perf_counter()
-        found = verify_records(
+        is_folder = Path(arguments.records).is_dir()
+        found = (verify_folder if is_folder else verify_records)(
             arguments.records,
             arguments.index,
             decode=arguments.decode,
@@ -39,7 +42,10 @@ def run(argv: Sequence[str]) -> int:
         _report(found, time.perf_counter() - started, arguments)
         if found.bad:
             return 1
-        if arguments.seal and not found.sealed:
+        if arguments.seal and not found.sealed and is_folder:
+            path = write_folder_index(arguments.records, arguments.index, checksums=True)
+            print(f"sealed: {path}, {found.records} images")
+        elif arguments.seal and not found.sealed:
             file = RecordFile(arguments.records)
             records = ImageRecords(arguments.records, arguments.index, seal="ignore")
             seal = write_seal(file, records.index)
@@ -57,15 +63,19 @@ def build_parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = argparse.ArgumentParser(
         prog="adadistill data verify",
-        description="Read a whole record file and report every bad record. A sealed file is compared with its "
-        "checksums; any other is checked for frames, labels and image headers.",
+        description="Read a whole record file, or a folder of identities, and report every bad image. What is sealed "
+        "is compared with its checksums; anything else is checked for frames, labels and image headers.",
     )
-    parser.add_argument("records", help=".rec file")
-    parser.add_argument("--index", help="its .idx (default: the one beside it, else a scan)")
+    parser.add_argument("records", help=".rec file, or a folder of identities")
+    parser.add_argument("--index", help="its .idx or .images.index (default: the one beside it, else a scan)")
     parser.add_argument("--decode", action="store_true", help="also decode every image")
     parser.add_argument("--image-size", type=int, help="side in pixels that every image must have")
     parser.add_argument("--recipe", help="take image size and number of identities from this recipe")
-    parser.add_argument("--seal", action="store_true", help="write RECORDS.seal if all is good: later reads check it")
+    parser.add_argument(
+        "--seal",
+        action="store_true",
+        help="write RECORDS.seal (FOLDER.images.index) if all is good: later reads check it",
+    )
     parser.add_argument("--reseal", action="store_true", help="with --seal: replace a seal that there is, unread")
     parser.add_argument("--report", type=Path, help="JSONL file for the bad records, one a line")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="threads (default: all cores)")

@@ -106,7 +106,7 @@ def _counts(recipe: Recipe, images: int | None, identities: int | None) -> tuple
     identities = recipe.data.num_classes if identities is None else identities
     if images is not None and identities is not None:
         return images, identities
-    if not Path(recipe.data.records).is_file():
+    if not Path(recipe.data.records).exists():
         missing = [name for name, count in (("--images", images), ("--identities", identities)) if count is None]
         raise PlanError(
             f"data.records {recipe.data.records} is not there, so nothing tells how much there is to train on; give "

@@ -34,7 +34,7 @@ from adadistill.core.teachers.colour_check import (
 )
 from adadistill.core.verification import NonFiniteEmbeddingsError
 from adadistill.loaders.checked_records import CheckedRecords
-from adadistill.loaders.image_records import ImageRecords
+from adadistill.loaders.image_source import ImageSource
 from adadistill.loaders.pipeline import named_records
 from adadistill.loaders.pixels import decode_image, to_network_input
 from adadistill.recipes.benchmark_pass import device_name
@@ -213,7 +213,7 @@ def _network_config(recipe: Recipe) -> TeacherConfig:
     return recipe.teacher
 
 
-def _sampled_images(records: ImageRecords, image_size: int, count: int) -> Tensor:
+def _sampled_images(records: ImageSource, image_size: int, count: int) -> Tensor:
     """(n, H, W, 3) uint8, evenly spread over the records, and of the size that training wants."""
     checked = CheckedRecords(records, image_size)
     ids = np.unique(np.linspace(0, len(records) - 1, min(count, len(records))).astype(np.int64))
@@ -291,7 +291,7 @@ def _how_it_runs(loaded: LoadedTeacher, precision: Precision, device: torch.devi
 
 
 def _scored(
-    loaded: LoadedTeacher, records: ImageRecords, sample: _Sample
+    loaded: LoadedTeacher, records: ImageSource, sample: _Sample
 ) -> tuple[ColourResult | None, tuple[str, ...]]:
     """Both colour orders scored on pairs of the records, or a warning that says why they cannot be."""
     try:

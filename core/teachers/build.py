@@ -21,7 +21,7 @@ from adadistill.core.teachers.preprocessing import Color
 from adadistill.core.teachers.sources import load_source
 from adadistill.core.teachers.stored_embeddings import StoredEmbeddings
 from adadistill.loaders.augment_policy import Augmentation
-from adadistill.loaders.image_records import ImageRecords
+from adadistill.loaders.image_source import ImageSource
 from adadistill.loaders.pipeline import DataConfig
 from adadistill.loaders.teacher_cache import TeacherCache
 
@@ -42,7 +42,7 @@ class BuiltTeacher:
 def build_teacher(
     config: TeacherConfig,
     *,
-    records: ImageRecords,
+    records: ImageSource,
     data: DataConfig,
     augmentation: Augmentation,
     embedding_dim: int,
@@ -97,7 +97,7 @@ def build_teacher(
 def _cached(
     config: TeacherConfig,
     *,
-    records: ImageRecords,
+    records: ImageSource,
     data: DataConfig,
     augmentation: Augmentation,
     embedding_dim: int,
@@ -149,7 +149,7 @@ def expected_identity(config: TeacherConfig, cache: TeacherCache, image_size: in
     return identity.to_json()
 
 
-def record_binding(records: ImageRecords) -> dict[str, Any]:
+def record_binding(records: ImageSource) -> dict[str, Any]:
     """What binds a cache to the records it was made from."""
     return {
         "fingerprint": records.fingerprint(),

@@ -33,7 +33,7 @@ from adadistill.core.teachers.config import TeacherConfig
 from adadistill.core.teachers.interface import LoadedTeacher, TeacherError
 from adadistill.core.teachers.preprocessing import Color, TeacherNetwork
 from adadistill.core.verification import area_under_roc, ten_fold_accuracy
-from adadistill.loaders.image_records import ImageRecords
+from adadistill.loaders.image_source import ImageSource
 from adadistill.loaders.pixels import decode_image
 from adadistill.loaders.verification_pairs import VerificationPairs, decode_pairs, fit_square, read_verification_bin
 
@@ -139,7 +139,7 @@ def resolve_color(
     loaded: LoadedTeacher,
     config: TeacherConfig,
     *,
-    records: ImageRecords,
+    records: ImageSource,
     image_size: int,
     ranks: Ranks,
     batch_size: int = 64,
@@ -174,7 +174,7 @@ def resolve_color(
     return replace(loaded, identity=replace(loaded.identity, preprocessing=preprocessing)), result
 
 
-def colour_pairs(config: TeacherConfig, *, records: ImageRecords, image_size: int) -> ColourPairs:
+def colour_pairs(config: TeacherConfig, *, records: ImageSource, image_size: int) -> ColourPairs:
     """The pairs that a recipe's teacher is scored on: of its `color_set`, else made from the training records.
 
     Raises:
@@ -245,7 +245,7 @@ def pairs_from_set(path: str | Path, *, image_size: int, pairs: int = 1000) -> C
     return ColourPairs(images_u8, np.arange(2 * len(chosen)).reshape(-1, 2), subset.same, found.path.name)
 
 
-def pairs_from_records(records: ImageRecords, *, image_size: int, pairs: int = 400, seed: int = _SEED) -> ColourPairs:
+def pairs_from_records(records: ImageSource, *, image_size: int, pairs: int = 400, seed: int = _SEED) -> ColourPairs:
     """Pairs made from training records; equal arguments give equal pairs.
 
     Couples of two images of one person are the same pairs. They take every identity once before any twice, and no image
@@ -277,7 +277,7 @@ def pairs_from_records(records: ImageRecords, *, image_size: int, pairs: int = 4
 
 
 def _on_rank_0(
-    loaded: LoadedTeacher, config: TeacherConfig, records: ImageRecords, image_size: int, ranks: Ranks, batch_size: int
+    loaded: LoadedTeacher, config: TeacherConfig, records: ImageSource, image_size: int, ranks: Ranks, batch_size: int
 ) -> ColourResult:
     """What rank 0 finds, on every rank; its error too, so that no rank waits for an answer that does not come."""
     answer, error = "", None
@@ -416,6 +416,6 @@ def _compared(labels: Integers) -> tuple[Integers, npt.NDArray[np.bool_]]:
     return pairs[kept], same[kept]
 
 
-def _decoded(records: ImageRecords, record_id: int, image_size: int) -> npt.NDArray[np.uint8]:
+def _decoded(records: ImageSource, record_id: int, image_size: int) -> npt.NDArray[np.uint8]:
     pixels = decode_image(records.read(record_id).body, where=records.where(record_id))
     return fit_square(pixels, image_size)

@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from adadistill.loaders.checked_records import CheckedRecords
-from adadistill.loaders.image_records import ImageRecords
+from adadistill.loaders.image_source import ImageSource
 from adadistill.loaders.packed_store.errors import PackError, PackMissingError
 from adadistill.loaders.packed_store.header import DAMAGED_LABEL, DAMAGED_PIXEL, PackedHeader, packed_header
 from adadistill.loaders.packed_store.layout_choice import LayoutChoice, choose_layout
@@ -81,7 +81,7 @@ class PackResult:
 
 
 def pack_records(
-    records: ImageRecords,
+    records: ImageSource,
     folder: str | Path,
     *,
     binding: Mapping[str, Any],
