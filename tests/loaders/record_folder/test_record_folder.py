@@ -93,7 +93,7 @@ def odd_records(draw: st.DrawFn) -> RawRecord:
     )
 
 
-@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(records=st.lists(odd_records(), max_size=8), data=st.data())
 def test_odd_records_come_back_as_they_were(tmp_path_factory, records: list[RawRecord], data: st.DataObject):
     folder = tmp_path_factory.mktemp("odd")
@@ -302,7 +302,7 @@ def test_a_conversion_that_was_cut_anywhere_ends_as_if_it_had_not_been(tmp_path:
     wanted = contents(tmp_path / "whole")
     draw = random.Random(0)
     resumed = set()
-    for trial in range(40):
+    for trial in range(24):
         out = tmp_path / f"out{trial}"
         asked = iter([False] * draw.randrange(16) + [True])
         cut = {"stop": lambda asked=asked: next(asked), "safe_point_bytes": draw.choice([1, 2000, 1 << 20])}
@@ -329,17 +329,17 @@ def test_a_kill_between_the_last_steps_is_finished_by_the_next_call(tmp_path: Pa
     write_insightface(tmp_path / "a")
     records_to_folder(tmp_path / "a" / "train.rec", tmp_path / "b")
     wanted = contents(tmp_path / "a")
-    steps = {"write_text_atomically", "_write_atomically", "sync_folder"}
-    for step in sorted(steps):
-        with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-            calls = iter(range(10))
+    for step in ("_write_atomically", "sync_folder", "write_text_atomically"):
+        calls = iter(range(10))
 
-            def fail(*_: object, calls=calls, step=step) -> None:
-                if step != "sync_folder" or next(calls) == 1:  # the first one begins the journal
-                    raise KeyboardInterrupt
+        def fail(*_: object, calls=calls, step=step) -> None:
+            if step != "sync_folder" or next(calls) == 1:  # the first one begins the journal
+                raise KeyboardInterrupt
 
+        with monkeypatch.context() as patched:
             patched.setattr(resumable_writer, step, fail)
-            folder_to_records(tmp_path / "b", tmp_path / step)
+            with pytest.raises(KeyboardInterrupt):
+                folder_to_records(tmp_path / "b", tmp_path / step)
         assert contents(tmp_path / step) != wanted
         folder_to_records(tmp_path / "b", tmp_path / step)
         assert contents(tmp_path / step) == wanted
@@ -394,7 +394,7 @@ def test_a_full_disk_is_told_at_the_door(tmp_path: Path, monkeypatch):
     source = write_insightface(tmp_path / "a")
     records_to_folder(source, tmp_path / "b")
     monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10, 10, 0))
-    with pytest.raises(OSError, match="the disk has 0.000 GB free"):
+    with pytest.raises(OSError, match=r"the disk has 0\.000 GB free"):
         folder_to_records(tmp_path / "b", tmp_path / "c")
 
 
