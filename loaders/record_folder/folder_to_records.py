@@ -31,6 +31,8 @@ class FolderConverted:
     identities: int
     resumed_records: int
     """Of an earlier attempt, which were not written again."""
+    left_out: int
+    """Files that are no image by their names."""
     is_original: bool
     """The bytes are those that the manifest names."""
     stopped: bool = False
@@ -45,6 +47,7 @@ def folder_to_records(
     ignore_manifest: bool = False,
     limit: int | None = None,
     image_side: int | None = None,
+    follow_links: bool = False,
     overwrite: bool = False,
     restart: bool = False,
     progress: Callable[[int, int], None] | None = None,
@@ -60,6 +63,7 @@ def folder_to_records(
         ignore_manifest: convert by names although there is a manifest.
         limit: take the first so many images only; not with a manifest.
         image_side: pixels a side that every image must have. Images are never encoded again.
+        follow_links: also those that lead out of the folder; never with a manifest.
         overwrite: replace records that are there.
         restart: throw away what an earlier call left of other images.
         progress: called with records done and records in all.
@@ -81,9 +85,9 @@ def folder_to_records(
     if manifest is not None:
         plan = ManifestPlan(root, manifest)
     elif lst is not None:
-        plan = ListPlan(root, lst, limit=limit, image_side=image_side)
+        plan = ListPlan(root, lst, limit=limit, image_side=image_side, follow_links=follow_links)
     else:
-        plan = PlainPlan(root, limit=limit, image_side=image_side)
+        plan = PlainPlan(root, limit=limit, image_side=image_side, follow_links=follow_links)
     target = out / (manifest.records_name if manifest is not None else "train.rec")
     if out.resolve() == root.resolve() or out.resolve().is_relative_to(root.resolve()):
         raise ValueError(f"{out} lies in {root}, which is only read; name a folder outside it")
@@ -206,6 +210,7 @@ def _converted(target: Path, plan: RecordPlan, writer: ResumableRecords, *, stop
         images=plan.num_images,
         identities=plan.num_identities,
         resumed_records=writer.resumed_records,
+        left_out=plan.left_out if isinstance(plan, PlainPlan) else 0,
         is_original=isinstance(plan, ManifestPlan),
         stopped=stopped,
     )

@@ -1,4 +1,4 @@
-"""`records.jsonl`: what a folder of images does not tell about the record file it came from.
+"""`.records.jsonl`: what a folder of images does not tell about the record file it came from.
 
 With it the folder becomes the very same bytes again: keys, order, labels and flags, ids, header and identity records.
 Text, one JSON object a line:
@@ -13,7 +13,7 @@ Text, one JSON object a line:
 `labels` is what the header holds although it does not count. Numbers that JSON has not are written by their bits,
 "0x7fc00000". `parts` are the lengths that a record was cut into, where they are not the usual ones. `index` says how
 the `.idx` is made again: lines by "key", by "file" order, from a "copy", or that there was "none". Copies lie beside
-the manifest as `records.<name>`.
+the manifest as `.records.<name>`.
 
 A manifest may come from a stranger: lines are bounded, every field is checked, names are `identity/image` and nothing
 else, and what it says of a folder is compared with the folder.
@@ -30,13 +30,15 @@ from pathlib import Path
 from typing import Any, BinaryIO, Literal, TypeAlias
 
 from adadistill.loaders.record_folder.errors import RecordFolderError
+from adadistill.loaders.record_folder.listing import IMAGE_SUFFIXES
 from adadistill.loaders.record_folder.raw_records import RawRecord, bits_to_float, float_to_bits
 from adadistill.loaders.recordio import MAX_LABELS
 from adadistill.loaders.stored_blocks.json_text import parse_json
 
-MANIFEST_NAME = "records.jsonl"
+MANIFEST_NAME = ".records.jsonl"
+"""Hidden, so that whatever reads the folder as images looks past it."""
 COPY_NAMES = ("idx", "property", "labels.json")
-"""Files beside the records that may be copied into the folder, as `records.<name>`."""
+"""Files beside the records that may be copied into the folder, as `.records.<name>`."""
 
 IndexOrder: TypeAlias = Literal["key", "file", "copy", "none"]
 
@@ -167,7 +169,7 @@ class Manifest:
 
     def copy_path(self, name: str) -> Path:
         """Where the copy of a file that lay beside the records is."""
-        return self.path.with_name(f"records.{name}")
+        return self.path.with_name(f".records.{name}")
 
     def _read_first(self, line: bytes) -> str:
         fields = self._object(line, 1)
@@ -224,7 +226,7 @@ class Manifest:
         if key is not None and not _is_whole(key, 1 << 63):
             raise self._damaged(number, "its key is no whole number from 0 to 2^63")
         if file is not None and not (isinstance(file, str) and is_image_name(file)):
-            raise self._damaged(number, f"its file {str(file)[:80]!a} is not `identity/image` within the folder")
+            raise self._damaged(number, f"its file {str(file)[:80]!a} is not `identity/image.jpg` within the folder")
         if (file is None) != ("bytes" not in fields) or (file is None) != ("crc32" not in fields):
             raise self._damaged(number, "an image has a file, its bytes and their crc32; a record without has none")
         size, crc32 = fields.get("bytes", 0), fields.get("crc32", "00000000")
@@ -288,9 +290,9 @@ class Manifest:
 
 
 def is_image_name(name: str) -> bool:
-    """Whether a text is `identity/image`: two plain names, which cannot lead out of a folder."""
+    """Whether a text is `identity/image.jpg`: two plain names, which cannot lead out of a folder."""
     parts = name.split("/")
-    return len(parts) == 2 and all(map(is_plain_name, parts))
+    return len(parts) == 2 and all(map(is_plain_name, parts)) and name.lower().endswith(IMAGE_SUFFIXES)
 
 
 def is_plain_name(name: str) -> bool:

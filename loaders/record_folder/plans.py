@@ -19,8 +19,7 @@ from typing import Protocol
 from adadistill.loaders.pixels import image_size
 from adadistill.loaders.record_folder.errors import FolderChangedError, RecordFolderError
 from adadistill.loaders.record_folder.listing import (
-    OTHER_SUFFIXES,
-    PLAIN_SUFFIXES,
+    IMAGE_SUFFIXES,
     ImageFile,
     all_images,
     identity_names,
@@ -121,12 +120,11 @@ class ManifestPlan:
                 missing.append(entry.file)
             elif path.stat().st_size != entry.bytes:
                 resized.append(entry.file)
-        suffixes = (*PLAIN_SUFFIXES, *OTHER_SUFFIXES)
-        present = sum(1 for _ in all_images(self._root, suffixes=suffixes))
+        present = sum(1 for _ in all_images(self._root, suffixes=IMAGE_SUFFIXES))
         extra: list[str] = []
         if present != named - len(missing):
             known = {entry.file for entry in self._manifest.entries()}
-            extra = [image.name for image in all_images(self._root, suffixes=suffixes) if image.name not in known]
+            extra = [image.name for image in all_images(self._root, suffixes=IMAGE_SUFFIXES) if image.name not in known]
         if named != self.num_images or (not extra and present != named - len(missing)):
             raise RecordFolderError(
                 f"{self._manifest.path} names a file twice, or miscounts: it is no manifest of ours"
@@ -143,24 +141,29 @@ class ManifestPlan:
 class PlainPlan:
     """insightface's layout of a folder: identities and images by name, then identity records and the header record."""
 
-    def __init__(self, root: Path, *, limit: int | None = None, image_side: int | None = None) -> None:
+    def __init__(
+        self, root: Path, *, limit: int | None = None, image_side: int | None = None, follow_links: bool = False
+    ) -> None:
         """List the folder.
 
         Args:
             limit: take the first so many images only.
             image_side: pixels a side that every image must have.
+            follow_links: also those that lead out of the folder.
 
         Raises:
             RecordFolderError: there are no images, or more than the layout can count.
         """
-        self._root, self._side = root, image_side
+        self._root, self._side, self._follow = root, image_side, follow_links
+        self.left_out = 0
         self.first_image = ""
         self.identities: list[str] = []
         self._counts: list[int] = []
         self.bytes = 0
         digest, left = hashlib.sha256(f"plain {limit} {image_side}".encode()), limit
-        for identity in identity_names(root):
-            images = images_of(root, identity)[:left]
+        for identity in identity_names(root, follow_links=follow_links):
+            found = images_of(root, identity, follow_links=follow_links)
+            images, self.left_out = found.images[:left], self.left_out + found.left_out
             if left is not None:
                 left -= len(images)
             if images:
@@ -191,7 +194,7 @@ class PlainPlan:
         """Images with the keys 1, 2, ..., identity records, and the header record with key 0."""
         key = 1
         for label, (identity, count) in enumerate(zip(self.identities, self._counts, strict=True)):
-            for image in images_of(self._root, identity)[:count]:
+            for image in images_of(self._root, identity, follow_links=self._follow).images[:count]:
                 yield PlannedRecord(key, partial(self._made, key, label, image))
                 key += 1
         first, start = key, 1
@@ -208,7 +211,15 @@ class PlainPlan:
 class ListPlan:
     """An im2rec list: its keys, labels and order, and no header record."""
 
-    def __init__(self, root: Path, lst: Path, *, limit: int | None = None, image_side: int | None = None) -> None:
+    def __init__(
+        self,
+        root: Path,
+        lst: Path,
+        *,
+        limit: int | None = None,
+        image_side: int | None = None,
+        follow_links: bool = False,
+    ) -> None:
         """Read the list and look at every file that it names.
 
         Raises:
@@ -222,7 +233,7 @@ class ListPlan:
         resolved = root.resolve()
         for listed in self._listed:
             path = root / listed.path
-            if not path.is_file() or not path.resolve().is_relative_to(resolved):
+            if not path.is_file() or not (follow_links or path.resolve().is_relative_to(resolved)):
                 missing.append(listed.path)
                 continue
             found = path.stat()

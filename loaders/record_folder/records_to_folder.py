@@ -2,7 +2,7 @@
 
 Goes on where an earlier call was killed: every image that is there is compared with the record, not believed. A file
 of other content is never written over, unless it is the torn beginning of the very image that belongs there. The
-manifest appears last, once all images are on disk; until then `records.unfinished` says whose folder this is.
+manifest appears last, once all images are on disk; until then `.records.unfinished` says whose folder this is.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from adadistill.loaders.record_folder.record_layout import RecordLayout, read_re
 from adadistill.loaders.recordio import BadBodyError, RecordFile, ScannedRecord
 from adadistill.loaders.stored_blocks.json_text import parse_json
 
-UNFINISHED_NAME = "records.unfinished"
+UNFINISHED_NAME = ".records.unfinished"
 
 _SUFFIXES = (
     (b"\xff\xd8", "jpg"),
@@ -96,7 +96,7 @@ def records_to_folder(
     key_digits = len(str(max(int(layout.keys.max(initial=0)), len(layout))))
     kept = images = 0
     digest = hashlib.sha256()
-    partial = folder / f".{MANIFEST_NAME}.partial"
+    partial = folder / f"{MANIFEST_NAME}.partial"
     made: set[str] = set()
     with partial.open("wb") as out:
         manifest = ManifestWriter(out, records.name)
@@ -191,7 +191,7 @@ def _begin(folder: Path, binding: str, layout: RecordLayout) -> None:
         )
     _require_room(folder, layout)
     folder.mkdir(parents=True, exist_ok=True)
-    partial = folder / f".{UNFINISHED_NAME}.partial"
+    partial = folder / f"{UNFINISHED_NAME}.partial"
     partial.write_bytes(_marker_text(binding))
     os.replace(partial, marker)
     sync_folder(folder)
@@ -271,7 +271,7 @@ def _copy_side_files(records: Path, folder: Path, index: IndexOrder) -> dict[str
             out.write(content)
             out.flush()
             os.fsync(out.fileno())
-        os.replace(partial, folder / f"records.{name}")
+        os.replace(partial, folder / f".records.{name}")
         copied[name] = hashlib.sha256(content).hexdigest()
     return copied
 

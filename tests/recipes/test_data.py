@@ -139,7 +139,8 @@ def test_statistics_count_what_is_there(tmp_path: Path, capsys: pytest.CaptureFi
     assert main(["stats", str(source), "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert (found["images"], found["identities"], found["empty_identities"]) == (4, 5, 3)
-    assert found["images_per_identity"] == {"min": 1, "median": 2.0, "max": 3, "singletons": 1}
+    spread = {"min": 1, "lower_quartile": 1.5, "median": 2.0, "upper_quartile": 2.5, "max": 3, "singletons": 1}
+    assert found["images_per_identity"] == spread
     assert found["kinds"] == {"jpeg YCbCr 420 16x16": 4}
     assert found["sorted_by_identity"]
     assert found["problems"] == ["property says 5 identities, the labels go up to 3"]
@@ -262,7 +263,7 @@ def test_a_damaged_record_leaves_nothing_behind(tmp_path: Path, capsys: pytest.C
         (["split", "{source}", "{folder}", "--fractions", "0.5"], "each part needs a name"),
         (["merge", "{folder}", "{source}", "{holes}", "--same-identities"], "identity 3 has no image"),
         (["stats", "{source}", "--sample", "0"], "--sample must be positive"),
-        (["convert", "{source}", "--out", "{folder}"], "neither .tar shards"),
+        (["convert", "{folder}.txt", "--out", "{folder}"], "neither .tar shards"),
         (["convert", "none.tar", "--out", "{folder}"], "no such file or folder"),
     ],
 )

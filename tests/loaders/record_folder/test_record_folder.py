@@ -179,7 +179,7 @@ def test_damage_in_the_records_or_their_index_is_named(tmp_path: Path):
     source.write_bytes(RawRecord(0, 0, (), 0, 0, b"no image").to_bytes())
     with pytest.raises(BadBodyError, match="begins like no image"):
         records_to_folder(source, tmp_path / "images")
-    assert contents(tmp_path / "images").keys() <= {"records.unfinished", ".records.jsonl.partial"}
+    assert contents(tmp_path / "images").keys() <= {".records.unfinished", ".records.jsonl.partial"}
 
 
 def test_unpacking_goes_on_where_it_was_stopped_and_mends_torn_files(tmp_path: Path):
@@ -187,7 +187,7 @@ def test_unpacking_goes_on_where_it_was_stopped_and_mends_torn_files(tmp_path: P
     records_to_folder(source, tmp_path / "whole")
     asked = iter([False] * 4 + [True])
     assert records_to_folder(source, tmp_path / "b", stop=lambda: next(asked)).stopped
-    assert not (tmp_path / "b" / "records.jsonl").exists()
+    assert not (tmp_path / "b" / ".records.jsonl").exists()
     images = sorted((tmp_path / "b").rglob("*.jpg"))
     assert len(images) == 4
     body = images[1].read_bytes()
@@ -247,7 +247,7 @@ def _edit(folder: Path) -> None:
 
 
 def _edit_copy(folder: Path) -> None:
-    (folder / "records.property").write_text("4,16,16\n")
+    (folder / ".records.property").write_text("4,16,16\n")
 
 
 @pytest.mark.parametrize(
@@ -257,7 +257,7 @@ def _edit_copy(folder: Path) -> None:
         (_add, r"1 added \('1/new.png'\)"),
         (_grow, r"1 of another size \('1/03.jpg'\)"),
         (_edit, r"03.jpg is not the image that the manifest names"),
-        (_edit_copy, "records.property is missing, or not the copy"),
+        (_edit_copy, r"\.records\.property is missing, or not the copy"),
     ],
 )
 def test_a_folder_that_changed_is_converted_by_names_only_when_told(tmp_path: Path, change, message: str):
