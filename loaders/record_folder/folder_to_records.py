@@ -118,6 +118,11 @@ def folder_to_records(
                     f"{root}: the records would not be those that its manifest names (sha256 {writer.sha256}, "
                     f"{manifest.end.rec_sha256} was recorded); an image or the manifest was changed on purpose"
                 )
+            if manifest is not None and not _makes_index(keys, plan, writer, manifest):
+                writer.discard()
+                raise FolderChangedError(
+                    f"{manifest.path}: the .idx would not be the one that it names; it was changed"
+                )
             writer.publish(_index_lines(keys, plan, writer, manifest), side_files)
             done = True
     finally:
@@ -157,6 +162,17 @@ def _index_lines(
     if order == "key":
         table = table[:, np.argsort(table[0], kind="stable")]
     return (f"{key}\t{offset}\n" for key, offset in table.T.tolist())
+
+
+def _makes_index(keys: list[int], plan: RecordPlan, writer: ResumableRecords, manifest: Manifest) -> bool:
+    """Whether the `.idx` will be the original's; a copy was compared when it was read."""
+    lines = _index_lines(keys, plan, writer, manifest)
+    if lines is None:
+        return manifest.end.copies.get("idx") == manifest.end.index_sha256
+    digest = hashlib.sha256()
+    for line in lines:
+        digest.update(line.encode("ascii"))
+    return digest.hexdigest() == manifest.end.index_sha256
 
 
 def _side_files(root: Path, plan: RecordPlan, manifest: Manifest | None) -> dict[str, bytes]:

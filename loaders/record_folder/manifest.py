@@ -7,7 +7,7 @@ Text, one JSON object a line:
     {"key": 1, "file": "000/0001.jpg", "labels": [0, 1], "id": 1, "bytes": 5828, "crc32": "9ad9e3c1"}   in file order
     {"key": 4146, "labels": [1, 6], "id": 4146}                                  a record without an image has no file
     {"end": 4962, "images": 4145, "bytes": 21796620, "rec_sha256": ..., "index": "key", "index_sha256": ...,
-     "copies": {"property": sha256}, "sha256": of all that precedes this line}
+     "copies": {"property": sha256}, "sha256": of all that precedes, this line's other fields included}
 
 `label` is the float in the image header (flag 0), `labels` those behind it (their number is the flag); a `label` beside
 `labels` is what the header holds although it does not count. Numbers that JSON has not are written by their bits,
@@ -110,21 +110,20 @@ class ManifestWriter:
 
     def end(self, end: ManifestEnd) -> None:
         """Append the last line."""
-        self._line(
-            {
-                "end": end.records,
-                "images": end.images,
-                "bytes": end.bytes,
-                "rec_sha256": end.rec_sha256,
-                "index": end.index,
-                "index_sha256": end.index_sha256,
-                "copies": dict(end.copies),
-                "sha256": self._digest.hexdigest(),
-            }
-        )
+        fields = {
+            "end": end.records,
+            "images": end.images,
+            "bytes": end.bytes,
+            "rec_sha256": end.rec_sha256,
+            "index": end.index,
+            "index_sha256": end.index_sha256,
+            "copies": dict(end.copies),
+        }
+        self._digest.update(_text(fields))
+        self._line({**fields, "sha256": self._digest.hexdigest()})
 
     def _line(self, fields: Mapping[str, Any]) -> None:
-        line = json.dumps(fields, allow_nan=False).encode("ascii") + b"\n"
+        line = _text(fields)
         self._digest.update(line)
         self._out.write(line)
 
@@ -149,13 +148,15 @@ class Manifest:
             digest.update(last)
             last, count = line, count + 1
         self.end = self._read_end(last, count)
-        stated = self._object(last, count)["sha256"]
+        fields = self._object(last, count)
+        stated = fields.pop("sha256")
+        digest.update(_text(fields))
         if stated != digest.hexdigest():
             raise RecordFolderError(
                 f"{path} does not fit its own checksum: it was edited or damaged. Restore it, or convert the folder "
                 "without it (--ignore-manifest)"
             )
-        self.sha256 = hashlib.sha256(digest.digest() + last).hexdigest()
+        self.sha256 = digest.hexdigest()
 
     def entries(self) -> Iterator[ManifestEntry]:
         """All records in file order.
@@ -305,6 +306,10 @@ def is_plain_name(name: str) -> bool:
         and not set(name) & set('/\\:*?"<>|')
         and len(name.encode("utf-8", "surrogatepass")) <= 200
     )
+
+
+def _text(fields: Mapping[str, Any]) -> bytes:
+    return json.dumps(fields, allow_nan=False).encode("ascii") + b"\n"
 
 
 def _lines(path: Path) -> Iterator[bytes]:

@@ -109,8 +109,8 @@ class ManifestPlan:
         return whole.to_bytes()
 
     def _compare(self) -> None:
-        """Names and sizes of all files against the manifest, without holding either."""
-        missing, resized, named = [], [], 0
+        """Names and sizes of all files against the manifest, without holding either: sums of their names' hashes."""
+        missing, resized, named, difference = [], [], 0, 0
         for entry in self._manifest.entries():
             if entry.file is None:
                 continue
@@ -118,14 +118,16 @@ class ManifestPlan:
             path = self._root / entry.file
             if not path.is_file():
                 missing.append(entry.file)
-            elif path.stat().st_size != entry.bytes:
+                continue
+            difference += _name_number(entry.file)
+            if path.stat().st_size != entry.bytes:
                 resized.append(entry.file)
-        present = sum(1 for _ in all_images(self._root, suffixes=IMAGE_SUFFIXES))
+        difference -= sum(_name_number(image.name) for image in all_images(self._root, suffixes=IMAGE_SUFFIXES))
         extra: list[str] = []
-        if present != named - len(missing):
+        if difference:
             known = {entry.file for entry in self._manifest.entries()}
             extra = [image.name for image in all_images(self._root, suffixes=IMAGE_SUFFIXES) if image.name not in known]
-        if named != self.num_images or (not extra and present != named - len(missing)):
+        if named != self.num_images or (difference and not extra):
             raise RecordFolderError(
                 f"{self._manifest.path} names a file twice, or miscounts: it is no manifest of ours"
             )
@@ -172,7 +174,7 @@ class PlainPlan:
                 self.bytes += sum(image.bytes + _RECORD_OVERHEAD for image in images) + _RECORD_OVERHEAD
                 for image in images:
                     digest.update(
-                        f"{image.name}\0{image.bytes}\0{image.modified_ns}\n".encode("utf-8", "surrogatepass")
+                        f"{image.name}\0{image.bytes}\0{image.modified_ns}\n".encode("utf-8", "surrogateescape")
                     )
             if not self.first_image and images:
                 self.first_image = images[0].name
@@ -266,6 +268,10 @@ class ListPlan:
         bits = tuple(float_to_bits(label) for label in listed.labels)
         flag = len(bits) if len(bits) > 1 else 0
         return RawRecord(flag, 0 if flag else bits[0], bits if flag else (), listed.key, 0, body).to_bytes()
+
+
+def _name_number(name: str) -> int:
+    return int.from_bytes(hashlib.sha256(name.encode("utf-8", "surrogateescape")).digest()[:16], "little")
 
 
 def image_size_of(root: Path, name: str) -> tuple[int, int]:
