@@ -14,6 +14,7 @@ in the way, or the disk is full; 143 stopped by SIGTERM (130 by SIGINT).
 from __future__ import annotations
 
 import argparse
+import errno
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -47,6 +48,8 @@ def run(argv: Sequence[str]) -> int:
     except (RecordError, ImageDecodeError, ForeignSetError, RecordFolderError) as error:
         return fail(error, 1)
     except (ValueError, OSError, ArrowMissingError) as error:
+        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+            return fail(OSError(f"{arguments.out}: the disk is full; make room, and the same command goes on"), 2)
         return fail(error, 2)
 
 
@@ -91,6 +94,8 @@ def _kind(arguments: argparse.Namespace) -> str | None:
     if given and kind != "folder":
         option = {"lst": "list"}.get(given[0], given[0]).replace("_", "-")
         raise ValueError(f"--{option} is for a folder; {sources[0]} is none")
+    if arguments.label_key is not None and kind in ("records", "folder"):
+        raise ValueError("--label-key is for tar shards and parquet files; a folder's labels are its sub-folders")
     if kind == "records" and (arguments.limit is not None or arguments.overwrite):
         raise ValueError("a record file is unpacked whole, and never over other files: no --limit, no --overwrite")
     return kind

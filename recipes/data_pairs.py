@@ -32,6 +32,8 @@ def run(argv: Sequence[str]) -> int:
     arguments = build_parser().parse_args(argv)
     try:
         if arguments.draw is not None:
+            if arguments.out.exists() and not arguments.overwrite:  # before the list is written
+                raise FileExistsError(f"{arguments.out} exists; --overwrite replaces it")
             drawn = draw_pairs(arguments.images, arguments.draw, seed=arguments.seed)
             write_pair_list(arguments.pairs, drawn, overwrite=arguments.overwrite)
         made = make_verification_bin(

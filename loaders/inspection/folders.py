@@ -13,8 +13,7 @@ from adadistill.loaders.inspection.finding import Finding, printable, read_start
 from adadistill.loaders.inspection.image_sample import ImageSample
 from adadistill.loaders.record_folder.errors import RecordFolderError
 from adadistill.loaders.record_folder.listing import ImageFile, identity_names, images_of, read_image
-from adadistill.loaders.record_folder.manifest import MANIFEST_NAME, Manifest
-from adadistill.loaders.record_folder.records_to_folder import UNFINISHED_NAME
+from adadistill.loaders.record_folder.manifest import MANIFEST_NAME, UNFINISHED_NAME, Manifest
 from adadistill.loaders.record_tools.foreign_sets import MAX_IMAGE_BYTES
 from adadistill.loaders.stored_blocks.json_text import JSON, parse_json
 

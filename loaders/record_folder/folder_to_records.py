@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+from array import array
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,12 +14,13 @@ import numpy as np
 
 from adadistill.loaders.pixels import ImageDecodeError
 from adadistill.loaders.record_folder.errors import FolderChangedError, RecordFolderError
-from adadistill.loaders.record_folder.manifest import MANIFEST_NAME, Manifest
+from adadistill.loaders.record_folder.manifest import MANIFEST_NAME, UNFINISHED_NAME, Manifest
 from adadistill.loaders.record_folder.plans import ListPlan, ManifestPlan, PlainPlan, RecordPlan, image_size_of
 from adadistill.loaders.record_folder.resumable_writer import ResumableRecords
 
 _COPY_LIMIT = 1 << 30
 _SLACK_BYTES = 16 << 20
+_LINES_AT_ONCE = 1 << 16
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -76,6 +78,11 @@ def folder_to_records(
         FileExistsError: there are records, and `overwrite` is false.
         OSError: there is no room on the disk.
     """
+    if (root / UNFINISHED_NAME).exists() and not ignore_manifest:
+        raise RecordFolderError(
+            f"{root} is an unfinished conversion and lacks images: run the command that makes it again, it goes on; or "
+            "take what there is, by names (--ignore-manifest)"
+        )
     manifest = None
     if lst is None and not ignore_manifest and (root / MANIFEST_NAME).exists():
         if limit is not None:
@@ -103,12 +110,12 @@ def folder_to_records(
             target, plan.digest, overwrite=overwrite, restart=restart, safe_point_bytes=safe_point_bytes
         )
         with writer:
-            _require_room(out, plan.bytes - writer.bytes)
             try:
+                _require_room(out, plan.bytes - writer.bytes)
                 keys = _write(plan, writer, progress, stop)
-            except (RecordFolderError, ImageDecodeError):
-                if manifest is None:
-                    writer.discard()  # mending the image makes it another plan
+            except (RecordFolderError, ImageDecodeError, OSError) as error:
+                if writer.records == 0 or (manifest is None and not isinstance(error, OSError)):
+                    writer.discard()  # nothing to go on with: mending an image makes it another plan
                 raise
             if keys is None:
                 return _converted(target, plan, writer, stopped=True)
@@ -133,9 +140,9 @@ def folder_to_records(
 
 def _write(
     plan: RecordPlan, writer: ResumableRecords, progress: Callable[[int, int], None] | None, stop: Callable[[], bool]
-) -> list[int] | None:
+) -> array[int] | None:
     """Append what is not there yet; gives the key of each record, -1 for none. None: stopped at a safe point."""
-    keys: list[int] = []
+    keys = array("q")
     for number, record in enumerate(plan.records()):
         keys.append(-1 if record.key is None else record.key)
         if number < writer.resumed_records:
@@ -150,21 +157,22 @@ def _write(
 
 
 def _index_lines(
-    keys: list[int], plan: RecordPlan, writer: ResumableRecords, manifest: Manifest | None
+    keys: array[int], plan: RecordPlan, writer: ResumableRecords, manifest: Manifest | None
 ) -> Iterator[str] | None:
     order = "key" if isinstance(plan, PlainPlan) else "file"  # as insightface's and as MXNet's tools write it
     if manifest is not None:
         order = manifest.end.index
         if order in ("none", "copy"):
             return None  # a copy is a side file
-    table = np.array([keys, writer.offsets], np.int64).reshape(2, -1)
-    table = table[:, table[0] >= 0]
+    table = np.array([keys, writer.offsets], np.int64).T  # (N, 2)
+    table = table[table[:, 0] >= 0]
     if order == "key":
-        table = table[:, np.argsort(table[0], kind="stable")]
-    return (f"{key}\t{offset}\n" for key, offset in table.T.tolist())
+        table = table[np.argsort(table[:, 0], kind="stable")]
+    chunks = (table[first : first + _LINES_AT_ONCE].tolist() for first in range(0, len(table), _LINES_AT_ONCE))
+    return (f"{key}\t{offset}\n" for chunk in chunks for key, offset in chunk)
 
 
-def _makes_index(keys: list[int], plan: RecordPlan, writer: ResumableRecords, manifest: Manifest) -> bool:
+def _makes_index(keys: array[int], plan: RecordPlan, writer: ResumableRecords, manifest: Manifest) -> bool:
     """Whether the `.idx` will be the original's; a copy was compared when it was read."""
     lines = _index_lines(keys, plan, writer, manifest)
     if lines is None:

@@ -37,6 +37,8 @@ from adadistill.loaders.stored_blocks.json_text import parse_json
 
 MANIFEST_NAME = ".records.jsonl"
 """Hidden, so that whatever reads the folder as images looks past it."""
+UNFINISHED_NAME = ".records.unfinished"
+"""Lies in a folder until its manifest does."""
 COPY_NAMES = ("idx", "property", "labels.json")
 """Files beside the records that may be copied into the folder, as `.records.<name>`."""
 

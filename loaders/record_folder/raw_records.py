@@ -12,7 +12,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from adadistill.loaders.recordio import MAGIC, BadFlagError, BadLengthError, RecordFile, ScannedRecord, split_payload
+from adadistill.loaders.recordio import (
+    MAGIC,
+    MAX_LABELS,
+    BadFlagError,
+    BadLengthError,
+    RecordFile,
+    ScannedRecord,
+    split_payload,
+)
 
 _FRAME = struct.Struct("<II")
 _IMAGE_HEADER = struct.Struct("<IIQQ")  # the label as bits: a float would lose what kind of NaN it was
@@ -77,7 +85,7 @@ def parse_raw_record(file: RecordFile, place: ScannedRecord, stored: bytes) -> R
         raise BadLengthError(file.path, place.offset, reason)
     flag, label_bits, id_, id2 = _IMAGE_HEADER.unpack_from(payload)
     first_byte = _IMAGE_HEADER.size + 4 * flag
-    if first_byte > len(payload):
+    if flag > MAX_LABELS or first_byte > len(payload):
         raise BadFlagError(file.path, place.offset, f"label count {flag} does not fit a record of {len(payload)} bytes")
     lengths = tuple(map(len, parts))
     usual = tuple(stop - start for _, start, stop in split_payload(payload))

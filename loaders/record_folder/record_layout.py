@@ -60,15 +60,14 @@ def read_record_layout(file: RecordFile) -> RecordLayout:
     labels = np.full(len(bodies), -1, np.int64)
     has_image = bodies != 0
     values = _first_labels(file, offsets[:-1], has_image, bodies)
-    for number in np.flatnonzero(has_image).tolist():
-        value = values[number]
-        if not (0 <= value < MAX_EXACT_FLOAT and value == np.floor(value)):
-            raise BadLabelError(
-                file.path,
-                int(offsets[number]),
-                f"label {float(value)!r} is not a whole number in [0, {MAX_EXACT_FLOAT}), and names no folder",
-                int(keys[number]) if keys[number] >= 0 else None,
-            )
+    is_identity = (values >= 0) & (values < MAX_EXACT_FLOAT) & (values == np.floor(values))  # NaN fails
+    for number in np.flatnonzero(has_image & ~is_identity)[:1].tolist():
+        raise BadLabelError(
+            file.path,
+            int(offsets[number]),
+            f"label {float(values[number])!r} is not a whole number in [0, {MAX_EXACT_FLOAT}), and names no folder",
+            int(keys[number]) if keys[number] >= 0 else None,
+        )
     labels[has_image] = values[has_image].astype(np.int64)
     rounded = (bodies + _FILE_BLOCK - 1) // _FILE_BLOCK * _FILE_BLOCK
     return RecordLayout(offsets, keys, labels, int(rounded.sum()), order, sha256)
@@ -105,9 +104,7 @@ def _read_index(
     path = file.path.with_suffix(".idx")
     if not path.is_file():
         return np.arange(len(offsets), dtype=np.int64), "none", None
-    keys = np.full(len(offsets), -1, np.int64)
-    numbers = {offset: number for number, offset in enumerate(offsets.tolist())}
-    digest, listed = hashlib.sha256(), array("q")
+    digest, listed_keys, listed_offsets = hashlib.sha256(), array("q"), array("q")
     with path.open("rb") as lines:
         while line := lines.readline(_IDX_LINE_LIMIT + 1):
             digest.update(line)
@@ -116,18 +113,21 @@ def _read_index(
                 continue
             if len(fields) != 2 or not all(field.isdigit() and len(field) < 19 for field in fields):
                 raise _stale(file, f"{path} has a line {line[:40]!r}, expected `key<TAB>offset`")
-            key, offset = map(int, fields)
-            if offset not in numbers:
-                raise _stale(file, f"{path} lists byte {offset}, where no record begins")
-            if keys[numbers[offset]] >= 0:
-                raise _stale(file, f"{path} lists byte {offset} twice")
-            keys[numbers[offset]] = key
-            listed.append(numbers[offset])
-    held = keys[keys >= 0]
-    if len(np.unique(held)) != len(held):
-        raise _stale(file, f"{path} lists one key twice")
+            listed_keys.append(int(fields[0]))
+            listed_offsets.append(int(fields[1]))
+    held, places = np.array(listed_keys, np.int64), np.array(listed_offsets, np.int64)
+    numbers = np.searchsorted(offsets, places)
+    strange = places[(numbers == len(offsets)) | (np.append(offsets, -1)[numbers] != places)]
+    if len(strange):
+        raise _stale(file, f"{path} lists byte {strange[0]}, where no record begins")
+    for name, values in (("byte", places), ("key", held)):
+        distinct, times = np.unique(values, return_counts=True)
+        if len(distinct) != len(values):
+            raise _stale(file, f"{path} lists {name} {distinct[times > 1][0]} twice")
+    keys = np.full(len(offsets), -1, np.int64)
+    keys[numbers] = held
     in_file_order = np.flatnonzero(keys >= 0)
-    by_key = in_file_order[np.argsort(held, kind="stable")]
+    by_key = in_file_order[np.argsort(keys[in_file_order], kind="stable")]
     sha256 = digest.hexdigest()
     order: IndexOrder
     for order, numbers_in_order in (("key", by_key), ("file", in_file_order)):

@@ -23,6 +23,7 @@ from adadistill.loaders.record_folder.errors import RecordFolderError
 from adadistill.loaders.record_folder.manifest import (
     COPY_NAMES,
     MANIFEST_NAME,
+    UNFINISHED_NAME,
     IndexOrder,
     Manifest,
     ManifestEnd,
@@ -34,8 +35,6 @@ from adadistill.loaders.record_folder.raw_records import RawRecord, parse_raw_re
 from adadistill.loaders.record_folder.record_layout import RecordLayout, read_record_layout
 from adadistill.loaders.recordio import BadBodyError, RecordFile, ScannedRecord
 from adadistill.loaders.stored_blocks.json_text import parse_json
-
-UNFINISHED_NAME = ".records.unfinished"
 
 _SUFFIXES = (
     (b"\xff\xd8", "jpg"),

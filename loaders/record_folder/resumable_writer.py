@@ -26,7 +26,7 @@ from typing import BinaryIO
 
 from adadistill.loaders.folder_sync import sync_folder
 from adadistill.loaders.record_folder.errors import RecordFolderError
-from adadistill.loaders.recordio import SEAL_SUFFIX, RecordFile, write_text_atomically
+from adadistill.loaders.recordio import SEAL_SUFFIX, RecordError, RecordFile, write_text_atomically
 from adadistill.loaders.stored_blocks.json_text import parse_json
 
 _FORMAT = "adadistill-record-journal 1"
@@ -90,8 +90,12 @@ class ResumableRecords:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         for file in (self._file, self._journal):
-            if file is not None:
-                file.close()
+            try:
+                if file is not None:
+                    file.close()
+            except OSError:
+                if error is None:
+                    raise  # else it fails for what has just been told, as a full disk
         self._file = self._journal = None
 
     @property
@@ -210,8 +214,11 @@ class ResumableRecords:
             text, _, check = line.rstrip(b"\n").rpartition(b" ")
             if not line.endswith(b"\n") or f"{zlib.crc32(text):08x}".encode() != check:
                 break
-            records, length, crc32 = text.split(b" ")
-            points.append((int(records), int(length), int(crc32, 16)))
+            try:
+                records, length, crc32 = text.split(b" ")
+                points.append((int(records), int(length), int(crc32, 16)))
+            except ValueError:
+                break
             sound += len(line)
         journal.truncate(sound)
         return points
@@ -228,11 +235,14 @@ class ResumableRecords:
             return False
         if length:
             part = RecordFile(self._partial)
-            self.offsets.extend(record.offset for record in part.scan(0, length))
-            part.close()
+            try:
+                self.offsets.extend(record.offset for record in part.scan(0, length))
+            except RecordError:
+                return False
+            finally:
+                part.close()
         self.records = records
-        assert len(self.offsets) == records, "the checksum covers them"
-        return True
+        return len(self.offsets) == records
 
     def _take(self, piece: bytes) -> None:
         self._digest.update(piece)

@@ -390,12 +390,41 @@ def test_bad_images_are_named_and_leave_nothing_behind(tmp_path: Path):
         folder_to_records(tmp_path / "nowhere", tmp_path / "out")
 
 
+def test_an_unfinished_folder_is_not_taken_for_a_whole_one(tmp_path: Path):
+    asked = iter([False] * 3 + [True])
+    source = write_insightface(tmp_path / "a")
+    records_to_folder(source, tmp_path / "b", stop=lambda: next(asked))
+    with pytest.raises(RecordFolderError, match="unfinished conversion and lacks images"):
+        folder_to_records(tmp_path / "b", tmp_path / "c")
+    assert folder_to_records(tmp_path / "b", tmp_path / "c", ignore_manifest=True).images == 3
+
+
+def test_a_disk_that_fills_up_costs_nothing_that_was_written(tmp_path: Path, monkeypatch):
+    source = write_insightface(tmp_path / "a", (4, 4))
+    records_to_folder(source, tmp_path / "b")
+    written = iter(range(20))
+    whole = RawRecord.to_bytes
+
+    def fill(record: RawRecord) -> bytes:
+        if next(written) == 5:
+            raise OSError(28, "No space left on device")
+        return whole(record)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(RawRecord, "to_bytes", fill)
+        with pytest.raises(OSError, match="No space left"):
+            folder_to_records(tmp_path / "b", tmp_path / "c", safe_point_bytes=1)
+    assert folder_to_records(tmp_path / "b", tmp_path / "c").resumed_records == 5
+    assert contents(tmp_path / "c") == contents(tmp_path / "a")
+
+
 def test_a_full_disk_is_told_at_the_door(tmp_path: Path, monkeypatch):
     source = write_insightface(tmp_path / "a")
     records_to_folder(source, tmp_path / "b")
     monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10, 10, 0))
     with pytest.raises(OSError, match=r"the disk has 0\.000 GB free"):
         folder_to_records(tmp_path / "b", tmp_path / "c")
+    assert not (tmp_path / "c").exists() or not any((tmp_path / "c").iterdir())
 
 
 @pytest.mark.parametrize("flag_labels", [(3.0,), (3.0, 1.0, 0.25)])
