@@ -85,6 +85,9 @@ def _kind(arguments: argparse.Namespace) -> str | None:
     if arguments.limit is not None and arguments.limit < 1:
         raise ValueError(f"--limit must be positive, got {arguments.limit}")
     sources: list[Path] = arguments.sources
+    for source in sources:
+        if not source.exists():
+            raise FileNotFoundError(f"{source}: no such file or folder")
     kind: str | None = arguments.kind
     if kind is None and len(sources) == 1:
         kind = "folder" if sources[0].is_dir() else "records" if sources[0].suffix == ".rec" else None

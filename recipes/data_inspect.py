@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from adadistill.loaders.inspection import Finding, inspect_path
+from adadistill.loaders.inspection.finding import printable
 from adadistill.loaders.inspection.record_files import show_record
 from adadistill.loaders.recordio import RecordError
 from adadistill.loaders.stored_blocks.json_text import JSON
@@ -78,12 +79,12 @@ def _show_record(arguments: argparse.Namespace) -> None:
 
 
 def _print(finding: Finding) -> None:
-    print(f"{finding.path}: {finding.title}")
+    print(f"{printable(str(finding.path))}: {finding.title}")
     _print_facts(finding.facts)
     for problem in finding.problems:
-        print(f"problem: {problem}")
+        print(f"problem: {printable(problem, 2000)}")
     for step in finding.next_steps:
-        print(f"next: {step}")
+        print(f"next: {printable(step, 2000)}")
 
 
 def _print_facts(facts: dict[str, JSON]) -> None:

@@ -27,6 +27,22 @@ _LST_START = re.compile(rb"\d{1,19}\t[-+0-9.eE\t]+\t[^\t\n]+\n")
 _MOST_MEMBERS = 1000
 
 
+_KINDS_BY_SUFFIX = {
+    ".rec": {"records", "empty"},
+    ".idx": {"index"},
+    ".lst": {"list"},
+    ".bin": {"verification-set", "pickle", "zip"},
+    ".tar": {"tar"},
+    ".parquet": {"parquet"},
+    ".npy": {"array"},
+    ".safetensors": {"safetensors"},
+    ".seal": {"seal"},
+    ".jpg": {"image"},
+    ".jpeg": {"image"},
+    ".png": {"image"},
+}
+
+
 def inspect_path(path: Path, *, index: Path | None = None, sample: int = 2000) -> Finding:
     """Find out what a file or folder is.
 
@@ -44,6 +60,13 @@ def inspect_path(path: Path, *, index: Path | None = None, sample: int = 2000) -
         raise FileNotFoundError(f"nothing at {path}")
     if not path.is_file():
         raise ValueError(f"{path} is neither a regular file nor a folder")
+    finding = _inspect_file(path, index, sample)
+    if finding.kind not in _KINDS_BY_SUFFIX.get(path.suffix.lower(), {finding.kind}):
+        finding.problems.append(f"its name ends in {path.suffix}, its bytes are of no such file")
+    return finding
+
+
+def _inspect_file(path: Path, index: Path | None, sample: int) -> Finding:
     start = read_start(path, 4096)
     if start.startswith(MAGIC.to_bytes(4, "little")) or (path.suffix == ".rec" and start):
         return inspect_records(path, index, sample)

@@ -75,7 +75,10 @@ def images_of(
                 left_out += 1
                 continue
             _refuse_to_leave(root, entry, follow_links)
-            found = entry.stat()
+            try:
+                found = entry.stat()
+            except OSError as error:
+                raise RecordFolderError(f"{entry.path} cannot be looked at: {error.strerror}") from None
             if not stat.S_ISREG(found.st_mode):
                 raise RecordFolderError(f"{entry.path} is named like an image and is no file; move it away")
             images.append(ImageFile(f"{identity}/{entry.name}", found.st_size, found.st_mtime_ns))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import random
 import shutil
@@ -166,6 +167,18 @@ def test_folders_are_told_by_what_is_in_them(tmp_path: Path, insightface: Path, 
 def test_small_files_are_told_by_their_bytes(tmp_path: Path, capsys, name: str, content: bytes, kind: str):
     (tmp_path / name).write_bytes(content)
     assert inspect(tmp_path / name, capsys)["kind"] == kind
+
+
+def test_a_name_that_promises_something_else_is_told(tmp_path: Path, capsys):
+    for name, content in [("a.tar", b"x" * 1000), ("b.jpg", b"PAR1"), ("c.NPY", b"hello")]:
+        (tmp_path / name).write_bytes(content)
+        assert "its bytes are of no such file" in inspect(tmp_path / name, capsys)["problems"][0]
+    assert main(["inspect", str(tmp_path / "nothing")]) == 2
+    odd = Path(os.fsdecode(bytes(tmp_path) + b"/\xff"))
+    (odd / "1").mkdir(parents=True)
+    (odd / "1" / "a.jpg").symlink_to("nowhere")
+    assert main(["inspect", str(odd)]) == 1
+    assert "a.jpg cannot be looked at" in capsys.readouterr().out
 
 
 def test_nothing_that_was_damaged_brings_it_down(tmp_path: Path, insightface: Path, capsys):
