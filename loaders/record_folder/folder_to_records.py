@@ -83,10 +83,15 @@ def folder_to_records(
             f"{root} is an unfinished conversion and lacks images: run the command that makes it again, it goes on; or "
             "take what there is, by names (--ignore-manifest)"
         )
+    if out.resolve().is_relative_to(root.resolve()):
+        raise ValueError(f"{out} lies in {root}, which is only read; name a folder outside it")
     manifest = None
     if lst is None and not ignore_manifest and (root / MANIFEST_NAME).exists():
-        if limit is not None:
-            raise ValueError(f"{root} has a manifest, which makes all of its records; --ignore-manifest with --limit")
+        if limit is not None or image_side is not None:
+            raise ValueError(
+                f"{root} has a manifest, which makes all of its records as they were; a limit or an image size goes "
+                "with --ignore-manifest"
+            )
         manifest = Manifest(root / MANIFEST_NAME)
     plan: ManifestPlan | ListPlan | PlainPlan
     if manifest is not None:
@@ -96,46 +101,34 @@ def folder_to_records(
     else:
         plan = PlainPlan(root, limit=limit, image_side=image_side, follow_links=follow_links)
     target = out / (manifest.records_name if manifest is not None else "train.rec")
-    if out.resolve() == root.resolve() or out.resolve().is_relative_to(root.resolve()):
-        raise ValueError(f"{out} lies in {root}, which is only read; name a folder outside it")
     side_files = _side_files(root, plan, manifest)
     for name in side_files:
         if (out / name).exists() and not overwrite and not target.with_name(f"{target.name}.journal").exists():
             raise FileExistsError(f"{out / name} exists already; --overwrite replaces it")
     new_folder = not out.exists()
     out.mkdir(parents=True, exist_ok=True)
-    done = False
     try:
         writer = ResumableRecords(
             target, plan.digest, overwrite=overwrite, restart=restart, safe_point_bytes=safe_point_bytes
         )
         with writer:
-            try:
-                _require_room(out, plan.bytes - writer.bytes)
-                keys = _write(plan, writer, progress, stop)
-            except (RecordFolderError, ImageDecodeError, OSError) as error:
-                if writer.records == 0 or (manifest is None and not isinstance(error, OSError)):
-                    writer.discard()  # nothing to go on with: mending an image makes it another plan
-                raise
-            if keys is None:
-                return _converted(target, plan, writer, stopped=True)
-            if manifest is not None and (writer.sha256, writer.bytes) != (manifest.end.rec_sha256, manifest.end.bytes):
-                writer.discard()
-                raise FolderChangedError(
-                    f"{root}: the records would not be those that its manifest names (sha256 {writer.sha256}, "
-                    f"{manifest.end.rec_sha256} was recorded); an image or the manifest was changed on purpose"
-                )
-            if manifest is not None and not _makes_index(keys, plan, writer, manifest):
-                writer.discard()
-                raise FolderChangedError(
-                    f"{manifest.path}: the .idx would not be the one that it names; it was changed"
-                )
-            writer.publish(_index_lines(keys, plan, writer, manifest), side_files)
-            done = True
+            keys = _write(plan, writer, progress, stop)
+            if keys is not None:
+                if manifest is not None:
+                    _require_original(keys, plan, writer, manifest)
+                writer.publish(_index_lines(keys, plan, writer, manifest), side_files)
     finally:
-        if new_folder and not done and not any(out.iterdir()):
+        if new_folder and not any(out.iterdir()):
             out.rmdir()
-    return _converted(target, plan, writer, stopped=False)
+    return FolderConverted(
+        path=target,
+        images=plan.num_images,
+        identities=plan.num_identities,
+        resumed_records=writer.resumed_records,
+        left_out=plan.left_out if isinstance(plan, PlainPlan) else 0,
+        is_original=manifest is not None,
+        stopped=keys is None,
+    )
 
 
 def _write(
@@ -143,16 +136,22 @@ def _write(
 ) -> array[int] | None:
     """Append what is not there yet; gives the key of each record, -1 for none. None: stopped at a safe point."""
     keys = array("q")
-    for number, record in enumerate(plan.records()):
-        keys.append(-1 if record.key is None else record.key)
-        if number < writer.resumed_records:
-            continue
-        if stop():
-            writer.save()
-            return None
-        writer.append(record.make())
-        if progress is not None:
-            progress(number + 1, plan.num_records)
+    try:
+        _require_room(writer.target.parent, plan.bytes - writer.bytes)
+        for number, record in enumerate(plan.records()):
+            keys.append(-1 if record.key is None else record.key)
+            if number < writer.resumed_records:
+                continue
+            if stop():
+                writer.save()
+                return None
+            writer.append(record.make())
+            if progress is not None:
+                progress(number + 1, plan.num_records)
+    except (RecordFolderError, ImageDecodeError, OSError) as error:
+        if writer.records == 0 or not (isinstance(plan, ManifestPlan) or isinstance(error, OSError)):
+            writer.discard()  # nothing to go on with: mending an image makes it another plan
+        raise
     return keys
 
 
@@ -172,15 +171,25 @@ def _index_lines(
     return (f"{key}\t{offset}\n" for chunk in chunks for key, offset in chunk)
 
 
-def _makes_index(keys: array[int], plan: RecordPlan, writer: ResumableRecords, manifest: Manifest) -> bool:
-    """Whether the `.idx` will be the original's; a copy was compared when it was read."""
+def _require_original(keys: array[int], plan: RecordPlan, writer: ResumableRecords, manifest: Manifest) -> None:
+    """Raise FolderChangedError unless records and `.idx` will be those that the manifest names; throws them away."""
+    made = manifest.end.copies.get("idx")  # compared when it was read
     lines = _index_lines(keys, plan, writer, manifest)
-    if lines is None:
-        return manifest.end.copies.get("idx") == manifest.end.index_sha256
-    digest = hashlib.sha256()
-    for line in lines:
-        digest.update(line.encode("ascii"))
-    return digest.hexdigest() == manifest.end.index_sha256
+    if lines is not None:
+        digest = hashlib.sha256()
+        for line in lines:
+            digest.update(line.encode("ascii"))
+        made = digest.hexdigest()
+    for what, found, wanted in (
+        ("records", writer.sha256, manifest.end.rec_sha256),
+        (".idx", made, manifest.end.index_sha256),
+    ):
+        if found != wanted:
+            writer.discard()
+            raise FolderChangedError(
+                f"{manifest.path}: the {what} would not be the original (sha256 {found}, {wanted} was recorded); the "
+                "manifest, or an image, was changed with care. --ignore-manifest converts the folder by names"
+            )
 
 
 def _side_files(root: Path, plan: RecordPlan, manifest: Manifest | None) -> dict[str, bytes]:
@@ -226,15 +235,3 @@ def _require_room(folder: Path, needed: int) -> None:
             f"{folder}: {(needed + _SLACK_BYTES) / 1e9:.3f} GB are needed, the disk has {free / 1e9:.3f} GB free; make "
             "room, or name a folder on another disk"
         )
-
-
-def _converted(target: Path, plan: RecordPlan, writer: ResumableRecords, *, stopped: bool) -> FolderConverted:
-    return FolderConverted(
-        path=target,
-        images=plan.num_images,
-        identities=plan.num_identities,
-        resumed_records=writer.resumed_records,
-        left_out=plan.left_out if isinstance(plan, PlainPlan) else 0,
-        is_original=isinstance(plan, ManifestPlan),
-        stopped=stopped,
-    )

@@ -162,7 +162,7 @@ class PlainPlan:
         self.identities: list[str] = []
         self._counts: list[int] = []
         self.bytes = 0
-        digest, left = hashlib.sha256(f"plain {limit} {image_side}".encode()), limit
+        listing, left = hashlib.sha256(), limit
         for identity in identity_names(root, follow_links=follow_links):
             found = images_of(root, identity, follow_links=follow_links)
             images, self.left_out = found.images[:left], self.left_out + found.left_out
@@ -173,14 +173,13 @@ class PlainPlan:
                 self._counts.append(len(images))
                 self.bytes += sum(image.bytes + _RECORD_OVERHEAD for image in images) + _RECORD_OVERHEAD
                 for image in images:
-                    digest.update(
-                        f"{image.name}\0{image.bytes}\0{image.modified_ns}\n".encode("utf-8", "surrogateescape")
-                    )
+                    listing.update(_listed(image))
             if not self.first_image and images:
                 self.first_image = images[0].name
         self.num_images, self.num_identities = sum(self._counts), len(self.identities)
         self.num_records = self.num_images + self.num_identities + 1
-        self.digest = f"plain {digest.hexdigest()}"
+        self._listing = listing.hexdigest()
+        self.digest = f"plain {limit} {image_side} {self._listing}"
         if not self.num_images:
             raise RecordFolderError(
                 f"{root}: no labelled images were found; a folder of identities has subfolders with .jpg, .jpeg or "
@@ -193,12 +192,19 @@ class PlainPlan:
             )
 
     def records(self) -> Iterator[PlannedRecord]:
-        """Images with the keys 1, 2, ..., identity records, and the header record with key 0."""
-        key = 1
+        """Images with the keys 1, 2, ..., identity records, and the header record with key 0.
+
+        Raises:
+            RecordFolderError: the folder is not as it was when it was listed.
+        """
+        key, listing = 1, hashlib.sha256()
         for label, (identity, count) in enumerate(zip(self.identities, self._counts, strict=True)):
             for image in images_of(self._root, identity, follow_links=self._follow).images[:count]:
+                listing.update(_listed(image))
                 yield PlannedRecord(key, partial(self._made, key, label, image))
                 key += 1
+        if listing.hexdigest() != self._listing:
+            raise RecordFolderError(f"{self._root} changed while it was converted; run the command again")
         first, start = key, 1
         for count in self._counts:
             yield PlannedRecord(key, partial(_bodiless, key, start, start + count))
@@ -272,6 +278,10 @@ class ListPlan:
 
 def _name_number(name: str) -> int:
     return int.from_bytes(hashlib.sha256(name.encode("utf-8", "surrogateescape")).digest()[:16], "little")
+
+
+def _listed(image: ImageFile) -> bytes:
+    return f"{image.name}\0{image.bytes}\0{image.modified_ns}\n".encode("utf-8", "surrogateescape")
 
 
 def image_size_of(root: Path, name: str) -> tuple[int, int]:

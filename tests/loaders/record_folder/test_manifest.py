@@ -78,8 +78,8 @@ def test_names_that_are_no_image_in_a_folder_are_refused(unpacked: Path, tmp_pat
         (-1, {"end": 3}, "does not close"),
         (-1, {"index": "random"}, "does not close"),
         (-1, {"copies": {"../../etc/passwd": "0" * 64}}, "does not close"),
-        (-1, {"rec_sha256": "0" * 64}, "the records would not be those"),
-        (-1, {"index_sha256": "0" * 64}, "the .idx would not be the one"),
+        (-1, {"rec_sha256": "0" * 64}, "the records would not be the original"),
+        (-1, {"index_sha256": "0" * 64}, "the .idx would not be the original"),
     ],
 )
 def test_lines_that_are_wrong_are_named(unpacked: Path, tmp_path: Path, number: int, fields: dict, message: str):

@@ -399,6 +399,20 @@ def test_an_unfinished_folder_is_not_taken_for_a_whole_one(tmp_path: Path):
     assert folder_to_records(tmp_path / "b", tmp_path / "c", ignore_manifest=True).images == 3
 
 
+def test_a_folder_that_changes_meanwhile_is_told(tmp_path: Path):
+    for name in ("a/1.jpg", "b/2.jpg", "b/3.jpg"):
+        (tmp_path / "set" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "set" / name).write_bytes(jpeg(0))
+
+    def meddle(done: int, _total: int) -> None:
+        if done == 1:
+            (tmp_path / "set" / "b" / "0.jpg").write_bytes(jpeg(1))
+
+    with pytest.raises(RecordFolderError, match="changed while it was converted"):
+        folder_to_records(tmp_path / "set", tmp_path / "out", progress=meddle)
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_disk_that_fills_up_costs_nothing_that_was_written(tmp_path: Path, monkeypatch):
     source = write_insightface(tmp_path / "a", (4, 4))
     records_to_folder(source, tmp_path / "b")
