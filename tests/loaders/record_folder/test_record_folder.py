@@ -93,7 +93,7 @@ def odd_records(draw: st.DrawFn) -> RawRecord:
     )
 
 
-@settings(max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(records=st.lists(odd_records(), max_size=8), data=st.data())
 def test_odd_records_come_back_as_they_were(tmp_path_factory, records: list[RawRecord], data: st.DataObject):
     folder = tmp_path_factory.mktemp("odd")
@@ -302,7 +302,7 @@ def test_a_conversion_that_was_cut_anywhere_ends_as_if_it_had_not_been(tmp_path:
     wanted = contents(tmp_path / "whole")
     draw = random.Random(0)
     resumed = set()
-    for trial in range(24):
+    for trial in range(16):
         out = tmp_path / f"out{trial}"
         asked = iter([False] * draw.randrange(16) + [True])
         cut = {"stop": lambda asked=asked: next(asked), "safe_point_bytes": draw.choice([1, 2000, 1 << 20])}
