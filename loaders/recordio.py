@@ -399,7 +399,7 @@ class RecordWriter:
             raise ValueError(f"record with key {key} has {len(payload)} bytes, RecordIO holds {_MAX_PAYLOAD} at most")
         self._claim(key)
         offset = self._size
-        for part_flag, start, stop in _split_payload(payload):
+        for part_flag, start, stop in split_payload(payload):
             length = stop - start
             padding = -length % 4
             self._file.write(_FRAME.pack(MAGIC, part_flag << 29 | length))
@@ -545,7 +545,7 @@ def _build_payload(body: bytes, labels: float | Sequence[float], id_: int, id2: 
     return _IMAGE_HEADER.pack(len(labels), 0.0, id_, id2) + struct.pack(f"<{len(labels)}f", *labels) + body
 
 
-def _split_payload(payload: bytes) -> list[tuple[int, int, int]]:
+def split_payload(payload: bytes) -> list[tuple[int, int, int]]:
     """Cut a payload where the magic stands at a multiple of 4: (part flag, start, stop) of each part."""
     cuts = []
     found = payload.find(_MAGIC_BYTES)

@@ -18,7 +18,7 @@ VERBS = {
     "mirror": ("adadistill.recipes.mirror", "copy a run's metrics to TensorBoard or Weights & Biases"),
     "teacher": ("adadistill.recipes.teacher", "check a recipe's teacher: identity, precision, speed, colour order"),
     "cache": ("adadistill.recipes.cache", "build, import, verify or describe a cache of teacher embeddings"),
-    "data": ("adadistill.recipes.data", "pack, verify, seal, shuffle, split, merge, count or convert record files"),
+    "data": ("adadistill.recipes.data", "inspect, verify, index, convert, pack, split, merge or count record files"),
     "centres": ("adadistill.recipes.centres", "export the class centres of a run, to be frozen in another"),
     "convert": ("adadistill.recipes.convert", "turn public weights into a checkpoint of ours"),
     "bench": ("adadistill.bench.__main__", "measure this machine: loader, step, teacher, kernels, all; report on rows"),

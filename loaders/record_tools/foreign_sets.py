@@ -1,4 +1,4 @@
-"""Labelled images from other formats, to be written as insightface-style records: tar shards, parquet, class folders.
+"""Labelled images from other formats, to be written as insightface-style records: tar shards and parquet sets.
 
 Each reader first lists (label, place) of every image, then hands out the bytes in label order, so that memory holds the
 list and one image. Files come from strangers: nothing is extracted to disk, members are read by name and bounded size,
@@ -17,7 +17,7 @@ from typing import Any, Literal
 from adadistill.loaders.pixels import image_size
 from adadistill.loaders.recordio import MAX_EXACT_FLOAT, write_insightface_records
 
-Kind = Literal["tar", "parquet", "folder"]
+Kind = Literal["tar", "parquet"]
 
 MAX_IMAGE_BYTES = 16 << 20
 _IMAGE_SUFFIXES = ("jpg", "jpeg", "png")
@@ -64,7 +64,7 @@ def convert_to_records(
     """Write `train.rec`, `.idx` and `property` of a foreign set, and `labels.json` from new labels to the source's own.
 
     Args:
-        sources: tar shards, parquet files, or one folder with a subfolder for each identity.
+        sources: tar shards, or parquet files. Folders are `record_folder`'s.
         kind: None recognises it by name.
         label_key: JSON key of the label in tar members named .json; parquet's label column. None: `.cls` members, and
             a column `label`.
@@ -94,15 +94,14 @@ def convert_to_records(
 
 
 def _recognised(sources: Sequence[Path]) -> Kind:
-    if len(sources) == 1 and sources[0].is_dir():
-        return "folder"
     suffixes = {path.suffix.lower() for path in sources}
     if suffixes == {".tar"}:
         return "tar"
     if suffixes == {".parquet"}:
         return "parquet"
     raise ForeignSetError(
-        f"{', '.join(map(str, sources[:4]))}: neither .tar shards, .parquet files, nor one folder; name it with --from"
+        f"{', '.join(map(str, sources[:4]))}: neither .tar shards, .parquet files, one .rec, nor one folder; name it "
+        "with --from"
     )
 
 
@@ -112,29 +111,7 @@ def _open(sources: Sequence[Path], kind: Kind, label_key: str | None) -> Labelle
             raise ForeignSetError(f"{path}: no such file or folder")
     if kind == "tar":
         return _tar_shards(sources, label_key)
-    if kind == "parquet":
-        return _parquet_files(sources, label_key or "label")
-    if len(sources) != 1 or not sources[0].is_dir():
-        raise ForeignSetError(f"{sources[0]}: a set of class folders is one folder with a subfolder for each identity")
-    return _class_folders(sources[0])
-
-
-def _class_folders(root: Path) -> LabelledImages:
-    folders = sorted(path for path in root.iterdir() if path.is_dir())
-    images = [
-        (label, path)
-        for label, folder in enumerate(folders)
-        for path in sorted(folder.iterdir())
-        if path.suffix.lower().lstrip(".") in _IMAGE_SUFFIXES
-    ]
-
-    def read(number: int) -> bytes:
-        path = images[number][1]
-        if path.stat().st_size > MAX_IMAGE_BYTES:
-            raise ForeignSetError(f"{path}: {path.stat().st_size} bytes; at most {MAX_IMAGE_BYTES} are read")
-        return _image(path.read_bytes(), str(path))
-
-    return LabelledImages([label for label, _ in images], read, [folder.name for folder in folders])
+    return _parquet_files(sources, label_key or "label")
 
 
 def _tar_shards(paths: Sequence[Path], label_key: str | None) -> LabelledImages:

@@ -24,7 +24,7 @@ class RecordStatistics:
     empty_identities: int
     """Stated, and without an image."""
     images_per_identity: dict[str, float]
-    """min, median, max over identities with images; singletons: identities of one image."""
+    """min, quartiles, max over identities with images; singletons: identities of one image."""
     bytes_per_image: dict[str, float]
     """min, median, p95, max, mean of the encoded bodies, frames included."""
     sampled: int
@@ -78,7 +78,9 @@ def record_statistics(
         empty_identities=int((counts == 0).sum()),
         images_per_identity={
             "min": int(held.min()),
+            "lower_quartile": float(np.quantile(held, 0.25)),
             "median": float(np.median(held)),
+            "upper_quartile": float(np.quantile(held, 0.75)),
             "max": int(held.max()),
             "singletons": int((held == 1).sum()),
         },

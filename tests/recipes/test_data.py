@@ -139,7 +139,8 @@ def test_statistics_count_what_is_there(tmp_path: Path, capsys: pytest.CaptureFi
     assert main(["stats", str(source), "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert (found["images"], found["identities"], found["empty_identities"]) == (4, 5, 3)
-    assert found["images_per_identity"] == {"min": 1, "median": 2.0, "max": 3, "singletons": 1}
+    spread = {"min": 1, "lower_quartile": 1.5, "median": 2.0, "upper_quartile": 2.5, "max": 3, "singletons": 1}
+    assert found["images_per_identity"] == spread
     assert found["kinds"] == {"jpeg YCbCr 420 16x16": 4}
     assert found["sorted_by_identity"]
     assert found["problems"] == ["property says 5 identities, the labels go up to 3"]
@@ -262,7 +263,7 @@ def test_a_damaged_record_leaves_nothing_behind(tmp_path: Path, capsys: pytest.C
         (["split", "{source}", "{folder}", "--fractions", "0.5"], "each part needs a name"),
         (["merge", "{folder}", "{source}", "{holes}", "--same-identities"], "identity 3 has no image"),
         (["stats", "{source}", "--sample", "0"], "--sample must be positive"),
-        (["convert", "{source}", "--out", "{folder}"], "neither .tar shards"),
+        (["convert", "{property}", "--out", "{folder}"], "neither .tar shards"),
         (["convert", "none.tar", "--out", "{folder}"], "no such file or folder"),
     ],
 )
@@ -270,7 +271,7 @@ def test_mistakes_are_told_in_one_line(tmp_path: Path, capsys, arguments: list[s
     source = _write(tmp_path / "train.rec", [0, 1, 2])
     (tmp_path / "property").write_text("3,16,16\n")
     holes = _write(tmp_path / "holes" / "train.rec", [4])
-    places = {"source": source, "folder": tmp_path / "out", "holes": holes}
+    places = {"source": source, "folder": tmp_path / "out", "holes": holes, "property": tmp_path / "property"}
     assert main([argument.format(**places) for argument in arguments]) in (1, 2)
     err = capsys.readouterr().err
     assert message in err

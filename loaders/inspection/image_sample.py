@@ -1,0 +1,63 @@
+"""What a sample of encoded images is: formats, sizes, colours, and how many cannot be read."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+
+from adadistill.loaders.pixels import ImageDecodeError, image_header, is_baseline
+from adadistill.loaders.stored_blocks.json_text import JSON
+
+_MOST_KINDS = 12
+
+
+@dataclass(slots=True)
+class ImageSample:
+    """Counts over images whose headers were read."""
+
+    images: int = 0
+    kinds: Counter[str] = field(default_factory=Counter)
+    sizes: Counter[tuple[int, int]] = field(default_factory=Counter)
+    """(height, width)."""
+    progressive: int = 0
+    four_colours: int = 0
+    """CMYK and YCCK."""
+    grey: int = 0
+    damaged: list[str] = field(default_factory=list)
+
+    def add(self, body: bytes, where: object) -> None:
+        """Read one image's header."""
+        self.images += 1
+        try:
+            header = image_header(body, where=where)
+        except ImageDecodeError as error:
+            self.damaged.append(str(error))
+            return
+        self.kinds[" ".join(part for part in (header.kind, header.colorspace, header.subsampling) if part)] += 1
+        self.sizes[header.height, header.width] += 1
+        self.progressive += header.kind == "jpeg" and not is_baseline(body)
+        self.four_colours += header.colorspace in ("CMYK", "YCCK")
+        self.grey += header.colorspace == "Gray"
+
+    def facts(self) -> dict[str, JSON]:
+        """For a finding."""
+        sizes = self.sizes.most_common(_MOST_KINDS)
+        return {
+            "images looked at": self.images,
+            "kinds": dict(self.kinds.most_common(_MOST_KINDS)),
+            "height x width": {f"{height} x {width}": count for (height, width), count in sizes},
+            "progressive": self.progressive,
+            "CMYK or YCCK": self.four_colours,
+            "grey": self.grey,
+        }
+
+    def problems(self) -> list[str]:
+        """For a finding."""
+        if not self.damaged:
+            return []
+        return [f"{len(self.damaged)} of {self.images} images looked at cannot be read; the first: {self.damaged[0]}"]
+
+    @property
+    def needs_resizing(self) -> bool:
+        """Whether not all are 112 x 112, which the field's networks take."""
+        return bool(self.sizes) and set(self.sizes) != {(112, 112)}

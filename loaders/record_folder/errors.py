@@ -1,0 +1,11 @@
+"""What can be wrong when records become a folder, or a folder records."""
+
+from __future__ import annotations
+
+
+class RecordFolderError(ValueError):
+    """A folder, manifest or list cannot be converted as it is. The message names it and says what to do."""
+
+
+class FolderChangedError(RecordFolderError):
+    """A folder does not hold what its manifest says: images were added, removed or changed."""

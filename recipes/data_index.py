@@ -1,0 +1,71 @@
+"""Entry point: an `.idx` of the images alone, or a complete one made anew.
+
+    adadistill data index train.rec            train.images.idx: what DALI's own reader needs with insightface's files
+    adadistill data index train.rec --all      train.idx from a walk through the records, when it is lost or damaged
+
+Exit codes: 0 written; 1 the records are damaged; 2 the command is wrong, or something is in the way.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+from adadistill.loaders.record_tools.index_files import IndexWritten, rebuild_index, write_image_index
+from adadistill.loaders.recordio import RecordError
+from adadistill.recipes.data_progress import fail
+
+_KEYS = {
+    "idx": "keys of the .idx",
+    "scan": "keys from a walk through the records",
+    "ids": "keys from the records' own headers",
+    "header record": "keys by insightface's header record",
+    "ordinals": "keys counted from 0: the records do not tell theirs",
+}
+
+
+def run(argv: Sequence[str]) -> int:
+    """Run `adadistill data index`; returns the exit code."""
+    arguments = build_parser().parse_args(argv)
+    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    records: Path = arguments.records
+    try:
+        if records.is_dir():
+            raise ValueError(f"{records} is a folder; an .idx is of a .rec file")
+        if arguments.all:
+            if arguments.index is not None:
+                raise ValueError("--all walks through the records and reads no --index")
+            written = rebuild_index(
+                records, arguments.out or records.with_suffix(".idx"), overwrite=arguments.overwrite
+            )
+        else:
+            target = arguments.out or records.with_suffix(".images.idx")
+            written = write_image_index(records, arguments.index, target, overwrite=arguments.overwrite)
+    except RecordError as error:
+        return fail(error, 1)
+    except (ValueError, OSError) as error:
+        return fail(error, 2)
+    _say(written, records, complete=arguments.all)
+    return 0
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="adadistill data index", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("records", type=Path, help=".rec file")
+    parser.add_argument("--index", type=Path, help="its .idx (default: the one beside it, else a walk)")
+    parser.add_argument("--all", action="store_true", help="list every record, and give each its key again")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="default: train.images.idx; with --all, train.idx")
+    parser.add_argument("--overwrite", action="store_true", help="replace FILE")
+    return parser
+
+
+def _say(written: IndexWritten, records: Path, *, complete: bool) -> None:
+    print(f"wrote {written.path}: {written.lines} records, {written.images} of them images; {_KEYS[written.keys_from]}")
+    if not complete:
+        print(f"  left out: {written.left_out} header and identity records")
+        print(f"  fn.readers.mxnet(path=[{str(records)!r}], index_path=[{str(written.path)!r}])")
