@@ -35,6 +35,8 @@ from typing import Literal, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from adadistill.loaders.record_folder.manifest import UNFINISHED_NAME
+
 Int64Array: TypeAlias = npt.NDArray[np.int64]
 Links: TypeAlias = Literal["inside", "anywhere"]
 """Which links are followed: those that stay within the folder, or all."""
@@ -125,6 +127,11 @@ def list_folder(folder: Path, links: Links = "inside") -> FolderListing:
         ImageFolderError: it holds something else than identities and their images, or cannot be listed.
     """
     root = os.fsencode(folder)
+    if os.path.lexists(os.path.join(root, os.fsencode(UNFINISHED_NAME))):
+        raise ImageFolderError(
+            f"{shown(root)} is being made by `adadistill data convert`, or that was interrupted, and lacks images; run "
+            "the same command again, it goes on"
+        )
     problems = _Problems()
     modified = array("q", [_modified_ns(root)])
     identities = list(_identities(root, problems))

@@ -1,7 +1,8 @@
-"""Entry point: an `.idx` of the images alone, or a complete one made anew.
+"""Entry point: an `.idx` of the images alone, or a complete one made anew; the index of a folder of identities.
 
     adadistill data index train.rec            train.images.idx: what DALI's own reader needs with insightface's files
     adadistill data index train.rec --all      train.idx from a walk through the records, when it is lost or damaged
+    adadistill data index FOLDER               FOLDER.images.index: spares every rank the listing (docs/data.md)
 
 Exit codes: 0 written; 1 the records are damaged; 2 the command is wrong, or something is in the way.
 """
@@ -13,6 +14,7 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
+from adadistill.loaders.folder_index import folder_index_path, read_folder_index, write_folder_index
 from adadistill.loaders.record_tools.index_files import IndexWritten, rebuild_index, write_image_index
 from adadistill.loaders.recordio import RecordError
 from adadistill.recipes.data_progress import fail
@@ -33,7 +35,7 @@ def run(argv: Sequence[str]) -> int:
     records: Path = arguments.records
     try:
         if records.is_dir():
-            raise ValueError(f"{records} is a folder; an .idx is of a .rec file")
+            return _index_folder(arguments)
         if arguments.all:
             if arguments.index is not None:
                 raise ValueError("--all walks through the records and reads no --index")
@@ -51,12 +53,24 @@ def run(argv: Sequence[str]) -> int:
     return 0
 
 
+def _index_folder(arguments: argparse.Namespace) -> int:
+    if arguments.all or arguments.index is not None:
+        raise ValueError(f"{arguments.records} is a folder; --all and --index are for .rec files")
+    target = arguments.out or folder_index_path(arguments.records)
+    if target.exists() and not arguments.overwrite:
+        raise FileExistsError(f"{target} exists already; pass --overwrite to replace it (and checksums that it holds)")
+    path = write_folder_index(arguments.records, target)
+    listing = read_folder_index(path).listing
+    print(f"wrote {path}: {len(listing.images)} images of {len(listing.identities)} identities, without checksums")
+    return 0
+
+
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = argparse.ArgumentParser(
         prog="adadistill data index", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("records", type=Path, help=".rec file")
+    parser.add_argument("records", type=Path, help=".rec file, or a folder of identities")
     parser.add_argument("--index", type=Path, help="its .idx (default: the one beside it, else a walk)")
     parser.add_argument("--all", action="store_true", help="list every record, and give each its key again")
     parser.add_argument("--out", type=Path, metavar="FILE", help="default: train.images.idx; with --all, train.idx")

@@ -95,6 +95,7 @@ def _images(path: Path, sample: int) -> Finding:
     finding.facts |= images.facts()
     finding.problems += images.problems()
     _manifest_facts(path, finding)
+    finding.next_steps.append(f"train straight from it: data.records={path}")
     finding.next_steps.append(f"as records: adadistill data convert {path} --out RECORDS")
     return finding
 

@@ -11,9 +11,10 @@ from folder_of_records import write_folder_of
 from tiny_training import tiny_recipe, write_tiny_records
 
 from adadistill.core.recipe import dump_recipe
+from adadistill.loaders.folder_listing import ImageFolderError
 from adadistill.loaders.image_folder import ImageFolder
 from adadistill.loaders.packed_store import PackedStore
-from adadistill.recipes import data_pack, data_verify, plan
+from adadistill.recipes import data_index, data_pack, data_verify, plan
 
 
 @pytest.fixture(scope="module")
@@ -25,6 +26,21 @@ def records(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def faces(records: Path, tmp_path: Path) -> Path:
     """48 images of 6 identities."""
     return write_folder_of(records, tmp_path / "faces")
+
+
+def test_a_folder_that_lacks_images_yet_is_not_trained_from(faces: Path):
+    (faces / ".records.unfinished").write_text("{}")
+    with pytest.raises(ImageFolderError, match=r"interrupted, and lacks images; run the same command again"):
+        len(ImageFolder(faces))
+
+
+def test_the_index_of_a_folder_is_written_once(faces: Path, capsys: pytest.CaptureFixture[str]):
+    assert data_index.run([str(faces)]) == 0
+    assert f"wrote {faces}.images.index: 48 images of 6 identities, without checksums" in capsys.readouterr().out
+    assert data_index.run([str(faces)]) == 2
+    assert "pass --overwrite" in capsys.readouterr().err
+    assert data_index.run([str(faces), "--all"]) == 2
+    assert len(ImageFolder(faces)) == 48
 
 
 def test_every_bad_image_is_reported_and_a_good_folder_sealed(faces: Path, capsys: pytest.CaptureFixture[str]):
