@@ -4,11 +4,15 @@ Batch statistics stay local (the usual, fast choice); the running averages that 
 averaged over ranks every step, beside the gradients. So ranks agree at all times and a checkpoint needs no special
 moment. They are final after the forward pass, so their average is under way while the backward pass computes. As a
 non-finite batch has already moved the running averages when it is noticed, the last committed ones are kept aside.
+
+A batch that goes through the network in parts (`core/micro_batches.py`) is treated as ranks are: each part moves the
+averages from where the step found them, and the mean over parts counts, as one batch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -22,18 +26,41 @@ class RunningStatistics:
     Args:
         network: its running means and variances are changed in place by `commit_`.
 
-    A step calls `start_average` once they are final, computes its gradients, and calls `commit_`.
+    A step calls `start_average` once they are final, computes its gradients, and calls `commit_`. Where it goes in
+    parts, it runs each of them in `part` first; what moves the buffers after that, such as a second pass, is undone.
     """
 
     def __init__(self, network: nn.Module) -> None:
         self._buffers = [buffer for buffer in network.buffers() if buffer.is_floating_point()]
         self._sizes = [buffer.numel() for buffer in self._buffers]
+        self._counters = [buffer for buffer in network.buffers() if not buffer.is_floating_point()]
         self._committed = self._flat()
         self._average: Callable[[], Tensor] | None = None
+        self._parts = 0
+        self._sum_of_parts: Tensor | None = None
+        self._counted: list[Tensor] = []
 
     def remember(self) -> None:
         """Take the buffers as they are for committed, after loading a checkpoint."""
         self._committed = self._flat()
+
+    @contextmanager
+    def part(self, number: int) -> Iterator[None]:
+        """The forward pass of one part of a batch; parts are equally large and count from 0.
+
+        Each begins at the committed buffers, those that are no floating-point values (counts of batches) at those that
+        the first part left: a step counts once.
+        """
+        if number == 0:
+            self._parts, self._sum_of_parts, self._counted = 0, None, []
+        self._put_back()
+        yield
+        if number == 0:
+            self._counted = [counter.clone() for counter in self._counters]
+        current = self._flat()
+        if current is not None:
+            self._sum_of_parts = current if self._sum_of_parts is None else self._sum_of_parts + current
+        self._parts += 1
 
     def start_average(self, ranks: Ranks) -> None:
         """Begin to average the buffers over ranks, after the forward pass and before the backward pass.
@@ -42,15 +69,26 @@ class RunningStatistics:
         behind: the next one starts from the buffers again.
         """
         current = self._flat()
+        if self._sum_of_parts is not None:
+            current = self._sum_of_parts / self._parts
+        self._parts, self._sum_of_parts = 0, None
         self._average = None if current is None else start_average_(current, ranks)
 
     def commit_(self, finite: Tensor) -> None:
         """Keep the average of the buffers where `finite` (0-dim bool), else put back the last ones kept."""
+        if self._committed is not None:
+            assert self._average is not None, "commit_ follows start_average"
+            self._committed = torch.where(finite, self._average(), self._committed)
+            self._average = None
+        self._put_back()
+        for counter, value in zip(self._counters if self._counted else (), self._counted, strict=True):
+            counter.copy_(value)
+        self._counted = []
+
+    def _put_back(self) -> None:
+        """Make the buffers what was committed."""
         if self._committed is None:
             return
-        assert self._average is not None, "commit_ follows start_average"
-        self._committed = torch.where(finite, self._average(), self._committed)
-        self._average = None
         for buffer, values in zip(self._buffers, self._committed.split(self._sizes), strict=True):
             buffer.copy_(values.view_as(buffer))
 

@@ -72,6 +72,7 @@ _HARMLESS = (
     "checkpoint.",
     "centres.placement:",
     "evaluation.",
+    "data.micro_batch_size:",
     "data.workers:",
     "data.prefetch:",
     "data.decoder:",
@@ -196,7 +197,7 @@ def _open_parts(recipe: Recipe, ranks: Ranks) -> _Parts:
     precision = resolve_precision(recipe.precision, ranks.device)
     records = named_records(recipe.data)
     order = SampleOrder(len(records), recipe.data.global_batch_size, derive_seed(recipe.seed, "sample_order"))
-    order.local_batch_size(ranks.world_size)
+    recipe.data.parts(order.local_batch_size(ranks.world_size))
     if recipe.centres.placement == "sharded" and records.num_classes < ranks.world_size:
         raise ValueError(
             f"centres.placement sharded cannot spread {records.num_classes} identities over {ranks.world_size} ranks; "
@@ -266,6 +267,7 @@ def _build_step(recipe: Recipe, parts: _Parts, ranks: Ranks, student: nn.Module 
         precision=parts.precision,
         ranks=ranks,
         compile_student=recipe.compile,
+        parts=recipe.data.parts(parts.order.local_batch_size(ranks.world_size)),
     )
 
 
