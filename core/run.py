@@ -50,6 +50,7 @@ from adadistill.core.recipe import (
     recipe_differences,
     recipe_hash,
 )
+from adadistill.core.restarts import launch_tokens, restart_count
 from adadistill.core.run_folder import RunFolder, describe_environment
 from adadistill.core.seeding import derive_seed, seed_process, stream
 from adadistill.core.sharded_centres import ShardedCentres
@@ -119,6 +120,9 @@ def run_training(
 ) -> TrainingResult:
     """Train what a recipe describes into a run folder.
 
+    Started again by torchrun (`--max-restarts`), it goes on from the newest checkpoint that this launch has written into
+    the folder; where there is none, it begins as it was told to.
+
     Args:
         resume: `none` starts a new run; `auto` goes on from the folder's newest checkpoint that verifies, or starts
             one; a path goes on from that checkpoint, or from the newest valid one of that run folder.
@@ -134,7 +138,9 @@ def run_training(
     step_profile = open_profile(profile, run_folder.profile, ranks)
     parts = _open_parts(recipe, ranks)
     own_rows_of = (ranks.rank, ranks.world_size) if recipe.centres.placement == "sharded" else None
-    checkpoint = _find_checkpoint(run_folder, resume, own_rows_of, ranks)
+    launch = launch_tokens(ranks)
+    restarted = _is_restart(run_folder, launch, ranks)
+    checkpoint = _find_checkpoint(run_folder, resume, own_rows_of, ranks, restarted=restarted)
     if checkpoint is not None:
         _refuse_other_recipe(recipe, checkpoint, resume_allow)
         _refuse_other_records(parts.records, checkpoint)
@@ -142,8 +148,12 @@ def run_training(
         _refuse_other_teacher(parts.teacher, checkpoint)
     run_folder.start(
         recipe_yaml=dump_recipe(recipe),
-        environment={**describe_environment(world_size=ranks.world_size), "device": str(ranks.device)},
-        resuming=resume != "none",
+        environment={
+            **describe_environment(world_size=ranks.world_size),
+            "device": str(ranks.device),
+            **({"launch": launch} if launch else {}),
+        },
+        resuming=resume != "none" or restarted,
         rank=ranks.rank,
     )
     barrier(ranks)
@@ -375,14 +385,38 @@ def _loop_config(recipe: Recipe, parts: _Parts) -> LoopConfig:
     )
 
 
+def _is_restart(run_folder: RunFolder, launch: Sequence[str], ranks: Ranks) -> bool:
+    """Whether torchrun has started this launch again, after it had begun or continued the run in this folder.
+
+    Where it had not, because it was refused or died before, the restart is told nothing new and begins as the first.
+    """
+    restarts = restart_count()
+    if restarts == 0:
+        return False
+    own = bool(broadcast_text("own" if ranks.is_main and run_folder.belongs_to(launch) else "", ranks))
+    if own and ranks.is_main:
+        logger.info("torchrun has started this launch again (restart %d); %s is its own", restarts, run_folder.path)
+    return own
+
+
 def _find_checkpoint(
-    run_folder: RunFolder, resume: str, own_rows_of: tuple[int, int] | None, ranks: Ranks
+    run_folder: RunFolder, resume: str, own_rows_of: tuple[int, int] | None, ranks: Ranks, *, restarted: bool
 ) -> Checkpoint | None:
     """The checkpoint to go on from; all ranks take the one that rank 0 found."""
+    if restarted:
+        found = _newest_checkpoint(run_folder, own_rows_of, ranks)
+        if found is not None or resume == "auto":
+            return found
     if resume == "none":
         return None
     if resume != "auto":
         return load_checkpoint(resolve_checkpoint(resume), own_rows_of=own_rows_of)
+    return _newest_checkpoint(run_folder, own_rows_of, ranks)
+
+
+def _newest_checkpoint(
+    run_folder: RunFolder, own_rows_of: tuple[int, int] | None, ranks: Ranks
+) -> Checkpoint | None:
     path, found = "", None
     if ranks.is_main:
         found, skipped = newest_valid_checkpoint(run_folder.path, own_rows_of=own_rows_of)

@@ -58,13 +58,12 @@ def runs(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     saving, resuming = [], []
     for size in SIZES:
         jobs = [
-            _job(data, f"{name}-{size}", "norm", {**QUARTERS, "precision": "float64", "optim__epochs": 3, **changes})
+            _job(data, f"{name}-{size}", "norm", {**QUARTERS, "precision": "float64", "optim__epochs": 2, **changes})
             for name, changes in _objectives(data).items()
         ]
-        bad = {**QUARTERS, "optim__epochs": 1, "checkpoint__every_steps": 1}
-        # Sample 9 of the global batch: in the third of four parts, wherever that is computed.
-        rank, sample = divmod(9, 16 // size)
-        jobs.append(_job(data, f"damaged-{size}", "norm", bad, damage=[rank, 0, 1, sample]))
+        if size == 2:
+            bad = {**QUARTERS, "optim__epochs": 1, "checkpoint__every_steps": 1}
+            jobs.append(_job(data, "damaged", "norm", bad, damage=[1, 0, 1, 1]))
         saving.append({"world_size": size, "jobs": [*jobs, *_saved(data, size)]})
         resuming.append({"world_size": size, "jobs": _resumed(data, folder, size)})
     (folder / "plan.json").write_text(json.dumps([*saving, *resuming]))
@@ -82,9 +81,8 @@ def _job(data: Path, name: str, student: str, overrides: dict[str, Any], **more:
 
 # 3 steps an epoch: saved in the middle of the second, two steps before the end.
 ELASTIC: dict[str, tuple[str, dict[str, Any]]] = {
-    "norms in quarters": ("norm", QUARTERS),
+    "norms in quarters": ("norm", {**QUARTERS, "geometry_margin__mode": "headroom"}),
     "no norms, sharded": ("plain", {**BATCH, **SHARDED}),
-    "no norms, headroom": ("plain", {**BATCH, "geometry_margin__mode": "headroom"}),
 }
 SAVING = {"optim__epochs": 2, "checkpoint__every_steps": 4, "checkpoint__keep": 9}
 
@@ -128,19 +126,18 @@ def test_parts_in_fewer_processes_train_as_processes_of_one_part_do(runs: Path, 
     assert ("class_centres" in spread) == ("norm_mean" in spread) == (name != "regression")
     for key, value in spread.items():
         assert (together[key] - value).abs().max() <= 1e-10 * value.abs().max(), key
-    assert spread["layers.1.num_batches_tracked"] == 9, "a step counts once, in however many parts"
+    assert spread["layers.1.num_batches_tracked"] == 6, "a step counts once, in however many parts"
     # Metrics are summed in float32.
-    assert len(_losses(runs / f"{name}-4")) == 9
+    assert len(_losses(runs / f"{name}-4")) == 6
     assert _losses(runs / f"{name}-{size}") == pytest.approx(_losses(runs / f"{name}-4"), rel=1e-6)
 
 
-@pytest.mark.parametrize("size", SIZES)
-def test_a_non_finite_image_in_one_part_rejects_the_whole_step(runs: Path, size: int):
-    found = json.loads((runs / f"damaged-{size}.json").read_text())
+def test_a_non_finite_image_in_one_part_rejects_the_whole_step(runs: Path):
+    found = json.loads((runs / "damaged.json").read_text())
     assert found["error"] == "NonFiniteError"
-    # Batch norm spreads it over the samples of its part, and no further.
+    # Of the second process the first part. Batch norm spreads it over the samples of its part, and no further.
     assert sorted(found["record_ids"]) == sorted(found["batches"][1][8:12])
-    checkpoint, _ = newest_valid_checkpoint(runs / f"damaged-{size}")
+    checkpoint, _ = newest_valid_checkpoint(runs / "damaged")
     assert checkpoint is not None
     assert checkpoint.step == 1
     assert all(torch.isfinite(value).all() for value in checkpoint.model.values())
