@@ -27,7 +27,7 @@ from adadistill.core.checkpoints import (
 )
 from adadistill.core.checkpoints.files import row_range
 from adadistill.core.class_centres import AdaptiveCentres, TrainableCentres, initial_centres
-from adadistill.core.distributed import Ranks, barrier, broadcast_text, exchange_rows
+from adadistill.core.distributed import Ranks, barrier, broadcast_text, exchange_rows, gather_texts
 from adadistill.core.evaluation import VerificationSets
 from adadistill.core.frozen_centres import FrozenCentres, load_frozen_centres
 from adadistill.core.metrics_log import MetricsFile
@@ -50,7 +50,7 @@ from adadistill.core.recipe import (
     recipe_differences,
     recipe_hash,
 )
-from adadistill.core.restarts import launch_tokens, restart_count
+from adadistill.core.restarts import agent_token, restart_count
 from adadistill.core.run_folder import RunFolder, describe_environment
 from adadistill.core.seeding import derive_seed, seed_process, stream
 from adadistill.core.sharded_centres import ShardedCentres
@@ -138,7 +138,7 @@ def run_training(
     step_profile = open_profile(profile, run_folder.profile, ranks)
     parts = _open_parts(recipe, ranks)
     own_rows_of = (ranks.rank, ranks.world_size) if recipe.centres.placement == "sharded" else None
-    launch = launch_tokens(ranks)
+    launch = sorted(set(gather_texts(agent_token(), ranks)) - {""})
     restarted = _is_restart(run_folder, launch, ranks)
     checkpoint = _find_checkpoint(run_folder, resume, own_rows_of, ranks, restarted=restarted)
     if checkpoint is not None:
@@ -390,7 +390,7 @@ def _is_restart(run_folder: RunFolder, launch: Sequence[str], ranks: Ranks) -> b
 
     Where it had not, because it was refused or died before, the restart is told nothing new and begins as the first.
     """
-    restarts = restart_count()
+    restarts = max(map(int, gather_texts(str(restart_count()), ranks)))
     if restarts == 0:
         return False
     own = bool(broadcast_text("own" if ranks.is_main and run_folder.belongs_to(launch) else "", ranks))

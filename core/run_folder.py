@@ -77,7 +77,7 @@ class RunFolder:
         return traces + ([f"{saved} checkpoint(s)"] if saved else [])
 
     def belongs_to(self, launch: Sequence[str]) -> bool:
-        """Whether a launch with one of these tokens (`restarts.launch_tokens`) began or continued the run in here."""
+        """Whether a launch with one of these tokens (`restarts.agent_token`) began or continued the run in here."""
         try:
             content = json.loads(self.environment.read_text(encoding="utf-8"))
         except (OSError, ValueError, RecursionError):  # none, or damaged: `start` says so where that matters

@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,15 +19,14 @@ from torch import Tensor
 from adadistill.core.checkpoints import CheckpointError, newest_valid_checkpoint
 from adadistill.core.distributed import Ranks
 from adadistill.core.recipe import dump_recipe
-from adadistill.core.restarts import launch_tokens, restart_count
+from adadistill.core.restarts import agent_token, restart_count
 from adadistill.core.run import run_training
 from adadistill.core.run_folder import RunFolder, RunFolderError
-from adadistill.recipes import train
 
 RANKS = Ranks()
 WORKER = Path(__file__).with_name("elastic_worker.py")
 # 6 steps an epoch.
-SETTINGS = {"optim__epochs": 1, "optim__milestones": "[]", "checkpoint__every_steps": 2, "checkpoint__keep": 99}
+SETTINGS: dict[str, Any] = {"optim__epochs": 1, "optim__milestones": "[]", "checkpoint__every_steps": 2, "checkpoint__keep": 99}
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +79,7 @@ def test_a_restart_goes_on_from_the_folder_of_its_own_launch(
     assert "step-00000004 at epoch 0, step 4" in caplog.text
     assert all(torch.equal(value, whole[key]) for key, value in _final(tmp_path / "run").items())
     written = json.loads((tmp_path / "run" / "environment.json").read_text())
-    assert written["launch"] == written["resumed"][0]["launch"] == launch_tokens(RANKS)
+    assert written["launch"] == written["resumed"][0]["launch"] == [agent_token()]
 
 
 def test_a_first_attempt_and_the_restart_of_another_launch_are_refused(
@@ -106,7 +106,7 @@ def test_a_restart_begins_anew_where_nothing_was_saved_or_begun(
     whole = _final(tmp_path / "nothing begun")
 
     _attempt(monkeypatch, 0)
-    environment = {"launch": launch_tokens(RANKS)}
+    environment = {"launch": [agent_token()]}
     RunFolder(tmp_path / "nothing saved").start(recipe_yaml="", environment=environment, resuming=False)
     _attempt(monkeypatch, 1)
     run_training(recipe, tmp_path / "nothing saved", ranks=RANKS)
@@ -158,7 +158,7 @@ sys.exit(train.main())
 
 @pytest.mark.slow
 def test_a_killed_process_under_torchrun_costs_no_bit_and_its_run_resumes_on_one_rank(
-    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ):
     settings = {**SETTINGS, "data__micro_batch_size": 2}
     job = {"name": "whole", "data": str(data), "student": "recipe", "overrides": settings}
@@ -183,8 +183,9 @@ def test_a_killed_process_under_torchrun_costs_no_bit_and_its_run_resumes_on_one
     assert all(torch.equal(value, run[key]) for key, value in whole.items())
     assert not list((tmp_path / "run").glob("recipe.before-*")), "the same recipe"
 
-    assert train.main([*command, "optim.epochs=2", "--resume", "auto", "--resume-allow", "optim.epochs"]) == 0
-    assert "saved by 2 ranks" in capsys.readouterr().err
+    longer = tiny_recipe(data, **{**settings, "optim__epochs": 2})
+    run_training(longer, tmp_path / "run", ranks=RANKS, resume="auto", resume_allow=["optim.epochs"])
+    assert "saved by 2 ranks" in caplog.text
     checkpoint, _ = newest_valid_checkpoint(tmp_path / "run")
     assert checkpoint is not None
     assert checkpoint.step == 12
