@@ -6,6 +6,8 @@ That parts train as processes do is shown with real processes in test_elastic.py
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,12 +18,15 @@ from sync_watch import NoHostWait
 from tiny_training import tiny_recipe, write_tiny_records
 from torch import Tensor, nn
 
+from adadistill.bench import step as bench_step
+from adadistill.bench.rows import read_rows
 from adadistill.bench.step import build_step
 from adadistill.core.batch_norm_sync import RunningStatistics
 from adadistill.core.distributed import Ranks
 from adadistill.core.micro_batches import MicroBatches, WholeBatch
 from adadistill.core.run import run_training
 from adadistill.core.training_step import TrainingStep
+from adadistill.loaders.named_ranges import show_ranges
 from adadistill.loaders.pipeline import DataConfig
 
 CPU = torch.device("cpu")
@@ -30,7 +35,7 @@ CPU = torch.device("cpu")
 def _step(parts: int, *, batch_size: int = 16, precision: str = "float32", **options: Any) -> tuple[TrainingStep, Any]:
     step, batch, samples = build_step(
         arch="mobilefacenet", width=0.125, image_size=32, batch_size=batch_size, identities=20, precision=precision,
-        device=CPU, parts=parts, **options,
+        parts=parts, **{"device": CPU, **options},
     )  # fmt: skip
 
     def run(number: int = 0) -> Any:
@@ -200,11 +205,46 @@ def test_a_gradient_that_is_not_finite_in_one_part_rejects_the_whole_step():
     assert torch.equal(step.objective.centres.class_centres, centres)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("mode", ["default"])
+def test_named_ranges_nest_and_show_the_second_pass_within_backward():
+    _, run = _step(2)
+    run()
+    seen: list[str] = []
+    under: list[str] = []
+
+    @contextmanager
+    def open_range(name: str) -> Iterator[None]:
+        under.append(name)
+        seen.append("/".join(under))
+        yield
+        assert under.pop() == name
+
+    show_ranges(open_range)
+    try:
+        run(1)
+    finally:
+        show_ranges(None)
+    twice = ["backward/student_fwd"] * 2
+    assert seen == ["student_fwd", "head", "head/teacher", "head/centres", "backward", *twice, "optimiser", "centres"]
+
+
+def test_the_step_bench_measures_parts_and_says_so(tmp_path: Path):
+    arguments = (
+        "--width 0.125 --image-size 32 --batch-size 8 --identities 20 --steps 1 --warmup 1 --rounds 1 --device cpu "
+        "--ways replayed --micro-batch-size"
+    )
+    assert bench_step.main([*arguments.split(), "4", "--rows", str(tmp_path / "rows.jsonl")]) == 0
+    (row,) = read_rows(tmp_path / "rows.jsonl")
+    assert (row["batch_size"], row["micro_batch_size"]) == (8, 4)
+    with pytest.raises(ValueError, match="sizes that do: 2, 4, 8"):
+        bench_step.main([*arguments.split(), "3"])
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("mode", ["default", "reduce-overhead"])
 def test_a_compiled_student_takes_the_same_steps_in_parts(mode: str):
     losses = {}
     for compiled in ("off", mode):
-        _, run = _step(2, compile_student=compiled)
+        _, run = _step(2, compile_student=compiled, device=torch.device("cuda"))
         losses[compiled] = [run(number).metrics["loss"].item() for number in range(3)]
     assert losses[mode] == pytest.approx(losses["off"], rel=1e-4)
