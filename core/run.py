@@ -120,8 +120,8 @@ def run_training(
 ) -> TrainingResult:
     """Train what a recipe describes into a run folder.
 
-    Started again by torchrun (`--max-restarts`), it goes on from the newest checkpoint that this launch has written into
-    the folder; where there is none, it begins as it was told to.
+    Started again by torchrun (`--max-restarts`), it goes on from the newest checkpoint in the folder, if this launch has
+    worked there before; where there is none, it begins as it was told to.
 
     Args:
         resume: `none` starts a new run; `auto` goes on from the folder's newest checkpoint that verifies, or starts
@@ -414,9 +414,7 @@ def _find_checkpoint(
     return _newest_checkpoint(run_folder, own_rows_of, ranks)
 
 
-def _newest_checkpoint(
-    run_folder: RunFolder, own_rows_of: tuple[int, int] | None, ranks: Ranks
-) -> Checkpoint | None:
+def _newest_checkpoint(run_folder: RunFolder, own_rows_of: tuple[int, int] | None, ranks: Ranks) -> Checkpoint | None:
     path, found = "", None
     if ranks.is_main:
         found, skipped = newest_valid_checkpoint(run_folder.path, own_rows_of=own_rows_of)

@@ -36,8 +36,8 @@ def make_plan(recipe: Recipe, launch: Launch, rows: MeasuredRows) -> Plan:
         reasons = [reason if ranks == 1 else f"{reason} over {ranks}"]
         if parts > 1:
             reasons.append(
-                f"micro-batches: {parts} of data.micro_batch_size {recipe.data.micro_batch_size}, for a third more of the "
-                "student's time"
+                f"micro-batches: {parts} of data.micro_batch_size {recipe.data.micro_batch_size}, for a third more of "
+                "the student's time"
             )
         better = _fastest(recipe, launch, rows)
         if better is not None and better.images_per_s > plan.images_per_s / _ENOUGH:

@@ -1,4 +1,4 @@
-"""Other numbers of processes and parts: the same training on any that divide the batch, saved on one, resumed on another.
+"""Other numbers of processes and parts: the same training on any that divide the batch; saved on one, resumed on all.
 
 Real processes with gloo, see `elastic_worker.py`. Global batches of 16, so that four processes or parts have 4 images:
 batch norm over two would turn rounding into differences.
@@ -69,7 +69,7 @@ def runs(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "plan.json").write_text(json.dumps([*saving, *resuming]))
     done = subprocess.run(
         [sys.executable, str(WORKER), str(folder / "plan.json"), str(folder)],
-        capture_output=True, text=True, timeout=400,
+        capture_output=True, text=True, timeout=600,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     return folder
@@ -122,7 +122,11 @@ def _losses(folder: Path) -> list[float]:
 def test_parts_in_fewer_processes_train_as_processes_of_one_part_do(runs: Path, name: str, size: int):
     spread, together = _final(runs / f"{name}-4"), _final(runs / f"{name}-{size}")
     assert spread.keys() == together.keys()
-    assert {"layers.1.running_mean", "layers.1.num_batches_tracked", "momentum.student.layers.0.weight"} <= spread.keys()
+    assert {
+        "layers.1.running_mean",
+        "layers.1.num_batches_tracked",
+        "momentum.student.layers.0.weight",
+    } <= spread.keys()
     assert ("class_centres" in spread) == ("norm_mean" in spread) == (name != "regression")
     for key, value in spread.items():
         assert (together[key] - value).abs().max() <= 1e-10 * value.abs().max(), key
@@ -161,6 +165,6 @@ def test_a_run_resumes_on_any_number_of_ranks(runs: Path, name: str, saved: int)
     assert "class_centres" in restored[0]
     assert len(restored[0]) > len(checkpoint.row_sharded), "momentum too"
     assert restored[0] == restored[1] == restored[2]
-    if saved == 2:  # a run that goes on as it was is the same run; above two, gloo's order of sums follows DDP's buckets
+    if saved == 2:  # as it was, it is the same run; above two ranks gloo's order of sums follows DDP's buckets
         same = _final(runs / f"{name}-from-2-to-2")
         assert all(torch.equal(value, same[key]) for key, value in _final(whole).items())

@@ -26,7 +26,12 @@ from adadistill.core.run_folder import RunFolder, RunFolderError
 RANKS = Ranks()
 WORKER = Path(__file__).with_name("elastic_worker.py")
 # 6 steps an epoch.
-SETTINGS: dict[str, Any] = {"optim__epochs": 1, "optim__milestones": "[]", "checkpoint__every_steps": 2, "checkpoint__keep": 99}
+SETTINGS: dict[str, Any] = {
+    "optim__epochs": 1,
+    "optim__milestones": "[]",
+    "checkpoint__every_steps": 2,
+    "checkpoint__keep": 99,
+}
 
 
 @pytest.fixture(scope="module")
@@ -163,7 +168,7 @@ def test_a_killed_process_under_torchrun_costs_no_bit_and_its_run_resumes_on_one
     settings = {**SETTINGS, "data__micro_batch_size": 2}
     job = {"name": "whole", "data": str(data), "student": "recipe", "overrides": settings}
     (tmp_path / "plan.json").write_text(json.dumps([{"world_size": 2, "jobs": [job]}]))
-    subprocess.run([sys.executable, str(WORKER), str(tmp_path / "plan.json"), str(tmp_path)], check=True, timeout=240)
+    subprocess.run([sys.executable, str(WORKER), str(tmp_path / "plan.json"), str(tmp_path)], check=True, timeout=600)
 
     (tmp_path / "killed_once.py").write_text(KILLED_ONCE)
     (tmp_path / "recipe.yaml").write_text(dump_recipe(tiny_recipe(data, **settings)))
@@ -171,7 +176,7 @@ def test_a_killed_process_under_torchrun_costs_no_bit_and_its_run_resumes_on_one
     command = [str(tmp_path / "recipe.yaml"), "--out", str(tmp_path / "run"), "--device", "cpu"]
     done = subprocess.run(
         [sys.executable, *launch, str(tmp_path / "killed_once.py"), *command],
-        capture_output=True, text=True, timeout=400,
+        capture_output=True, text=True, timeout=600,
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT / ".typecheck")},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
