@@ -32,32 +32,31 @@ class RunningStatistics:
 
     def __init__(self, network: nn.Module) -> None:
         self._buffers = [buffer for buffer in network.buffers() if buffer.is_floating_point()]
-        self._sizes = [buffer.numel() for buffer in self._buffers]
         self._counters = [buffer for buffer in network.buffers() if not buffer.is_floating_point()]
-        self._committed = self._flat()
+        self._committed = _flat(self._buffers)
         self._average: Callable[[], Tensor] | None = None
         self._parts = 0
         self._sum_of_parts: Tensor | None = None
-        self._counted: list[Tensor] = []
+        self._counted: Tensor | None = None
 
     def remember(self) -> None:
         """Take the buffers as they are for committed, after loading a checkpoint."""
-        self._committed = self._flat()
+        self._committed = _flat(self._buffers)
 
     @contextmanager
     def part(self, number: int) -> Iterator[None]:
         """The forward pass of one part of a batch; parts are equally large and count from 0.
 
-        Each begins at the committed buffers, those that are no floating-point values (counts of batches) at those that
-        the first part left: a step counts once.
+        Each begins at the committed buffers. Those that are no floating-point values (counts of batches) end as the
+        first part leaves them: a step counts once.
         """
         if number == 0:
-            self._parts, self._sum_of_parts, self._counted = 0, None, []
-        self._put_back()
+            self._parts, self._sum_of_parts, self._counted = 0, None, None
+        _fill(self._buffers, self._committed)
         yield
         if number == 0:
-            self._counted = [counter.clone() for counter in self._counters]
-        current = self._flat()
+            self._counted = _flat(self._counters)
+        current = _flat(self._buffers)
         if current is not None:
             self._sum_of_parts = current if self._sum_of_parts is None else self._sum_of_parts + current
         self._parts += 1
@@ -68,7 +67,7 @@ class RunningStatistics:
         Every rank calls it at the same place among its collectives. A step that was never committed leaves nothing
         behind: the next one starts from the buffers again.
         """
-        current = self._flat()
+        current = _flat(self._buffers)
         if self._sum_of_parts is not None:
             current = self._sum_of_parts / self._parts
         self._parts, self._sum_of_parts = 0, None
@@ -80,19 +79,18 @@ class RunningStatistics:
             assert self._average is not None, "commit_ follows start_average"
             self._committed = torch.where(finite, self._average(), self._committed)
             self._average = None
-        self._put_back()
-        for counter, value in zip(self._counters if self._counted else (), self._counted, strict=True):
-            counter.copy_(value)
-        self._counted = []
+        _fill(self._buffers, self._committed)
+        _fill(self._counters, self._counted)
+        self._counted = None
 
-    def _put_back(self) -> None:
-        """Make the buffers what was committed."""
-        if self._committed is None:
-            return
-        for buffer, values in zip(self._buffers, self._committed.split(self._sizes), strict=True):
-            buffer.copy_(values.view_as(buffer))
 
-    def _flat(self) -> Tensor | None:
-        if not self._buffers:
-            return None
-        return torch.cat([buffer.flatten() for buffer in self._buffers])
+def _flat(buffers: list[Tensor]) -> Tensor | None:
+    """All values in one vector, a copy; None where there are none."""
+    return torch.cat([buffer.flatten() for buffer in buffers]) if buffers else None
+
+
+def _fill(buffers: list[Tensor], values: Tensor | None) -> None:
+    """Give the buffers the values of a vector that `_flat` made, in a launch or two; None leaves them as they are."""
+    if values is not None:
+        pieces = values.split([buffer.numel() for buffer in buffers])
+        torch._foreach_copy_(buffers, [piece.view_as(buffer) for piece, buffer in zip(pieces, buffers, strict=True)])

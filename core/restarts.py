@@ -48,10 +48,10 @@ def store_of_restart(timeout: datetime.timedelta) -> dist.Store | None:
     """
     restarts = restart_count()
     lent = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
-    if restarts == 0 or not lent or os.environ.get("GROUP_WORLD_SIZE") != "1":
+    address, port = os.environ.get("MASTER_ADDR", ""), os.environ.get("MASTER_PORT", "")
+    if restarts == 0 or not lent or os.environ.get("GROUP_WORLD_SIZE") != "1" or not (address and port.isdecimal()):
         return None
-    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    store = dist.TCPStore(address, port, is_master=False, timeout=timeout)
+    store = dist.TCPStore(address, int(port), is_master=False, timeout=timeout)
     return dist.PrefixStore(f"adadistill/restart-{restarts}", store)
 
 

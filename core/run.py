@@ -120,7 +120,7 @@ def run_training(
 ) -> TrainingResult:
     """Train what a recipe describes into a run folder.
 
-    Started again by torchrun (`--max-restarts`), it goes on from the newest checkpoint in the folder, if this launch has
+    Started again by torchrun (`--max-restarts`), it goes on from the newest checkpoint in the folder if this launch has
     worked there before; where there is none, it begins as it was told to.
 
     Args:

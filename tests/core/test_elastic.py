@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_training import tiny_recipe, write_tiny_records
+from tiny_training import PlainStudent, tiny_recipe, write_tiny_records
 from torch import Tensor
 
 from adadistill.core.checkpoints import load_checkpoint, newest_valid_checkpoint
@@ -32,8 +32,7 @@ SHARDED = {**TRAINABLE, "centres__placement": "sharded"}
 
 def _objectives(data: Path) -> dict[str, dict[str, Any]]:
     return {
-        "distilled": {},
-        "taught in the loop": {"teacher__embeddings": "null", "teacher__checkpoint": str(data / "teacher")},
+        "distilled": {"teacher__embeddings": "null", "teacher__checkpoint": str(data / "teacher")},
         "trainable": TRAINABLE,
         "sharded": SHARDED,
         "regression": {"centres__kind": "none", "geometry_margin__mode": "off", "regression__weight": 64.0},
@@ -168,3 +167,14 @@ def test_a_run_resumes_on_any_number_of_ranks(runs: Path, name: str, saved: int)
     if saved == 2:  # as it was, it is the same run; above two ranks gloo's order of sums follows DDP's buckets
         same = _final(runs / f"{name}-from-2-to-2")
         assert all(torch.equal(value, same[key]) for key, value in _final(whole).items())
+
+
+def test_a_resumed_run_may_take_its_batches_in_other_parts(data: Path, tmp_path: Path):
+    student, (_, changes) = PlainStudent(), ELASTIC["no norms, sharded"]
+    settings = {**changes, **SAVING}
+    run_training(tiny_recipe(data, **settings), tmp_path / "whole", ranks=Ranks(), student=student)
+    run_training(
+        tiny_recipe(data, **settings, data__micro_batch_size=8), tmp_path / "parts", ranks=Ranks(),
+        student=PlainStudent(), resume=str(tmp_path / "whole" / "checkpoints" / "step-00000004"),
+    )  # fmt: skip
+    assert _losses(tmp_path / "parts") == pytest.approx(_losses(tmp_path / "whole")[4:], rel=1e-5)
