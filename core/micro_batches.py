@@ -69,7 +69,8 @@ class MicroBatches:
         forward: the student itself. Its backward passes are averaged over no ranks, which is what `no_sync` is for:
             DDP's hooks let pass what none of its own forward passes has announced.
         last: the student in DDP, whose backward pass averages all that has come together; `forward` without ranks. Not
-            of a static graph: DDP would take the first part's backward pass for the one that it is to learn from.
+            of a static graph, which DDP learns from the first backward pass that it sees, and here that is none of
+            its own: gradients then came out wrong, without a word (torch 2.13, gloo).
         parts: at least 2; must divide every batch.
         statistics: of the student; each part moves them from where the step found them.
         autocast: entered anew for each part, as weights that autocast has copied without a graph would stay copied.
