@@ -10,8 +10,8 @@ Equality    k parts in a process train as k processes with a part each, whose ba
             too: losses, gradients, centres and running statistics agree up to the order of sums. Dropout draws other
             numbers, since ranks have streams of their own. A batch that goes through whole takes one pass, as ever
 Randomness  the second pass sees the random state of the first, so that both drop the same values; reading and setting
-            it copies a few bytes of the host, on CUDA too, and waits for no device. Compiled, the passes are two graphs
-            that draw alike (Inductor, seen on the CPU)
+            it copies a few bytes of the host, and by torch's source waits for no device on CUDA either, where it has
+            not run yet. Compiled, the passes are two graphs that draw alike (Inductor, seen on the CPU)
 Source      the two passes are those of GradCache, arXiv:2101.06983
 """
 

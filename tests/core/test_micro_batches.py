@@ -241,6 +241,19 @@ def test_the_step_bench_measures_parts_and_says_so(tmp_path: Path):
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_a_step_in_parts_does_not_make_the_host_wait():
+    _, run = _step(4, precision="bfloat16", device=torch.device("cuda"))
+    for number in range(2):
+        run(number)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        run(2)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @pytest.mark.parametrize("mode", ["default", "reduce-overhead"])
 def test_a_compiled_student_takes_the_same_steps_in_parts(mode: str):
     losses = {}
