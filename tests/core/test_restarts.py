@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 import logging
 import os
@@ -12,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from tests_support import ROOT
 from tiny_training import tiny_recipe, write_tiny_records
 from torch import Tensor
@@ -19,7 +21,7 @@ from torch import Tensor
 from adadistill.core.checkpoints import CheckpointError, newest_valid_checkpoint
 from adadistill.core.distributed import Ranks
 from adadistill.core.recipe import dump_recipe
-from adadistill.core.restarts import agent_token, restart_count
+from adadistill.core.restarts import agent_token, restart_count, store_of_restart
 from adadistill.core.run import run_training
 from adadistill.core.run_folder import RunFolder, RunFolderError
 
@@ -142,6 +144,30 @@ def test_a_restart_of_a_run_that_began_elsewhere_prefers_what_it_has_saved_itsel
 def test_a_count_that_is_none_is_no_restart(monkeypatch: pytest.MonkeyPatch, count: str):
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", count)
     assert restart_count() == 0
+
+
+def test_attempts_do_not_read_each_other_in_the_store_that_torchrun_lends(monkeypatch: pytest.MonkeyPatch):
+    limit = datetime.timedelta(seconds=20)
+    lent = dist.TCPStore("127.0.0.1", 0, is_master=True)
+    setting = {"USE_AGENT_STORE": "True", "RESTART_COUNT": "0"}
+    for name, value in setting.items():
+        monkeypatch.setenv(f"TORCHELASTIC_{name}", value)
+    monkeypatch.setenv("GROUP_WORLD_SIZE", "1")
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    monkeypatch.setenv("MASTER_PORT", str(lent.port))
+    assert store_of_restart(limit) is None, "a first attempt leaves it to torch"
+    lent.set("address", "of the dead")
+    for restart in ("1", "2"):
+        monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", restart)
+        store = store_of_restart(limit)
+        assert store is not None
+        assert not store.check(["address"])
+        store.set("address", restart)
+        assert store.get("address") == restart.encode()
+    for name, other in (("GROUP_WORLD_SIZE", "2"), ("TORCHELASTIC_USE_AGENT_STORE", "False"), ("MASTER_PORT", "")):
+        with monkeypatch.context() as changed:
+            changed.setenv(name, other)
+            assert store_of_restart(limit) is None
 
 
 KILLED_ONCE = """
