@@ -108,7 +108,7 @@ BENCHES: Mapping[str, BenchRows] = {
             "arch": _TEXT, "width": _NUMBER, "image_size": _COUNT, "batch_size": _COUNT, "identities": _COUNT,
             "precision": _TEXT, "mode": _TEXT, "way": _TEXT, "source": Field("text", since=2),
             "augment": Field("text", since=2), "workers": Field("integer", optional=True),
-            "optimiser": Field("text", optional=True),
+            "optimiser": Field("text", optional=True), "micro_batch_size": Field("integer", optional=True),
         },
         values={
             "images_per_s": _RATE, "step_ms": Field("number", "ms"), "input_stall": _SHARE,

@@ -59,7 +59,7 @@ from adadistill.core.training_step import TrainingStep
 from adadistill.loaders.augment_policy import Augmentation, AugmentConfig
 from adadistill.loaders.batch import Batch
 from adadistill.loaders.image_records import ImageRecords
-from adadistill.loaders.pipeline import ImagePipeline
+from adadistill.loaders.pipeline import DataConfig, ImagePipeline
 from adadistill.loaders.pixels import image_size
 
 TINY = (
@@ -100,6 +100,7 @@ class RandomRows:
 def build_step(
     *, arch: str, width: float, image_size: int, batch_size: int, identities: int, precision: str,
     device: torch.device, compile_student: CompileMode = "off", optimiser: Literal["torch", "apex"] = "torch",
+    parts: int = 1,
 ) -> tuple[TrainingStep, Batch, GlobalSamples]:  # fmt: skip
     """A training step and a batch of noise to run it on."""
     formats = resolve_precision(precision, device)  # type: ignore[arg-type]
@@ -124,6 +125,7 @@ def build_step(
         precision=formats,
         ranks=ranks,
         compile_student=compile_student,
+        parts=parts,
     )
     memory_format = torch.channels_last if formats.channels_last else torch.contiguous_format
     images = torch.rand(batch_size, 3, image_size, image_size, generator=generator).mul_(2).sub_(1)
@@ -254,6 +256,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--width", type=float, default=1.0)
     parser.add_argument("--image-size", type=int, default=112, help="of noise and synthetic faces; records have theirs")
     parser.add_argument("--batch-size", type=int, help="default: 1024 on CUDA, 128 elsewhere")
+    parser.add_argument("--micro-batch-size", type=int, help="images the student takes at once (default: the batch)")
     parser.add_argument("--identities", type=int, default=85_742, help="class centres, at least those of the records")
     parser.add_argument("--precision", nargs="+", default=["auto"])
     parser.add_argument("--compile", nargs="+", choices=list(MODES), default=["eager"], help="modes of the student")
@@ -297,6 +300,7 @@ def _variant(
         device=device,
         compile_student=MODES[mode],
         optimiser=optimiser,
+        parts=_parts(arguments),
     )
     measure(step, batch, samples, warmup=arguments.warmup, steps=1)  # compiles, and makes the optimiser's state
     return Variant(
@@ -310,6 +314,14 @@ def _variant(
         held_mib=_allocated_mib(device) - before,
         gflop_per_image=_gflop_per_image(arguments),
     )
+
+
+def _parts(arguments: argparse.Namespace) -> int:
+    """As a recipe's `data.micro_batch_size` would have it."""
+    data = DataConfig(
+        records="none", global_batch_size=arguments.batch_size, micro_batch_size=arguments.micro_batch_size
+    )
+    return data.parts(arguments.batch_size)
 
 
 def _gflop_per_image(arguments: argparse.Namespace) -> float:
@@ -457,6 +469,7 @@ def _report(
             arguments.rows, bench="step", device=device, arch=arguments.arch, width=arguments.width,
             image_size=arguments.image_size, batch_size=arguments.batch_size, identities=arguments.identities,
             precision=precision, mode=mode, way=way, source=source, augment=arguments.augment,
+            **({} if _parts(arguments) == 1 else {"micro_batch_size": arguments.micro_batch_size}),
             workers=None if source == "none" else arguments.workers, images_per_s=rate,
             step_ms=1e3 * arguments.batch_size / rate["median"], rounds=arguments.rounds, steps=arguments.steps,
             **read, **values,

@@ -159,6 +159,7 @@ def by_step(transfers: Iterable[Transfer]) -> list[list[Transfer]]:
 # Module, and function where a module sends several things -> part. Who is not listed appears under its own name.
 _SENDERS: Mapping[str, str] = {
     "core.training_step": STUDENT_GRADIENT,
+    "core.micro_batches": STUDENT_GRADIENT,
     "core.batch_norm_sync": RUNNING_STATISTICS,
     "core.objectives.gather": SAMPLE_PACKET,
     "core.objectives._global_teacher_embeddings": TEACHER_EMBEDDINGS,

@@ -18,6 +18,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from adadistill.core.checkpoints.files import row_range
+from adadistill.core.restarts import store_of_restart
 from adadistill.kernels.margin_softmax import ClassShard
 
 COLLECTIVE_TIMEOUT = datetime.timedelta(minutes=20)
@@ -64,7 +65,14 @@ def distributed_session(device: str | None = None) -> Iterator[Ranks]:
     # NCCL refuses two ranks on one device; gloo carries CUDA tensors too, so shared-GPU tests still run.
     shared_gpu = chosen.type == "cuda" and (device or "").startswith("cuda:")
     backend = "nccl" if chosen.type == "cuda" and not shared_gpu else "gloo"
-    dist.init_process_group(backend, timeout=COLLECTIVE_TIMEOUT, device_id=chosen if backend == "nccl" else None)
+    dist.init_process_group(
+        backend,
+        timeout=COLLECTIVE_TIMEOUT,
+        device_id=chosen if backend == "nccl" else None,
+        store=store_of_restart(COLLECTIVE_TIMEOUT),
+        rank=rank,
+        world_size=world_size,
+    )
     try:
         yield ranks
     finally:
@@ -152,6 +160,15 @@ def broadcast_text(text: str, ranks: Ranks) -> str:
     box = [text]
     dist.broadcast_object_list(box, src=0)
     return box[0]
+
+
+def gather_texts(text: str, ranks: Ranks) -> list[str]:
+    """Every rank's text, in rank order, on every rank."""
+    if ranks.world_size == 1:
+        return [text]
+    found = [""] * ranks.world_size
+    dist.all_gather_object(found, text)
+    return found
 
 
 def local_slice(global_rows: Tensor, ranks: Ranks) -> Tensor:

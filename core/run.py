@@ -27,7 +27,7 @@ from adadistill.core.checkpoints import (
 )
 from adadistill.core.checkpoints.files import row_range
 from adadistill.core.class_centres import AdaptiveCentres, TrainableCentres, initial_centres
-from adadistill.core.distributed import Ranks, barrier, broadcast_text, exchange_rows
+from adadistill.core.distributed import Ranks, barrier, broadcast_text, exchange_rows, gather_texts
 from adadistill.core.evaluation import VerificationSets
 from adadistill.core.frozen_centres import FrozenCentres, load_frozen_centres
 from adadistill.core.metrics_log import MetricsFile
@@ -52,6 +52,7 @@ from adadistill.core.recipe import (
     recipe_hash,
 )
 from adadistill.core.record_agreement import require_same_records
+from adadistill.core.restarts import agent_token, restart_count
 from adadistill.core.run_folder import RunFolder, describe_environment
 from adadistill.core.seeding import derive_seed, seed_process, stream
 from adadistill.core.sharded_centres import ShardedCentres
@@ -74,6 +75,7 @@ _HARMLESS = (
     "checkpoint.",
     "centres.placement:",
     "evaluation.",
+    "data.micro_batch_size:",
     "data.workers:",
     "data.prefetch:",
     "data.decoder:",
@@ -121,6 +123,9 @@ def run_training(
 ) -> TrainingResult:
     """Train what a recipe describes into a run folder.
 
+    Started again by torchrun (`--max-restarts`), it goes on from the newest checkpoint in the folder if this launch has
+    worked there before; where there is none, it begins as it was told to.
+
     Args:
         resume: `none` starts a new run; `auto` goes on from the folder's newest checkpoint that verifies, or starts
             one; a path goes on from that checkpoint, or from the newest valid one of that run folder.
@@ -136,7 +141,9 @@ def run_training(
     step_profile = open_profile(profile, run_folder.profile, ranks)
     parts = _open_parts(recipe, ranks)
     own_rows_of = (ranks.rank, ranks.world_size) if recipe.centres.placement == "sharded" else None
-    checkpoint = _find_checkpoint(run_folder, resume, own_rows_of, ranks)
+    launch = sorted(set(gather_texts(agent_token(), ranks)) - {""})
+    restarted = _is_restart(run_folder, launch, ranks)
+    checkpoint = _find_checkpoint(run_folder, resume, own_rows_of, ranks, restarted=restarted)
     if checkpoint is not None:
         _refuse_other_recipe(recipe, checkpoint, resume_allow)
         _refuse_other_records(parts.records, checkpoint)
@@ -144,8 +151,12 @@ def run_training(
         _refuse_other_teacher(parts.teacher, checkpoint)
     run_folder.start(
         recipe_yaml=dump_recipe(recipe),
-        environment={**describe_environment(world_size=ranks.world_size), "device": str(ranks.device)},
-        resuming=resume != "none",
+        environment={
+            **describe_environment(world_size=ranks.world_size),
+            "device": str(ranks.device),
+            **({"launch": launch} if launch else {}),
+        },
+        resuming=resume != "none" or restarted,
         rank=ranks.rank,
     )
     barrier(ranks)
@@ -206,7 +217,7 @@ def _open_parts(recipe: Recipe, ranks: Ranks) -> _Parts:
     records = named_records(recipe.data)
     require_same_records(records, ranks)
     order = SampleOrder(len(records), recipe.data.global_batch_size, derive_seed(recipe.seed, "sample_order"))
-    order.local_batch_size(ranks.world_size)
+    recipe.data.parts(order.local_batch_size(ranks.world_size))
     if recipe.centres.placement == "sharded" and records.num_classes < ranks.world_size:
         raise ValueError(
             f"centres.placement sharded cannot spread {records.num_classes} identities over {ranks.world_size} ranks; "
@@ -276,6 +287,7 @@ def _build_step(recipe: Recipe, parts: _Parts, ranks: Ranks, student: nn.Module 
         precision=parts.precision,
         ranks=ranks,
         compile_student=recipe.compile,
+        parts=recipe.data.parts(parts.order.local_batch_size(ranks.world_size)),
     )
 
 
@@ -383,14 +395,36 @@ def _loop_config(recipe: Recipe, parts: _Parts) -> LoopConfig:
     )
 
 
+def _is_restart(run_folder: RunFolder, launch: Sequence[str], ranks: Ranks) -> bool:
+    """Whether torchrun has started this launch again, after it had begun or continued the run in this folder.
+
+    Where it had not, because it was refused or died before, the restart is told nothing new and begins as the first.
+    """
+    restarts = max(map(int, gather_texts(str(restart_count()), ranks)))
+    if restarts == 0:
+        return False
+    own = bool(broadcast_text("own" if ranks.is_main and run_folder.belongs_to(launch) else "", ranks))
+    if own and ranks.is_main:
+        logger.info("torchrun has started this launch again (restart %d); %s is its own", restarts, run_folder.path)
+    return own
+
+
 def _find_checkpoint(
-    run_folder: RunFolder, resume: str, own_rows_of: tuple[int, int] | None, ranks: Ranks
+    run_folder: RunFolder, resume: str, own_rows_of: tuple[int, int] | None, ranks: Ranks, *, restarted: bool
 ) -> Checkpoint | None:
     """The checkpoint to go on from; all ranks take the one that rank 0 found."""
+    if restarted:
+        found = _newest_checkpoint(run_folder, own_rows_of, ranks)
+        if found is not None or resume == "auto":
+            return found
     if resume == "none":
         return None
     if resume != "auto":
         return load_checkpoint(resolve_checkpoint(resume), own_rows_of=own_rows_of)
+    return _newest_checkpoint(run_folder, own_rows_of, ranks)
+
+
+def _newest_checkpoint(run_folder: RunFolder, own_rows_of: tuple[int, int] | None, ranks: Ranks) -> Checkpoint | None:
     path, found = "", None
     if ranks.is_main:
         found, skipped = newest_valid_checkpoint(run_folder.path, own_rows_of=own_rows_of)

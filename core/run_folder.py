@@ -1,7 +1,8 @@
 """The folder of one run: what it ran, where, how it went, and what came out.
 
     recipe.resolved.yaml   the whole recipe, defaults and overrides included; reloads to the same hash
-    environment.json       versions, devices, commit, command line, date of the start; `resumed`: those of each resume
+    environment.json       versions, devices, commit, command line, date of the start; `resumed`: those of each resume;
+                           under torchrun `launch`, by which a restart knows its own folder (see `restarts.py`)
     metrics.jsonl          one line per logged step
     checkpoints/           see `checkpoints/files.py`
     report/                tables and figures
@@ -75,6 +76,19 @@ class RunFolder:
         saved = len(list_checkpoints(self.checkpoints))
         return traces + ([f"{saved} checkpoint(s)"] if saved else [])
 
+    def belongs_to(self, launch: Sequence[str]) -> bool:
+        """Whether a launch with one of these tokens (`restarts.agent_token`) began or continued the run in here."""
+        try:
+            content = json.loads(self.environment.read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError):  # none, or damaged: `start` says so where that matters
+            return False
+        if not isinstance(content, dict):
+            return False
+        resumed = content.get("resumed")
+        starts = [content, *(resumed if isinstance(resumed, list) else [])]
+        written = [start.get("launch") for start in starts if isinstance(start, dict)]
+        return any(token in tokens for tokens in written if isinstance(tokens, list) for token in launch)
+
     def start(self, *, recipe_yaml: str, environment: Mapping[str, Any], resuming: bool, rank: int = 0) -> None:
         """Create the folder and write what is known at the start. Ranks other than 0 do nothing.
 
@@ -103,8 +117,8 @@ class RunFolder:
         try:
             self.checkpoints.mkdir(parents=True, exist_ok=True)
             self.report.mkdir(exist_ok=True)
+            self._write_environment(environment)  # first: it says whose folder this is
             self._write_recipe(recipe_yaml)
-            self._write_environment(environment)
         except OSError as error:
             raise RunFolderError(f"cannot write the run folder: {error}. Give another path, or make room") from error
 

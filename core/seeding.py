@@ -49,6 +49,22 @@ def restore_random_state(state: dict[str, str], device: torch.device) -> None:
         torch.cuda.set_rng_state(_from_hex(state["cuda"]), device)
 
 
+def generator_states(device: torch.device) -> tuple[Tensor, ...]:
+    """State of torch's global generators that a network on `device` draws from: the CPU's, and the device's on CUDA.
+
+    Both are kept by the host, seed and offset, so that nothing waits for the device.
+    """
+    states = (torch.get_rng_state(),)
+    return (*states, torch.cuda.get_rng_state(device)) if device.type == "cuda" else states
+
+
+def restore_generator_states(states: tuple[Tensor, ...], device: torch.device) -> None:
+    """Put back what `generator_states` returned for the same device."""
+    torch.set_rng_state(states[0])
+    if device.type == "cuda":
+        torch.cuda.set_rng_state(states[1], device)
+
+
 def _to_hex(state: Tensor) -> str:
     return state.numpy().tobytes().hex()
 

@@ -6,7 +6,7 @@ leaves the step as a small device tensor.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import torch
@@ -15,6 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from adadistill.core.batch_norm_sync import RunningStatistics
 from adadistill.core.distributed import Ranks
+from adadistill.core.micro_batches import Forward, MicroBatches, StudentPasses, WholeBatch
 from adadistill.core.non_finite import NonFiniteGuard
 from adadistill.core.objectives import GlobalSamples, Objective
 from adadistill.core.optimiser import OptimConfig, build_optimiser, step_where_finite
@@ -40,6 +41,7 @@ class TrainingStep:
     Args:
         student: images -> raw embeddings; moved to the device here. Only it is wrapped in DDP.
         compile_student: mode of `torch.compile` for the student, or off.
+        parts: equal parts in which the student takes a batch, to hold fewer activations; see `core/micro_batches.py`.
     """
 
     def __init__(
@@ -52,6 +54,7 @@ class TrainingStep:
         precision: Precision,
         ranks: Ranks,
         compile_student: CompileMode = "off",
+        parts: int = 1,
     ) -> None:
         memory_format = torch.channels_last if precision.channels_last else torch.preserve_format
         self.student = student.to(device=ranks.device, dtype=precision.dtype, memory_format=memory_format)  # type: ignore[call-overload]
@@ -63,7 +66,7 @@ class TrainingStep:
         self._ranks = ranks
         self._parameters = [parameter for parameter in self.student.parameters() if parameter.requires_grad]
         self.optimiser = build_optimiser([*self._parameters, *objective.parameters().values()], optim)
-        self._forward = self._wrap(compile_student)
+        self._passes = self._student_passes(compile_student, parts)
 
     def run(
         self, batch: Batch, samples: GlobalSamples, *, lr: float, fractional_epoch: float, global_step: int, stop: bool
@@ -79,18 +82,14 @@ class TrainingStep:
         """
         self.student.train()
         self.optimiser.zero_grad(set_to_none=True)
-        dtype = self._precision.autocast_dtype
-        with (
-            named_range("student_fwd"),
-            torch.autocast(self._ranks.device.type, dtype=dtype, enabled=dtype is not None),
-        ):
-            embeddings = self._forward(batch.images)
+        with named_range("student_fwd"):
+            embeddings = self._passes.embed(batch.images)
         with named_range("head"):
             step = self.objective.step(embeddings, batch, samples, fractional_epoch=fractional_epoch, stop=stop)
         with named_range("backward"):
             # Behind the objective's small gathers, which the loss waits for; done before the last gradients are.
             self.running_statistics.start_average(self._ranks)
-            step.loss.backward()
+            self._passes.backward(step.loss)
             self.objective.reduce_gradients_(self._ranks)
         with named_range("optimiser"):
             gradient_norm = self._clip()
@@ -111,19 +110,37 @@ class TrainingStep:
         names.update({parameter: name for name, parameter in self.objective.parameters().items()})
         return names
 
-    def _wrap(self, compile_student: CompileMode) -> Callable[[Tensor], Tensor]:
-        network: nn.Module = self.student
+    def _student_passes(self, compile_student: CompileMode, parts: int) -> StudentPasses:
+        if parts == 1:
+            return WholeBatch(self._compiled(self._in_ddp(static_graph=True), compile_student), self._autocast)
+        alone = self._compiled(self.student, compile_student)
+        last = alone
         if self._ranks.world_size > 1:
-            device = self._ranks.device
-            # Buffers are averaged by RunningStatistics; a static graph lets DDP overlap without searching for leaves.
-            network = DistributedDataParallel(
-                network,
-                device_ids=[device.index] if device.type == "cuda" else None,
-                broadcast_buffers=False,
-                gradient_as_bucket_view=True,
-                static_graph=True,
-            )
-        return compiled_forward(network, compile_student, channels_last=self._precision.channels_last)
+            last = self._compiled(self._in_ddp(static_graph=False), compile_student)
+        return MicroBatches(
+            alone, last, parts=parts, statistics=self.running_statistics, autocast=self._autocast,
+            device=self._ranks.device,
+        )  # fmt: skip
+
+    def _in_ddp(self, *, static_graph: bool) -> nn.Module:
+        if self._ranks.world_size == 1:
+            return self.student
+        device = self._ranks.device
+        # Buffers are averaged by RunningStatistics; a static graph lets DDP overlap without searching for leaves.
+        return DistributedDataParallel(
+            self.student,
+            device_ids=[device.index] if device.type == "cuda" else None,
+            broadcast_buffers=False,
+            gradient_as_bucket_view=True,
+            static_graph=static_graph,
+        )
+
+    def _compiled(self, network: nn.Module, mode: CompileMode) -> Forward:
+        return compiled_forward(network, mode, channels_last=self._precision.channels_last)
+
+    def _autocast(self) -> AbstractContextManager[object]:
+        dtype = self._precision.autocast_dtype
+        return torch.autocast(self._ranks.device.type, dtype=dtype, enabled=dtype is not None)
 
     def _clip(self) -> Tensor:
         """Clip the student's gradient; its 0-dim norm before clipping."""

@@ -10,7 +10,8 @@ result depends on it.
       head                     everything between embeddings and loss, and in it
         teacher                the teacher's embeddings: its network, or rows of a store
         centres                the update of adaptive centres
-      backward                 gradients, and their averaging over ranks
+      backward                 gradients, and their averaging over ranks; where a batch goes in parts, in it
+        student_fwd            the embeddings of each part again
       optimiser                clipping, the finiteness test, the update
       centres                  keeping the update where the step was finite
     h2d                        on the loader's thread: pixels to the device, augmented and normalised there; on the CPU,

@@ -62,6 +62,10 @@ class DataConfig:
     """Side of the square images in pixels, 1 to 2048; records of another size are refused. 112 is the field's size."""
     global_batch_size: int = 512
     """Samples per step over all ranks, so that a run can change its number of ranks. 512 as in the published runs."""
+    micro_batch_size: int | None = None
+    """Most images that a device takes through the student at once, at least 2. A larger share of the global batch goes
+    through in equal parts of this size, which must divide it: less memory, a third more of the student's time, and the
+    same training but that each part's batch norm sees its own samples alone, as each device's does. Left out: whole."""
     decoder: Literal["dali", "cpu"] = "dali"
     """dali decodes on the GPU and needs the extra dali13 (or dali12), also on a CPU; cpu needs nothing further."""
     workers: int = 4
@@ -107,6 +111,11 @@ class DataConfig:
             raise ValueError(f"image_size must be in [1, {MAX_SIDE}], got {self.image_size}")
         if self.global_batch_size < 1:
             raise ValueError(f"global_batch_size must be positive, got {self.global_batch_size}")
+        if self.micro_batch_size is not None and self.micro_batch_size < 2:
+            raise ValueError(
+                "micro_batch_size must be at least 2, since batch norm needs a spread, or left out, "
+                f"got {self.micro_batch_size}"
+            )
         if self.decoder not in ("dali", "cpu"):
             raise ValueError(f"decoder must be dali or cpu, got {self.decoder}")
         if not 1 <= self.workers <= 256:
@@ -127,6 +136,23 @@ class DataConfig:
         if self.packed is None and self.packed_in != "page_cache":
             raise ValueError(f"packed_in {self.packed_in} says where a packed store lives, and packed names none")
         self.image_limits()
+
+    def parts(self, local_batch_size: int) -> int:
+        """Equal parts in which a device's share of a global batch goes through the student; 1 where it goes whole.
+
+        Raises:
+            ValueError: `micro_batch_size` does not divide the share; its text names the sizes that do.
+        """
+        size = self.micro_batch_size
+        if size is None or size >= local_batch_size:
+            return 1
+        if local_batch_size % size:
+            fitting = [str(other) for other in range(2, local_batch_size + 1) if local_batch_size % other == 0]
+            raise ValueError(
+                f"data.micro_batch_size {size} does not divide the {local_batch_size} images that each process takes "
+                f"of data.global_batch_size {self.global_batch_size}; sizes that do: {', '.join(fitting)}"
+            )
+        return local_batch_size // size
 
     def image_limits(self) -> ImageLimits:
         """What an encoded image may claim before it is decoded."""

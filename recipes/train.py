@@ -2,6 +2,7 @@
 
     adadistill train RECIPE [key.path=value ...] [--out FOLDER] [--resume auto|none|PATH]
     torchrun --standalone --nproc_per_node=2 -m adadistill.recipes.train RECIPE ...
+    torchrun --standalone --nproc_per_node=2 --max-restarts=3 -m ...    # goes on by itself when a process has died
     adadistill train RECIPE --profile torch|nsys [--profile-steps FIRST:COUNT]
 
 Exit codes: 0 finished; 1 the run failed (a non-finite step, a damaged record, a checkpoint that could not be written);

@@ -58,7 +58,8 @@ class MeasuredRows:
             computed_in = automatic if row["precision"] == "auto" else row["precision"]
             whole = all(_number(row[key]) for key in ("step_ms", "batch_size", "identities"))
             found = (row["arch"], row["width"], row["image_size"], row["mode"], computed_in)
-            return whole and row.get("way", "replayed") == "replayed" and found == wanted
+            in_parts = row.get("micro_batch_size") is not None
+            return whole and not in_parts and row.get("way", "replayed") == "replayed" and found == wanted
 
         row = self._best(("step", "step_replayed_batch"), fits, lambda row: (row["batch_size"], 0.0))
         if row is None:

@@ -24,14 +24,21 @@ def make_plan(recipe: Recipe, launch: Launch, rows: MeasuredRows) -> Plan:
 
     Raises:
         PlanError: it does not fit whatever the placement, or what is needed is not known.
+        ValueError: `data.micro_batch_size` does not divide a device's share of the batch.
     """
     ranks, recipe_batch = launch.ranks, recipe.data.global_batch_size
     if recipe_batch % ranks == 0:
+        parts = recipe.data.parts(recipe_batch // ranks)
         plan = _placed(recipe, launch, rows, recipe_batch // ranks)
         if not plan.fits:
             raise PlanError(_refusal(recipe, launch, rows, plan))
         reason = f"batch: {plan.batch_per_device} a device is the recipe's data.global_batch_size {recipe_batch}"
         reasons = [reason if ranks == 1 else f"{reason} over {ranks}"]
+        if parts > 1:
+            reasons.append(
+                f"micro-batches: {parts} of data.micro_batch_size {recipe.data.micro_batch_size}, for a third more of "
+                "the student's time"
+            )
         better = _fastest(recipe, launch, rows)
         if better is not None and better.images_per_s > plan.images_per_s / _ENOUGH:
             reasons.append(
@@ -91,6 +98,9 @@ def _refusal(recipe: Recipe, launch: Launch, rows: MeasuredRows, plan: Plan) -> 
             f"{fitting.batch_per_device} images a device (data.global_batch_size="
             f"{fitting.batch_per_device * launch.ranks})"
         )
+    micro = _largest_micro_batch(recipe, launch, rows, plan.batch_per_device)
+    if micro is not None:
+        ways.append(f"data.micro_batch_size={micro}, the same batch in parts, for a third more of the student's time")
     if recipe.centres.kind == "adaptive" and recipe.centres.half is None:
         ways.append("centres.half=bfloat16, which takes a third off the centres")
     if fitting is not None:
@@ -104,3 +114,13 @@ def _refusal(recipe: Recipe, launch: Launch, rows: MeasuredRows, plan: Plan) -> 
         f"{plan.usable_memory_gb:.1f} of {launch.memory_gb:.0f} GB to use. Largest parts, in GB: {listed}. "
         f"What may help: {'; '.join(ways)}"
     )
+
+
+def _largest_micro_batch(recipe: Recipe, launch: Launch, rows: MeasuredRows, batch: int) -> int | None:
+    """The largest equal part of a device's batch with which it fits; None where none does."""
+    for size in range(batch // 2, 1, -1):
+        if batch % size == 0:
+            data = replace(recipe.data, micro_batch_size=size)
+            if _placed(replace(recipe, data=data), launch, rows, batch).fits:
+                return size
+    return None

@@ -4,7 +4,8 @@ The model is a sum of parts. A step waits for nothing it does not have to: the l
 running statistics travel during backward, which is two thirds of the student's time; what is left of them, the gathers
 and the update come on top. With B images a device, G of all ranks, C classes of D dimensions:
 
-    student      measured, else 3 x forward operations / rate + traffic / bandwidth, not overlapped; at least launches
+    student      measured, else 3 x forward operations / rate + traffic / bandwidth, not overlapped; at least launches;
+                 a third more where it takes its batch in parts (`data.micro_batch_size`), which pass through it twice
     teacher      forward only; nothing where its embeddings are stored
     softmax      4 B C D operations, 8 B C D with trainable centres; sharded centres: 4 or 8 G (C / R) D, the same
     update       20 bytes a student parameter, 12 G D of adaptive centres, 28 C D of trainable ones
@@ -51,6 +52,8 @@ Basis = Literal["measured", "assumed"]
 
 _DURING_BACKWARD = (STUDENT_GRADIENT, RUNNING_STATISTICS, CENTRE_GRADIENT)
 _BACKWARD_SHARE = 2.0 / 3.0
+_SECOND_FORWARD = 4.0 / 3.0
+"""Of a student that takes its batch in parts, over one that takes it whole: one more forward pass."""
 _MIB = 2**20
 # Blocks of 2^22 values on CUDA and 2^18 on the CPU, in float32 and as weights, see kernels/margin_softmax.py.
 _SOFTMAX_BLOCK_BYTES = {False: 64 * _MIB, True: 4 * _MIB}
@@ -156,6 +159,8 @@ class StepModel:
 
     def __init__(self, recipe: Recipe, launch: Launch, rows: MeasuredRows, batch: int, placement: Placement) -> None:
         self.recipe, self.launch, self.rows, self.batch, self.placement = recipe, launch, rows, batch, placement
+        self.at_once = min(batch, recipe.data.micro_batch_size or batch)
+        self.parts = math.ceil(batch / self.at_once)
         self.device = launch.device
         automatic = "float32" if self.device.is_cpu else "bfloat16"
         self.precision = automatic if recipe.precision == "auto" else recipe.precision
@@ -228,7 +233,7 @@ class StepModel:
             "student weights": weights,
             "gradients": parameters,
             "momentum": parameters,
-            "activations": self.batch
+            "activations": self.at_once
             * (self.student.saved_values + 2 * self.student.largest_values)
             * self.image_bytes,
             "centres": self._centre_bytes(),
@@ -278,7 +283,7 @@ class StepModel:
         if self.teacher is None:
             return 0.0
         weights = self.teacher.parameters * (4 + (2 if self.half else 0))
-        return weights + 2.0 * self.batch * self.teacher.largest_values * self.image_bytes
+        return weights + 2.0 * self.at_once * self.teacher.largest_values * self.image_bytes
 
     def _cached_bytes(self) -> float:
         teacher = self.recipe.teacher
@@ -292,6 +297,10 @@ class StepModel:
     def _compiled(self) -> bool:
         return self.recipe.compile != "off"
 
+    @property
+    def _passes(self) -> float:
+        return 1.0 if self.parts == 1 else _SECOND_FORWARD
+
     def _student_s(self) -> float:
         measured = self.rows.student_s_per_image(
             self.recipe.student, self.recipe.data.image_size, precision=self.precision,
@@ -303,7 +312,7 @@ class StepModel:
             return (least + most) / 2 if self._compiled else most
         found, identities = measured
         softmax_s = 4 * self.batch * identities * self.recipe.student.embedding_dim / self._softmax_rate()
-        seconds = max(found.value * self.batch - softmax_s, 0.5 * found.value * self.batch)
+        seconds = self._passes * max(found.value * self.batch - softmax_s, 0.5 * found.value * self.batch)
         source = f"{found.source}; less the softmax"
         self._input("student", 1e6 * seconds / self.batch, "us/image", "measured", source)
         return seconds
@@ -314,8 +323,8 @@ class StepModel:
         per_value = self.batch * self.image_bytes / self._bytes_per_s()
         least = FUSED_STEP_PASSES * self.student.fused_values * per_value
         most = EAGER_STEP_PASSES * self.student.unfused_values * per_value
-        launches = self._launches_s(STEP_LAUNCHES * self.student.operators, compiled=self._compiled)
-        return max(arithmetic, least, launches), max(arithmetic + most, launches)
+        launches = self.parts * self._launches_s(STEP_LAUNCHES * self.student.operators, compiled=self._compiled)
+        return self._passes * max(arithmetic, least, launches), self._passes * max(arithmetic + most, launches)
 
     def _launches_s(self, operators: int, *, compiled: bool) -> float:
         self._assume("launch of an operator", LAUNCH_US, "us", "eager PyTorch; half of them where compiled")
@@ -401,7 +410,8 @@ class StepModel:
     def _exposed_transfers_s(self, transfers: list[Transfer], student_s: float) -> float:
         hidden = self._transfer_s([t for t in transfers if t.part in _DURING_BACKWARD])
         after = self._transfer_s([t for t in transfers if t.part not in _DURING_BACKWARD])
-        return max(0.0, hidden - _BACKWARD_SHARE * student_s) + after
+        # Of a batch in parts only the last one's backward pass sends gradients.
+        return max(0.0, hidden - _BACKWARD_SHARE * student_s / (self._passes * self.parts)) + after
 
     def _transfer_s(self, transfers: list[Transfer]) -> float:
         ranks, nodes = self.launch.ranks, self.launch.nodes

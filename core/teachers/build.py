@@ -89,7 +89,8 @@ def build_teacher(
     loaded, colours = resolve_color(loaded, config, records=records, image_size=data.image_size, ranks=ranks)
     if ranks.is_main:
         _announce(loaded.identity, colours)
-    batch_size = data.global_batch_size // ranks.world_size
+    local_batch_size = data.global_batch_size // ranks.world_size
+    batch_size = local_batch_size // data.parts(local_batch_size)
     teacher = in_loop_teacher(loaded, config, precision=precision, device=ranks.device, batch_size=batch_size)
     return BuiltTeacher(teacher, loaded.identity.name, loaded.identity.sha256)
 

@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from rank_processes import run_ranks
-from tests_support import ROOT
 from tiny_training import write_tiny_records
 from torch import Tensor
 
@@ -119,28 +115,3 @@ def test_a_non_finite_image_on_one_rank_stops_all_before_the_update(data: Path, 
     last = _final(tmp_path / "run")
     assert all(torch.isfinite(tensor).all() for tensor in last.values())
     assert torch.equal(last["class_centres"], ranks[0][0]["class_centres"]), "the state is that of the last good step"
-
-
-@pytest.mark.slow
-def test_torchrun_trains_resumes_on_another_number_of_ranks_and_says_so(data: Path, tmp_path: Path):
-    from tiny_training import tiny_recipe
-
-    from adadistill.core.recipe import dump_recipe
-
-    (tmp_path / "recipe.yaml").write_text(dump_recipe(tiny_recipe(data, optim__epochs=1, optim__milestones="[]")))
-    command = ["-m", "adadistill.recipes.train", str(tmp_path / "recipe.yaml"), "--out", str(tmp_path / "run")]
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", *command]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT / ".typecheck")}
-    done = subprocess.run([*torchrun, "--device", "cpu"], capture_output=True, text=True, timeout=240, env=environment)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("finished:") == 1
-
-    resumed = subprocess.run(
-        [sys.executable, *command, "optim.epochs=2", "--resume", "auto", "--resume-allow", "optim.epochs"],
-        capture_output=True, text=True, timeout=240, env=environment,
-    )  # fmt: skip
-    assert resumed.returncode == 0, resumed.stderr
-    assert "saved by 2 ranks" in resumed.stderr
-    checkpoint, _ = newest_valid_checkpoint(tmp_path / "run")
-    assert checkpoint is not None
-    assert checkpoint.step == 12

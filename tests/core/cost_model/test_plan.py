@@ -172,3 +172,34 @@ def test_a_launch_that_is_none_is_refused(wrong: dict[str, Any]):
 def test_an_epoch_without_a_step_is_refused():
     with pytest.raises(PlanError, match="larger than the 100 images"):
         _plan(DISTILLED, images=100)
+
+
+def test_a_batch_in_parts_needs_less_memory_and_a_third_more_of_the_student():
+    size = "data.global_batch_size=1024"
+    whole, parts = _plan(DISTILLED, size), _plan(DISTILLED, size, "data.micro_batch_size=256")
+    assert parts.memory_gb["activations"] == pytest.approx(whole.memory_gb["activations"] / 4)
+    assert parts.memory_gb["prefetched batches"] == whole.memory_gb["prefetched batches"]
+    assert parts.step_ms["student"] == pytest.approx(4 / 3 * whole.step_ms["student"])
+    assert parts.step_ms["softmax"] == whole.step_ms["softmax"]
+    assert any("4 of data.micro_batch_size 256" in reason for reason in parts.reasons)
+    assert _plan(DISTILLED, size, "data.micro_batch_size=1024").step_ms == whole.step_ms
+    with pytest.raises(ValueError, match=r"300 does not divide the 1024 images .* 512, 1024"):
+        _plan(DISTILLED, size, "data.micro_batch_size=300")
+
+
+def test_what_does_not_fit_whole_is_told_the_parts_that_do():
+    size = ("data.global_batch_size=4096", STORED)
+    with pytest.raises(PlanError, match=r"data\.micro_batch_size=\d+, the same batch in parts") as refused:
+        _plan(DISTILLED, *size, memory_gb=12.0)
+    advice = str(refused.value).split("data.micro_batch_size=")[1].split(",")[0]
+    assert _plan(DISTILLED, *size, f"data.micro_batch_size={advice}", memory_gb=12.0).fits
+
+
+def test_rows_of_steps_in_parts_are_no_rate_of_whole_ones(tmp_path: Path):
+    rows = Path(__file__).resolve().parents[3] / "bench" / "results" / "step.jsonl"
+    cut = [{**json.loads(line), "micro_batch_size": 8} for line in rows.read_text().splitlines()]
+    (tmp_path / "parts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in cut))
+    where = {"device": DEVICES["cpu"], "memory_gb": 64.0, "cores": 2}
+    whole, parts = (_plan(rows=file, **where).inputs for file in (rows, tmp_path / "parts.jsonl"))
+    assert "student" in {entry.name for entry in whole if entry.basis == "measured"}
+    assert "student" not in {entry.name for entry in parts}
