@@ -92,6 +92,21 @@ class RunFolder:
         """
         if rank != 0:
             return
+        self.refuse_other_run(resuming=resuming)
+        try:
+            self.checkpoints.mkdir(parents=True, exist_ok=True)
+            self.report.mkdir(exist_ok=True)
+            self._write_recipe(recipe_yaml)
+            self._write_environment(environment)
+        except OSError as error:
+            raise RunFolderError(f"cannot write the run folder: {error}. Give another path, or make room") from error
+
+    def refuse_other_run(self, *, resuming: bool) -> None:
+        """See whether the folder may take a run. Touches nothing.
+
+        Raises:
+            RunFolderError: it is a file, or holds a run and this is no resume.
+        """
         if self.path.exists() and not self.path.is_dir():
             raise RunFolderError(f"{self.path} is a file; a run needs a folder. Give another path")
         traces = self.traces_of_a_run()
@@ -100,13 +115,6 @@ class RunFolder:
                 f"{self.path} already holds a run ({', '.join(traces)}). "
                 "Continue it with --resume auto, or give the new run a folder of its own"
             )
-        try:
-            self.checkpoints.mkdir(parents=True, exist_ok=True)
-            self.report.mkdir(exist_ok=True)
-            self._write_recipe(recipe_yaml)
-            self._write_environment(environment)
-        except OSError as error:
-            raise RunFolderError(f"cannot write the run folder: {error}. Give another path, or make room") from error
 
     def _write_recipe(self, recipe_yaml: str) -> None:
         text = redact_urls(recipe_yaml)

@@ -3,9 +3,11 @@
     adadistill train RECIPE [key.path=value ...] [--out FOLDER] [--resume auto|none|PATH]
     torchrun --standalone --nproc_per_node=2 -m adadistill.recipes.train RECIPE ...
     adadistill train RECIPE --profile torch|nsys [--profile-steps FIRST:COUNT]
+    adadistill train RECIPE ... --dry-run [--gpu KIND] [--json]
 
-Exit codes: 0 finished; 1 the run failed (a non-finite step, a damaged record, a checkpoint that could not be written);
-2 the recipe, a file it names or the launch is wrong; 143 stopped by SIGTERM after saving (130 by SIGINT).
+Exit codes: 0 finished, or, of a dry run, would start; 1 the run failed (a non-finite step, a damaged record, a
+checkpoint that could not be written); 2 the recipe, a file it names or the launch is wrong; 143 stopped by SIGTERM
+after saving (130 by SIGINT).
 """
 
 from __future__ import annotations
@@ -29,6 +31,7 @@ from adadistill.core.training import TrainingResult
 from adadistill.loaders.dali_pipeline import DaliBatchError, DaliMissingError
 from adadistill.loaders.pixels import ImageDecodeError
 from adadistill.loaders.recordio import RecordError
+from adadistill.recipes.dry_run import add_dry_run_options, dry_run
 from adadistill.recipes.profiled_launch import (
     add_profile_options,
     hand_to_nsys,
@@ -40,6 +43,8 @@ from adadistill.recipes.profiled_launch import (
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse, train, report; returns the exit code."""
     arguments = _parser().parse_intermixed_args(argv)
+    if arguments.dry_run:
+        return dry_run(arguments)
     keep_freed_memory()
     try:
         profile = profile_request(arguments)
@@ -86,6 +91,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--device", help="cpu, cuda or cuda:N (default: CUDA where there is one)")
     add_profile_options(parser)
+    add_dry_run_options(parser)
     return parser
 
 
