@@ -95,10 +95,11 @@ def recipe_name(stem: str) -> str:
 
 
 def _family(literals: ConfigLiterals, source: str) -> Family:
+    assigned = literals.settings.keys() | {key for one in literals.unread for key in one.keys}
     for family in _MARKS:
-        if any(key in literals.settings for key in _MARKS[family]):
+        if any(key in assigned for key in _MARKS[family]):
             return next(known for known in get_args(Family) if known == family)
-    known = ", ".join(sorted(show_text(key) for key in literals.settings)[:20])
+    known = ", ".join(sorted(map(show_text, assigned))[:20])
     raise ConfigImportError(
         f"{show_text(source, 300)}: nothing tells whose config it is (its keys: {known or 'none'}); say it with "
         f"--family {' | '.join(get_args(Family))}"
