@@ -49,6 +49,8 @@ def summarise_records(config: DataConfig, findings: Findings) -> tuple[ImageReco
         records = named_records(config)
         images, identities = len(records), records.num_classes
         index: object = getattr(records, "index", None)
+        if config.wrong_size == "refuse" and config.packed is None:
+            _check_size_of_first(records, config.image_size, findings)
         return records, RecordsSummary(
             path=config.records,
             images=images,
@@ -58,6 +60,21 @@ def summarise_records(config: DataConfig, findings: Findings) -> tuple[ImageReco
             sealed=bool(getattr(records, "sealed", False)),
         )
     return None
+
+
+def _check_size_of_first(records: ImageRecords, image_size: int, findings: Findings) -> None:
+    """One image tells of most whether data.image_size is theirs. One that is damaged is the run's own business."""
+    import simplejpeg
+
+    try:
+        height, width, *_ = simplejpeg.decode_jpeg_header(records.read(0).body)
+    except ValueError:  # damaged, or no JPEG
+        return
+    if (height, width) != (image_size, image_size):
+        findings.problems.append(
+            f"data.image_size is {image_size}, and {records.path} begins with an image of {width} x {height}; set it "
+            "to the size of the images, or data.wrong_size=resize"
+        )
 
 
 def _header(index: object) -> str:

