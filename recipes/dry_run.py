@@ -33,6 +33,13 @@ def add_dry_run_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--json", action="store_true", help="with --dry-run: print JSON")
 
 
+def refuse_without_dry_run(arguments: argparse.Namespace) -> None:
+    """Raise ValueError for options of a dry run on a launch that is none."""
+    given = [name for name, value in (("--gpu", arguments.gpu), ("--json", arguments.json)) if value]
+    if given:
+        raise ValueError(f"{' and '.join(given)} go with --dry-run; this launch trains")
+
+
 def dry_run(arguments: argparse.Namespace) -> int:
     """Look at the launch that `adadistill train` was asked for, print what was found; returns the exit code."""
     if _rank() != 0:

@@ -31,7 +31,7 @@ from adadistill.core.training import TrainingResult
 from adadistill.loaders.dali_pipeline import DaliBatchError, DaliMissingError
 from adadistill.loaders.pixels import ImageDecodeError
 from adadistill.loaders.recordio import RecordError
-from adadistill.recipes.dry_run import add_dry_run_options, dry_run
+from adadistill.recipes.dry_run import add_dry_run_options, dry_run, refuse_without_dry_run
 from adadistill.recipes.profiled_launch import (
     add_profile_options,
     hand_to_nsys,
@@ -47,6 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return dry_run(arguments)
     keep_freed_memory()
     try:
+        refuse_without_dry_run(arguments)
         profile = profile_request(arguments)
         recipe = load_recipe(arguments.recipe, arguments.overrides)
         folder = arguments.out or Path("runs") / recipe.name

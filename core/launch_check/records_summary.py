@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from adadistill.core.launch_check.findings import Findings, stat_of
+from adadistill.core.launch_check.findings import Findings
 from adadistill.loaders.image_records import ImageRecords
 from adadistill.loaders.pipeline import DataConfig, named_records
 from adadistill.loaders.record_index import RecordIndex
@@ -35,15 +35,14 @@ def summarise_records(config: DataConfig, findings: Findings) -> tuple[ImageReco
     """
     if not findings.will_read("data.records", config.records):
         return None
-    path = Path(config.records)
-    beside = [("property", path.with_name("property")), ("seal", seal_path(path))]
-    if config.index is None:
-        beside.insert(0, ("index", path.with_suffix(".idx")))
-    elif not findings.will_read("data.index", config.index):
+    if config.index is not None and not findings.will_read("data.index", config.index):
         return None
-    found = stat_of(path)
-    if found is not None and found.st_size > 0 and path.is_file():
-        for name, file in beside:
+    path = Path(config.records)
+    if path.is_file():
+        beside = {"property": path.with_name("property"), "seal": seal_path(path)}
+        if config.index is None:
+            beside = {"index": path.with_suffix(".idx"), **beside}
+        for name, file in beside.items():
             findings.will_read(f"{name} beside data.records", file, needed=False)
     with findings.collected():
         records = named_records(config)

@@ -157,6 +157,9 @@ def test_all_problems_are_listed_not_the_first(
         (["data.global_batch_size=100"], "48 image records do not fill one global batch of 100"),
         (["data.records=FOLDER/empty.rec"], "empty"),
         (["data.records=FOLDER/teacher.npy"], "teacher.npy"),
+        (["data.records=."], "no record file at ."),
+        (["data.records=/"], "no record file at /"),
+        ([f"data.records={'x' * 5000}"], "is not there"),
         (["data.seal=require"], "seal"),
         (["data.image_size=48"], "begins with an image of 32 x 32"),
         (["centres.kind=frozen", "centres.path=FOLDER/none", "teacher=null", "geometry_margin.mode=off"], "none is"),
@@ -225,6 +228,12 @@ def test_a_read_only_folder_is_enough_to_look_and_is_a_problem_to_run_in(
     tmp_path.chmod(0o755)
     assert code == 2
     assert "read-only" in found["problems"][0]
+
+
+def test_its_options_alone_do_not_start_a_run(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert train.main([str(tiny / "recipe.yaml"), "--out", str(tiny / "new"), "--gpu", "h200", "--json"]) == 2
+    assert "--gpu and --json go with --dry-run" in capsys.readouterr().err
+    assert not (tiny / "new").exists()
 
 
 @pytest.mark.parametrize(("world_size", "code"), [(4, 0), (3, 2)])

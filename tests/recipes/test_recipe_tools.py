@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -178,7 +179,8 @@ def test_help_needs_no_torch() -> None:
         "assert 'torch' not in sys.modules, 'torch was imported'\n"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120, check=False
-    )
+        [sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": str(ROOT / ".typecheck")},
+        capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "import-config" in done.stdout
