@@ -17,6 +17,7 @@ _SCRIPT: Final = "fixed in the training script"
 _HEADS: Final = {"ArcFace": "arcface", "CosFace": "cosface", "AdaFace": "adaface"}
 _STUDENTS: Final = ("mobilefacenet", "iresnet18", "iresnet34", "iresnet50", "iresnet100")
 _TEACHERS: Final = ("iresnet18", "iresnet34", "iresnet50", "iresnet100")
+_GEOMETRY_DEFAULTS: Final = {"geom_margin_w": 0.2, "geom_margin_k": 1.0, "geom_margin_warmup_epoch": 0}
 _LARGE: Final = (("ijb", "evaluation.ijb"), ("tinyface", "evaluation.tinyface"))
 
 _HARMLESS: Final = {
@@ -102,7 +103,7 @@ def _student(draft: RecipeDraft) -> None:
         draft.obstacle("network", f"known are {', '.join(_STUDENTS)}")
     else:
         draft.take("network", {"student.arch": network})
-    draft.copy("embedding_size", "student.embedding_dim", draft.whole("embedding_size"))
+    draft.need("embedding_size", "student.embedding_dim", draft.whole("embedding_size"))
     if draft.peek("SE"):
         draft.leave("SE", "there are no networks with squeeze-and-excitation here")
     draft.harmless({"SE": "off, as the networks here are"})
@@ -114,17 +115,17 @@ def _head(draft: RecipeDraft) -> None:
         draft.obstacle("loss", f"known are {', '.join(_HEADS)}")
         return
     draft.take("loss", {"head.kind": _HEADS[loss]})
-    draft.copy("m", "head.margin", draft.number("m"))
-    draft.copy("s", "head.logit_scale", draft.number("s"))
+    draft.need("m", "head.margin", draft.number("m"))
+    draft.need("s", "head.logit_scale", draft.number("s"))
     if loss == "AdaFace":
-        draft.copy("h", "head.quality_concentration", draft.number("h"))
-        draft.copy("t_alpha", "head.norm_momentum", draft.number("t_alpha"))
+        draft.need("h", "head.quality_concentration", draft.number("h"))
+        draft.need("t_alpha", "head.norm_momentum", draft.number("t_alpha"))
     draft.harmless({"h": "only AdaFace reads it", "t_alpha": "only AdaFace reads it"})
     draft.fixed("centres.kind", "adaptive", "the method")
-    for key in ("adaptive_alpha", "adaptive_weighted_alpha"):
-        weighted = draft.peek(key)
-        if isinstance(weighted, bool):
-            draft.take(key, {"centres.momentum": "weighted" if weighted else "unweighted"})
+    key = "adaptive_weighted_alpha" if "adaptive_weighted_alpha" in draft else "adaptive_alpha"
+    weighted = draft.flag(key)
+    draft.need(key, "centres.momentum", None if weighted is None else "weighted" if weighted else "unweighted")
+    draft.harmless({"adaptive_alpha": "adaptive_weighted_alpha is what the loss reads"})
 
 
 def _geometry(draft: RecipeDraft) -> None:
@@ -133,23 +134,24 @@ def _geometry(draft: RecipeDraft) -> None:
         "geom_margin_k": "geometry_margin.scale",
         "geom_margin_warmup_epoch": "geometry_margin.warmup_epochs",
     }
-    used = draft.peek("use_geom_margin")
+    used = draft.flag("use_geom_margin")
     if used and draft.peek("loss") != "AdaFace":
         draft.leave("use_geom_margin", "only the AdaFace head has a geometry margin")
     elif used:
         draft.take("use_geom_margin", {"geometry_margin.mode": "adaptive"})
         for key, name in names.items():
             draft.copy(key, name, draft.number(key))
+            draft.fixed(name, _GEOMETRY_DEFAULTS[key], "the default of its training script")
     elif used is not None:
         draft.take("use_geom_margin", {"geometry_margin.mode": "off"})
     draft.harmless(dict.fromkeys(names, "the geometry margin is off"))
 
 
 def _optimiser(draft: RecipeDraft, *, origin: bool) -> None:
-    draft.copy("lr", "optim.lr", draft.number("lr"))
+    draft.need("lr", "optim.lr", draft.number("lr"))
     draft.fixed("optim.lr_batch_size", 512, f"{_SCRIPT}: the rate is scaled by images of a step / 512")
-    draft.copy("momentum", "optim.momentum", draft.number("momentum"))
-    draft.copy("weight_decay", "optim.weight_decay", draft.number("weight_decay"))
+    draft.need("momentum", "optim.momentum", draft.number("momentum"))
+    draft.need("weight_decay", "optim.weight_decay", draft.number("weight_decay"))
     draft.fixed("optim.clip_norm", 5.0, _SCRIPT)
     epochs = draft.whole("num_epoch")
     if not epochs:

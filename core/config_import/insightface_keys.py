@@ -62,10 +62,11 @@ def _data(draft: RecipeDraft) -> None:
         draft.obstacle("rec", "the folder of the records must be said; adadistill demo trains on made-up faces")
     else:
         draft.take("rec", {"data.records": posixpath.join(posixpath.normpath(path), "train.rec")})
-    dali = draft.peek("dali")
-    if isinstance(dali, bool):
+    dali = draft.flag("dali")
+    if dali is not None:
         draft.take("dali", {"data.decoder": "dali" if dali else "cpu"}, "the same pixels, whichever decodes")
-    if draft.peek("dali_aug"):
+    draft.fixed("data.decoder", "cpu", _BASE)
+    if draft.flag("dali_aug"):
         draft.take("dali_aug", {"augment.policy": "insightface"})
     draft.harmless({"dali_aug": "off"})
     draft.copy("num_workers", "data.workers", draft.whole("num_workers") or None)
@@ -97,21 +98,26 @@ def _batch_and_rate(draft: RecipeDraft, devices: int) -> None:
 
 def _network(draft: RecipeDraft) -> None:
     network = draft.text("network")
-    if network not in _NETWORKS:
-        draft.obstacle("network", f"known are {', '.join(_NETWORKS)}")
-    else:
+    if network is not None and network in _NETWORKS:
         draft.take("network", {"student.arch": _NETWORKS[network]})
+    elif "network" in draft:
+        draft.obstacle("network", f"known are {', '.join(_NETWORKS)}")
+    draft.fixed("student.arch", "iresnet50", _BASE)
     draft.copy("embedding_size", "student.embedding_dim", draft.whole("embedding_size"))
-    half = draft.peek("fp16")
-    if isinstance(half, bool):
+    draft.fixed("student.embedding_dim", 512, _BASE)
+    half = draft.flag("fp16")
+    if half is not None:
         why = "bfloat16 on CUDA, which needs no loss scaling" if half else ""
         draft.take("fp16", {"precision": "auto" if half else "float32"}, why)
+    draft.fixed("precision", "float32", _BASE)
 
 
 def _head(draft: RecipeDraft) -> None:
-    margins = draft.peek("margin_list")
-    head = _margins(margins)
-    if head is None:
+    head = _margins(draft.peek("margin_list"))
+    if "margin_list" not in draft:
+        draft.fixed("head.kind", "arcface", _BASE)
+        draft.fixed("head.margin", 0.5, _BASE)
+    elif head is None:
         draft.obstacle("margin_list", "a head is (1, m, 0), ArcFace, or (1, 0, m), CosFace; these margins are neither")
     else:
         draft.take("margin_list", head)

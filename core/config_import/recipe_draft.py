@@ -92,6 +92,14 @@ class RecipeDraft:
         self._refuse_type(key, "a text")
         return None
 
+    def flag(self, key: str) -> bool | None:
+        """True or False, as `number`."""
+        value = self.peek(key)
+        if value is None or isinstance(value, bool):
+            return value
+        self._refuse_type(key, "True or False")
+        return None
+
     def texts(self, key: str) -> list[str] | None:
         """A list of texts, as `number`."""
         value = self.peek(key)
@@ -114,6 +122,12 @@ class RecipeDraft:
         """`take` of one value as it is, where it is set and sound."""
         if value is not None and key not in self.fates:
             self.take(key, {name: value}, why)
+
+    def need(self, key: str, name: str, value: _Kind | None) -> None:
+        """`copy` of a value that the training script cannot do without, nor can a recipe."""
+        if value is None:
+            self.obstacle(key, "its training script reads it, and a default of ours might be another")
+        self.copy(key, name, value)
 
     def harmless(self, keys: Mapping[str, str]) -> None:
         """These keys need no counterpart; the reasons say why. Those not set are passed over."""

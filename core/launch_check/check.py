@@ -6,8 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 from adadistill.core.config.strict_yaml import LoadedConfig
 from adadistill.core.distributed import LaunchError, Ranks, announced_ranks
 from adadistill.core.launch_check.checkpoint_space import CheckpointSpace, checkpoint_space
@@ -105,6 +103,7 @@ def check_launch(
         memory, space = None, None
         if summary is not None and steps is not None:
             memory = _memory(recipe, summary, ranks, kind, findings)
+        if memory is not None and summary is not None and steps is not None:
             space = checkpoint_space(
                 recipe, folder, identities=summary.identities, steps_per_epoch=steps.per_epoch, findings=findings
             )
@@ -183,7 +182,7 @@ def _memory(
             images=records.images,
             identities=records.identities,
         )
-    except (ValueError, torch.OutOfMemoryError) as error:
+    except (ValueError, RuntimeError) as error:  # RuntimeError: a network that images of this size do not fit
         findings.notes.append(f"memory was not estimated: {error}")
         return None
     if not estimate.fits:

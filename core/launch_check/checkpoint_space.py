@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -80,23 +81,20 @@ def checkpoint_parts(recipe: Recipe, identities: int) -> dict[str, int]:
 def number_of_saves(config: CheckpointConfig, *, epochs: int, steps_per_epoch: int) -> int:
     """Checkpoints that a run writes; the end is always saved, and a step is saved once."""
     total = epochs * steps_per_epoch
-    if config.every_steps is None:
-        by_epochs = 0 if config.every_epochs is None else epochs // config.every_epochs
-        return by_epochs + (config.every_epochs is None or epochs % config.every_epochs != 0)
-    due = set(range(config.every_steps, total + 1, config.every_steps)) | {total}
-    if config.every_epochs is not None:
-        due |= set(range(config.every_epochs * steps_per_epoch, total + 1, config.every_epochs * steps_per_epoch))
-    return len(due)
+    periods = [config.every_steps or 0, (config.every_epochs or 0) * steps_per_epoch]
+    every = [period for period in periods if period]
+    both = math.lcm(*every) if len(every) == 2 else 0
+    due = sum(total // period for period in every) - (total // both if both else 0)
+    return due + all(total % period for period in every)
 
 
 def _bytes_of_checkpoints(folder: Path) -> int:
     """What the folder's checkpoints take already: they make room for new ones."""
-    total = 0
-    for checkpoint in list_checkpoints(folder):
-        for file in checkpoint.iterdir():
-            found = stat_of(file)
-            total += 0 if found is None else found.st_size
-    return total
+    try:
+        files = [file for checkpoint in list_checkpoints(folder) for file in checkpoint.iterdir()]
+    except OSError:  # what cannot be listed is a problem of the run folder, noted there
+        return 0
+    return sum(found.st_size for file in files if (found := stat_of(file)) is not None)
 
 
 def _free_bytes(folder: Path) -> int | None:

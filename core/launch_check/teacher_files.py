@@ -82,7 +82,11 @@ def _check_checkpoint(source: str, recipe: Recipe, findings: Findings) -> None:
         return
     is_checkpoint = stat_of(path / MANIFEST_NAME) is not None or step_of(path) is not None
     reasons = []
-    for candidate in [path] if is_checkpoint else list_checkpoints(path)[::-1]:
+    candidates = [path]
+    if not is_checkpoint:
+        with findings.collected():
+            candidates = list_checkpoints(path)[::-1]
+    for candidate in candidates:
         try:
             network = peek_checkpoint(candidate).state.get("network")
         except CheckpointError as error:

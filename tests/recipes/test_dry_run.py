@@ -161,6 +161,7 @@ def test_all_problems_are_listed_not_the_first(
         (["data.records=/"], "no record file at /"),
         ([f"data.records={'x' * 5000}"], "is not there"),
         (["data.seal=require"], "seal"),
+        (["data.image_size=16"], "begins with an image of 32 x 32"),
         (["data.image_size=48"], "begins with an image of 32 x 32"),
         (["centres.kind=frozen", "centres.path=FOLDER/none", "teacher=null", "geometry_margin.mode=off"], "none is"),
         (["optim.lr=0", "head.margn=1"], "unknown key `head.margn`"),
@@ -209,6 +210,15 @@ def test_resume_auto_names_the_checkpoint_that_it_would_go_on_from(
     code, found = dry(capsys, str(tiny / "recipe.yaml"), "--out", str(tmp_path / "new"), "--resume", str(tmp_path))
     assert code == 2
     assert "is no checkpoint and holds no valid one" in "\n".join(found["problems"])
+
+
+def test_an_index_that_is_not_there_is_a_note(tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.copy(tiny / "train.rec", tmp_path)
+    code, found = dry(capsys, str(tiny / "recipe.yaml"), f"data.records={tmp_path}/train.rec", "--out", str(tiny / "n"))
+    assert code == 0
+    assert "rebuilding the index by scanning" in found["notes"][0]
+    assert found["records"]["index"].startswith("a scan of the records, because")
+    assert [path.name for path in tmp_path.iterdir()] == ["train.rec"]
 
 
 def test_a_run_folder_that_cannot_be_made_is_a_problem(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:

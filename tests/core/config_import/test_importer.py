@@ -138,6 +138,28 @@ def test_what_has_no_counterpart_is_listed_with_its_line(line: str, key: str, wh
     assert f"{key} (line {fate.line})" in found.yaml
 
 
+def test_what_a_config_leaves_out_has_the_values_of_its_script_not_ours() -> None:
+    found = imported("config = edict()\nconfig.sample_rate = 1\nconfig.rec = 'r'\nconfig.num_epoch = 2\n")
+    assert found.recipe is not None
+    assert (found.recipe.head.kind, found.recipe.head.margin, found.recipe.student.arch) == (
+        "arcface",
+        0.5,
+        "iresnet50",
+    )
+    assert (found.recipe.precision, found.recipe.data.global_batch_size) == ("float32", 1024)
+
+    without = "\n".join(line for line in ORIGIN.splitlines() if "config.geom_margin_" not in line)
+    found = imported(without)
+    assert found.recipe is not None
+    geometry = found.recipe.geometry_margin
+    assert (geometry.mode, geometry.weight, geometry.scale, geometry.warmup_epochs) == ("adaptive", 0.2, 1.0, 0.0)
+
+    for key in ("lr", "m", "s", "h", "t_alpha", "adaptive_alpha", "momentum", "weight_decay", "embedding_size"):
+        found = imported("\n".join(line for line in ORIGIN.splitlines() if not line.startswith(f"config.{key} ")))
+        assert found.recipe is None
+        assert [obstacle.split()[0] for obstacle in found.obstacles] == [key]
+
+
 def test_secrets_are_shown_nowhere() -> None:
     found = imported(f"{INSIGHTFACE_WF12M_R50}\nconfig.wandb_key = 'deadbeef'\nconfig.hf_token = 'deadbeef'\n")
 
