@@ -67,6 +67,10 @@ def test_a_step_that_is_due_twice_is_saved_once(config: CheckpointConfig, saves:
     assert number_of_saves(config, epochs=5, steps_per_epoch=10) == saves == len(total)
 
 
+def test_a_run_without_end_is_counted_without_walking_it() -> None:
+    assert number_of_saves(CheckpointConfig(every_steps=1), epochs=2**60, steps_per_epoch=1) == 2**60
+
+
 def test_too_small_a_disk_is_a_problem_with_the_numbers_and_what_helps(
     records: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
