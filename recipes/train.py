@@ -3,11 +3,10 @@
     adadistill train RECIPE [key.path=value ...] [--out FOLDER] [--resume auto|none|PATH]
     torchrun --standalone --nproc_per_node=2 -m adadistill.recipes.train RECIPE ...
     adadistill train RECIPE --profile torch|nsys [--profile-steps FIRST:COUNT]
-    adadistill train RECIPE ... --dry-run [--gpu KIND] [--json]
+    adadistill train RECIPE ... --dry-run [--gpu KIND] [--json]    # what it would do; exits 0 if it would start, else 2
 
-Exit codes: 0 finished, or, of a dry run, would start; 1 the run failed (a non-finite step, a damaged record, a
-checkpoint that could not be written); 2 the recipe, a file it names or the launch is wrong; 143 stopped by SIGTERM
-after saving (130 by SIGINT).
+Exit codes: 0 finished; 1 the run failed (a non-finite step, a damaged record, a checkpoint that could not be written);
+2 the recipe, a file it names or the launch is wrong; 143 stopped by SIGTERM after saving (130 by SIGINT).
 """
 
 from __future__ import annotations

@@ -78,7 +78,7 @@ def _check_size_of_first(records: ImageRecords, image_size: int, findings: Findi
 
 def _header(index: object) -> str:
     if not isinstance(index, RecordIndex):
-        return "not a record file"
+        return "none: no record file"
     others = index.num_records - len(index)
     if index.num_identities is not None:
         return f"insightface's header record, {index.num_identities:,} identity records"
