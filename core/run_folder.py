@@ -75,21 +75,6 @@ class RunFolder:
         saved = len(list_checkpoints(self.checkpoints))
         return traces + ([f"{saved} checkpoint(s)"] if saved else [])
 
-    def refuse_other_run(self, *, resuming: bool) -> None:
-        """See whether the folder may take a run. Touches nothing.
-
-        Raises:
-            RunFolderError: it is a file, or holds a run and this is no resume.
-        """
-        if self.path.exists() and not self.path.is_dir():
-            raise RunFolderError(f"{self.path} is a file; a run needs a folder. Give another path")
-        traces = self.traces_of_a_run()
-        if traces and not resuming:
-            raise RunFolderError(
-                f"{self.path} already holds a run ({', '.join(traces)}). "
-                "Continue it with --resume auto, or give the new run a folder of its own"
-            )
-
     def start(self, *, recipe_yaml: str, environment: Mapping[str, Any], resuming: bool, rank: int = 0) -> None:
         """Create the folder and write what is known at the start. Ranks other than 0 do nothing.
 
@@ -115,6 +100,21 @@ class RunFolder:
             self._write_environment(environment)
         except OSError as error:
             raise RunFolderError(f"cannot write the run folder: {error}. Give another path, or make room") from error
+
+    def refuse_other_run(self, *, resuming: bool) -> None:
+        """See whether the folder may take a run. Touches nothing.
+
+        Raises:
+            RunFolderError: it is a file, or holds a run and this is no resume.
+        """
+        if self.path.exists() and not self.path.is_dir():
+            raise RunFolderError(f"{self.path} is a file; a run needs a folder. Give another path")
+        traces = self.traces_of_a_run()
+        if traces and not resuming:
+            raise RunFolderError(
+                f"{self.path} already holds a run ({', '.join(traces)}). "
+                "Continue it with --resume auto, or give the new run a folder of its own"
+            )
 
     def _write_recipe(self, recipe_yaml: str) -> None:
         text = redact_urls(recipe_yaml)
