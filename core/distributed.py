@@ -79,6 +79,16 @@ def distributed_session(device: str | None = None) -> Iterator[Ranks]:
         dist.destroy_process_group()
 
 
+def announced_ranks(device: str | None = None) -> Ranks:
+    """The ranks that `distributed_session` would hold, without making a process group.
+
+    Raises:
+        LaunchError: as `distributed_session`.
+    """
+    rank, world_size, local_rank = _ranks_from_environment()
+    return Ranks(rank=rank, world_size=world_size, local_rank=local_rank, device=_device(device, local_rank))
+
+
 def gather_rows(rows: Tensor, ranks: Ranks) -> Tensor:
     """(B, ...) of every rank -> (R * B, ...) in rank order, equal on all ranks. No gradient flows through."""
     rows = rows.detach()

@@ -437,6 +437,22 @@ def _newest_checkpoint(run_folder: RunFolder, own_rows_of: tuple[int, int] | Non
     return load_checkpoint(path, own_rows_of=own_rows_of)
 
 
+def refuse_other_run(
+    recipe: Recipe, records: ImageSource | None, checkpoint: Checkpoint, resume_allow: Sequence[str]
+) -> None:
+    """What of a checkpoint can be compared with a recipe, and with its records where they are there, before a run.
+
+    Args:
+        checkpoint: its `state` is looked at, no tensor.
+
+    Raises:
+        ResumeError: as `run_training`.
+    """
+    _refuse_other_recipe(recipe, checkpoint, resume_allow)
+    if records is not None:
+        _refuse_other_records(records, checkpoint)
+
+
 def _refuse_other_recipe(recipe: Recipe, checkpoint: Checkpoint, resume_allow: Sequence[str]) -> None:
     if checkpoint.state.get("recipe_hash") == recipe_hash(recipe):
         return

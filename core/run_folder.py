@@ -70,6 +70,21 @@ class RunFolder:
         self.report = self.path / "report"
         self.profile = self.path / "profile"
 
+    def refuse_other_run(self, *, resuming: bool) -> None:
+        """See whether the folder may take a run. Touches nothing.
+
+        Raises:
+            RunFolderError: it is a file, or holds a run and this is no resume.
+        """
+        if self.path.exists() and not self.path.is_dir():
+            raise RunFolderError(f"{self.path} is a file; a run needs a folder. Give another path")
+        traces = self.traces_of_a_run()
+        if traces and not resuming:
+            raise RunFolderError(
+                f"{self.path} already holds a run ({', '.join(traces)}). "
+                "Continue it with --resume auto, or give the new run a folder of its own"
+            )
+
     def traces_of_a_run(self) -> list[str]:
         """What shows that the folder already holds a run, for people to read; empty if it holds none."""
         traces = [path.name for path in (self.recipe, self.environment, self.metrics) if path.exists()]
@@ -106,14 +121,7 @@ class RunFolder:
         """
         if rank != 0:
             return
-        if self.path.exists() and not self.path.is_dir():
-            raise RunFolderError(f"{self.path} is a file; a run needs a folder. Give another path")
-        traces = self.traces_of_a_run()
-        if traces and not resuming:
-            raise RunFolderError(
-                f"{self.path} already holds a run ({', '.join(traces)}). "
-                "Continue it with --resume auto, or give the new run a folder of its own"
-            )
+        self.refuse_other_run(resuming=resuming)
         try:
             self.checkpoints.mkdir(parents=True, exist_ok=True)
             self.report.mkdir(exist_ok=True)

@@ -259,7 +259,7 @@ def build_pipeline(
             raise ValueError(
                 "data.packed_in device_share spreads the store over ranks, which need a way to exchange rows"
             )
-        store = _open_store(config, records)
+        store = open_store(config, records)
         images = PlannedImages(config.image_size, device=device, dtype=dtype, channels_last=channels_last)
         return SharedPackedPipeline(store, steps, images, exchange=exchange, device=device)
     damaged = DamagedRecords(config.on_damaged, config.max_damaged)
@@ -316,7 +316,7 @@ def _decoding(config: DataConfig, records: ImageSource, damaged: DamagedRecords,
     )
     if config.packed is not None:
         return PackedDecoding(
-            _open_store(config, records),
+            open_store(config, records),
             destination,
             PlannedImages(
                 config.image_size, device=destination.device, dtype=output.dtype, channels_last=output.channels_last
@@ -341,7 +341,12 @@ def _decoding(config: DataConfig, records: ImageSource, damaged: DamagedRecords,
     )
 
 
-def _open_store(config: DataConfig, records: ImageSource) -> PackedStore:
+def open_store(config: DataConfig, records: ImageSource) -> PackedStore:
+    """The packed store that a recipe names, checked against its records; images are not read.
+
+    Raises:
+        PackError, OSError: as `PackedStore` and its `require`. ValueError: its images have another size.
+    """
     assert config.packed is not None
     store = PackedStore(config.packed)
     store.require(

@@ -12,6 +12,10 @@ from collections.abc import Sequence
 VERBS = {
     "train": ("adadistill.recipes.train", "train a student (or a teacher) from a recipe, in one process"),
     "plan": ("adadistill.recipes.plan", "predict memory, time and bottleneck of a recipe on some devices"),
+    "recipes": (
+        "adadistill.recipes.recipe_tools",
+        "list, show, copy, check and compare recipes; import a config.py",
+    ),
     "ablate": ("adadistill.recipes.ablate", "train variants of a recipe with several seeds and compare them"),
     "evaluate": ("adadistill.recipes.evaluate", "score a network, or every one in a folder, on benchmarks"),
     "report": ("adadistill.recipes.report", "evaluations and a training run as one HTML page"),

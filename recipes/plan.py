@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from adadistill.core.communication import bytes_by_part, handed_bytes, wire_bytes
-from adadistill.core.cost_model.devices import DEVICES, NETWORK_GBIT_PER_S, DeviceModel
+from adadistill.core.cost_model.devices import DEVICES, NETWORK_GBIT_PER_S, DeviceModel, memory_of_machine_gb
 from adadistill.core.cost_model.measured_rows import MeasuredRows
 from adadistill.core.cost_model.plan import make_plan
 from adadistill.core.cost_model.step_model import Launch, Plan, PlanError
@@ -91,7 +91,7 @@ def _launch(recipe: Recipe, device: DeviceModel, arguments: argparse.Namespace) 
     a_node = max(1, arguments.gpus // max(nodes, 1))
     memory_gb, cores = arguments.memory_gb, arguments.cores
     if memory_gb is None:
-        memory_gb = device.memory_gb if device.memory_gb is not None else _memory_of_machine_gb() / a_node
+        memory_gb = device.memory_gb if device.memory_gb is not None else memory_of_machine_gb() / a_node
     if cores is None:
         cores = device.cores if device.cores is not None else max(1, (os.cpu_count() or 1) // a_node)
     return Launch(
@@ -117,13 +117,6 @@ def _counts(recipe: Recipe, images: int | None, identities: int | None) -> tuple
         len(records) if images is None else images,
         records.num_classes if identities is None else identities,
     )
-
-
-def _memory_of_machine_gb() -> float:
-    try:
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 1e9
-    except (ValueError, OSError, AttributeError):
-        raise PlanError("this system does not tell how much memory it has; give --memory-gb") from None
 
 
 def _as_json(recipe: Recipe, launch: Launch, plan: Plan) -> dict[str, Any]:

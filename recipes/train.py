@@ -4,6 +4,7 @@
     torchrun --standalone --nproc_per_node=2 -m adadistill.recipes.train RECIPE ...
     torchrun --standalone --nproc_per_node=2 --max-restarts=3 -m ...    # goes on by itself when a process has died
     adadistill train RECIPE --profile torch|nsys [--profile-steps FIRST:COUNT]
+    adadistill train RECIPE ... --dry-run [--gpu KIND] [--json]    # what it would do; exits 0 if it would start, else 2
 
 Exit codes: 0 finished; 1 the run failed (a non-finite step, a damaged record, a checkpoint that could not be written);
 2 the recipe, a file it names or the launch is wrong; 143 stopped by SIGTERM after saving (130 by SIGINT).
@@ -31,6 +32,7 @@ from adadistill.core.training import TrainingResult
 from adadistill.loaders.dali_pipeline import DaliBatchError, DaliMissingError
 from adadistill.loaders.pixels import ImageDecodeError
 from adadistill.loaders.recordio import RecordError
+from adadistill.recipes.dry_run import add_dry_run_options, dry_run, refuse_without_dry_run
 from adadistill.recipes.profiled_launch import (
     add_profile_options,
     hand_to_nsys,
@@ -42,8 +44,11 @@ from adadistill.recipes.profiled_launch import (
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse, train, report; returns the exit code."""
     arguments = _parser().parse_intermixed_args(argv)
+    if arguments.dry_run:
+        return dry_run(arguments)
     keep_freed_memory()
     try:
+        refuse_without_dry_run(arguments)
         profile = profile_request(arguments)
         recipe = load_recipe(arguments.recipe, arguments.overrides)
         folder = arguments.out or Path("runs") / recipe.name
@@ -88,6 +93,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--device", help="cpu, cuda or cuda:N (default: CUDA where there is one)")
     add_profile_options(parser)
+    add_dry_run_options(parser)
     return parser
 
 

@@ -57,6 +57,19 @@ def show_node(node: Node) -> str:
     return show_text(node.text) if node.value is not None else "null"
 
 
+class PlacedProblem(str):
+    """The text of a problem that knows the file and the line of the value that it is about."""
+
+    origin: str
+    line: int
+
+    def __new__(cls, text: str, node: Node) -> PlacedProblem:
+        """The text, with the place of a node."""
+        problem = super().__new__(cls, text)
+        problem.origin, problem.line = node.origin, node.line
+        return problem
+
+
 class _Unusable:
     """Stands for a value that was refused; its problem is on the list."""
 
@@ -159,7 +172,7 @@ class _Reader:
         """Add a problem, saying where the value came from unless it is the file itself."""
         if node is not None and node.origin != self._source:
             problem += f" (from {show_text(node.origin, 150)})"
-        self._problems.append(problem)
+        self._problems.append(problem if node is None else PlacedProblem(problem, node))
 
     def _missing(self, kind: Any, path: str) -> str:
         section = section_class(kind)

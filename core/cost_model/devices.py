@@ -7,6 +7,7 @@ arithmetic and its memory traffic without letting them overlap.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -119,3 +120,15 @@ USABLE_MEMORY = 0.92
 EAGER_STEP_PASSES = 3.2
 """Traffic of a training step over that of its forward pass, operators unfused; 3.0 where they are fused."""
 FUSED_STEP_PASSES = 3.0
+
+
+def memory_of_machine_gb() -> float:
+    """10^9 bytes of this machine's memory.
+
+    Raises:
+        ValueError: the system does not tell.
+    """
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 1e9
+    except (ValueError, OSError, AttributeError):
+        raise ValueError("this system does not tell how much memory it has; plan with --memory-gb") from None

@@ -136,13 +136,13 @@ def _load_and_lock(
     source: str, revision: str | None, lock: Path, color: str | None, connect: _Connect
 ) -> tuple[LoadedTeacher, LockEntry]:
     """What rank 0 does: find the source, load it, and lock it where it is new."""
-    folder = _existing_folder(source)
+    folder = existing_folder(source)
     if folder is not None and revision is not None:
         raise TeacherError(
             f"teacher.revision is for repositories on the Hub, but {folder} is a folder here, which goes first; remove "
             "it (a folder is locked by the hashes of its files), or rename the folder"
         )
-    key = source if folder is not None else _repository_id(source)
+    key = source if folder is not None else repository_id(source)
     entry = read_lock(lock).get(key)
     if entry is None:
         check_writable(lock)
@@ -165,20 +165,21 @@ def _load_as_told(source: str, entry: LockEntry, color: str | None, connect: _Co
     if entry.revision is None:
         files = folder_files(Path(source), entry)
     else:
-        files = locked_repository_files(connect(_repository_id(source)), entry)
+        files = locked_repository_files(connect(repository_id(source)), entry)
     remedy = "The ranks do not see the same files; give every machine the same folder, or a cache of its own"
     loaded, _ = _load(files, [HashStatement("rank 0 read", entry.files, remedy)], color)
     return loaded
 
 
-def _existing_folder(source: str) -> Path | None:
+def existing_folder(source: str) -> Path | None:
+    """The folder that a source means, which goes before a repository of that name; None where there is none."""
     try:
         return Path(source) if Path(source).is_dir() else None
     except (OSError, ValueError):  # too long, a NUL
         return None
 
 
-def _repository_id(source: str) -> str:
+def repository_id(source: str) -> str:
     """The repository that a source names. Raises TeacherError for what is none, or holds a network we do not build."""
     repo_id = SHORT_NAMES.get(source, source)
     if not REPOSITORY_ID.fullmatch(repo_id):

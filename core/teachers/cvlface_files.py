@@ -46,6 +46,9 @@ _PUBLISHED: Final = _Layout(
 _TRAINED: Final = _Layout(description="model.yaml", weights=("model.safetensors", "model.pt"))
 _CONFIG: Final = "config.json"
 
+PUBLISHED_FILES: Final = _PUBLISHED.names()
+"""Of a repository on the Hub: the description, then the tensors in order of preference."""
+
 READ_FILES: Final = frozenset((_CONFIG, *_PUBLISHED.names(), *_TRAINED.names()))
 """Every path that is ever opened, relative to the repository or folder."""
 

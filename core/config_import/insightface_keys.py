@@ -1,0 +1,179 @@
+"""What the keys of insightface's arcface_torch configs mean. Keys that a config leaves out have the values of its base.
+
+Source: its configuration files and training script; the rate is not scaled by the batch, margins pass gradients
+straight through, and the classes are spread over the GPUs.
+"""
+
+from __future__ import annotations
+
+import posixpath
+from typing import Any, Final
+
+from adadistill.core.config_import.recipe_draft import RecipeDraft
+
+_SCRIPT: Final = "fixed in the training script"
+_BASE: Final = "insightface's base config"
+_NETWORKS: Final = {
+    "r18": "iresnet18",
+    "r34": "iresnet34",
+    "r50": "iresnet50",
+    "r100": "iresnet100",
+    "mbf": "mbf",
+}
+_MOMENTUM: Final = 0.9
+
+_HARMLESS: Final = {
+    "resume": "a run goes on with --resume auto",
+    "save_all_states": "checkpoints always hold everything",
+    "output": "the run folder is said at launch: --out FOLDER",
+    "num_classes": "counted in the records",
+    "num_image": "counted in the records",
+    "verbose": "evaluation is every so many epochs: evaluation.every_epochs",
+    "warmup_step": "the script computes it",
+    "total_step": "the script computes it",
+    "using_wandb": "metrics are in metrics.jsonl of the run folder",
+    "wandb_key": "a secret, which no recipe holds",
+    "wandb_entity": "metrics are in metrics.jsonl of the run folder",
+    "wandb_project": "metrics are in metrics.jsonl of the run folder",
+    "wandb_log_all": "metrics are in metrics.jsonl of the run folder",
+    "wandb_resume": "metrics are in metrics.jsonl of the run folder",
+    "suffix_run_name": "metrics are in metrics.jsonl of the run folder",
+    "notes": "metrics are in metrics.jsonl of the run folder",
+    "save_artifacts": "checkpoints are in the run folder",
+}
+
+
+def fill_from_insightface(draft: RecipeDraft, *, devices: int) -> None:
+    """Say what every key that is known becomes, for `devices` GPUs that share a step."""
+    _data(draft)
+    _batch_and_rate(draft, devices)
+    _network(draft)
+    _head(draft)
+    _schedule(draft)
+    _evaluation(draft)
+    draft.copy("seed", "seed", draft.whole("seed"))
+    draft.copy("frequent", "log.every", draft.whole("frequent") or None)
+    draft.harmless(_HARMLESS)
+
+
+def _data(draft: RecipeDraft) -> None:
+    path = draft.text("rec")
+    if path is None or path == "synthetic":
+        draft.obstacle("rec", "the folder of the records must be said; adadistill demo trains on made-up faces")
+    else:
+        draft.take("rec", {"data.records": posixpath.join(posixpath.normpath(path), "train.rec")})
+    dali = draft.flag("dali")
+    if dali is not None:
+        draft.take("dali", {"data.decoder": "dali" if dali else "cpu"}, "the same pixels, whichever decodes")
+    draft.fixed("data.decoder", "cpu", _BASE)
+    if draft.flag("dali_aug"):
+        draft.take("dali_aug", {"augment.policy": "insightface"})
+    draft.harmless({"dali_aug": "off"})
+    draft.copy("num_workers", "data.workers", draft.whole("num_workers") or None)
+
+
+def _batch_and_rate(draft: RecipeDraft, devices: int) -> None:
+    batch = draft.whole("batch_size")
+    if batch is None and "batch_size" not in draft:
+        batch = 128
+    if not batch:
+        draft.obstacle("batch_size", "the images of a step must be said")
+        return
+    images = batch * devices
+    if "batch_size" in draft:
+        why = f"{batch} a GPU, {devices} GPU(s): see --devices"
+        draft.take("batch_size", {"data.global_batch_size": images}, why)
+    draft.fixed("data.global_batch_size", images, _BASE)
+    draft.copy("lr", "optim.lr", draft.number("lr"))
+    draft.fixed("optim.lr", 0.1, _BASE)
+    draft.fixed("optim.lr_batch_size", images, f"{_SCRIPT}: the rate is not scaled, whatever the batch")
+    if draft.peek("gradient_acc") not in (None, 1):
+        draft.leave(
+            "gradient_acc",
+            "the losses of its small batches are added up there, not averaged, so that no batch here is the same; "
+            "set data.global_batch_size to the images of all of them",
+        )
+    draft.harmless({"gradient_acc": "one batch a step"})
+
+
+def _network(draft: RecipeDraft) -> None:
+    network = draft.text("network")
+    if network is not None and network in _NETWORKS:
+        draft.take("network", {"student.arch": _NETWORKS[network]})
+    elif "network" in draft:
+        draft.obstacle("network", f"known are {', '.join(_NETWORKS)}")
+    draft.fixed("student.arch", "iresnet50", _BASE)
+    draft.copy("embedding_size", "student.embedding_dim", draft.whole("embedding_size"))
+    draft.fixed("student.embedding_dim", 512, _BASE)
+    half = draft.flag("fp16")
+    if half is not None:
+        why = "bfloat16 on CUDA, which needs no loss scaling" if half else ""
+        draft.take("fp16", {"precision": "auto" if half else "float32"}, why)
+    draft.fixed("precision", "float32", _BASE)
+
+
+def _head(draft: RecipeDraft) -> None:
+    head = _margins(draft.peek("margin_list"))
+    if "margin_list" not in draft:
+        draft.fixed("head.kind", "arcface", _BASE)
+        draft.fixed("head.margin", 0.5, _BASE)
+    elif head is None:
+        draft.obstacle("margin_list", "a head is (1, m, 0), ArcFace, or (1, 0, m), CosFace; these margins are neither")
+    else:
+        draft.take("margin_list", head)
+    draft.fixed("head.logit_scale", 64.0, _SCRIPT)
+    draft.fixed("head.margin_grad", "straight_through", "as its margins pass gradients")
+    draft.fixed("centres.kind", "trainable", "no teacher")
+    draft.fixed("centres.placement", "sharded", "as its Partial FC; replicated computes the same")
+    if draft.peek("sample_rate") not in (None, 1):
+        draft.leave("sample_rate", "classes are not sampled here: the softmax is over all of them")
+    draft.harmless({"sample_rate": "all classes, as here"})
+    if draft.peek("interclass_filtering_threshold"):
+        draft.leave("interclass_filtering_threshold", "cosines of other classes are not filtered here")
+    draft.harmless({"interclass_filtering_threshold": "off"})
+
+
+def _margins(margins: Any) -> dict[str, Any] | None:
+    if not (isinstance(margins, list | tuple) and len(margins) == 3):
+        return None
+    if not all(isinstance(m, int | float) and not isinstance(m, bool) for m in margins):
+        return None
+    multiplied, angular, additive = margins
+    if multiplied != 1 or (angular and additive):
+        return None
+    if additive:
+        return {"head.kind": "cosface", "head.margin": additive}
+    return {"head.kind": "arcface", "head.margin": angular}
+
+
+def _schedule(draft: RecipeDraft) -> None:
+    if draft.peek("optimizer") not in (None, "sgd"):
+        draft.obstacle("optimizer", "SGD is the only optimiser here")
+    draft.harmless({"optimizer": "SGD, as here"})
+    if draft.peek("momentum") not in (None, _MOMENTUM):
+        draft.leave("momentum", f"its training script ignores it and takes {_MOMENTUM}")
+    draft.copy("momentum", "optim.momentum", draft.number("momentum"))
+    draft.fixed("optim.momentum", _MOMENTUM, _SCRIPT)
+    draft.copy("weight_decay", "optim.weight_decay", draft.number("weight_decay"))
+    draft.fixed("optim.weight_decay", 5e-4, _BASE)
+    epochs = draft.whole("num_epoch")
+    if not epochs:
+        draft.obstacle("num_epoch", "the length of the training must be said")
+    else:
+        draft.take("num_epoch", {"optim.epochs": epochs})
+    draft.fixed("optim.schedule", "polynomial", _SCRIPT)
+    draft.fixed("optim.power", 1.0, _SCRIPT)
+    warmup = draft.number("warmup_epoch")
+    if warmup is not None:
+        draft.take("warmup_epoch", {"optim.warmup_epochs": max(0, warmup)})
+    draft.fixed("optim.warmup", "linear", _SCRIPT)
+    draft.fixed("optim.clip_norm", 5.0, _SCRIPT)
+    if "lr_func" in draft:
+        draft.leave("lr_func", "the script of today has one schedule, which this recipe takes; older ones differ")
+
+
+def _evaluation(draft: RecipeDraft) -> None:
+    names, folder = draft.texts("val_targets"), draft.text("rec")
+    if names is not None and folder is not None:
+        beside = posixpath.normpath(folder)
+        draft.take("val_targets", {"evaluation.sets": [posixpath.join(beside, f"{name}.bin") for name in names]})

@@ -1,0 +1,224 @@
+"""A config.py becomes the recipe that it amounts to, and every key of it is accounted for."""
+
+from __future__ import annotations
+
+import pytest
+from config_files import ADADISTILL, INSIGHTFACE_MS1MV2_R50, INSIGHTFACE_WF12M_R50, ORIGIN
+
+from adadistill.core.config_import import ConfigImportError, ImportedConfig, import_config
+from adadistill.core.config_import.importer import recipe_name
+from adadistill.core.recipe import RecipeError, load_recipe, parse_recipe, recipe_differences
+
+ALL = {
+    "origin": ORIGIN,
+    "adadistill": ADADISTILL,
+    "insightface arcface": INSIGHTFACE_MS1MV2_R50,
+    "insightface cosface": INSIGHTFACE_WF12M_R50,
+}
+
+
+def imported(text: str, **options: object) -> ImportedConfig:
+    return import_config(text.encode(), "config.py", name="it", **options)  # type: ignore[arg-type]
+
+
+def differences(found: ImportedConfig, wanted_yaml: str) -> list[str]:
+    assert found.recipe is not None
+    return recipe_differences(parse_recipe(wanted_yaml), found.recipe)
+
+
+def test_the_origins_config_is_the_shipped_recipe_but_for_its_name_and_the_large_benchmarks() -> None:
+    """Shipped recipes name no IJB and TinyFace folders, which few people have; the origin's config does."""
+    found = imported(ORIGIN)
+
+    assert (found.family, found.devices, found.obstacles, found.unread) == ("origin", 1, [], [])
+    assert found.recipe is not None
+    assert recipe_differences(load_recipe("ms1mv2_ir50_to_mobilefacenet"), found.recipe) == [
+        "name: ms1mv2_ir50_to_mobilefacenet != it",
+        "evaluation.ijb: [] != [dataset/facerec_val/IJBB_gt_aligned, dataset/facerec_val/IJBC_gt_aligned]",
+        "evaluation.tinyface: [] != [dataset/facerec_val/tinyface_aligned_pad_0.1]",
+    ]
+
+
+def test_adadistills_config_has_its_published_hyper_parameters() -> None:
+    found = imported(ADADISTILL)
+
+    assert (found.family, found.devices) == ("adadistill", 4)
+    sets = ", ".join(f"data/faces_emore/{n}.bin" for n in ("lfw", "cfp_fp", "cfp_ff", "agedb_30", "calfw", "cplfw"))
+    wanted = f"""
+name: it
+data: {{records: data/faces_emore/train.rec, global_batch_size: 512}}
+teacher: {{weights: output/teacher/295672backbone.pth, arch: iresnet50}}
+student: {{arch: mobilefacenet, embedding_dim: 512}}
+head: {{kind: arcface, margin: 0.45, logit_scale: 64.0}}
+centres: {{kind: adaptive, momentum: weighted}}
+geometry_margin: {{mode: off}}
+optim:
+  {{lr: 0.1, lr_batch_size: 512, epochs: 26, milestones: [7, 13, 19, 24], momentum: 0.9, weight_decay: 5e-4,
+   clip_norm: 5.0}}
+evaluation: {{sets: [{sets}]}}
+"""
+    assert differences(found, wanted) == []
+
+
+def test_insightfaces_arcface_config_keeps_its_unscaled_rate_and_its_gradients() -> None:
+    found = imported(INSIGHTFACE_MS1MV2_R50)
+
+    assert (found.family, found.devices) == ("insightface", 8)
+    wanted = """
+name: it
+data: {records: /train_tmp/faces_emore/train.rec, global_batch_size: 1024, decoder: cpu}
+student: {arch: iresnet50, embedding_dim: 512}
+head: {kind: arcface, margin: 0.5, logit_scale: 64.0, margin_grad: straight_through}
+centres: {kind: trainable, placement: sharded}
+optim:
+  {lr: 0.1, lr_batch_size: 1024, epochs: 20, schedule: polynomial, power: 1.0, warmup_epochs: 0, warmup: linear,
+   momentum: 0.9, weight_decay: 1e-4, clip_norm: 5.0}
+evaluation:
+  {sets: [/train_tmp/faces_emore/lfw.bin, /train_tmp/faces_emore/cfp_fp.bin, /train_tmp/faces_emore/agedb_30.bin]}
+"""
+    assert differences(found, wanted) == []
+
+
+def test_insightfaces_cosface_config_with_a_warm_up_that_is_computed() -> None:
+    found = imported(INSIGHTFACE_WF12M_R50, devices=4)
+
+    wanted = """
+name: it
+data: {records: /train_tmp/WebFace12M/train.rec, global_batch_size: 512, decoder: dali}
+student: {arch: iresnet50, embedding_dim: 512}
+head: {kind: cosface, margin: 0.4, logit_scale: 64.0, margin_grad: straight_through}
+centres: {kind: trainable, placement: sharded}
+optim:
+  {lr: 0.1, lr_batch_size: 512, epochs: 20, schedule: polynomial, warmup_epochs: 2, warmup: linear, momentum: 0.9,
+   weight_decay: 5e-4, clip_norm: 5.0}
+evaluation: {sets: []}
+"""
+    assert differences(found, wanted) == []
+
+
+@pytest.mark.parametrize("text", ALL.values(), ids=ALL)
+def test_every_key_ends_in_exactly_one_of_three_ways_and_the_published_ones_are_all_understood(text: str) -> None:
+    found = imported(text)
+
+    keys = [fate.key for fate in found.fates]
+    assert len(set(keys)) == len(keys)
+    assert {fate.outcome for fate in found.fates} == {"taken", "harmless"}
+    assert all(fate.becomes for fate in found.fates if fate.outcome == "taken")
+    assert all(fate.why for fate in found.fates if fate.outcome != "taken")
+
+
+@pytest.mark.parametrize("text", ALL.values(), ids=ALL)
+def test_the_yaml_reads_back_and_says_where_each_value_is_from(text: str) -> None:
+    found = imported(text)
+
+    assert found.yaml is not None
+    assert parse_recipe(found.yaml) == found.recipe
+    values = [line for line in found.yaml.splitlines() if ": " in line and not line.startswith(("#", "name:"))]
+    assert len(values) > 15
+    assert all("  # " in line for line in values)
+
+
+@pytest.mark.parametrize(
+    ("line", "key", "why"),
+    [
+        ("config.SE = True", "SE", "squeeze-and-excitation"),
+        ("config.ijb_flip = False", "ijb_flip", "fused"),
+        ("config.brand_new = 3", "brand_new", "no key that is known"),
+        ("config.wandb_token = 'abc'", "wandb_token", "no key"),
+    ],
+)
+def test_what_has_no_counterpart_is_listed_with_its_line(line: str, key: str, why: str) -> None:
+    found = imported(f"{ORIGIN}\n{line}\n")
+
+    fate = next(fate for fate in found.fates if fate.key == key)
+    assert fate.outcome == "not taken over"
+    assert why in fate.why
+    assert fate.line == len(ORIGIN.splitlines()) + 2
+    assert found.yaml is not None
+    assert f"{key} (line {fate.line})" in found.yaml
+
+
+def test_what_a_config_leaves_out_has_the_values_of_its_script_not_ours() -> None:
+    found = imported("config = edict()\nconfig.sample_rate = 1\nconfig.rec = 'r'\nconfig.num_epoch = 2\n")
+    assert found.recipe is not None
+    assert (found.recipe.head.kind, found.recipe.head.margin, found.recipe.student.arch) == (
+        "arcface",
+        0.5,
+        "iresnet50",
+    )
+    assert (found.recipe.precision, found.recipe.data.global_batch_size) == ("float32", 1024)
+
+    without = "\n".join(line for line in ORIGIN.splitlines() if "config.geom_margin_" not in line)
+    found = imported(without)
+    assert found.recipe is not None
+    geometry = found.recipe.geometry_margin
+    assert (geometry.mode, geometry.weight, geometry.scale, geometry.warmup_epochs) == ("adaptive", 0.2, 1.0, 0.0)
+
+    for key in ("lr", "m", "s", "h", "t_alpha", "adaptive_alpha", "momentum", "weight_decay", "embedding_size"):
+        found = imported("\n".join(line for line in ORIGIN.splitlines() if not line.startswith(f"config.{key} ")))
+        assert found.recipe is None
+        assert [obstacle.split()[0] for obstacle in found.obstacles] == [key]
+
+
+def test_secrets_are_shown_nowhere() -> None:
+    found = imported(f"{INSIGHTFACE_WF12M_R50}\nconfig.wandb_key = 'deadbeef'\nconfig.hf_token = 'deadbeef'\n")
+
+    assert "deadbeef" not in repr(found)
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("config.loss = 'MLLoss'", "loss: known are ArcFace"),
+        ("config.network = 'vit'", "network: known are"),
+        ("config.teacher = 'resnet'", "teacher: known are"),
+        ("config.batch_size = None", "batch_size: the images of a step"),
+        ("config.lr = '0.1'", "lr: it is not a number"),
+        ("config.lr = rate()", "lr: what it is set to in line"),
+        ("config.lr_func = lambda epoch: 0.5", "lr_func: what it is set to in line"),
+        ("config.m = float('nan')", "m: what it is set to in line"),
+        ("for config.s in range(3): pass", "s: what it is set to in line"),
+        ("config.update(m=3)", "loss: what it is set to in line"),
+        ("setattr(config, 'm', 3)", "loss: what it is set to in line"),
+        ("from elsewhere import config", "lr: what it is set to in line"),
+        ("del config.m", "m: what it is set to in line"),
+        ("config.m += 0.1", "m: what it is set to in line"),
+        ("if unknown: config.m = 0.3", "m: what it is set to in line"),
+        ("try:\n    config.m = 0.3\nexcept E: pass", "m: what it is set to in line"),
+    ],
+)
+def test_no_recipe_is_made_where_a_value_that_matters_is_not_known(line: str, said: str) -> None:
+    found = imported(f"{ORIGIN}\n{line}\n")
+
+    assert found.recipe is None
+    assert found.yaml is None
+    assert any(obstacle.startswith(said) for obstacle in found.obstacles), found.obstacles
+
+
+@pytest.mark.parametrize(
+    ("margins", "head"), [((1.0, 0.3, 0.2), None), ((0.9, 0.5, 0.0), None), ((1, 0, 0.35), "cosface"), ("x", None)]
+)
+def test_combined_margins_are_refused(margins: object, head: str | None) -> None:
+    found = imported(f"{INSIGHTFACE_WF12M_R50}\nconfig.margin_list = {margins!r}\n")
+
+    assert (found.recipe.head.kind if found.recipe is not None else None) == head
+
+
+def test_a_value_out_of_range_is_refused_by_the_strict_reader() -> None:
+    with pytest.raises(RecipeError, match=r"head\.margin must be in \[0, 1\), got 1\.5"):
+        imported(f"{ORIGIN}\nconfig.m = 1.5\n")
+
+
+def test_a_config_of_nobody_is_refused_unless_its_family_is_said() -> None:
+    with pytest.raises(ConfigImportError, match="nothing tells whose config it is"):
+        imported("config = dict()\nconfig['lr'] = 0.1\n")
+    assert imported("config = dict()\nconfig['lr'] = 0.1\n", family="insightface").recipe is None
+
+
+def test_any_file_name_gives_a_name_that_a_recipe_can_have() -> None:
+    assert [recipe_name(stem) for stem in ("config", "my run (2)", "...", "x" * 300)] == [
+        "config",
+        "my_run_2",
+        "imported",
+        "x" * 100,
+    ]
