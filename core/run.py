@@ -58,6 +58,7 @@ from adadistill.core.stop_signal import listen_for_stop
 from adadistill.core.teachers import BuiltTeacher, build_teacher
 from adadistill.core.training import LoopConfig, Trainer, TrainingResult
 from adadistill.core.training_step import TrainingStep
+from adadistill.core.watchdog import Watchdog
 from adadistill.loaders.augment_policy import Augmentation
 from adadistill.loaders.image_records import ImageRecords
 from adadistill.loaders.pipeline import ImagePipeline, build_pipeline, named_records
@@ -72,6 +73,7 @@ _HARMLESS = (
     "checkpoint.",
     "centres.placement:",
     "evaluation.",
+    "guard.hang_timeout_s:",
     "data.workers:",
     "data.prefetch:",
     "data.decoder:",
@@ -151,17 +153,19 @@ def run_training(
     step = _build_step(recipe, parts, ranks, student)
     pipeline = _build_pipeline(recipe, parts, ranks)
     metrics_file = MetricsFile(run_folder.metrics if ranks.is_main else None)
+    launch = broadcast_text(secrets.token_hex(8), ranks)
     writer = CheckpointWriter(
         run_folder.checkpoints,
         keep=recipe.checkpoint.keep,
         rank=ranks.rank,
         world_size=ranks.world_size,
-        run_token=broadcast_text(secrets.token_hex(8), ranks),
+        run_token=launch,
     )
     try:
-        with writer, listen_for_stop() as stop:
+        watchdog = Watchdog(run_folder.path, ranks, recipe.guard.hang_timeout_s, launch=launch)
+        with watchdog, writer, listen_for_stop() as stop:
             trainer = Trainer(
-                _loop_config(recipe, parts),
+                _loop_config(recipe, parts, ranks.device),
                 order=parts.order,
                 pipeline=pipeline,
                 step=step,
@@ -361,7 +365,7 @@ def _identity(recipe: Recipe, parts: _Parts) -> dict[str, Any]:
     }
 
 
-def _loop_config(recipe: Recipe, parts: _Parts) -> LoopConfig:
+def _loop_config(recipe: Recipe, parts: _Parts, device: torch.device) -> LoopConfig:
     return LoopConfig(
         epochs=recipe.optim.epochs,
         log_every=recipe.log.every,
@@ -370,6 +374,7 @@ def _loop_config(recipe: Recipe, parts: _Parts) -> LoopConfig:
         evaluation_batch_size=recipe.evaluation.batch_size,
         checkpoint=recipe.checkpoint,
         augmentation=parts.augmentation,
+        compiles=recipe.compile != "off" or device.type == "cuda",  # where a teacher is compiled unasked
     )
 
 

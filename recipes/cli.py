@@ -39,7 +39,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         hint = f"; did you mean `{near[0]}`?" if near else ""
         print(f"adadistill: unknown verb {verb!r}{hint}\n\n{_usage()}", file=sys.stderr)
         return 2
-    return int(importlib.import_module(VERBS[verb][0]).main(rest) or 0)
+    from adadistill.core.stop_signal import leave_at_once
+
+    with leave_at_once():
+        return int(importlib.import_module(VERBS[verb][0]).main(rest) or 0)
 
 
 def _usage() -> str:

@@ -10,8 +10,14 @@ Exit codes: 0 finished; 1 the run failed (a non-finite step, a damaged record, a
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # a signal may come before torch is imported, which takes seconds
+    from adadistill.core.stop_signal import leave_at_once_from_here_on
+
+    leave_at_once_from_here_on()
+
 import argparse
 import logging
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -62,6 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             if ranks.is_main:
                 _report(result, Path(folder))
     except StopRequested as stop:
+        _set_up_logging(speaks=os.environ.get("RANK", "0") == "0")  # it may have come before any other line
         logging.getLogger("adadistill").info("%s; go on with --resume auto", stop)
         return stop.exit_code
     except (NonFiniteError, CheckpointError, RecordError, ImageDecodeError, DaliBatchError) as error:

@@ -138,7 +138,7 @@ def test_a_run_killed_between_saving_and_evaluating_an_epoch_evaluates_it_first(
     recipe = tiny_recipe(data, evaluation__sets=f"['{data}/pairs.bin']", checkpoint__every_epochs=1, checkpoint__keep=9)
     run_training(recipe, tmp_path / "whole", ranks=RANKS)
 
-    def killed(self: training.Trainer) -> None:
+    def killed(self: training.Trainer, _stop: object) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
