@@ -1,16 +1,20 @@
 """Being asked to stop: what SIGTERM and SIGINT do at each moment of a process.
 
-    leaving at once   the handler raises `StopRequested` where the process is. For moments that leave nothing half done:
-                      an entry point outside of everything below, and what a listener calls `interruptible`
+    leaving at once   the process ends there and then. For moments at which nothing is to be kept: an entry point
+                      outside of everything below, and the first step of a launch
     listening         the handler only remembers. Steps and saves are finished, and whoever works looks at
                       `StopSignal.requested` where the state is whole again
+    interruptible     the handler raises `StopRequested`: for long stretches inside of listening that change no state,
+                      after which there may be something to save
 
-An entry point leaves at once from its first line (`leave_at_once`), work with a state to keep listens while it lasts
-(`listen_for_stop`), and inside it long stretches that change no state are interruptible again. A request that came
-while somebody listened, and that nobody acted on, is handed on when listening ends.
+An entry point leaves at once from its first line (`leave_at_once`), and work with a state to keep listens while it
+lasts (`listen_for_stop`). A request that came while somebody listened, and that nobody acted on, is handed on when
+listening ends.
 
-A handler runs between two lines of Python, so a process that waits in C for another rank would not notice. Where
-nothing is to be kept, a thread that the signal itself wakes ends such a process after `LEAVE_WITHIN_S`.
+Leaving is `os._exit`: an exception out of a handler may land where a C++ library starts, which then aborts, and what is
+left behind is what a kill leaves, which everything here is made for. A handler runs between two lines of Python, so a
+process that waits in C for another rank would not notice: a thread that the signal itself wakes ends it after
+`LEAVE_WITHIN_S`.
 
 A second signal ends the process at once. One within `ONE_REQUEST_S` of the first is the same request told twice:
 launchers pass on a Ctrl-C that the terminal has already delivered.
@@ -20,11 +24,13 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from types import FrameType
+from typing import NoReturn
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 LEAVE_WITHIN_S = 5.0
@@ -56,7 +62,7 @@ class StopSignal:
     """Whether this process was asked to stop, and what happens when it is.
 
     Args:
-        leaves_at_once: the handler raises, everywhere; else only in `interruptible` blocks.
+        leaves_at_once: the process ends on a signal; else it remembers it outside of `interruptible` blocks.
     """
 
     def __init__(self, *, leaves_at_once: bool = False) -> None:
@@ -87,8 +93,8 @@ class StopSignal:
 
         Args:
             when: False changes nothing, for work that only some launches may leave in the middle.
-            keeps: whether there may be something to save after leaving it. If not, the process is ended even where it
-                is stuck in C.
+            keeps: whether there may be something to save after leaving it. If not, a process with an entry point of
+                ours ends at once.
         """
         if not when:
             yield
@@ -112,7 +118,11 @@ class StopSignal:
             return
         self.number, self._asked_at = number, now
         if self._raises:
-            self._raises = False  # what is done about it must not be interrupted by another
+            if self.may_be_ended and _entry_points:
+                with suppress(Exception):  # the signal may have come in the middle of a print
+                    sys.stdout.flush()
+                _end(number)
+            self._raises = False
             raise StopRequested(self.exit_code)
 
     def remember(self, other: StopSignal) -> None:
@@ -120,6 +130,8 @@ class StopSignal:
         self.number, self._asked_at = other.number, other._asked_at
 
 
+_entry_points = 0
+"""How many `leave_at_once` are entered: without one the process is not ours to end."""
 _current: StopSignal | None = None
 """The innermost one whose handlers are installed; signals are a matter of the whole process."""
 
@@ -149,9 +161,14 @@ def listen_for_stop() -> Iterator[StopSignal]:
 
 @contextmanager
 def leave_at_once() -> Iterator[None]:
-    """For entry points: a signal in the block, outside of any `listen_for_stop`, raises `StopRequested` there."""
-    with _installed(StopSignal(leaves_at_once=True)), _Backstop():
-        yield
+    """For entry points: a signal in the block, outside of any `listen_for_stop`, ends the process with 128 + number."""
+    global _entry_points
+    _entry_points += 1
+    try:
+        with _installed(StopSignal(leaves_at_once=True)), _Backstop():
+            yield
+    finally:
+        _entry_points -= 1
 
 
 def leave_at_once_from_here_on() -> None:
@@ -216,8 +233,13 @@ def _end_if_it_stays(number: int) -> None:
         if stop is None:
             return  # whoever called the entry point goes on
         waited_s = waited_s + 0.1 if stop.may_be_ended else 0.0
+    _end(number)
+
+
+def _end(number: int) -> NoReturn:
     leaving = StopRequested(128 + number)
-    os.write(2, f"{leaving}\n".encode())
+    if os.environ.get("RANK", "0") == "0":
+        os.write(2, f"{leaving}\n".encode())
     os._exit(leaving.exit_code)
 
 

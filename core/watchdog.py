@@ -99,6 +99,7 @@ class Watchdog:
         self._write_note(self._note())
         # Opened now: when it is needed, there may be no way to open it.
         self._stack_file = open(self._stacks / f"rank-{self._ranks.rank:02d}.txt", "a")
+        faulthandler.dump_traceback_later(self._limit_s, file=self._stack_file)
         self._thread = threading.Thread(target=self._watch, args=(self._limit_s,), name="adadistill-watch", daemon=True)
         self._thread.start()
         return self
@@ -218,7 +219,7 @@ class Judge:
         """
         notes, silent, left = [own], [], []
         for rank, text in others:
-            last, renewed = self._seen.get(rank, (None, self._since))
+            last, renewed = self._seen.get(rank, ("", self._since))
             if text != last:
                 renewed = now
                 self._seen[rank] = (text, renewed)
