@@ -163,7 +163,7 @@ def run_training(
     )
     try:
         watchdog = Watchdog(run_folder.path, ranks, recipe.guard.hang_timeout_s, launch=launch)
-        with watchdog, writer, listen_for_stop() as stop:
+        with listen_for_stop() as stop, watchdog, writer:
             trainer = Trainer(
                 _loop_config(recipe, parts, ranks.device),
                 order=parts.order,

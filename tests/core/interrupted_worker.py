@@ -2,7 +2,8 @@
 
 Arguments: what happens to which rank at which finished step, `KIND:RANK:STEP`, and then those of `adadistill train`.
 KIND: `term` (SIGTERM to itself in a step), `term-evaluation` (in the evaluation at that step), `sleep` (for ever, in a
-step).
+step). From the third step on, none may wait for the device on any rank, whatever travels with it; the first two settle
+DDP's buckets.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import os
 import signal
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -20,6 +22,7 @@ import tests_support
 tests_support.make_importable()
 
 import torch
+from sync_watch import NoHostWait
 
 import adadistill.core.evaluation as evaluation
 from adadistill.core.training import Trainer
@@ -31,12 +34,24 @@ def main(event: str, arguments: list[str]) -> int:
     """Patch this process, then train."""
     torch.set_num_threads(1)
     kind, rank, step = event.split(":")
+    _refuse_waits()
     if int(os.environ.get("RANK", "0")) == int(rank):
         if kind == "term-evaluation":
             _patch_evaluation(int(step))
         else:
             _patch_step(kind, int(step))
     return train.main(arguments)
+
+
+def _refuse_waits() -> None:
+    original, done = TrainingStep.run, []
+
+    def run(*args, **more):
+        done.append(1)
+        with NoHostWait() if len(done) > 2 else nullcontext():
+            return original(*args, **more)
+
+    TrainingStep.run = run
 
 
 def _patch_step(kind: str, at: int) -> None:
