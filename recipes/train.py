@@ -5,7 +5,8 @@
     adadistill train RECIPE --profile torch|nsys [--profile-steps FIRST:COUNT]
 
 Exit codes: 0 finished; 1 the run failed (a non-finite step, a damaged record, a checkpoint that could not be written);
-2 the recipe, a file it names or the launch is wrong; 143 stopped by SIGTERM after saving (130 by SIGINT).
+2 the recipe, a file it names or the launch is wrong; 75 a rank stopped answering (stacks are in the run folder's
+`hang`); 143 stopped by SIGTERM after saving (130 by SIGINT). docs/stopping.md says what is promised in which phase.
 """
 
 from __future__ import annotations
