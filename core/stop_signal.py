@@ -1,20 +1,19 @@
 """Being asked to stop: what SIGTERM and SIGINT do at each moment of a process.
 
-    leaving at once   the process ends there and then. For moments at which nothing is to be kept: an entry point
-                      outside of everything below, and the first step of a launch
+    leaving at once   the handler raises `StopRequested`, out of whatever is being done. For an entry point outside of
+                      everything below, where nothing has to be saved
     listening         the handler only remembers. Steps and saves are finished, and whoever works looks at
                       `StopSignal.requested` where the state is whole again
-    interruptible     the handler raises `StopRequested`: for long stretches inside of listening that change no state,
-                      after which there may be something to save
+    interruptible     the handler raises again: for long stretches inside of listening that change no state
 
 An entry point leaves at once from its first line (`leave_at_once`), and work with a state to keep listens while it
 lasts (`listen_for_stop`). A request that came while somebody listened, and that nobody acted on, is handed on when
 listening ends.
 
-Leaving is `os._exit`: an exception out of a handler may land where a C++ library starts, which then aborts, and what is
-left behind is what a kill leaves, which everything here is made for. A handler runs between two lines of Python, so a
-process that waits in C for another rank would not notice: a thread that the signal itself wakes ends it after
-`LEAVE_WITHIN_S`.
+Not everything lets an exception through: a C++ library that is just being imported aborts on it. In an import, and in
+an interruptible stretch that `keeps` nothing, the process is ended there and then. And a handler runs between two lines
+of Python, so a process that waits in C for another rank would not notice: a thread that the signal itself wakes ends it
+after `LEAVE_WITHIN_S`, if nothing is to be kept.
 
 A second signal ends the process at once. One within `ONE_REQUEST_S` of the first is the same request told twice:
 launchers pass on a Ctrl-C that the terminal has already delivered.
@@ -62,7 +61,7 @@ class StopSignal:
     """Whether this process was asked to stop, and what happens when it is.
 
     Args:
-        leaves_at_once: the process ends on a signal; else it remembers it outside of `interruptible` blocks.
+        leaves_at_once: the handler raises, everywhere; else only in `interruptible` blocks.
     """
 
     def __init__(self, *, leaves_at_once: bool = False) -> None:
@@ -108,7 +107,7 @@ class StopSignal:
         finally:
             self._raises, self._keeps = False, kept
 
-    def handle(self, number: int, _frame: FrameType | None = None) -> None:
+    def handle(self, number: int, frame: FrameType | None = None) -> None:
         """What the handler of SIGTERM and SIGINT does."""
         now = time.monotonic()
         if self._asked_at is not None:
@@ -118,7 +117,7 @@ class StopSignal:
             return
         self.number, self._asked_at = number, now
         if self._raises:
-            if self.may_be_ended and _entry_points:
+            if _entry_points and self.may_be_ended and (not self.leaves_at_once or _imports(frame)):
                 with suppress(Exception):  # the signal may have come in the middle of a print
                     sys.stdout.flush()
                 _end(number)
@@ -161,8 +160,11 @@ def listen_for_stop() -> Iterator[StopSignal]:
 
 @contextmanager
 def leave_at_once() -> Iterator[None]:
-    """For entry points: a signal in the block, outside of any `listen_for_stop`, ends the process with 128 + number."""
+    """For entry points: a signal in the block, outside of any `listen_for_stop`, raises `StopRequested` there."""
     global _entry_points
+    if threading.current_thread() is not threading.main_thread():
+        yield  # signals are the main thread's
+        return
     _entry_points += 1
     try:
         with _installed(StopSignal(leaves_at_once=True)), _Backstop():
@@ -199,6 +201,12 @@ def _installed(stop: StopSignal) -> Iterator[None]:
             signal.signal(number, handler)
 
 
+def _imports(frame: FrameType | None) -> bool:
+    while frame is not None and not frame.f_code.co_filename.startswith("<frozen importlib"):
+        frame = frame.f_back
+    return frame is not None
+
+
 class _Backstop:
     """Ends a process that was asked to stop, has nothing to keep, and is still there after `LEAVE_WITHIN_S`.
 
@@ -208,6 +216,7 @@ class _Backstop:
     def __enter__(self) -> _Backstop:
         self._read, self._write = os.pipe()
         os.set_blocking(self._write, False)
+        os.register_at_fork(after_in_child=lambda: signal.set_wakeup_fd(-1))  # a child's signals are its own
         self._previous = signal.set_wakeup_fd(self._write, warn_on_full_buffer=False)
         self._thread = threading.Thread(target=self._watch, name="adadistill-stop", daemon=True)
         self._thread.start()
@@ -222,7 +231,6 @@ class _Backstop:
             while numbers := pipe.read(1):
                 if numbers[0] in SIGNALS:
                     _end_if_it_stays(numbers[0])
-                    return
 
 
 def _end_if_it_stays(number: int) -> None:
@@ -241,6 +249,3 @@ def _end(number: int) -> NoReturn:
     if os.environ.get("RANK", "0") == "0":
         os.write(2, f"{leaving}\n".encode())
     os._exit(leaving.exit_code)
-
-
-os.register_at_fork(after_in_child=lambda: signal.set_wakeup_fd(-1))  # a child's signals are its own

@@ -126,6 +126,8 @@ class Watchdog:
             if now - looked > pause_s + limit_s / 2:  # not this rank's main thread stood still, but all of the process
                 beat()
                 judge = Judge(limit_s, since=now)
+                if os.fstat(self._stack_file.fileno()).st_size:  # the timer may have gone off on waking
+                    print("this process was suspended and goes on", file=self._stack_file, flush=True)
             looked = now
             # Renewed at each look: it goes off where this thread cannot run.
             faulthandler.dump_traceback_later(limit_s, file=self._stack_file)

@@ -58,6 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(misuse)
     from adadistill.core.checkpoints import CheckpointError
     from adadistill.core.distributed import LaunchError
+    from adadistill.core.stop_signal import StopRequested
     from adadistill.core.verification import NonFiniteEmbeddingsError
     from adadistill.loaders.record_tools.foreign_sets import ArrowMissingError
 
@@ -77,6 +78,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             )
             return 0 if scored_all else 1
         run(_source(options, options.network), options.sets, **settings)
+    except StopRequested as stop:
+        print(f"{stop}; what --all has scored and --embeddings has kept stays", file=sys.stderr)
+        return stop.exit_code
     except NonFiniteEmbeddingsError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return 1

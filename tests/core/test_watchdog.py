@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -110,11 +112,20 @@ def _launch(folder: Path, event: str, world_size: int) -> _Ending:
     return _Ending([process.returncode for process in processes], [first, last], seconds, stacks)
 
 
-def test_a_healthy_run_is_left_alone_and_leaves_no_stacks(tmp_path: Path):
+def test_a_healthy_run_is_left_alone(tmp_path: Path):
     ending = _launch(tmp_path, "none", 1)
     assert ending.codes == [0], ending.errors
     assert not (tmp_path / "hang").exists()
     assert json.loads((tmp_path / "heartbeat" / "rank-00.json").read_text())["ended"]
+
+
+def test_a_run_that_was_suspended_goes_on(tmp_path: Path):
+    (process,) = start_ranks([str(WORKER), str(tmp_path), str(LIMIT_S), "stop"], 1)
+    os.waitid(os.P_PID, process.pid, os.WSTOPPED)
+    time.sleep(1.8 * LIMIT_S)
+    process.send_signal(signal.SIGCONT)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == 0, error
 
 
 def test_a_process_alone_that_is_stuck_ends_itself_with_its_stacks(tmp_path: Path):
