@@ -30,6 +30,7 @@ import os
 import threading
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
@@ -109,6 +110,8 @@ class Watchdog:
             return
         self._ended.set()
         self._thread.join(timeout=5.0)
+        if self._thread.is_alive():  # it waits for the file system, and will end with the process
+            return
         faulthandler.cancel_dump_traceback_later()
         self._stack_file.close()
         try:
@@ -196,7 +199,7 @@ class Watchdog:
         path = Path(self._stack_file.name)
         if path.stat().st_size == 0:
             path.unlink()
-        if not any(self._stacks.iterdir()):
+        with suppress(OSError):  # others' stacks are in it
             self._stacks.rmdir()
 
 
