@@ -28,14 +28,14 @@ class GuardConfig:
     """Steps that may be skipped in a run before it stops after all. Not negative."""
     hang_timeout_s: float | None = 600.0
     """Seconds without a move of a rank after which the run is ended, with the stacks of all ranks in its folder; three
-    times as long in start-up, first step, evaluation and saving. Positive, or null to wait for ever. Ten minutes are
-    longer than any healthy step and than most stalls of a file system; docs/stopping.md."""
+    times as long in first step, evaluation and saving. At least 1, or null to wait for ever. Ten minutes are longer
+    than any healthy step and than most stalls of a file system; docs/stopping.md."""
 
     def __post_init__(self) -> None:
         if self.max_skips < 0:
             raise ValueError(f"max_skips must not be negative, got {self.max_skips}")
-        if self.hang_timeout_s is not None and not 0.0 < self.hang_timeout_s < math.inf:
-            raise ValueError(f"hang_timeout_s must be positive and finite, or null, got {self.hang_timeout_s}")
+        if self.hang_timeout_s is not None and not 1.0 <= self.hang_timeout_s < math.inf:
+            raise ValueError(f"hang_timeout_s must be at least 1 and finite, or null, got {self.hang_timeout_s}")
 
 
 class NonFiniteError(RuntimeError):

@@ -256,4 +256,7 @@ def _problem(phase: str, own: Path, trial: _Trial) -> str:
 def _ending(phase: str, own: Path) -> str:
     if phase == "cache build":
         return "finished blocks kept"
-    return "saved" if own.is_dir() and newest_valid_checkpoint(own)[0] is not None else "nothing to save"
+    newest = newest_valid_checkpoint(own)[0] if own.is_dir() else None
+    if newest is None:
+        return "nothing to save"
+    return "saved" if newest.state["position"]["evaluated"] else "saved before its evaluation"
