@@ -11,7 +11,8 @@ lasts (`listen_for_stop`). A request that came while somebody listened, and that
 listening ends.
 
 Not everything lets an exception through: a C++ library that is just being imported aborts on it. In an import, and in
-an interruptible stretch that `keeps` nothing, the process is ended there and then. And a handler runs between two lines
+an interruptible stretch that `keeps` nothing, the process is ended there and then; in an import within a stretch that
+keeps something, the exception waits for the stretch's end. And a handler runs between two lines
 of Python, so a process that waits in C for another rank would not notice: a thread that the signal itself wakes ends it
 after `LEAVE_WITHIN_S`, if nothing is to be kept.
 
@@ -104,6 +105,8 @@ class StopSignal:
             if self.requested:
                 raise StopRequested(self.exit_code)
             yield
+            if keeps and self.requested:  # it came in an import
+                raise StopRequested(self.exit_code)
         finally:
             self._raises, self._keeps = False, kept
 
@@ -116,7 +119,7 @@ class StopSignal:
                 signal.raise_signal(number)
             return
         self.number, self._asked_at = number, now
-        if self._raises:
+        if self._raises and not (self._keeps and _imports(frame)):
             if _entry_points and self.may_be_ended and (not self.leaves_at_once or _imports(frame)):
                 with suppress(Exception):  # the signal may have come in the middle of a print
                     sys.stdout.flush()

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 from tests_support import ROOT
@@ -67,6 +69,19 @@ def test_a_request_from_before_ends_the_next_interruptible_block():
     with pytest.raises(StopRequested):
         work()
     assert done == ["this is not one"]
+
+
+def test_no_import_is_interrupted_where_there_is_something_to_keep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "signalled_while_imported.py").write_text("import os; os.kill(os.getpid(), 15); DONE = True\n")
+    monkeypatch.syspath_prepend(tmp_path)
+
+    def work() -> None:
+        with listen_for_stop() as stop, stop.interruptible():
+            importlib.import_module("signalled_while_imported")
+
+    with pytest.raises(StopRequested):
+        work()
+    assert sys.modules["signalled_while_imported"].DONE
 
 
 def test_a_request_that_nobody_acted_on_goes_to_the_handler_before_unless_an_error_matters_more():
