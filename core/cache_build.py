@@ -135,7 +135,7 @@ def build_cache(
 
     Args:
         recipe: `teacher.cache` is the folder; the teacher's network, the records, decoder and precision are used.
-        stop: looked at after each block.
+        stop: heeded while files are opened, and in each block, which is then not kept.
         batch_size: images in each run of the network, and records in each block.
         views: None takes the augmented views of a recipe that augments, and otherwise `both`; `plain` leaves the
             mirrored view out, which halves time and size, for recipes that never mirror.
@@ -153,7 +153,8 @@ def build_cache(
         raise ValueError(f"the batch size must be positive, got {batch_size}")
     assert config.cache is not None
     folder = Path(config.cache)
-    source = _open_source(recipe, config, ranks)
+    with stop.interruptible(keeps=False):
+        source = _open_source(recipe, config, ranks)
     header = _header(source, recipe, batch_size=batch_size, views=_chosen_views(recipe, views))
     with _open_writer(folder, header, ranks, stop) as writer:
         pending = _pending_blocks(writer, ranks, stop)
@@ -439,18 +440,22 @@ def _embed_blocks(
             recipe_augmentation(source.recipe),
         )
         with source.batches(plans, header.block_records) as batches, _BackgroundWriter(writer, source.records) as out:
-            for block, (_, rows) in zip(blocks.tolist(), _embedded(teacher, batches, header.views), strict=True):
+            embedded = _embedded(teacher, batches, header.views)
+            for block in blocks.tolist():
+                try:
+                    with stop.interruptible():  # ranks do not wait for each other here, and a block in the making costs
+                        _, rows = next(embedded)  # nothing but itself; the first one may be minutes of compiling
+                except StopRequested:
+                    break
                 count = len(header.block_record_range(block))
                 out.write(block, rows[:count])
                 done, images = done + 1, images + count
                 if report is not None:
                     report(BuildProgress(blocks=done, of_blocks=len(blocks), images=images, views=header.num_views))
-                if stop.requested:
-                    break
     if done < len(blocks):
         left = f"{len(blocks) - done} of {len(blocks)} blocks"
         logger.warning("%s: stopped with %s left to do; the same command goes on with them", writer.folder, left)
-        raise StopRequested(stop.exit_code)
+        raise StopRequested(stop.exit_code, f"{done} blocks of this launch are kept, the same command goes on")
     return images
 
 

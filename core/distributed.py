@@ -18,6 +18,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from adadistill.core.checkpoints.files import row_range
+from adadistill.core.heartbeat import beat
 from adadistill.core.restarts import store_of_restart
 from adadistill.kernels.margin_softmax import ClassShard
 
@@ -94,6 +95,7 @@ def gather_rows(rows: Tensor, ranks: Ranks) -> Tensor:
     rows = rows.detach()
     if ranks.world_size == 1:
         return rows
+    beat()  # each rank moves before it waits, so that the one that does not come is behind; also below
     gathered = rows.new_empty((ranks.world_size * rows.shape[0], *rows.shape[1:]))
     dist.all_gather_into_tensor(gathered, rows.contiguous())
     return gathered
@@ -103,6 +105,7 @@ def all_reduced(values: Tensor, how: Literal["sum", "max"], ranks: Ranks) -> Ten
     """The sum or the largest of every rank's tensor, a new one, equal in every bit on all ranks. Without gradient."""
     values = values.detach().clone()
     if ranks.world_size > 1:
+        beat()
         dist.all_reduce(values, dist.ReduceOp.SUM if how == "sum" else dist.ReduceOp.MAX)
     return values
 
@@ -147,6 +150,7 @@ def start_average_(tensor: Tensor, ranks: Ranks) -> Callable[[], Tensor]:
     """
     if ranks.world_size == 1:
         return lambda: tensor
+    beat()
     work = dist.all_reduce(tensor, async_op=True)
     assert work is not None, "an asynchronous collective has a handle on every rank of the group"
 

@@ -21,7 +21,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from adadistill.core.agreed_stop import leave_together, stop_requested
 from adadistill.core.distributed import Ranks, gather_rows
+from adadistill.core.heartbeat import beat
 from adadistill.core.precision import Precision, resolve_precision
 from adadistill.core.verification import (
     VerificationResult,
@@ -281,6 +283,7 @@ def _embed_shared(network: nn.Module, source: DecodedSet, total: int, forward: _
     ranks = forward.ranks
     shares = [rank_share(total, rank, ranks.world_size) for rank in range(ranks.world_size)]
     own = _embed_range(network, source.images(*shares[ranks.rank]), forward, mirrored)  # (n, D)
+    leave_together(ranks)
     longest = max(stop - start for start, stop in shares)
     padded = F.pad(own, (0, 0, 0, longest - len(own)))  # (longest, D), as collectives want equal sizes
     gathered = gather_rows(padded, ranks).split(longest)
@@ -305,6 +308,9 @@ def _embed_range(network: nn.Module, images_u8: Tensor, forward: _Forward, mirro
                 batch_u8, device=device, dtype=precision.dtype, channels_last=precision.channels_last
             )
             embeddings.append(network(images.flip(3) if mirrored else images).to(precision.dtype))
+            beat()
+            if stop_requested(forward.ranks):
+                break
     return torch.cat(embeddings)
 
 

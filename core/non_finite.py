@@ -9,6 +9,7 @@ before the first bad one, however late the host looks.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -18,17 +19,23 @@ from torch import Tensor
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class GuardConfig:
-    """What to do about a non-finite step. It is never committed."""
+    """What to do about a non-finite step, which is never committed, and about a rank that stops answering."""
 
     on_nonfinite: Literal["stop", "skip"] = "stop"
     """stop: end the run and name the records; skip: go on, at most `max_skips` times. Stopping is the default, because
     skipping hides bad hyper-parameters."""
     max_skips: int = 10
     """Steps that may be skipped in a run before it stops after all. Not negative."""
+    hang_timeout_s: float | None = 600.0
+    """Seconds without a move of a rank after which the run is ended, with the stacks of all ranks in its folder; three
+    times as long in first step, evaluation and saving. At least 1, or null to wait for ever. Ten minutes are longer
+    than any healthy step and than most stalls of a file system; docs/stopping.md."""
 
     def __post_init__(self) -> None:
         if self.max_skips < 0:
             raise ValueError(f"max_skips must not be negative, got {self.max_skips}")
+        if self.hang_timeout_s is not None and not 1.0 <= self.hang_timeout_s < math.inf:
+            raise ValueError(f"hang_timeout_s must be at least 1 and finite, or null, got {self.hang_timeout_s}")
 
 
 class NonFiniteError(RuntimeError):

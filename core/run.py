@@ -61,6 +61,7 @@ from adadistill.core.stop_signal import listen_for_stop
 from adadistill.core.teachers import BuiltTeacher, build_teacher
 from adadistill.core.training import LoopConfig, Trainer, TrainingResult
 from adadistill.core.training_step import TrainingStep
+from adadistill.core.watchdog import Watchdog
 from adadistill.loaders.augment_policy import Augmentation
 from adadistill.loaders.image_source import ImageSource
 from adadistill.loaders.pipeline import ImagePipeline, build_pipeline, named_records
@@ -76,6 +77,7 @@ _HARMLESS = (
     "centres.placement:",
     "evaluation.",
     "data.micro_batch_size:",
+    "guard.hang_timeout_s:",
     "data.workers:",
     "data.prefetch:",
     "data.decoder:",
@@ -166,18 +168,20 @@ def run_training(
     pipeline = _build_pipeline(recipe, parts, ranks)
     mirror = MetricsMirror(run_folder.path, recipe.log.copies if ranks.is_main else MirrorConfig())
     metrics_file = MetricsFile(run_folder.metrics if ranks.is_main else None, after_write=mirror.check)
+    launch = broadcast_text(secrets.token_hex(8), ranks)
     writer = CheckpointWriter(
         run_folder.checkpoints,
         keep=recipe.checkpoint.keep,
         rank=ranks.rank,
         world_size=ranks.world_size,
-        run_token=broadcast_text(secrets.token_hex(8), ranks),
+        run_token=launch,
     )
     finished = False
     try:
-        with writer, listen_for_stop() as stop:
+        watchdog = Watchdog(run_folder.path, ranks, recipe.guard.hang_timeout_s, launch=launch)
+        with listen_for_stop() as stop, watchdog, writer:
             trainer = Trainer(
-                _loop_config(recipe, parts),
+                _loop_config(recipe, parts, ranks.device),
                 order=parts.order,
                 pipeline=pipeline,
                 step=step,
@@ -383,7 +387,7 @@ def _identity(recipe: Recipe, parts: _Parts) -> dict[str, Any]:
     }
 
 
-def _loop_config(recipe: Recipe, parts: _Parts) -> LoopConfig:
+def _loop_config(recipe: Recipe, parts: _Parts, device: torch.device) -> LoopConfig:
     return LoopConfig(
         epochs=recipe.optim.epochs,
         log_every=recipe.log.every,
@@ -392,6 +396,7 @@ def _loop_config(recipe: Recipe, parts: _Parts) -> LoopConfig:
         evaluation_batch_size=recipe.evaluation.batch_size,
         checkpoint=recipe.checkpoint,
         augmentation=parts.augmentation,
+        compiles=recipe.compile != "off" or device.type == "cuda",  # where a teacher is compiled unasked
     )
 
 

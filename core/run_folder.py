@@ -6,6 +6,7 @@
     metrics.jsonl          one line per logged step
     checkpoints/           see `checkpoints/files.py`
     report/                tables and figures
+    heartbeat/             what each rank last did; hang/: stacks of a launch that hung, see `watchdog.py`
     profile/               of a launch with --profile, see `profiling/torch_recorder.py`
 
 A folder holds one run: starting another one in it is refused. Run folders get shared, so nothing of the process

@@ -9,8 +9,8 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Generator
-from contextlib import closing
+from collections.abc import Generator, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from adadistill.core.benchmarks.suite import Benchmark
 from adadistill.core.checkpoints import Checkpoint, CheckpointConfig, CheckpointWriter, OwnRows, RowArray, Snapshot
 from adadistill.core.distributed import Ranks
 from adadistill.core.evaluation import VerificationSets, evaluate_sets
+from adadistill.core.heartbeat import EVALUATION, FIRST_STEP, SAVING, TRAINING, beat, phase
 from adadistill.core.lagged_readback import LaggedReadback
 from adadistill.core.metrics_log import MetricsFile, ProgressBar, StepMetrics, log_line
 from adadistill.core.non_finite import NonFiniteError
@@ -69,6 +70,8 @@ class LoopConfig:
     checkpoint: CheckpointConfig
     augmentation: Augmentation
     """The one that the pipeline's images get."""
+    compiles: bool = False
+    """Whether networks are compiled in the first step of a launch, which may then take minutes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,6 +139,8 @@ class Trainer:
         self._metrics = self._new_metrics()
         self._bar = ProgressBar(self._total_steps, ranks)
         self._trained_images, self._trained_s, self._excluded_s = 0, 0.0, 0.0
+        self._first_step = self._saved_step = 0
+        """Finished steps when this launch began, and at its last save."""
 
     @property
     def global_step(self) -> int:
@@ -147,17 +152,20 @@ class Trainer:
 
         Raises:
             NonFiniteError: a step was not finite; nothing of it was kept.
-            StopRequested: a signal arrived on some rank; the position has been saved.
+            StopRequested: a signal arrived on some rank; what was not saved yet has been saved.
         """
         self._metrics = self._new_metrics()
+        self._first_step = self._saved_step = self.global_step
+        beat(self.global_step)
         if not self.position.evaluated:
-            self._evaluate()
-        with closing(self._profile):
+            self._evaluate(stop)
+        with closing(self._profile), phase(TRAINING):
             for epoch in range(self.position.epoch, self.config.epochs):
                 self._train_epoch(epoch, stop)
-                self._finish_epoch(epoch)
+                self._finish_epoch(epoch, stop)
         if self._checkpoints is not None:
-            self._checkpoints.wait()
+            with phase(SAVING):
+                self._checkpoints.wait()
         self._bar.clear()
         images_per_s = self._trained_images / self._trained_s if self._trained_s else 0.0
         return TrainingResult(self._last_metrics, self._last_evaluations, images_per_s)
@@ -193,7 +201,9 @@ class Trainer:
                 "steps_per_epoch": self._order.steps_per_epoch,
             },
         )
-        self._checkpoints.save(self.global_step, snapshot)
+        with phase(SAVING):
+            self._checkpoints.save(self.global_step, snapshot)
+        self._saved_step = self.global_step
         self._exclude_since(started)
 
     def restore(self, checkpoint: Checkpoint) -> list[str]:
@@ -225,9 +235,10 @@ class Trainer:
 
     def _train_epoch(self, epoch: int, stop: StopSignal) -> None:
         started, excluded_s = time.perf_counter(), self._excluded_s
-        with closing(self._batches(epoch)) as batches:
+        with closing(self._batches(epoch, stop)) as batches:
             for batch, wait_s in batches:
                 asked = self._train_step(batch, stop, wait_s)
+                beat(self.global_step)
                 self._trained_images += self._order.global_batch_size
                 if self.global_step % self.config.log_every == 0:
                     self._log()
@@ -241,7 +252,7 @@ class Trainer:
             torch.cuda.synchronize(self._ranks.device)  # the host is ahead; speed counts finished work
         self._trained_s += time.perf_counter() - started - (self._excluded_s - excluded_s)
 
-    def _batches(self, epoch: int) -> Generator[tuple[Batch, float], None, None]:
+    def _batches(self, epoch: int, stop: StopSignal) -> Generator[tuple[Batch, float], None, None]:
         """The rest of the epoch's batches, each with the seconds that the loop waited for it.
 
         What the loop does with one, until it asks for the next, belongs to that step of the profile.
@@ -250,7 +261,7 @@ class Trainer:
         for _ in range(self.position.step, self._order.steps_per_epoch):
             with self._profile.step(self.global_step):
                 started = time.perf_counter()
-                with named_range("load"):
+                with named_range("load"), self._stopping(stop, when=self._ranks.world_size == 1):
                     batch = next(batches, None)
                 assert batch is not None, "a pipeline hands out every step of its epoch"
                 yield batch, time.perf_counter() - started
@@ -277,14 +288,18 @@ class Trainer:
             mirrored=augmentation.mirrored(batch.epoch, record_ids),
             view=augmentation.view(batch.epoch),
         )
-        outcome = self.step.run(
-            batch,
-            samples,
-            lr=lr,
-            fractional_epoch=batch.epoch + batch.step / steps_per_epoch,
-            global_step=self.global_step,
-            stop=stop.requested,
-        )
+        # Before its first step a launch has nothing to save, and that step may be minutes of compiling.
+        first = self.global_step == self._first_step
+        leaves = first and (self.config.compiles or self._ranks.world_size == 1)
+        with stop.interruptible(when=leaves, keeps=False), phase(FIRST_STEP if first else TRAINING):
+            outcome = self.step.run(
+                batch,
+                samples,
+                lr=lr,
+                fractional_epoch=batch.epoch + batch.step / steps_per_epoch,
+                global_step=self.global_step,
+                stop=stop.requested,
+            )
         self._metrics.add(outcome.metrics, lr=lr, wait_s=wait_s)
         at_end = batch.step + 1 == steps_per_epoch
         if at_end:
@@ -293,14 +308,14 @@ class Trainer:
             self.position = Position(batch.epoch, batch.step + 1)
         return self._heed(self._readback.push(outcome.signals))
 
-    def _finish_epoch(self, epoch: int) -> None:
+    def _finish_epoch(self, epoch: int, stop: StopSignal) -> None:
         """Save and evaluate as due; the save comes first, so that a kill during evaluation costs no training."""
         last = epoch + 1 == self.config.epochs
         if last or self.config.checkpoint.is_due(self.global_step, self._order.steps_per_epoch):
             self.save()
         self._heed(self._readback.drain())
         if not self.position.evaluated:
-            self._evaluate()
+            self._evaluate(stop)
         if last and self._metrics.pending:
             self._log()
 
@@ -315,27 +330,29 @@ class Trainer:
         last = epoch + 1 == self.config.epochs
         return bool(self._large) and (last or (epoch + 1) % self.config.evaluate_large_every_epochs == 0)
 
-    def _evaluate(self) -> None:
+    def _evaluate(self, stop: StopSignal) -> None:
         """Score the student on what is due after the epoch that has ended. All ranks share the work."""
         started = time.perf_counter()
         finished = self.position.epoch - 1
-        if self._sets_are_due(finished):
-            self._evaluate_sets()
-        if self._large_are_due(finished):
-            self._evaluate_large()
+        with phase(EVALUATION):
+            if self._sets_are_due(finished):
+                self._evaluate_sets(stop)
+            if self._large_are_due(finished):
+                self._evaluate_large(stop)
         self._metrics.exclude(time.perf_counter() - started)
         self.position = replace(self.position, evaluated=True)
 
-    def _evaluate_sets(self) -> None:
+    def _evaluate_sets(self, stop: StopSignal) -> None:
         assert self._sets is not None, "sets are due only where there are some"
         started = time.perf_counter()
-        self._last_evaluations = evaluate_sets(
-            self.step.student,
-            self._sets,
-            ranks=self._ranks,
-            batch_size=self.config.evaluation_batch_size,
-            precision=self._precision,
-        )
+        with self._stopping(stop, when=self._ranks.world_size == 1):
+            self._last_evaluations = evaluate_sets(
+                self.step.student,
+                self._sets,
+                ranks=self._ranks,
+                batch_size=self.config.evaluation_batch_size,
+                precision=self._precision,
+            )
         seconds = time.perf_counter() - started
         if self._ranks.is_main:
             self._bar.clear()
@@ -350,15 +367,16 @@ class Trainer:
                     **result.to_json(),
                 )
 
-    def _evaluate_large(self) -> None:
+    def _evaluate_large(self, stop: StopSignal) -> None:
         for one in self._large:
             started = time.perf_counter()
-            result, _ = one.evaluate(
-                self.step.student,
-                ranks=self._ranks,
-                batch_size=self.config.evaluation_batch_size,
-                precision=self._precision,
-            )
+            with self._stopping(stop, when=self._ranks.world_size == 1):
+                result, _ = one.evaluate(
+                    self.step.student,
+                    ranks=self._ranks,
+                    batch_size=self.config.evaluation_batch_size,
+                    precision=self._precision,
+                )
             if self._ranks.is_main:
                 self._bar.clear()
                 headline = result[result.headline]
@@ -422,14 +440,32 @@ class Trainer:
             )
         logger.warning("%s; skipped (%d of at most %d)", message, rejected, guard.config.max_skips)
 
+    @contextmanager
+    def _stopping(self, stop: StopSignal, *, when: bool) -> Iterator[None]:
+        """A stretch between two steps, which a stop ends: a signal's own `when`, else what all ranks agree on in it."""
+        try:
+            with stop.interruptible(when=when):
+                yield
+        except StopRequested:
+            self._stop(stop)
+
     def _stop(self, stop: StopSignal) -> None:
+        """Save what this launch has done since its last save, and leave; every rank is at the same position."""
         if self._metrics.pending:
             self._log()
-        self.save()
+        step = self.global_step
+        told = f"step {step} has been saved"
+        if step == self._first_step:
+            told = "no step of this launch was finished, nothing had to be saved"
+        elif self._checkpoints is None:
+            told = f"step {step} was reached, and this run saves nothing"
+        elif step != self._saved_step:
+            self.save()
         if self._checkpoints is not None:
-            self._checkpoints.wait()
-        self._metrics_file.write("stop", step=self.global_step, epoch=self.position.epoch)
-        raise StopRequested(stop.exit_code)
+            with phase(SAVING):
+                self._checkpoints.wait()
+        self._metrics_file.write("stop", step=step, epoch=self.position.epoch)
+        raise StopRequested(stop.exit_code, told)
 
     def _exclude_since(self, started: float) -> None:
         """What was done since is no training: saving, writing a profile."""

@@ -16,6 +16,11 @@ folder or the launch is wrong; 143 stopped by SIGTERM after saving (130 by SIGIN
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # a signal may come before torch is imported, which takes seconds
+    from adadistill.core.stop_signal import leave_at_once_from_here_on
+
+    leave_at_once_from_here_on()
+
 import argparse
 import dataclasses
 import gc

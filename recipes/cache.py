@@ -15,6 +15,11 @@ recipe, a file it names or the launch is wrong, or the cache is another one; 143
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # a signal may come before torch is imported, which takes seconds
+    from adadistill.core.stop_signal import leave_at_once_from_here_on
+
+    leave_at_once_from_here_on()
+
 import argparse
 import json
 import logging

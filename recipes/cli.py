@@ -44,7 +44,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         hint = f"; did you mean `{near[0]}`?" if near else ""
         print(f"adadistill: unknown verb {verb!r}{hint}\n\n{_usage()}", file=sys.stderr)
         return 2
-    return int(importlib.import_module(VERBS[verb][0]).main(rest) or 0)
+    from adadistill.core.stop_signal import StopRequested, leave_at_once
+
+    with leave_at_once():
+        try:
+            return int(importlib.import_module(VERBS[verb][0]).main(rest) or 0)
+        except StopRequested as stop:
+            print(f"adadistill {verb}: {stop}", file=sys.stderr)
+            return stop.exit_code
 
 
 def _usage() -> str:

@@ -7,10 +7,15 @@ same pairs of strangers, an untrained student too. The gain over the baseline is
     adadistill demo [--out runs/demo] [--seeds 3]
 
 Exit codes: 0 done, and the distilled student is above the untrained one by ten standard errors; 1 it is not; 2 the
-folder holds another run or the launch is wrong.
+folder holds another run or the launch is wrong; 143 stopped by SIGTERM (130 by SIGINT).
 """
 
 from __future__ import annotations
+
+if __name__ == "__main__":  # a signal may come before torch is imported, which takes seconds
+    from adadistill.core.stop_signal import leave_at_once_from_here_on
+
+    leave_at_once_from_here_on()
 
 import argparse
 import json
@@ -31,6 +36,7 @@ from adadistill.core.host_memory import keep_freed_memory
 from adadistill.core.recipe import Recipe, load_recipe
 from adadistill.core.run import run_training
 from adadistill.core.seeding import derive_seed
+from adadistill.core.stop_signal import StopRequested
 from adadistill.core.verification import VerificationResult
 from adadistill.loaders.synthetic_faces import SyntheticFacesConfig, write_synthetic_pairs, write_synthetic_records
 
@@ -86,7 +92,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.basicConfig(format="%(asctime)s    %(message)s", datefmt="%H:%M:%S", level=logging.WARNING)
     keep_freed_memory()
     started = time.monotonic()
-    scores = run(out, seeds=arguments.seeds, overrides=arguments.overrides)
+    try:
+        scores = run(out, seeds=arguments.seeds, overrides=arguments.overrides)
+    except StopRequested as stop:
+        print(f"demo: {stop}; a demo starts anew: remove {out}", file=sys.stderr)
+        return stop.exit_code
     passed = report(out, scores, seconds=time.monotonic() - started)
     return 0 if passed else 1
 

@@ -11,10 +11,15 @@
 Prints one table and writes the same numbers as JSON (with protocol, hash of the weights, colour order, and why a number
 is missing) and as CSV (`metric,value` with the keys that AdaDistill's users know), see `evaluation_files.py`. --report
 adds a page for people, see `report.py`. Exit: 0 when scored, 2 when the command, the network or a benchmark is wrong, 1
-when a network gives NaN or infinity, or one of several could not be scored.
+when a network gives NaN or infinity, or one of several could not be scored, 143 when SIGTERM stopped it (130: SIGINT).
 """
 
 from __future__ import annotations
+
+if __name__ == "__main__":  # a signal may come before torch is imported, which takes seconds
+    from adadistill.core.stop_signal import leave_at_once_from_here_on
+
+    leave_at_once_from_here_on()
 
 import argparse
 import math
@@ -53,6 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(misuse)
     from adadistill.core.checkpoints import CheckpointError
     from adadistill.core.distributed import LaunchError
+    from adadistill.core.stop_signal import StopRequested
     from adadistill.core.verification import NonFiniteEmbeddingsError
     from adadistill.loaders.record_tools.foreign_sets import ArrowMissingError
 
@@ -72,6 +78,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             )
             return 0 if scored_all else 1
         run(_source(options, options.network), options.sets, **settings)
+    except StopRequested as stop:
+        print(f"{stop}; what --all has scored and --embeddings has kept stays", file=sys.stderr)
+        return stop.exit_code
     except NonFiniteEmbeddingsError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return 1

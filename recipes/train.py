@@ -7,13 +7,20 @@
     adadistill train RECIPE ... --dry-run [--gpu KIND] [--json]    # what it would do; exits 0 if it would start, else 2
 
 Exit codes: 0 finished; 1 the run failed (a non-finite step, a damaged record, a checkpoint that could not be written);
-2 the recipe, a file it names or the launch is wrong; 143 stopped by SIGTERM after saving (130 by SIGINT).
+2 the recipe, a file it names or the launch is wrong; 75 a rank stopped answering (stacks are in the run folder's
+`hang`); 143 stopped by SIGTERM after saving (130 by SIGINT). docs/stopping.md says what is promised in which phase.
 """
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # a signal may come before torch is imported, which takes seconds
+    from adadistill.core.stop_signal import leave_at_once_from_here_on
+
+    leave_at_once_from_here_on()
+
 import argparse
 import logging
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -69,6 +76,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             if ranks.is_main:
                 _report(result, Path(folder))
     except StopRequested as stop:
+        _set_up_logging(speaks=os.environ.get("RANK", "0") == "0")  # it may have come before any other line
         logging.getLogger("adadistill").info("%s; go on with --resume auto", stop)
         return stop.exit_code
     except (NonFiniteError, CheckpointError, RecordError, ImageDecodeError, DaliBatchError) as error:

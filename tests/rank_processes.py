@@ -9,13 +9,13 @@ import sys
 from collections.abc import Sequence
 
 
-def run_ranks(command: Sequence[str], world_size: int) -> list[str]:
-    """Run `python COMMAND` on every rank with one thread each; what each printed. All of them must succeed."""
+def start_ranks(command: Sequence[str], world_size: int) -> list[subprocess.Popen[str]]:
+    """Start `python COMMAND` on every rank with one thread each."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     environment = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
-    processes = [
+    return [
         subprocess.Popen(
             [sys.executable, *command],
             env={**environment, "RANK": str(rank), "WORLD_SIZE": str(world_size), "LOCAL_RANK": str(rank)},
@@ -25,6 +25,11 @@ def run_ranks(command: Sequence[str], world_size: int) -> list[str]:
         )
         for rank in range(world_size)
     ]
+
+
+def run_ranks(command: Sequence[str], world_size: int) -> list[str]:
+    """Run `python COMMAND` on every rank with one thread each; what each printed. All of them must succeed."""
+    processes = start_ranks(command, world_size)
     outputs = [process.communicate(timeout=240) for process in processes]
     assert all(process.returncode == 0 for process in processes), "\n".join(error for _, error in outputs)
     return [output for output, _ in outputs]

@@ -39,13 +39,13 @@ class NoHostWait(TorchDispatchMode):
     """Raises `HostWaitsError` at the first operator under it that would wait for a device.
 
     Looking is free on the CPU, and code may branch on the device to do so: functions named in `_ONLY_ON_CPU` are let
-    through there.
+    through there. So is DDP's map of the parameters that were used, int32, which lives on the CPU for any device.
     """
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = func.overloadpacket.__name__
         waits = name in _WAITING or (name in _INDEXING and _has_mask(args))
-        if waits and not (_is_on_cpu(args) and _called_by(_ONLY_ON_CPU)):
+        if waits and not (_is_on_cpu(args) and (_called_by(_ONLY_ON_CPU) or _is_map_of_ddp(name, args))):
             raise HostWaitsError(f"{func} waits for the device")
         return func(*args, **(kwargs or {}))
 
@@ -56,6 +56,10 @@ def _has_mask(args: Any) -> bool:
 
 def _is_on_cpu(args: Any) -> bool:
     return all(value.device.type == "cpu" for value in args if isinstance(value, torch.Tensor))
+
+
+def _is_map_of_ddp(name: str, args: Any) -> bool:
+    return name == "_local_scalar_dense" and args[0].dtype == torch.int32
 
 
 def _called_by(names: set[str]) -> bool:

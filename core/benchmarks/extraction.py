@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from adadistill.core.agreed_stop import leave_together
 from adadistill.core.benchmarks.embedding_cache import StoredBlocks
 from adadistill.core.distributed import Ranks, broadcast_text, gather_rows
 from adadistill.core.evaluation import embed_images
@@ -82,6 +83,7 @@ def embed_set(
     pixels = pixel_blocks(images, [blocks[number] for number in own], image_size=embedder.image_size, threads=threads)
     done: dict[int, npt.NDArray[np.float32]] = dict(held)
     for first in range(0, len(missing), ranks.world_size):
+        leave_together(ranks)
         round_blocks = missing[first : first + ranks.world_size]
         part = _one_block(embedder, next(pixels) if ranks.rank < len(round_blocks) else None)
         for number, rows in _gathered(part, round_blocks, blocks, ranks):

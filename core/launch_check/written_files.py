@@ -47,6 +47,7 @@ def written_paths(
         (run.checkpoints, _when_saved(recipe)),
         (run.report, "results of the evaluations" if evaluates else "a folder for reports"),
     ]
+    planned.append((run.path / "heartbeat", "where each process is, to notice one that hangs"))
     planned += [(run.path / name, "a copy of the metrics") for name in recipe.log.copies.wanted]
     if profiles:
         planned.append((run.profile, "profiles of some steps"))

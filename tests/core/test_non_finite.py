@@ -56,3 +56,10 @@ def test_skip_goes_on_within_its_budget():
 def test_a_negative_budget_is_refused():
     with pytest.raises(ValueError, match="max_skips"):
         GuardConfig(max_skips=-1)
+
+
+@pytest.mark.parametrize("seconds", [0.0, 0.5, -3.0, float("inf"), float("nan")])
+def test_a_time_limit_that_no_rank_could_keep_or_miss_is_refused(seconds: float):
+    with pytest.raises(ValueError, match="hang_timeout_s"):
+        GuardConfig(hang_timeout_s=seconds)
+    assert GuardConfig(hang_timeout_s=None).hang_timeout_s is None

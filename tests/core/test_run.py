@@ -7,6 +7,8 @@ import os
 import shutil
 import signal
 import threading
+from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +16,8 @@ import pytest
 import torch
 from tiny_training import NanImages, tiny_recipe, write_tiny_records
 
+import adadistill.core.evaluation as evaluation
+import adadistill.core.run as run
 import adadistill.core.training as training
 from adadistill.core.backbones import BackboneConfig, build_backbone
 from adadistill.core.checkpoints import Checkpoint, load_checkpoint, newest_valid_checkpoint
@@ -24,6 +28,9 @@ from adadistill.core.run import ResumeError, run_training
 from adadistill.core.run_folder import RunFolderError
 from adadistill.core.stop_signal import StopRequested
 from adadistill.core.teachers import TeacherError
+from adadistill.core.training_step import TrainingStep
+from adadistill.loaders.batch import Batch
+from adadistill.loaders.pipeline import ImagePipeline
 
 RANKS = Ranks()
 
@@ -118,6 +125,54 @@ def test_resume_auto_goes_on_where_a_signal_stopped_the_run(
     _assert_same_state(_newest(tmp_path / "run"), _newest(tmp_path / "whole"))
 
 
+class _Stuck:
+    """A pipeline that hands out three batches, and then waits for images that never come."""
+
+    def __init__(self, pipeline: ImagePipeline) -> None:
+        self._pipeline = pipeline
+        self.steps_per_epoch, self.damaged, self.close = pipeline.steps_per_epoch, pipeline.damaged, pipeline.close
+
+    def epoch(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
+        yield from islice(self._pipeline.epoch(epoch, first_step), 3)
+        threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGTERM)).start()
+        threading.Event().wait(60.0)
+
+
+def test_a_stop_while_waiting_for_images_saves_the_last_finished_step(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    original = run.build_pipeline
+    monkeypatch.setattr(run, "build_pipeline", lambda *args, **more: _Stuck(original(*args, **more)))
+    with pytest.raises(StopRequested, match="step 3 has been saved"):
+        run_training(tiny_recipe(data), tmp_path / "run", ranks=RANKS)
+    assert _newest(tmp_path / "run").step == 3
+
+
+def test_a_stop_in_an_evaluation_saves_the_position_before_it_and_a_resume_evaluates(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    recipe = tiny_recipe(data, evaluation__sets=f"['{data}/pairs.bin']")
+    original = evaluation._embed_range
+    with monkeypatch.context() as patched:
+        patched.setattr(
+            evaluation, "_embed_range", lambda *args: os.kill(os.getpid(), signal.SIGTERM) or original(*args)
+        )
+        with pytest.raises(StopRequested, match="step 6 has been saved"):
+            run_training(recipe, tmp_path / "run", ranks=RANKS)
+    assert _newest(tmp_path / "run").state["position"] == {"epoch": 1, "step": 0, "evaluated": False}
+    run_training(recipe, tmp_path / "run", ranks=RANKS, resume="auto")
+    assert [row["epoch"] for row in _metrics(tmp_path / "run", "evaluation")] == [1, 2]
+
+
+def test_a_stop_in_the_first_step_of_a_launch_saves_nothing(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(TrainingStep, "run", lambda *_, **__: os.kill(os.getpid(), signal.SIGTERM))
+    with pytest.raises(StopRequested):
+        run_training(tiny_recipe(data), tmp_path / "run", ranks=RANKS)
+    assert not list((tmp_path / "run" / "checkpoints").iterdir())
+
+
 def test_verification_sets_are_scored_as_often_as_told_and_after_the_last_epoch(data: Path, tmp_path: Path):
     recipe = tiny_recipe(
         data,
@@ -138,7 +193,7 @@ def test_a_run_killed_between_saving_and_evaluating_an_epoch_evaluates_it_first(
     recipe = tiny_recipe(data, evaluation__sets=f"['{data}/pairs.bin']", checkpoint__every_epochs=1, checkpoint__keep=9)
     run_training(recipe, tmp_path / "whole", ranks=RANKS)
 
-    def killed(self: training.Trainer) -> None:
+    def killed(self: training.Trainer, _stop: object) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
