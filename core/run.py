@@ -143,8 +143,8 @@ def run_training(
     step_profile = open_profile(profile, run_folder.profile, ranks)
     parts = _open_parts(recipe, ranks)
     own_rows_of = (ranks.rank, ranks.world_size) if recipe.centres.placement == "sharded" else None
-    launch = sorted(set(gather_texts(agent_token(), ranks)) - {""})
-    restarted = _is_restart(run_folder, launch, ranks)
+    agents = sorted(set(gather_texts(agent_token(), ranks)) - {""})
+    restarted = _is_restart(run_folder, agents, ranks)
     checkpoint = _find_checkpoint(run_folder, resume, own_rows_of, ranks, restarted=restarted)
     if checkpoint is not None:
         _refuse_other_recipe(recipe, checkpoint, resume_allow)
@@ -156,7 +156,7 @@ def run_training(
         environment={
             **describe_environment(world_size=ranks.world_size),
             "device": str(ranks.device),
-            **({"launch": launch} if launch else {}),
+            **({"launch": agents} if agents else {}),
         },
         resuming=resume != "none" or restarted,
         rank=ranks.rank,
@@ -168,17 +168,17 @@ def run_training(
     pipeline = _build_pipeline(recipe, parts, ranks)
     mirror = MetricsMirror(run_folder.path, recipe.log.copies if ranks.is_main else MirrorConfig())
     metrics_file = MetricsFile(run_folder.metrics if ranks.is_main else None, after_write=mirror.check)
-    launch = broadcast_text(secrets.token_hex(8), ranks)
+    token = broadcast_text(secrets.token_hex(8), ranks)
     writer = CheckpointWriter(
         run_folder.checkpoints,
         keep=recipe.checkpoint.keep,
         rank=ranks.rank,
         world_size=ranks.world_size,
-        run_token=launch,
+        run_token=token,
     )
     finished = False
     try:
-        watchdog = Watchdog(run_folder.path, ranks, recipe.guard.hang_timeout_s, launch=launch)
+        watchdog = Watchdog(run_folder.path, ranks, recipe.guard.hang_timeout_s, launch=token)
         with listen_for_stop() as stop, watchdog, writer:
             trainer = Trainer(
                 _loop_config(recipe, parts, ranks.device),
