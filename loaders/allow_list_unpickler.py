@@ -11,7 +11,8 @@ a row, each enough against the common attacks on its own:
    constructor is within reach of the file, so neither are its object arrays, its huge shapes or its structured dtypes.
 
 Python 2 pickles are read too: their strings come back as bytes. Metadata of evaluation sets need a little more, by the
-same rules: dictionaries, floating numbers, and arrays of numbers and text.
+same rules: dictionaries, whose keys are text or small integers (`pickle_keys.py` says why), floating numbers, and arrays of
+numbers and text.
 
 Memory: what the pickle holds, plus at most 64 bytes per opcode. Time: one pass over the opcodes, image bytes skipped.
 """
@@ -27,6 +28,8 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
+from adadistill.loaders.pickle_keys import DictionaryKeys
 
 MAX_OPCODES = 2_000_000
 """Sixteen times what the largest public set needs (14,000 images, 9 opcodes each); bounds memory to some 200 MiB."""
@@ -141,6 +144,7 @@ def scan_opcodes(data: bytes, *, metadata: bool = False) -> int:
         PickleDamagedError: the end comes before a STOP opcode.
     """
     allowed = _METADATA_OPCODES if metadata else _ALLOWED_OPCODES
+    keys = DictionaryKeys() if metadata else None  # without dictionaries nothing is hashed
     position = 0
     for count in range(MAX_OPCODES):
         if position >= len(data):
@@ -155,6 +159,8 @@ def scan_opcodes(data: bytes, *, metadata: bool = False) -> int:
         end = _argument_end(data, position, opcode)
         if opcode.name in _MEMO_WRITES:
             _check_memo_index(data[position + 1 : end], opcode.name, count, position)
+        if keys is not None:
+            _check_keys(keys, opcode.name, data[position + 1 : min(end, position + 1 + MAX_TEXT)], position)
         position = end
     raise PickleRefusedError(f"more than {MAX_OPCODES:,} opcodes")
 
@@ -207,6 +213,15 @@ def _check_memo_index(argument: bytes, name: str, opcodes_before: int, position:
         index = int.from_bytes(argument, "little")
     if index > opcodes_before:
         raise PickleRefusedError(f"memo index {index:,} at offset {position}, after only {opcodes_before:,} opcodes")
+
+
+def _check_keys(keys: DictionaryKeys, name: str, argument: bytes, position: int) -> None:
+    try:
+        accepted = keys.accepts(name, argument)
+    except (LookupError, ValueError):
+        raise PickleDamagedError(f"{name} at offset {position} finds nothing to work on") from None
+    if not accepted:
+        raise PickleRefusedError(f"not a dictionary by names: a key at offset {position} is neither text nor a number")
 
 
 class _AllowListUnpickler(pickle.Unpickler):

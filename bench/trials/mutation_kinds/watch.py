@@ -20,7 +20,7 @@ MAX_SECONDS = 60
 """Generous: the machine may be busy. What should take milliseconds and takes this long has hung."""
 
 _EXECUTING = ("os.system", "os.exec", "os.fork", "os.forkpty", "os.posix_spawn", "subprocess.Popen", "pty.spawn")
-_REACHING_OUT = ("socket.connect", "socket.bind", "urllib.Request", "ctypes.dlopen", "pickle.find_class")
+_REACHING_OUT = ("socket.connect", "socket.bind", "urllib.Request", "pickle.find_class")
 _WRITING = ("os.remove", "os.rename", "os.rmdir", "os.mkdir", "os.link", "os.symlink", "os.truncate", "os.chmod")
 
 
@@ -85,6 +85,8 @@ class Watch:
         folder = self._folder
         if folder is None:
             return
+        if event == "subprocess.Popen" and Path(str(arguments[0])).name == "git":
+            return  # a run folder records the commit
         if event in _EXECUTING or event in _REACHING_OUT:
             self._seen.append(f"{event} {arguments!r:.200}")
         elif event == "open":
@@ -92,8 +94,9 @@ class Watch:
             writes = isinstance(flags, int) and flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC)
             if writes and isinstance(path, (str, bytes, os.PathLike)) and not _within(path, folder):
                 self._seen.append(f"open {path!r} {mode!r}")
-        elif event in _WRITING and isinstance(arguments[0], (str, bytes, os.PathLike)):
-            if not _within(arguments[0], folder):
+        elif event in _WRITING:
+            made = arguments[1 if event in ("os.symlink", "os.link") else 0]
+            if isinstance(made, (str, bytes, os.PathLike)) and not _within(made, folder):
                 self._seen.append(f"{event} {arguments!r:.200}")
 
 
