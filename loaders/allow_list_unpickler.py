@@ -11,8 +11,8 @@ a row, each enough against the common attacks on its own:
    constructor is within reach of the file, so neither are its object arrays, its huge shapes or its structured dtypes.
 
 Python 2 pickles are read too: their strings come back as bytes. Metadata of evaluation sets need a little more, by the
-same rules: dictionaries, whose keys are text or small integers (`pickle_keys.py` says why), floating numbers, and arrays of
-numbers and text.
+same rules: dictionaries, whose keys are text or small integers (`pickle_keys.py` says why), floating numbers, and
+arrays of numbers and text.
 
 Memory: what the pickle holds, plus at most 64 bytes per opcode. Time: one pass over the opcodes, image bytes skipped.
 """

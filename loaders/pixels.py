@@ -21,7 +21,7 @@ MAX_SIDE = 2048
 """Larger images are refused: faces are 112 pixels wide, and header fields come from strangers."""
 
 _MAX_SCANS = 64
-"""Passes over a JPEG that is not decoded in one. Encoders write about ten; each costs as much as decoding the whole image."""
+"""Passes over a JPEG that is not decoded in one. Encoders write about ten; each costs as much as the whole image."""
 
 _IMAGES_AT_ONCE = 4
 """Images normalised by one call on the CPU: 600 KB of float32, which stays in cache over the three passes."""

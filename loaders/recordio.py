@@ -404,7 +404,9 @@ class RecordWriter:
             raise ValueError(f"record with key {key} has {len(payload)} bytes, RecordIO holds {_MAX_PAYLOAD} at most")
         parts = _split_payload(payload)
         if len(parts) > MAX_PARTS:
-            raise ValueError(f"record with key {key} holds the magic {len(parts) - 1} times, {MAX_PARTS - 1} are allowed")
+            raise ValueError(
+                f"record with key {key} holds the magic {len(parts) - 1} times, {MAX_PARTS - 1} are allowed"
+            )
         self._claim(key)
         offset = self._size
         for part_flag, start, stop in parts:

@@ -49,7 +49,9 @@ def pickle_in_archive(path: Path, *, max_members: int, max_bytes: int) -> bytes:
     except ArchiveError:
         raise
     except _DAMAGE as error:
-        raise ArchiveError(f"is no archive as torch.save writes it, or was cut short: {ascii(str(error))[:120]}") from None
+        raise ArchiveError(
+            f"is no archive as torch.save writes it, or was cut short: {ascii(str(error))[:120]}"
+        ) from None
 
 
 class _BoundedDirectory(io.FileIO):
@@ -69,7 +71,9 @@ def _check_members(members: list[zipfile.ZipInfo], max_members: int) -> None:
     end = 0
     for member in sorted(members, key=lambda member: member.header_offset):
         if member.compress_type != zipfile.ZIP_STORED or member.compress_size != member.file_size:
-            raise ArchiveError(f"an archive whose {ascii(member.filename)[:80]} is compressed; torch.save compresses nothing")
+            raise ArchiveError(
+                f"an archive whose {ascii(member.filename)[:80]} is compressed; torch.save compresses nothing"
+            )
         if member.header_offset < end or (not end and member.header_offset):
             raise ArchiveError("an archive whose members do not lie one after the other, as torch.save writes them")
         end = member.header_offset + member.file_size + 1

@@ -40,7 +40,9 @@ def main(arguments: list[str]) -> None:
         place = folder / "trial"
         place.mkdir()
         rng = np.random.default_rng((int(seed), number))
-        ending = watch.run(place, folder / "canary", lambda number=number, rng=rng, place=place: kind.trial(rng, number, place))
+        ending = watch.run(
+            place, folder / "canary", lambda number=number, rng=rng, place=place: kind.trial(rng, number, place)
+        )
         print(json.dumps({"number": number, **asdict(ending), "peak_mib": watch.peak_mib}), flush=True)
         shutil.rmtree(place)
 

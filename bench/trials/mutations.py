@@ -83,7 +83,15 @@ def _rows(name: str, seed: int, count: int, folder: Path) -> Iterator[dict[str, 
 
 
 def _process_rows(name: str, seed: int, first: int, count: int, folder: Path) -> Iterator[dict[str, Any]]:
-    command = [sys.executable, "-m", "adadistill.bench.trials.mutation_process", name, str(seed), str(first), str(count)]
+    command = [
+        sys.executable,
+        "-m",
+        "adadistill.bench.trials.mutation_process",
+        name,
+        str(seed),
+        str(first),
+        str(count),
+    ]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     errors = folder / "stderr.txt"
     with errors.open("wb") as stderr:

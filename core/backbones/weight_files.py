@@ -127,7 +127,9 @@ def _refuse_bombs(path: Path) -> None:
         zipped = file.read(4) == _ZIP
     if not zipped:
         with path.open("rb") as file:
-            pickled: bytes | mmap.mmap = b"" if not file.seek(0, 2) else mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            pickled: bytes | mmap.mmap = (
+                b"" if not file.seek(0, 2) else mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            )
     else:
         try:
             pickled = pickle_in_archive(path, max_members=_MAX_MEMBERS, max_bytes=_MAX_PICKLE_BYTES)
@@ -164,7 +166,7 @@ def _state_dict(loaded: object, path: Path) -> dict[str, Tensor]:
 
 
 def _is_plain(tensor: Tensor) -> bool:
-    """Whether all elements of a tensor are there: it is not sparse, quantised or without data, nor one number repeated."""
+    """Whether all elements of a tensor are there: not sparse, quantised or without data, nor one number repeated."""
     if tensor.layout != torch.strided or tensor.device.type != "cpu" or tensor.is_quantized:
         return False
     return tensor.numel() * tensor.element_size() <= tensor.untyped_storage().nbytes()

@@ -25,9 +25,49 @@ from adadistill.core.network_checkpoint import describe_network, load_network
 
 _BACKBONE = BackboneConfig(arch="mobilefacenet", embedding_dim=8, width=0.125)
 _IMAGE_SIZE = 32
-_NAMES = ("../out", "/etc/passwd", "a/b", "..", ".", "", "a\0b", ".hidden", "MANIFEST.json", "x" * 300, "\ud800", "é", 3, None, [])
-_NUMBERS: tuple[Any, ...] = (-1, 0, 1, 1 << 31, 1 << 62, 1 << 64, 10**400, 1.5, float("nan"), float("inf"), True, None, "1", [], {})
-_NESTED = (b"[" * 100_000, b'{"a":' * 50_000, b"[" * 900 + b"]" * 900, b'{"a": ' + b"9" * 5000 + b"}", b"\xff\xfe", b"", b"NaN")
+_NAMES = (
+    "../out",
+    "/etc/passwd",
+    "a/b",
+    "..",
+    ".",
+    "",
+    "a\0b",
+    ".hidden",
+    "MANIFEST.json",
+    "x" * 300,
+    "\ud800",
+    "é",
+    3,
+    None,
+    [],
+)
+_NUMBERS: tuple[Any, ...] = (
+    -1,
+    0,
+    1,
+    1 << 31,
+    1 << 62,
+    1 << 64,
+    10**400,
+    1.5,
+    float("nan"),
+    float("inf"),
+    True,
+    None,
+    "1",
+    [],
+    {},
+)
+_NESTED = (
+    b"[" * 100_000,
+    b'{"a":' * 50_000,
+    b"[" * 900 + b"]" * 900,
+    b'{"a": ' + b"9" * 5000 + b"}",
+    b"\xff\xfe",
+    b"",
+    b"NaN",
+)
 
 
 class CheckpointFolders:
@@ -73,7 +113,9 @@ class CheckpointFolders:
         damage, body = damage_bytes(rng, file.read_bytes(), [newest.joinpath(name).read_bytes() for name in names])
         changed = body != file.read_bytes()
         file.write_bytes(body)
-        return judge(f"{file.name}: {damage}", lambda: self._read(newest, folder, changed), (CheckpointError,), named=newest.name)
+        return judge(
+            f"{file.name}: {damage}", lambda: self._read(newest, folder, changed), (CheckpointError,), named=newest.name
+        )
 
     def _read(self, newest: Path, folder: Path, changed: bool) -> str:
         found, skipped = newest_valid_checkpoint(folder)
@@ -98,7 +140,11 @@ def _snapshot(network: torch.nn.Module, step: int) -> Snapshot:
         optimiser_json={"lr": 0.1},
         row_sharded={"centres": torch.arange(12.0).reshape(3, 4)},
         rank_state={"random": "00ff"},
-        state={"network": describe_network(_BACKBONE, _IMAGE_SIZE), "position": {"epoch": 0, "step": step}, "recipe": "x"},
+        state={
+            "network": describe_network(_BACKBONE, _IMAGE_SIZE),
+            "position": {"epoch": 0, "step": step},
+            "recipe": "x",
+        },
     )
 
 
@@ -115,7 +161,20 @@ def _read_forged(newest: Path, folder: Path) -> str:
 def _forge(rng: Rng, path: Path) -> str:
     """Change a checkpoint as one who means harm would: the hashes are made to fit afterwards."""
     manifest = json.loads((path / "MANIFEST.json").read_text())
-    kinds = ("name", "size", "field", "state", "header", "raw json", "link", "pipe", "extra", "lacks", "network", "big text")
+    kinds = (
+        "name",
+        "size",
+        "field",
+        "state",
+        "header",
+        "raw json",
+        "link",
+        "pipe",
+        "extra",
+        "lacks",
+        "network",
+        "big text",
+    )
     kind = kinds[int(rng.integers(len(kinds)))]
     entry = manifest["files"][int(rng.integers(len(manifest["files"])))]
     number = _NUMBERS[int(rng.integers(len(_NUMBERS)))]

@@ -74,7 +74,9 @@ def _insert(rng: Rng, body: bytearray, _: Sequence[bytes]) -> bytes:
 
 
 def _append(rng: Rng, body: bytearray, _: Sequence[bytes]) -> bytes:
-    return bytes(body) + (bytes(int(rng.integers(1, 65))) if rng.random() < 0.5 else rng.bytes(int(rng.integers(1, 65))))
+    return bytes(body) + (
+        bytes(int(rng.integers(1, 65))) if rng.random() < 0.5 else rng.bytes(int(rng.integers(1, 65)))
+    )
 
 
 def _duplicate(rng: Rng, body: bytearray, _: Sequence[bytes]) -> bytes:

@@ -13,7 +13,9 @@ import simplejpeg
 def plain_jpeg(seed: int, height: int = 32, width: int = 32, *, subsampling: str = "420") -> bytes:
     """A smooth coloured picture, like none of another seed."""
     rows, columns = np.mgrid[:height, :width]
-    waves = [128 + 100 * np.sin((seed + 1) * (channel + 1) / 7 + rows / 9 + columns / (5 + channel)) for channel in range(3)]
+    waves = [
+        128 + 100 * np.sin((seed + 1) * (channel + 1) / 7 + rows / 9 + columns / (5 + channel)) for channel in range(3)
+    ]
     pixels = np.stack(waves, axis=-1).astype(np.uint8)
     return simplejpeg.encode_jpeg(np.ascontiguousarray(pixels), quality=85, colorsubsampling=subsampling)
 
@@ -58,7 +60,12 @@ def attacking_images() -> dict[str, bytes]:
         ("GIF", Image.fromarray(pixels[:, :, 0]), "GIF", {}),
         ("WebP", Image.fromarray(pixels[:, :, :3]), "WEBP", {}),
         ("TIFF", Image.fromarray(pixels[:, :, :3]), "TIFF", {}),
-        ("rotated by EXIF", Image.fromarray(pixels[:, :, :3]), "JPEG", {"exif": b"Exif\0\0MM\0*\0\0\0\x08\0\0\0\0\0\0"}),
+        (
+            "rotated by EXIF",
+            Image.fromarray(pixels[:, :, :3]),
+            "JPEG",
+            {"exif": b"Exif\0\0MM\0*\0\0\0\x08\0\0\0\0\0\0"},
+        ),
         ("PNG of 16 bits", Image.fromarray(np.zeros((32, 32), np.uint16)), "PNG", {}),
     ):
         out = io.BytesIO()

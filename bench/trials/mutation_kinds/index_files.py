@@ -44,7 +44,17 @@ class IndexFiles:
 def _lying_lines(rng: Rng, original: Original) -> tuple[str, bytes]:
     rows = [line.split(b"\t") for line in original.idx.splitlines()]
     at, other = int(rng.integers(len(rows))), int(rng.integers(len(rows)))
-    kinds = ("dropped", "doubled", "swapped", "negative", "past the end", "overlapping", "huge key", "shuffled", "one key")
+    kinds = (
+        "dropped",
+        "doubled",
+        "swapped",
+        "negative",
+        "past the end",
+        "overlapping",
+        "huge key",
+        "shuffled",
+        "one key",
+    )
     kind = (*kinds, "key 0", "three columns", "one column", "inside a record", "off by 4")[int(rng.integers(14))]
     if kind == "dropped":
         del rows[at]

@@ -99,7 +99,12 @@ def exhausting_pickles() -> dict[str, bytes]:
         "a Python 2 bytearray of 1.5 GiB": b"\x80\x02c__builtin__\nbytearray\nJ\x00\x00\x00\x60\x85R.",
         "bytes of 1.5 GiB": b"\x80\x02cbuiltins\nbytes\nJ\x00\x00\x00\x60\x85R.",
         "a dtype of 2 GB": b"cnumpy\ndtype\n(VS2000000000\nI00\nI01\ntR.",
-        "a shape of 8 huge sides": numpy_frombuffer + b"C\x01a" + u1 + b"(" + (b"\x8a\xff" + b"\x7f" * 255) * 8 + b"tVC\ntR.",
+        "a shape of 8 huge sides": numpy_frombuffer
+        + b"C\x01a"
+        + u1
+        + b"("
+        + (b"\x8a\xff" + b"\x7f" * 255) * 8
+        + b"tVC\ntR.",
     }
     return bodies
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-
 from adadistill.bench.trials.mutation_kinds.damage import Rng, damage_text
 from adadistill.bench.trials.mutation_kinds.trial import READ, BrokenPromise, Ending, judge
 from adadistill.core.config.strict_yaml import RecipeError
@@ -14,15 +13,40 @@ from adadistill.core.recipe import Recipe, dump_recipe, load_recipe, parse_recip
 _VALUES = (
     *("null", "~", "''", "true", "no", "010", "0x10", "0o17", "1:30", "1_000", "1e-4", "1e999", "-1", "-0.0", "0"),
     *(".inf", "-.Inf", ".nan", "1e308", "9" * 19, "9" * 400, "9" * 1000, "9" * 5000, "-" + "9" * 900, "1" + "0" * 308),
-    *("[]", "{}", "[[]]", "{a: 1}", "[1, 2", "]", "'", '"\\x41"', '"\\U0011ffff"', '"\\ud800"', "!!python/object:os.system x"),
+    *(
+        "[]",
+        "{}",
+        "[[]]",
+        "{a: 1}",
+        "[1, 2",
+        "]",
+        "'",
+        '"\\x41"',
+        '"\\U0011ffff"',
+        '"\\ud800"',
+        "!!python/object:os.system x",
+    ),
     *("&a b", "*a", "<<: x", "|", ">", "%YAML 9.9", "---", "...", "# x", "@x", "`x", "../../etc/passwd", "/dev/zero"),
-    *("x" * 5000, "\u202e", "\u0430", "١٢", "１２", "\U0001f600", "a\u0300", "x\\0", "NaN", "inf", "yes", "[0.1, -1, .nan]"),
+    *(
+        "x" * 5000,
+        "\u202e",
+        "\u0430",
+        "١٢",
+        "１２",
+        "\U0001f600",
+        "a\u0300",
+        "x\\0",
+        "NaN",
+        "inf",
+        "yes",
+        "[0.1, -1, .nan]",
+    ),
 )
 
 
 def recipe_attacks() -> dict[str, bytes]:
     """Name -> YAML that hangs, recurses, constructs or expands in the hands of an ordinary reader."""
-    laughs = "\n".join([f"a0: &a0 [x]", *(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 12))])
+    laughs = "\n".join(["a0: &a0 [x]", *(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 12))])
     return {
         "brackets": b"[" * 100_000,
         "braces": b"{a: " * 50_000,
@@ -100,7 +124,10 @@ class Recipes:
         if number < len(self._attacks):
             damage, body = self._attacks[number]
         elif choice < 0.35:
-            damage, body = "a value under a key", body + self._assignment(rng, "\n", ": ").encode("utf-8", "surrogatepass")
+            damage, body = (
+                "a value under a key",
+                body + self._assignment(rng, "\n", ": ").encode("utf-8", "surrogatepass"),
+            )
         elif choice < 0.65:
             damage = "an override"
             overrides = [_mutated(rng, self._assignment(rng, "", "=")) for _ in range(int(rng.integers(1, 4)))]
@@ -128,11 +155,13 @@ def _mutated(rng: Rng, override: str) -> str:
     if rng.random() < 0.7:
         return override
     place = int(rng.integers(len(override)))
-    return override[:place] + chr(int(rng.choice([0, 9, 10, 32, 0x85, 0x300, 0x430, 0xD800, 0x202E, 0xFFFF]))) + override[place + 1 :]
+    return (
+        override[:place]
+        + chr(int(rng.choice([0, 9, 10, 32, 0x85, 0x300, 0x430, 0xD800, 0x202E, 0xFFFF])))
+        + override[place + 1 :]
+    )
 
 
 def _require_same(recipe: Recipe, again: Recipe) -> None:
     if recipe_hash(recipe) != recipe_hash(again):
         raise BrokenPromise("its dump reads back as another recipe")
-
-

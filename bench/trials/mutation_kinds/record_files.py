@@ -9,7 +9,14 @@ import numpy as np
 
 from adadistill.bench.trials.mutation_kinds.damage import Rng, damage_bytes
 from adadistill.bench.trials.mutation_kinds.image_attacks import attacking_images
-from adadistill.bench.trials.mutation_kinds.records import IDENTITIES, REFUSALS, SIDE, Original, contents, record_originals
+from adadistill.bench.trials.mutation_kinds.records import (
+    IDENTITIES,
+    REFUSALS,
+    SIDE,
+    Original,
+    contents,
+    record_originals,
+)
 from adadistill.bench.trials.mutation_kinds.trial import READ, REFUSED, BrokenPromise, Ending, judge
 from adadistill.loaders.checked_records import CheckedRecords
 from adadistill.loaders.image_records import ImageRecords
@@ -17,7 +24,21 @@ from adadistill.loaders.record_verification import verify_records
 from adadistill.loaders.recordio import RecordWriter
 
 _PAYLOAD_DAMAGE = "payload damage that no reader sees without a seal"
-_WORDS = (0, 1, 7, 24, 0x10000, 0x10001, 0x1FFFFFFF, 0x20000000, 0x3FFFFFFF, 0x60000008, 0x7FFFFFFF, 0xE0000000, 0xFFFFFFFF)
+_WORDS = (
+    0,
+    1,
+    7,
+    24,
+    0x10000,
+    0x10001,
+    0x1FFFFFFF,
+    0x20000000,
+    0x3FFFFFFF,
+    0x60000008,
+    0x7FFFFFFF,
+    0xE0000000,
+    0xFFFFFFFF,
+)
 _FLOATS = (float("nan"), float("inf"), -1.0, 0.5, 1e30, float(IDENTITIES), 16777216.0, -0.0)
 
 
@@ -134,14 +155,18 @@ def _lying_field(rng: Rng, original: Original) -> tuple[str, bytes]:
         struct.pack_into("<f", body, place, _FLOATS[int(rng.integers(len(_FLOATS)))])
         return "label, or count in the header record", bytes(body)
     if kind == 4:
-        chain = b"".join(struct.pack("<II", 0xCED7230A, flag << 29) for flag in (1, *[2] * int(rng.integers(20_000)), 3))
+        chain = b"".join(
+            struct.pack("<II", 0xCED7230A, flag << 29) for flag in (1, *[2] * int(rng.integers(20_000)), 3)
+        )
         return "a chain of empty parts", bytes(body[:offset]) + chain + bytes(body[offset:])
     if kind == 5:
         firsts = b"".join(struct.pack("<II", 0xCED7230A, 1 << 29 | 8 * (999 - k)) for k in range(1000))
         chain = firsts + struct.pack("<II", 0xCED7230A, 2 << 29) * 20_000 + struct.pack("<II", 0xCED7230A, 3 << 29)
         return "a thousand records over one chain of parts", bytes(body[:offset]) + chain + bytes(body[offset:])
     if kind == 6:
-        struct.pack_into("<I", body, offset + 4, 0x20000000 | (struct.unpack_from("<I", body, offset + 4)[0] & 0x1FFFFFFF))
+        struct.pack_into(
+            "<I", body, offset + 4, 0x20000000 | (struct.unpack_from("<I", body, offset + 4)[0] & 0x1FFFFFFF)
+        )
         return "a first part without others", bytes(body)
     other = int(original.offsets[int(rng.integers(len(original.offsets)))])
     size = 8 + ((struct.unpack_from("<I", body, other + 4)[0] & 0x1FFFFFFF) + 3 & ~3)

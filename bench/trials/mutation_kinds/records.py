@@ -90,5 +90,3 @@ def _magic_comment(jpeg: bytes) -> bytes:
     """A JPEG with comments that hold RecordIO's magic at multiples of 4, wherever the record's header ends."""
     comment = b"\xff\xfe\x00\x0a" + b"\x0a\x23\xd7\xce" * 2
     return jpeg[:2] + b"\xff\xfe\x00\x04ab" + comment + jpeg[2:]
-
-

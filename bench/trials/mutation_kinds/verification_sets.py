@@ -84,7 +84,9 @@ def _layouts(images: list[bytes], same: list[bool]) -> dict[str, bytes]:
     }
     # What Python 2 wrote: strings of bytes, and 0 and 1 for flags are as good as booleans.
     strings = b"".join(b"T" + struct.pack("<i", len(body)) + body for body in images)
-    found["Python 2"] = b"\x80\x02](" + strings + b"e](" + b"".join(b"\x88" if flag else b"\x89" for flag in same) + b"e\x86."
+    found["Python 2"] = (
+        b"\x80\x02](" + strings + b"e](" + b"".join(b"\x88" if flag else b"\x89" for flag in same) + b"e\x86."
+    )
     return found
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import pickle
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,7 @@ class WeightFiles:
         self._attacks = [(f"weights{suffix}", name, body) for name, one in pickles.items() for suffix, body in
                          ((".pth", archive(one)), (".ckpt", one))]  # fmt: skip
         self._attacks += [("weights.pth", name, body) for name, body in archive_attacks().items()]
+        self._attacks += [("weights.pth", name, body) for name, body in _storage_archives().items()]
         self._attacks += [("weights.safetensors", name, body) for name, body in _headers().items()]
         backbone = BackboneConfig(arch="mobilefacenet", embedding_dim=16)
         self._network = _forms(dict(build_backbone(backbone, 112, generator=0).state_dict()))
@@ -95,6 +97,28 @@ def _forms(tensors: dict[str, torch.Tensor]) -> list[tuple[str, bytes]]:
     return [*forms, ("weights.safetensors", save(tensors))]
 
 
+def _storage_archives() -> dict[str, bytes]:
+    """A state dict of torch's whose storage is a gigabyte: unpacked from a megabyte, or a small one shown repeatedly."""
+    out = io.BytesIO()
+    torch.save({"a": torch.zeros(16)}, out)
+    with zipfile.ZipFile(out) as saved:
+        members = {name: saved.read(name) for name in saved.namelist()}
+    pickle_name = next(name for name in members if name.endswith("data.pkl"))
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as file:
+        for name, body in members.items():
+            if not name.endswith("/data/0"):
+                file.writestr(name, body.replace(b"K\x10", b"J\x00\x00\x00\x10") if name == pickle_name else body)
+        with file.open(next(name for name in members if name.endswith("/data/0")), "w", force_zip64=True) as storage:
+            for _ in range(64):
+                storage.write(bytes(16 << 20))
+    repeated = io.BytesIO()
+    torch.save({"a": torch.zeros(1).expand(1 << 28)}, repeated)
+    return {
+        "a storage that unpacks to 1 GiB": packed.getvalue(),
+        "one number shown 268 million times": repeated.getvalue(),
+    }
+
 
 def _tensor_pickles() -> dict[str, bytes]:
     """Pickles that torch's restricted unpickler understands, with tensors that are not what they seem."""
@@ -105,8 +129,12 @@ def _tensor_pickles() -> dict[str, bytes]:
 
     f32 = "ctorch\nfloat32\n"
     return {
-        "a meta tensor of 4 EiB": rebuilt("_rebuild_meta_tensor_no_storage", f32, (1 << 30, 1 << 30), (1 << 30, 1), False),
-        "a sparse tensor of 4 EiB": rebuilt("_rebuild_sparse_tensor", "ctorch.serialization\n_get_layout\n(X\x0c\x00\x00\x00torch.sparse_tR", ()),
+        "a meta tensor of 4 EiB": rebuilt(
+            "_rebuild_meta_tensor_no_storage", f32, (1 << 30, 1 << 30), (1 << 30, 1), False
+        ),
+        "a sparse tensor of 4 EiB": rebuilt(
+            "_rebuild_sparse_tensor", "ctorch.serialization\n_get_layout\n(X\x0c\x00\x00\x00torch.sparse_tR", ()
+        ),
         "a set of a million": b"\x80\x02}X\x01\x00\x00\x00acbuiltins\nset\n](" + b"K\x01" * 100_000 + b"e\x85Rs.",
         "numbers for tensors": pickle.dumps({"a": 1.0, "b": [1, 2]}, 2),
         "no mapping": pickle.dumps([1, 2], 2),
@@ -139,13 +167,17 @@ def _headers() -> dict[str, bytes]:
         "backwards offsets": _safetensors({"a": slot | {"data_offsets": [4, 0]}}, bytes(4)),
         "offsets past the end": _safetensors({"a": slot | {"data_offsets": [0, 1 << 62]}}, bytes(4)),
         "no elements, huge sides": _safetensors({"a": slot | {"shape": [0, 1 << 40, 1 << 40], "data_offsets": [0, 0]}}),
-        "no elements, a side of 64 bits": _safetensors({"a": slot | {"shape": [0, (1 << 64) - 1], "data_offsets": [0, 0]}}),
+        "no elements, a side of 64 bits": _safetensors(
+            {"a": slot | {"shape": [0, (1 << 64) - 1], "data_offsets": [0, 0]}}
+        ),
         "65,000 dimensions": _safetensors({"a": slot | {"shape": [1] * 65_000}}, bytes(4)),
         "a header of 1 TiB": _safetensors(b"{}", length=1 << 40),
         "a header of 99 MB": _safetensors(b'{"__metadata__":{' + b'"":"",' * 14_000_000 + b'"a":"b"}}'),
         "nested metadata": _safetensors(b'{"__metadata__":' + b"[" * 100_000 + b"]" * 100_000 + b"}"),
         "deep braces": _safetensors(b'{"a":' * 100_000),
-        "one name twice": _safetensors(b'{"a":' + json.dumps(slot).encode() + b',"a":' + json.dumps(slot).encode() + b"}", bytes(4)),
+        "one name twice": _safetensors(
+            b'{"a":' + json.dumps(slot).encode() + b',"a":' + json.dumps(slot).encode() + b"}", bytes(4)
+        ),
         "no UTF-8": _safetensors(b'{"\xff": 1}'),
         "a NUL in a name": _safetensors({"a\0b": slot}, bytes(4)),
         "no tensors": _safetensors({}),
