@@ -89,8 +89,9 @@ def _require_tensors_of(backbone: BackboneConfig, image_size: int, checkpoint: C
     """Refuse tensors that are not the described network's before any memory is taken for that network."""
     try:
         expected = backbone_skeleton(backbone, image_size).state_dict()
-    except (ValueError, RuntimeError, OverflowError) as error:  # sides or products that no tensor can have
-        raise CheckpointError(f"{checkpoint.path}/state.json describes no network that can be built: {error}") from None
+    except (ValueError, RuntimeError, TypeError, OverflowError) as error:  # sides or products that no tensor can have
+        reason = str(error).partition("\n")[0]
+        raise CheckpointError(f"{checkpoint.path}/state.json describes no network that can be built: {reason}") from None
     held = checkpoint.model
     problems = [f"lacks {name}" for name in expected.keys() - held.keys()]
     problems += [f"holds an unknown {name[:80]}" for name in held.keys() - expected.keys()]

@@ -230,7 +230,7 @@ def _decode_png(body: bytes, where: object) -> npt.NDArray[np.uint8]:
             if image.mode.startswith("I"):  # 16 bits of grey, which Pillow would clip to 255
                 wide = np.asarray(image).astype(np.int64) >> 8
                 return np.repeat(wide.clip(0, 255).astype(np.uint8)[:, :, None], 3, axis=2)
-            return np.asarray(image.convert("RGB"))
+            return np.array(image.convert("RGB"))  # writable, as all others are: torch warns of arrays that are not
     except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:
         raise ImageDecodeError(f"{where}: PNG cannot be decoded: {error}") from None
 

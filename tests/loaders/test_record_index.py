@@ -104,6 +104,15 @@ def test_a_complete_index_gives_the_images_by_offset_without_a_warning(records, 
     assert caplog.records == []
 
 
+def test_an_index_far_larger_than_its_records_is_not_read(records, caplog):
+    with records.with_suffix(".idx").open("a") as file:
+        file.write("1" * 10_000_000)
+    index = load_record_index(records)
+    assert index.source == "scan"
+    assert "holds fewer records than that" in index.reason
+    assert_right_ids(records, index)
+
+
 def test_the_order_of_lines_does_not_matter(records, caplog):
     lines = read_lines(records)
     np.random.default_rng(0).shuffle(lines)
