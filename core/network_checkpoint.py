@@ -91,7 +91,9 @@ def _require_tensors_of(backbone: BackboneConfig, image_size: int, checkpoint: C
         expected = backbone_skeleton(backbone, image_size).state_dict()
     except (ValueError, RuntimeError, TypeError, OverflowError) as error:  # sides or products that no tensor can have
         reason = str(error).partition("\n")[0]
-        raise CheckpointError(f"{checkpoint.path}/state.json describes no network that can be built: {reason}") from None
+        raise CheckpointError(
+            f"{checkpoint.path}/state.json describes no network that can be built: {reason}"
+        ) from None
     held = checkpoint.model
     problems = [f"lacks {name}" for name in expected.keys() - held.keys()]
     problems += [f"holds an unknown {name[:80]}" for name in held.keys() - expected.keys()]

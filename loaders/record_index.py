@@ -384,6 +384,11 @@ def _parse_header(file: RecordFile, labels: tuple[float, ...], keys: Int64Array,
         len(identity) and _is_sound_image(file, offsets, int(identity[0]))
     ):
         return _Header(problem=f"it says that identity records begin with key {first}, which is not so")
+    identities = np.flatnonzero(keys >= first)
+    for place in identities[~_bodiless(file, offsets[identities])].tolist():
+        if _is_sound_image(file, offsets, place):
+            problem = f"key {keys[place]} is an identity's, but the record at byte {offsets[place]} is an image"
+            return _Header(problem=problem, images_are_missing=True)
     num_identities = int(bounds[1]) - first if len(bounds) == 2 and bounds[1] > bounds[0] else None
     return _Header(first_identity=first, num_identities=num_identities)
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from adadistill.bench.trials.mutation_kinds.damage import Rng, damage_bytes
-from adadistill.bench.trials.mutation_kinds.trial import READ, BrokenPromise, Ending, judge
+from adadistill.bench.trials.mutation_kinds.trial import READ, BrokenPromiseError, Ending, judge
 from adadistill.core.backbones import BackboneConfig, build_backbone
 from adadistill.core.checkpoints import (
     Checkpoint,
@@ -120,17 +120,19 @@ class CheckpointFolders:
     def _read(self, newest: Path, folder: Path, changed: bool) -> str:
         found, skipped = newest_valid_checkpoint(folder)
         if found is None or found.step != (1 if changed else 2) or len(skipped) != changed:
-            raise BrokenPromise(f"took step {None if found is None else found.step} and passed over {len(skipped)}")
+            raise BrokenPromiseError(
+                f"took step {None if found is None else found.step} and passed over {len(skipped)}"
+            )
         self._require_saved(found)
         load_checkpoint(newest)  # raises, where it was changed
         if changed:
-            raise BrokenPromise("a changed checkpoint was loaded")
+            raise BrokenPromiseError("a changed checkpoint was loaded")
         return READ
 
     def _require_saved(self, found: Checkpoint) -> None:
         for name, tensor in self._tensors.items():
             if not torch.equal(found.model[name], tensor):
-                raise BrokenPromise(f"{name} is not what was saved")
+                raise BrokenPromiseError(f"{name} is not what was saved")
 
 
 def _snapshot(network: torch.nn.Module, step: int) -> Snapshot:
@@ -154,7 +156,7 @@ def _read_forged(newest: Path, folder: Path) -> str:
     newest_valid_checkpoint(folder)
     network = load_network(newest, device=torch.device("cpu")).network
     if sum(parameter.numel() for parameter in network.parameters()) > 10_000_000:
-        raise BrokenPromise("a network far larger than its file")
+        raise BrokenPromiseError("a network far larger than its file")
     return "read as another checkpoint"
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from adadistill.bench.trials.mutation_kinds.damage import Rng, damage_text
 from adadistill.bench.trials.mutation_kinds.records import REFUSALS, Original, record_originals
-from adadistill.bench.trials.mutation_kinds.trial import READ, BrokenPromise, Ending, judge
+from adadistill.bench.trials.mutation_kinds.trial import READ, BrokenPromiseError, Ending, judge
 from adadistill.loaders.record_index import load_record_index
 from adadistill.loaders.recordio import RecordFile
 
@@ -35,7 +35,7 @@ class IndexFiles:
         def read() -> str:
             index = load_record_index(RecordFile(path))
             if tuple(index.offsets.tolist()) != original.offsets:
-                raise BrokenPromise(f"{len(index)} images at other places, from {index.source}")
+                raise BrokenPromiseError(f"{len(index)} images at other places, from {index.source}")
             return READ if index.source == "idx" else "rebuilt by a scan"
 
         return judge(f"{original.layout}: {damage}", read, REFUSALS, named="train.rec")

@@ -11,7 +11,7 @@ import numpy as np
 
 from adadistill.bench.trials.mutation_kinds.damage import Rng, damage_bytes
 from adadistill.bench.trials.mutation_kinds.pickle_attacks import PROTOCOLS, executing_pickles, exhausting_pickles
-from adadistill.bench.trials.mutation_kinds.trial import READ, BrokenPromise, Ending, judge
+from adadistill.bench.trials.mutation_kinds.trial import READ, BrokenPromiseError, Ending, judge
 from adadistill.loaders.torch_metadata import TorchMetadataError, read_torch_metadata
 
 _CONTENT = {
@@ -59,7 +59,7 @@ class MetadataFiles:
         def read() -> str:
             found = read_torch_metadata(path)
             if not all(isinstance(key, str) for key in found):
-                raise BrokenPromise("keys that are no text")
+                raise BrokenPromiseError("keys that are no text")
             same = found.keys() == _CONTENT.keys() and all(np.array_equal(found[key], _CONTENT[key]) for key in found)
             return READ if same else "read as other plain values"
 

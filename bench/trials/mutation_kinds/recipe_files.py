@@ -1,11 +1,11 @@
-"""Trials of recipes and of overrides on the command line: one error that lists what is wrong, or a recipe as it reads."""
+"""Trials of recipes and of overrides on the command line: one error lists what is wrong, or a recipe is as it reads."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from adadistill.bench.trials.mutation_kinds.damage import Rng, damage_text
-from adadistill.bench.trials.mutation_kinds.trial import READ, BrokenPromise, Ending, judge
+from adadistill.bench.trials.mutation_kinds.trial import READ, BrokenPromiseError, Ending, judge
 from adadistill.core.config.strict_yaml import RecipeError
 from adadistill.core.config.text import leaf_keys
 from adadistill.core.recipe import Recipe, dump_recipe, load_recipe, parse_recipe, recipe_hash, shipped_recipes
@@ -164,4 +164,4 @@ def _mutated(rng: Rng, override: str) -> str:
 
 def _require_same(recipe: Recipe, again: Recipe) -> None:
     if recipe_hash(recipe) != recipe_hash(again):
-        raise BrokenPromise("its dump reads back as another recipe")
+        raise BrokenPromiseError("its dump reads back as another recipe")

@@ -17,7 +17,7 @@ from adadistill.bench.trials.mutation_kinds.records import (
     contents,
     record_originals,
 )
-from adadistill.bench.trials.mutation_kinds.trial import READ, REFUSED, BrokenPromise, Ending, judge
+from adadistill.bench.trials.mutation_kinds.trial import READ, REFUSED, BrokenPromiseError, Ending, judge
 from adadistill.loaders.checked_records import CheckedRecords
 from adadistill.loaders.image_records import ImageRecords
 from adadistill.loaders.record_verification import verify_records
@@ -88,7 +88,7 @@ class RecordFiles:
             checked = CheckedRecords(ImageRecords(path), SIDE, wrong_size="resize" if resizes else "refuse")
             _, pixels = checked.decode(0)
             if pixels.shape != (SIDE, SIDE, 3):
-                raise BrokenPromise(f"pixels of shape {pixels.shape}")
+                raise BrokenPromiseError(f"pixels of shape {pixels.shape}")
             return "decoded at the right size"
 
         return judge(f"image: {name}", read, REFUSALS, named="train.rec")
@@ -107,7 +107,9 @@ def _read(path: Path, original: Original, body: bytes) -> str:
             refused += 1
             continue
         if not 0 <= label < checked.num_classes or pixels.shape != (SIDE, SIDE, 3) or pixels.dtype != np.uint8:
-            raise BrokenPromise(f"record {record_id}: label {label} of {checked.num_classes}, pixels {pixels.shape}")
+            raise BrokenPromiseError(
+                f"record {record_id}: label {label} of {checked.num_classes}, pixels {pixels.shape}"
+            )
         changed = changed or (label, pixels.tobytes()) != (original.labels[record_id], original.pixels[record_id])
     if refused:
         return REFUSED
@@ -118,10 +120,10 @@ def _read_sealed(path: Path, original: Original, body: bytes) -> str:
     found = verify_records(path)
     if body == original.rec:
         if found.bad or contents(path) != list(zip(original.labels, original.pixels, strict=True)):
-            raise BrokenPromise("an unchanged file was refused, or read otherwise")
+            raise BrokenPromiseError("an unchanged file was refused, or read otherwise")
         return READ
     if not found.bad:
-        raise BrokenPromise("verify found nothing")
+        raise BrokenPromiseError("verify found nothing")
     checked = CheckedRecords(ImageRecords(path), SIDE)
     for record_id in range(checked.num_records):
         try:
@@ -129,7 +131,7 @@ def _read_sealed(path: Path, original: Original, body: bytes) -> str:
         except REFUSALS:
             continue
         if (label, pixels.tobytes()) != (original.labels[record_id], original.pixels[record_id]):
-            raise BrokenPromise(f"record {record_id} reads otherwise than it was sealed")
+            raise BrokenPromiseError(f"record {record_id} reads otherwise than it was sealed")
     return REFUSED
 
 

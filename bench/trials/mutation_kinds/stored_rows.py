@@ -13,7 +13,7 @@ import numpy as np
 
 from adadistill.bench.trials.mutation_kinds.damage import Rng, damage_bytes
 from adadistill.bench.trials.mutation_kinds.records import SIDE, record_originals
-from adadistill.bench.trials.mutation_kinds.trial import READ, BrokenPromise, Ending, judge
+from adadistill.bench.trials.mutation_kinds.trial import READ, BrokenPromiseError, Ending, judge
 from adadistill.core.npy_files import NpyFileError, open_npy
 from adadistill.loaders.image_records import ImageRecords
 from adadistill.loaders.packed_store import PackedStore, PackError, pack_records
@@ -85,7 +85,7 @@ class StoredRows:
         def read() -> str:
             self._read(store)
             if not unchanged and not damage.startswith("header"):
-                raise BrokenPromise("a changed store was read whole")
+                raise BrokenPromiseError("a changed store was read whole")
             return READ if unchanged else "read under another description"
 
         return judge(damage, read, (CacheError, PackError), named="store")
@@ -96,7 +96,7 @@ class StoredRows:
         ids = np.arange(min(len(opened), 64))
         rows = opened.gather(ids) if isinstance(opened, PackedStore) else opened.gather(ids, np.zeros_like(ids))
         if len(rows) != len(ids):
-            raise BrokenPromise(f"{len(rows)} rows of {len(ids)}")
+            raise BrokenPromiseError(f"{len(rows)} rows of {len(ids)}")
 
 
 def _write_cache(folder: Path) -> None:
@@ -172,33 +172,36 @@ class NpyFiles:
         def read() -> str:
             found = open_npy(path)
             if found.dtype.kind not in "biufc" or math.prod(found.shape) * found.itemsize > len(body):
-                raise BrokenPromise(f"{found.dtype} {found.shape} from {len(body)} bytes")
+                raise BrokenPromiseError(f"{found.dtype} {found.shape} from {len(body)} bytes")
             return READ if body == original else "read as other numbers"
 
         return judge(damage, read, (NpyFileError,), named="")
 
 
+def _shaped(shape: str, descriptor: str = "'<f4'") -> str:
+    return f"{{'descr': {descriptor}, 'fortran_order': False, 'shape': {shape}}}"
+
+
 def _npy_attack(rng: Rng) -> tuple[str, bytes]:
     headers = {
-        "huge shape": "{'descr': '<f4', 'fortran_order': False, 'shape': (%d, %d)}" % (1 << 62, 1 << 62),
-        "shape of thousands of digits": "{'descr': '<f4', 'fortran_order': False, 'shape': (%s, %s)}"
-        % ("9" * 4000, "9" * 4000),
-        "negative shape": "{'descr': '<f4', 'fortran_order': False, 'shape': (-1, -4)}",
-        "boolean shape": "{'descr': '<f4', 'fortran_order': False, 'shape': (True,)}",
-        "objects": "{'descr': '|O', 'fortran_order': False, 'shape': (1,)}",
-        "structured": "{'descr': [('a', '<f4')], 'fortran_order': False, 'shape': (1,)}",
-        "a dtype of many": "{'descr': '(1000000000,)f4', 'fortran_order': False, 'shape': (1,)}",
-        "a dtype by commas": "{'descr': 'f4,f4', 'fortran_order': False, 'shape': (1,)}",
-        "text": "{'descr': '<U4', 'fortran_order': False, 'shape': (1,)}",
-        "a call": "{'descr': __import__('os').system('true'), 'fortran_order': False, 'shape': (1,)}",
+        "huge shape": _shaped(f"({1 << 62}, {1 << 62})"),
+        "shape of thousands of digits": _shaped(f"({'9' * 4000}, {'9' * 4000})"),
+        "negative shape": _shaped("(-1, -4)"),
+        "boolean shape": _shaped("(True,)"),
+        "no sides": _shaped("()"),
+        "66 sides": _shaped(f"({'1,' * 66})"),
+        "look-alike digits": _shaped("(\uff11,)"),
+        "objects": _shaped("(1,)", "'|O'"),
+        "structured": _shaped("(1,)", "[('a', '<f4')]"),
+        "a dtype of many": _shaped("(1,)", "'(1000000000,)f4'"),
+        "a dtype by commas": _shaped("(1,)", "'f4,f4'"),
+        "text": _shaped("(1,)", "'<U4'"),
+        "a NUL": _shaped("(1,)", "'<f4\0'"),
+        "an odd escape": _shaped("(1,)", "'\\d'"),
+        "a call": _shaped("(1,)", "__import__('os').system('true')"),
         "deep": "(" * 4000 + ")" * 4000,
         "minus signs": "-" * 9000 + "1",
-        "an odd escape": "{'descr': '\\d', 'fortran_order': False, 'shape': (1,)}",
         "a set": "{1, 2}",
-        "look-alike digits": "{'descr': '<f4', 'fortran_order': False, 'shape': (\uff11,)}",
-        "a NUL": "{'descr': '<f4\0', 'fortran_order': False, 'shape': (1,)}",
-        "no sides": "{'descr': '<f4', 'fortran_order': False, 'shape': ()}",
-        "66 sides": "{'descr': '<f4', 'fortran_order': False, 'shape': (%s)}" % ("1," * 66),
     }
     name = sorted(headers)[int(rng.integers(len(headers)))]
     text = headers[name].encode()

@@ -25,7 +25,7 @@ class Ending:
     """Of one that did not hold: what was seen."""
 
 
-class BrokenPromise(Exception):
+class BrokenPromiseError(Exception):
     """A reader returned what it must not return; the text says what."""
 
 
@@ -48,13 +48,13 @@ def judge(damage: str, read: Callable[[], str], refusals: tuple[type[Exception],
 
     Args:
         damage: what was done.
-        read: returns the outcome in words, raises what the reader raises, or BrokenPromise.
+        read: returns the outcome in words, raises what the reader raises, or BrokenPromiseError.
         refusals: errors of ours that refuse such a file by name.
         named: what the text of an error must hold: the file's name, mostly.
     """
     try:
         return Ending(read(), True, damage)
-    except BrokenPromise as broken:
+    except BrokenPromiseError as broken:
         return Ending("wrong result", False, damage, str(broken)[:300])
     except refusals as error:
         return _refused(damage, error, named)

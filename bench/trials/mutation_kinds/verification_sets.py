@@ -1,4 +1,4 @@
-"""Trials of verification sets: `.bin` pickles of every protocol and layout, damaged, hostile, and of attacking images."""
+"""Trials of verification sets: `.bin` pickles of every protocol and layout, damaged, hostile, or of bad images."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 from adadistill.bench.trials.mutation_kinds.damage import Rng, damage_bytes
 from adadistill.bench.trials.mutation_kinds.image_attacks import attacking_images, plain_jpeg
 from adadistill.bench.trials.mutation_kinds.pickle_attacks import PROTOCOLS, executing_pickles, exhausting_pickles
-from adadistill.bench.trials.mutation_kinds.trial import READ, BrokenPromise, Ending, judge
+from adadistill.bench.trials.mutation_kinds.trial import READ, BrokenPromiseError, Ending, judge
 from adadistill.loaders.pixels import ImageDecodeError
 from adadistill.loaders.verification_pairs import VerificationSetError, decode_pairs, read_verification_bin
 
@@ -59,12 +59,12 @@ class VerificationSets:
     def _read(self, path: Path) -> str:
         pairs = read_verification_bin(path)
         if len(pairs.images) != 2 * len(pairs.same) or pairs.same.dtype != np.bool_ or not len(pairs.same):
-            raise BrokenPromise(f"{len(pairs.images)} images for {len(pairs.same)} flags")
+            raise BrokenPromiseError(f"{len(pairs.images)} images for {len(pairs.same)} flags")
         found = []
         for first in range(0, min(len(pairs.images), 512), 64):
             pixels = decode_pairs(pairs, 112, first=first, stop=min(first + 64, len(pairs.images)), threads=2)
             if pixels.shape[1:] != (112, 112, 3):
-                raise BrokenPromise(f"pixels of shape {pixels.shape}")
+                raise BrokenPromiseError(f"pixels of shape {pixels.shape}")
             found.append(pixels)
         same_as = decode_pairs(pairs, _SIDE, stop=min(64, len(pairs.images)), threads=2).tobytes() == self._pixels
         return READ if same_as else "read as a set of other images"

@@ -8,7 +8,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from types import FrameType
@@ -107,10 +107,8 @@ def _within(path: str | bytes | os.PathLike[str], folder: Path) -> bool:
 
 def _start_peak() -> float:
     """Begin a new peak of resident memory, where Linux lets us; gives the memory now, MiB."""
-    try:
+    with suppress(OSError):  # the peak is then that of the whole process, which may blame a later trial as well
         Path("/proc/self/clear_refs").write_text("5")
-    except OSError:  # the peak is then that of the whole process, which may blame a later trial as well
-        pass
     return _status_mib("VmRSS")
 
 

@@ -15,7 +15,7 @@ from safetensors.torch import save
 from adadistill.bench.trials.mutation_kinds.damage import Rng, damage_bytes
 from adadistill.bench.trials.mutation_kinds.metadata_files import archive, archive_attacks
 from adadistill.bench.trials.mutation_kinds.pickle_attacks import executing_pickles, exhausting_pickles
-from adadistill.bench.trials.mutation_kinds.trial import READ, BrokenPromise, Ending, judge
+from adadistill.bench.trials.mutation_kinds.trial import READ, BrokenPromiseError, Ending, judge
 from adadistill.core.backbones import BackboneConfig, build_backbone
 from adadistill.core.backbones.weight_files import WeightFileError, read_weight_file
 from adadistill.core.teachers.weight_source import read_public_network
@@ -70,10 +70,10 @@ class WeightFiles:
         def read() -> str:
             tensors = read_weight_file(path)
             if not tensors or not all(isinstance(value, torch.Tensor) for value in tensors.values()):
-                raise BrokenPromise("no named tensors")
+                raise BrokenPromiseError("no named tensors")
             held = sum(value.untyped_storage().nbytes() for value in tensors.values() if value.layout == torch.strided)
             if held > 64 * len(body) + 4096 and len({value.data_ptr() for value in tensors.values()}) == len(tensors):
-                raise BrokenPromise(f"{held} bytes of tensors from a file of {len(body)}")
+                raise BrokenPromiseError(f"{held} bytes of tensors from a file of {len(body)}")
             if len(body) > 100_000:
                 read_public_network(path, arch=None, weight_format="auto", image_size=112)
             same = tensors.keys() == self._tensors.keys() and all(
@@ -98,7 +98,7 @@ def _forms(tensors: dict[str, torch.Tensor]) -> list[tuple[str, bytes]]:
 
 
 def _storage_archives() -> dict[str, bytes]:
-    """A state dict of torch's whose storage is a gigabyte: unpacked from a megabyte, or a small one shown repeatedly."""
+    """A state dict of torch's whose storage is a gigabyte: unpacked from a megabyte, or a number shown repeatedly."""
     out = io.BytesIO()
     torch.save({"a": torch.zeros(16)}, out)
     with zipfile.ZipFile(out) as saved:
