@@ -13,6 +13,7 @@ import resource
 import shutil
 import sys
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -40,9 +41,7 @@ def main(arguments: list[str]) -> None:
         place = folder / "trial"
         place.mkdir()
         rng = np.random.default_rng((int(seed), number))
-        ending = watch.run(
-            place, folder / "canary", lambda number=number, rng=rng, place=place: kind.trial(rng, number, place)
-        )
+        ending = watch.run(place, folder / "canary", partial(kind.trial, rng, number, place))
         print(json.dumps({"number": number, **asdict(ending), "peak_mib": watch.peak_mib}), flush=True)
         shutil.rmtree(place)
 

@@ -21,7 +21,7 @@ from adadistill.bench.trials.mutation_kinds.catalogue import KINDS
 from adadistill.bench.trials.outcome import TrialOutcome
 
 _TRIALS, _TINY_TRIALS = 1000, 20
-_AT_ONCE = 250  # trials of one process: its start costs seconds, its end by a crash costs the rest of them
+_AT_ONCE = 500  # trials of one process: its start costs seconds, its end by a crash costs the rest of them
 _SILENT_S = 300.0
 _SHOWN = 10
 _FEWER = {"command_lines": 4}

@@ -26,6 +26,7 @@ from adadistill.loaders.stored_archive import ArchiveError, pickle_in_archive
 
 _PICKLED_SUFFIXES: Final[tuple[str, ...]] = (".pth", ".pt", ".ckpt")
 
+_SAFETENSORS_ERROR: Final[type[Exception]] = SafetensorError
 _ZIP: Final = b"PK\x03\x04"
 _BYTEARRAYS: Final = (b"cbuiltins\nbytearray\n", b"c__builtin__\nbytearray\n")
 """How a pickle names it. torch's unpickler allows it, and `bytearray(n)` takes n bytes for the five that spell n."""
@@ -103,7 +104,7 @@ def _load_safetensors(path: Path) -> dict[str, Tensor]:
         )
     try:
         return load_file(path)
-    except (SafetensorError, *_UNREADABLE) as error:
+    except (_SAFETENSORS_ERROR, *_UNREADABLE) as error:
         raise WeightFileError(f"{path} is not a readable safetensors file: {_reason(error)}") from error
 
 

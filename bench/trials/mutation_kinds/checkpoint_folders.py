@@ -25,7 +25,7 @@ from adadistill.core.network_checkpoint import describe_network, load_network
 
 _BACKBONE = BackboneConfig(arch="mobilefacenet", embedding_dim=8, width=0.125)
 _IMAGE_SIZE = 32
-_NAMES = (
+_NAMES: tuple[Any, ...] = (
     "../out",
     "/etc/passwd",
     "a/b",
@@ -109,12 +109,15 @@ class CheckpointFolders:
             damage = _forge(rng, newest)
             return judge(damage, lambda: _read_forged(newest, folder), (CheckpointError,), named=newest.name)
         names = sorted(self._files[newest.name])
-        file = newest / names[int(rng.integers(len(names)))]
-        damage, body = damage_bytes(rng, file.read_bytes(), [newest.joinpath(name).read_bytes() for name in names])
-        changed = body != file.read_bytes()
-        file.write_bytes(body)
+        target = newest / names[int(rng.integers(len(names)))]
+        damage, body = damage_bytes(rng, target.read_bytes(), [newest.joinpath(name).read_bytes() for name in names])
+        changed = body != target.read_bytes()
+        target.write_bytes(body)
         return judge(
-            f"{file.name}: {damage}", lambda: self._read(newest, folder, changed), (CheckpointError,), named=newest.name
+            f"{target.name}: {damage}",
+            lambda: self._read(newest, folder, changed),
+            (CheckpointError,),
+            named=newest.name,
         )
 
     def _read(self, newest: Path, folder: Path, changed: bool) -> str:

@@ -6,15 +6,16 @@ import io
 import pickle
 import zipfile
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 
 from adadistill.bench.trials.mutation_kinds.damage import Rng, damage_bytes
 from adadistill.bench.trials.mutation_kinds.pickle_attacks import PROTOCOLS, executing_pickles, exhausting_pickles
-from adadistill.bench.trials.mutation_kinds.trial import READ, BrokenPromiseError, Ending, judge
+from adadistill.bench.trials.mutation_kinds.trial import READ, BrokenPromiseError, Ending, attack_of, judge
 from adadistill.loaders.torch_metadata import TorchMetadataError, read_torch_metadata
 
-_CONTENT = {
+_CONTENT: dict[str, Any] = {
     "image_paths": [f"loose_crop/{index}.jpg" for index in range(20)],
     "templates": np.arange(20, dtype=np.int64),
     "scores": np.linspace(0, 1, 20, dtype=np.float32),
@@ -44,8 +45,9 @@ class MetadataFiles:
         read_torch_metadata(path)
 
     def trial(self, rng: Rng, number: int, folder: Path) -> Ending:
-        if number < len(self._attacks) or rng.random() < 0.2:
-            damage, body = self._attacks[number % len(self._attacks)]
+        attack = attack_of(number, len(self._attacks))
+        if attack is not None:
+            damage, body = self._attacks[attack]
         elif rng.random() < 0.5:
             damage, body = damage_bytes(rng, self._originals[number % len(self._originals)], self._originals)
         else:  # inside the archive, whose checksums would else hide the pickle's reader from most damage
@@ -57,7 +59,7 @@ class MetadataFiles:
         path.write_bytes(body)
 
         def read() -> str:
-            found = read_torch_metadata(path)
+            found = cast("dict[str, Any]", read_torch_metadata(path))
             if not all(isinstance(key, str) for key in found):
                 raise BrokenPromiseError("keys that are no text")
             same = found.keys() == _CONTENT.keys() and all(np.array_equal(found[key], _CONTENT[key]) for key in found)

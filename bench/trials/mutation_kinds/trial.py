@@ -12,6 +12,7 @@ import numpy as np
 
 REFUSED = "refused by name"
 READ = "read as it was"
+_STEP = 103  # a prime larger than any group of like attacks, and no divisor of their number
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +42,16 @@ class MutationKind(Protocol):
 
     def trial(self, rng: np.random.Generator, number: int, folder: Path) -> Ending:
         """Mutate, read, judge."""
+
+
+def attack_of(number: int, count: int) -> int | None:
+    """Which of `count` attacks a trial makes; None for every other trial, which damages bytes.
+
+    Taken in steps, so that a few trials meet attacks of all sorts and twice their number meets each.
+    """
+    if number % 2:
+        return None
+    return number // 2 * _STEP % count
 
 
 def judge(damage: str, read: Callable[[], str], refusals: tuple[type[Exception], ...], *, named: str) -> Ending:

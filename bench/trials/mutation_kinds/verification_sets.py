@@ -12,7 +12,7 @@ import numpy as np
 from adadistill.bench.trials.mutation_kinds.damage import Rng, damage_bytes
 from adadistill.bench.trials.mutation_kinds.image_attacks import attacking_images, plain_jpeg
 from adadistill.bench.trials.mutation_kinds.pickle_attacks import PROTOCOLS, executing_pickles, exhausting_pickles
-from adadistill.bench.trials.mutation_kinds.trial import READ, BrokenPromiseError, Ending, judge
+from adadistill.bench.trials.mutation_kinds.trial import READ, BrokenPromiseError, Ending, attack_of, judge
 from adadistill.loaders.pixels import ImageDecodeError
 from adadistill.loaders.verification_pairs import VerificationSetError, decode_pairs, read_verification_bin
 
@@ -47,8 +47,9 @@ class VerificationSets:
 
     def trial(self, rng: Rng, number: int, folder: Path) -> Ending:
         path = folder / "set.bin"
-        if number < len(self._attacks) or rng.random() < 0.2:
-            damage, body = self._attacks[number % len(self._attacks)]
+        attack = attack_of(number, len(self._attacks))
+        if attack is not None:
+            damage, body = self._attacks[attack]
         else:
             name, original = self._originals[number % len(self._originals)]
             damage, body = damage_bytes(rng, original, [one for _, one in self._originals])

@@ -15,7 +15,7 @@ from safetensors.torch import save
 from adadistill.bench.trials.mutation_kinds.damage import Rng, damage_bytes
 from adadistill.bench.trials.mutation_kinds.metadata_files import archive, archive_attacks
 from adadistill.bench.trials.mutation_kinds.pickle_attacks import executing_pickles, exhausting_pickles
-from adadistill.bench.trials.mutation_kinds.trial import READ, BrokenPromiseError, Ending, judge
+from adadistill.bench.trials.mutation_kinds.trial import READ, BrokenPromiseError, Ending, attack_of, judge
 from adadistill.core.backbones import BackboneConfig, build_backbone
 from adadistill.core.backbones.weight_files import WeightFileError, read_weight_file
 from adadistill.core.teachers.weight_source import read_public_network
@@ -55,8 +55,9 @@ class WeightFiles:
 
     def trial(self, rng: Rng, number: int, folder: Path) -> Ending:
         choice = rng.random()
-        if number < len(self._attacks):
-            name, damage, body = self._attacks[number]
+        attack = attack_of(number, len(self._attacks))
+        if attack is not None:
+            name, damage, body = self._attacks[attack]
         else:
             originals = self._network if choice < 0.05 else self._originals
             name, original = originals[number % len(originals)]
