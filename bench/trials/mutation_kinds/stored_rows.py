@@ -103,7 +103,7 @@ def _write_cache(folder: Path) -> None:
     rows = np.random.default_rng(0).standard_normal((23, 1, 8))
     rows = (rows / np.linalg.norm(rows, axis=2, keepdims=True)).astype(np.float16)
     preprocessing = {"color": "rgb", "mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
-    teacher: dict[str, Any] = {"kind": "weights", "name": "a.pth", "arch": "ir50", "sha256": "ab" * 32, "embedding_dim": 8,
+    teacher: dict[str, Any] = {"kind": "weights", "name": "a", "arch": "ir50", "sha256": "ab" * 32, "embedding_dim": 8,
                "image_size": 112, "preprocessing": preprocessing}  # fmt: skip
     header = CacheHeader(
         num_records=23,

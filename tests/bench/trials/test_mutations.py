@@ -108,3 +108,21 @@ def test_mutations_follow_from_their_seed():
         )
         assert first == again != other
         assert len({kind for kind, _ in first}) > 8
+
+
+def test_the_command_itself_answers_a_hostile_file_in_one_message(tmp_path: Path):
+    """In processes, as users start them; the trials above call the same entry point."""
+    (tmp_path / "evil.pth").write_bytes(b"\x80\x02cposix\nsystem\nX\x0c\x00\x00\x00touch canary\x85R.")
+    (tmp_path / "bomb.yaml").write_bytes(b"[" * 100_000)
+    for command in (["convert", "evil.pth", "out"], ["train", "bomb.yaml"]):
+        found = subprocess.run(
+            [sys.executable, "-m", "adadistill.recipes.cli", *command],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+        assert found.returncode == 2
+        assert "Traceback" not in found.stderr
+        assert command[1] in found.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["bomb.yaml", "evil.pth"]
