@@ -21,9 +21,11 @@ from __future__ import annotations
 
 import io
 import math
+import mmap
 import pickle
 import pickletools
 import re
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -165,7 +167,31 @@ def scan_opcodes(data: bytes, *, metadata: bool = False) -> int:
     raise PickleRefusedError(f"more than {MAX_OPCODES:,} opcodes")
 
 
-def _argument_end(data: bytes, position: int, opcode: pickletools.OpcodeInfo) -> int:
+def opcodes_of(data: bytes | mmap.mmap, start: int) -> Iterator[tuple[str, int, int]]:
+    """Walk the opcodes of any pickle without executing one: name, first byte and end of each one's argument.
+
+    Ends behind a STOP opcode or before one that is unknown.
+
+    Raises:
+        PickleRefusedError: an argument declares more bytes than there are, or there are too many opcodes.
+        PickleDamagedError: the end comes first.
+    """
+    position = start
+    for _ in range(MAX_OPCODES):
+        if position >= len(data):
+            raise PickleDamagedError(f"ends after {len(data)} bytes without a STOP opcode; is the file complete?")
+        opcode = _OPCODES.get(data[position])
+        if opcode is None:
+            return
+        end = _argument_end(data, position, opcode)
+        yield opcode.name, position + 1, end
+        if opcode.name == "STOP":
+            return
+        position = end
+    raise PickleRefusedError(f"more than {MAX_OPCODES:,} opcodes")
+
+
+def _argument_end(data: bytes | mmap.mmap, position: int, opcode: pickletools.OpcodeInfo) -> int:
     """Offset after the opcode at `position` and its argument, both within the data."""
     start = position + 1
     if opcode.arg is None:
@@ -189,7 +215,7 @@ def _argument_end(data: bytes, position: int, opcode: pickletools.OpcodeInfo) ->
     return start if opcode.name == "FRAME" else start + length
 
 
-def _lines_end(data: bytes, position: int, name: str) -> int:
+def _lines_end(data: bytes | mmap.mmap, position: int, name: str) -> int:
     """Offset after the line (for a global: two lines) that is the opcode's argument."""
     end = position + 1
     for _ in range(2 if name == "GLOBAL" else 1):
@@ -221,7 +247,9 @@ def _check_keys(keys: DictionaryKeys, name: str, argument: bytes, position: int)
     except (LookupError, ValueError):
         raise PickleDamagedError(f"{name} at offset {position} finds nothing to work on") from None
     if not accepted:
-        raise PickleRefusedError(f"not a dictionary by names: a key at offset {position} is neither text nor a number")
+        raise PickleRefusedError(
+            f"not a dictionary by names: a key at offset {position} is neither text nor a number, or tuples are nested"
+        )
 
 
 class _AllowListUnpickler(pickle.Unpickler):

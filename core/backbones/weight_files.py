@@ -7,6 +7,7 @@ that such a file opens without Lightning and without any of its code.
 """
 
 import argparse
+import io
 import mmap
 import pickle
 import re
@@ -22,14 +23,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from adadistill.core.backbones.weight_pickles import require_harmless_pickles
+from adadistill.loaders.allow_list_unpickler import PickleDamagedError, PickleRefusedError
 from adadistill.loaders.stored_archive import ArchiveError, pickle_in_archive
 
 _PICKLED_SUFFIXES: Final[tuple[str, ...]] = (".pth", ".pt", ".ckpt")
 
 _SAFETENSORS_ERROR: Final[type[Exception]] = SafetensorError
 _ZIP: Final = b"PK\x03\x04"
-_BYTEARRAYS: Final = (b"cbuiltins\nbytearray\n", b"c__builtin__\nbytearray\n")
-"""How a pickle names it. torch's unpickler allows it, and `bytearray(n)` takes n bytes for the five that spell n."""
 _MAX_HEADER_BYTES: Final = 16 << 20
 _MAX_PICKLE_BYTES: Final = 256 << 20
 _MAX_MEMBERS: Final = 20_000
@@ -103,9 +104,10 @@ def _load_safetensors(path: Path) -> dict[str, Tensor]:
             "are read"
         )
     try:
-        return load_file(path)
+        tensors = load_file(path)
     except (_SAFETENSORS_ERROR, *_UNREADABLE) as error:
         raise WeightFileError(f"{path} is not a readable safetensors file: {_reason(error)}") from error
+    return _state_dict(tensors, path)
 
 
 def _load_pickle(path: Path) -> object:
@@ -123,21 +125,22 @@ def _load_pickle(path: Path) -> object:
 
 
 def _refuse_bombs(path: Path) -> None:
-    """Refuse what torch would read and memory could not hold: archives that unpack, and sizes that a pickle states."""
+    """Refuse what torch would read and memory could not hold: archives that unpack, pickles that multiply."""
     with path.open("rb") as file:
         zipped = file.read(4) == _ZIP
-    if not zipped:
-        with path.open("rb") as file:
-            pickled: bytes | mmap.mmap = (
-                b"" if not file.seek(0, 2) else mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-            )
-    else:
+        if not zipped and not file.seek(0, io.SEEK_END):
+            raise WeightFileError(f"{path} cannot be read: it is empty")
         try:
-            pickled = pickle_in_archive(path, max_members=_MAX_MEMBERS, max_bytes=_MAX_PICKLE_BYTES)
-        except ArchiveError as error:
-            raise WeightFileError(f"{path} cannot be read: {error}") from None
-    if any(pickled.find(name) >= 0 for name in _BYTEARRAYS):
-        raise WeightFileError(f"{path} cannot be read: it asks for builtins.bytearray, which no state dict needs")
+            if zipped:
+                pickled = pickle_in_archive(path, max_members=_MAX_MEMBERS, max_bytes=_MAX_PICKLE_BYTES)
+                require_harmless_pickles(pickled, zipped=True)
+                return
+            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
+                require_harmless_pickles(mapped, zipped=False)
+        except (ArchiveError, PickleRefusedError, PickleDamagedError) as error:
+            raise WeightFileError(
+                f"{path} cannot be read: {error}. It is damaged or hostile, or no state dict; nothing of it was run"
+            ) from None
 
 
 def _reason(error: Exception) -> str:

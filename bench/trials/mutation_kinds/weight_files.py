@@ -18,7 +18,8 @@ from adadistill.bench.trials.mutation_kinds.pickle_attacks import executing_pick
 from adadistill.bench.trials.mutation_kinds.trial import READ, BrokenPromiseError, Ending, attack_of, judge
 from adadistill.core.backbones import BackboneConfig, build_backbone
 from adadistill.core.backbones.weight_files import WeightFileError, read_weight_file
-from adadistill.core.teachers.weight_source import read_public_network
+from adadistill.core.teachers import TeacherError
+from adadistill.core.teachers.weight_source import load_weights
 
 _NUMBERS: tuple[Any, ...] = (-1, 0, 1 << 31, 1 << 62, (1 << 64) - 1, 1 << 64, 1.5, "1", None, [], True)
 _DTYPES = ("F8_E4M3", "F8_E8M0", "F4", "F6_E2M3", "C64", "U64", "BOOL", "I128", "f32", "", 3)
@@ -76,13 +77,14 @@ class WeightFiles:
             if held > 64 * len(body) + 4096 and len({value.data_ptr() for value in tensors.values()}) == len(tensors):
                 raise BrokenPromiseError(f"{held} bytes of tensors from a file of {len(body)}")
             if len(body) > 100_000:
-                read_public_network(path, arch=None, weight_format="auto", image_size=112)
+                load_weights(path, arch=None, weight_format="auto", image_size=112, color="rgb")
             same = tensors.keys() == self._tensors.keys() and all(
-                torch.equal(value, self._tensors[key]) for key, value in tensors.items()
+                value.dtype == self._tensors[key].dtype and torch.equal(value, self._tensors[key])
+                for key, value in tensors.items()
             )
             return READ if same else "read as other tensors, as these files hold no checksums"
 
-        return judge(f"{name}: {damage}", read, (WeightFileError,), named=name)
+        return judge(f"{name}: {damage}", read, (WeightFileError, TeacherError), named=name)
 
 
 def _forms(tensors: dict[str, torch.Tensor]) -> list[tuple[str, bytes]]:
