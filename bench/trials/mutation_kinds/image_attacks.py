@@ -7,11 +7,12 @@ import struct
 import zlib
 
 import numpy as np
-import simplejpeg
 
 
 def plain_jpeg(seed: int, height: int = 32, width: int = 32, *, subsampling: str = "420") -> bytes:
     """A smooth coloured picture, like none of another seed."""
+    import simplejpeg
+
     rows, columns = np.mgrid[:height, :width]
     waves = [
         128 + 100 * np.sin((seed + 1) * (channel + 1) / 7 + rows / 9 + columns / (5 + channel)) for channel in range(3)
