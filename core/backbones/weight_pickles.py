@@ -36,7 +36,7 @@ def require_harmless_pickles(data: bytes | mmap.mmap, *, zipped: bool) -> None:
     start = 0
     for _ in range(1 if zipped else _LEGACY_PICKLES):
         start = _require_harmless(data, start)
-        if start < 0:
+        if not 0 < start < len(data):
             return
 
 
