@@ -96,8 +96,16 @@ class Watch:
                 self._seen.append(f"open {path!r} {mode!r}")
         elif event in _WRITING:
             made = arguments[1 if event in ("os.symlink", "os.link") else 0]
-            if isinstance(made, (str, bytes, os.PathLike)) and not _within(made, folder):
+            if isinstance(made, (str, bytes, os.PathLike)) and not _within(_absolute(made, arguments[-1]), folder):
                 self._seen.append(f"{event} {arguments!r:.200}")
+
+
+def _absolute(path: str | bytes | os.PathLike[str], folder_handle: object) -> str:
+    """A path that may be relative to an open folder, as `shutil.rmtree` removes files."""
+    text = os.fsdecode(path)
+    if os.path.isabs(text) or not isinstance(folder_handle, int) or folder_handle < 0:
+        return text
+    return os.path.join(os.readlink(f"/proc/self/fd/{folder_handle}"), text)
 
 
 def _within(path: str | bytes | os.PathLike[str], folder: Path) -> bool:
