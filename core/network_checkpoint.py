@@ -13,8 +13,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from adadistill.core.backbones import BackboneConfig, build_backbone
+from adadistill.core.backbones import BackboneConfig, backbone_skeleton, build_backbone
 from adadistill.core.checkpoints import (
+    Checkpoint,
     CheckpointError,
     CheckpointWriter,
     Snapshot,
@@ -53,6 +54,7 @@ def load_network(path: str | Path, *, device: torch.device) -> LoadedNetwork:
     """
     checkpoint = load_checkpoint(resolve_checkpoint(path), model_only=True)
     backbone, image_size = _read_description(checkpoint.state, checkpoint.path)
+    _require_tensors_of(backbone, image_size, checkpoint)
     network = build_backbone(backbone, image_size, generator=0)
     dtypes = {tensor.dtype for tensor in checkpoint.model.values() if tensor.is_floating_point()}
     if dtypes == {torch.float64}:
@@ -81,6 +83,28 @@ def save_network(
     with CheckpointWriter(folder, keep=1) as writer:
         writer.save(0, Snapshot(model=network.state_dict(), state=state))
     return resolve_checkpoint(path)
+
+
+def _require_tensors_of(backbone: BackboneConfig, image_size: int, checkpoint: Checkpoint) -> None:
+    """Refuse tensors that are not the described network's before any memory is taken for that network."""
+    try:
+        expected = backbone_skeleton(backbone, image_size).state_dict()
+    except (ValueError, RuntimeError, TypeError, OverflowError) as error:  # sides or products that no tensor can have
+        reason = str(error).partition("\n")[0]
+        raise CheckpointError(
+            f"{checkpoint.path}/state.json describes no network that can be built: {reason}"
+        ) from None
+    held = checkpoint.model
+    problems = [f"lacks {name}" for name in expected.keys() - held.keys()]
+    problems += [f"holds an unknown {name[:80]}" for name in held.keys() - expected.keys()]
+    problems += [
+        f"holds {name} of shape {tuple(held[name].shape)}, not {tuple(expected[name].shape)}"
+        for name in expected.keys() & held.keys()
+        if held[name].shape != expected[name].shape
+    ]
+    if problems:
+        listed = "; ".join(sorted(problems)[:8])
+        raise CheckpointError(f"{checkpoint.path} does not hold a {backbone.arch} as it says: it {listed}")
 
 
 def _read_description(state: Mapping[str, Any], path: Path) -> tuple[BackboneConfig, int]:

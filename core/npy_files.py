@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ast
 import math
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,8 @@ import numpy.typing as npt
 _MAGIC = b"\x93NUMPY"
 _VERSIONS = (b"\x01\x00", b"\x02\x00", b"\x03\x00")
 _MAX_HEADER_BYTES = 10_000
+_MAX_FILE_BYTES = 1 << 62
+_MAX_SIDES = 32
 _KINDS = "biufc"  # numbers
 
 
@@ -48,6 +51,8 @@ def open_npy(path: Path) -> npt.NDArray[Any]:
         raise FileNotFoundError(f"{path} is not a file")
     header = _read_header(path)
     needed, size = header.data_begin + header.dtype.itemsize * math.prod(header.shape), path.stat().st_size
+    if needed > _MAX_FILE_BYTES:  # such a number may have more digits than Python turns into text
+        raise NpyFileError(f"{size} bytes, while its header implies more than any file holds; it is damaged")
     if size != needed:
         raise NpyFileError(f"{size} bytes, while its header implies {needed}; it was cut short or damaged")
     if 0 in header.shape:
@@ -74,11 +79,13 @@ def _read_header(path: Path) -> _Header:
 
 
 def _parse(text: bytes) -> tuple[tuple[int, ...], np.dtype[Any], bool]:
-    content = ast.literal_eval(text.decode("utf-8").strip())
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # on odd escapes in what is refused below
+        content = ast.literal_eval(text.decode("utf-8").strip())
     shape, descriptor, columns_first = content["shape"], content["descr"], content["fortran_order"]
     if not isinstance(descriptor, str) or type(columns_first) is not bool or not isinstance(shape, tuple):
         raise ValueError(f"descr {_shown(descriptor)}, fortran_order {_shown(columns_first)}, shape {_shown(shape)}")
-    if not all(type(side) is int and side >= 0 for side in shape):
+    if len(shape) > _MAX_SIDES or not all(type(side) is int and 0 <= side < _MAX_FILE_BYTES for side in shape):
         raise ValueError(f"shape {_shown(shape)}")
     dtype = np.dtype(descriptor)
     if dtype.kind not in _KINDS:

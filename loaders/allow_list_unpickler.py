@@ -11,7 +11,8 @@ a row, each enough against the common attacks on its own:
    constructor is within reach of the file, so neither are its object arrays, its huge shapes or its structured dtypes.
 
 Python 2 pickles are read too: their strings come back as bytes. Metadata of evaluation sets need a little more, by the
-same rules: dictionaries, floating numbers, and arrays of numbers and text.
+same rules: dictionaries, whose keys are text or small integers (`pickle_keys.py` says why), floating numbers, and
+arrays of numbers and text.
 
 Memory: what the pickle holds, plus at most 64 bytes per opcode. Time: one pass over the opcodes, image bytes skipped.
 """
@@ -20,13 +21,17 @@ from __future__ import annotations
 
 import io
 import math
+import mmap
 import pickle
 import pickletools
 import re
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
+from adadistill.loaders.pickle_keys import DictionaryKeys
 
 MAX_OPCODES = 2_000_000
 """Sixteen times what the largest public set needs (14,000 images, 9 opcodes each); bounds memory to some 200 MiB."""
@@ -141,6 +146,7 @@ def scan_opcodes(data: bytes, *, metadata: bool = False) -> int:
         PickleDamagedError: the end comes before a STOP opcode.
     """
     allowed = _METADATA_OPCODES if metadata else _ALLOWED_OPCODES
+    keys = DictionaryKeys() if metadata else None  # without dictionaries nothing is hashed
     position = 0
     for count in range(MAX_OPCODES):
         if position >= len(data):
@@ -155,11 +161,37 @@ def scan_opcodes(data: bytes, *, metadata: bool = False) -> int:
         end = _argument_end(data, position, opcode)
         if opcode.name in _MEMO_WRITES:
             _check_memo_index(data[position + 1 : end], opcode.name, count, position)
+        if keys is not None:
+            _check_keys(keys, opcode.name, data[position + 1 : min(end, position + 1 + MAX_TEXT)], position)
         position = end
     raise PickleRefusedError(f"more than {MAX_OPCODES:,} opcodes")
 
 
-def _argument_end(data: bytes, position: int, opcode: pickletools.OpcodeInfo) -> int:
+def opcodes_of(data: bytes | mmap.mmap, start: int) -> Iterator[tuple[str, int, int]]:
+    """Walk the opcodes of any pickle without executing one: name, first byte and end of each one's argument.
+
+    Ends behind a STOP opcode or before one that is unknown.
+
+    Raises:
+        PickleRefusedError: an argument declares more bytes than there are, or there are too many opcodes.
+        PickleDamagedError: the end comes first.
+    """
+    position = start
+    for _ in range(MAX_OPCODES):
+        if position >= len(data):
+            raise PickleDamagedError(f"ends after {len(data)} bytes without a STOP opcode; is the file complete?")
+        opcode = _OPCODES.get(data[position])
+        if opcode is None:
+            return
+        end = _argument_end(data, position, opcode)
+        yield opcode.name, position + 1, end
+        if opcode.name == "STOP":
+            return
+        position = end
+    raise PickleRefusedError(f"more than {MAX_OPCODES:,} opcodes")
+
+
+def _argument_end(data: bytes | mmap.mmap, position: int, opcode: pickletools.OpcodeInfo) -> int:
     """Offset after the opcode at `position` and its argument, both within the data."""
     start = position + 1
     if opcode.arg is None:
@@ -183,7 +215,7 @@ def _argument_end(data: bytes, position: int, opcode: pickletools.OpcodeInfo) ->
     return start if opcode.name == "FRAME" else start + length
 
 
-def _lines_end(data: bytes, position: int, name: str) -> int:
+def _lines_end(data: bytes | mmap.mmap, position: int, name: str) -> int:
     """Offset after the line (for a global: two lines) that is the opcode's argument."""
     end = position + 1
     for _ in range(2 if name == "GLOBAL" else 1):
@@ -207,6 +239,17 @@ def _check_memo_index(argument: bytes, name: str, opcodes_before: int, position:
         index = int.from_bytes(argument, "little")
     if index > opcodes_before:
         raise PickleRefusedError(f"memo index {index:,} at offset {position}, after only {opcodes_before:,} opcodes")
+
+
+def _check_keys(keys: DictionaryKeys, name: str, argument: bytes, position: int) -> None:
+    try:
+        accepted = keys.accepts(name, argument)
+    except (LookupError, ValueError):
+        raise PickleDamagedError(f"{name} at offset {position} finds nothing to work on") from None
+    if not accepted:
+        raise PickleRefusedError(
+            f"not a dictionary by names: a key at offset {position} is neither text nor a number, or tuples are nested"
+        )
 
 
 class _AllowListUnpickler(pickle.Unpickler):

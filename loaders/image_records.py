@@ -37,6 +37,7 @@ _IMAGE_BEGINNINGS = (_JPEG, b"\x89PNG", b"RIFF", b"GIF8", b"II*\0", b"MM\0*", b"
 """JPEG, PNG, WebP, GIF, TIFF, JPEG 2000. Not BMP: its two bytes are there by chance after a damaged label count."""
 _JPEG_WORD = 0x00FFD8FF  # the first three bytes as a little-endian word
 _CHUNK = 1 << 16
+_PROPERTY_BYTES = 4096  # of a file that should have some twenty
 _SAMPLED_RECORDS, _SAMPLED_BYTES = 256, 4096
 
 
@@ -295,7 +296,8 @@ def _plain_records(
 
 def read_property(path: Path) -> int:
     """Number of identities from insightface's `property` file: `num_classes,height,width`, further lines ignored."""
-    first_line = path.read_text(encoding="utf-8", errors="replace").partition("\n")[0]
+    with path.open("rb") as file:
+        first_line = file.read(_PROPERTY_BYTES).decode("utf-8", "replace").partition("\n")[0]
     number = first_line.split(",")[0].strip()
     if not (number.isascii() and number.isdigit() and 1 <= int(number) <= MAX_EXACT_FLOAT):
         raise ValueError(

@@ -2,7 +2,7 @@
 
 Decoding is simplejpeg (libjpeg-turbo, exact upsampling and IDCT). Dimensions are read from the header before anything
 is allocated, so an 8 KB file that claims 20,000 x 20,000 pixels costs nothing but an error; and scans are counted,
-since a progressive file of a few megabytes can ask for thousands of passes. EXIF orientation is ignored, as by DALI and
+since a file of a few megabytes can ask for thousands of passes. EXIF orientation is ignored, as by DALI and
 in the field's records: rows and columns are those stored.
 """
 
@@ -21,7 +21,7 @@ MAX_SIDE = 2048
 """Larger images are refused: faces are 112 pixels wide, and header fields come from strangers."""
 
 _MAX_SCANS = 64
-"""Passes over a progressive JPEG. Encoders write about ten; each costs as much as decoding the whole image."""
+"""Passes over a JPEG that is not decoded in one. Encoders write about ten; each costs as much as the whole image."""
 
 _IMAGES_AT_ONCE = 4
 """Images normalised by one call on the CPU: 600 KB of float32, which stays in cache over the three passes."""
@@ -29,7 +29,8 @@ _IMAGES_AT_ONCE = 4
 _JPEG = b"\xff\xd8"
 _SCAN = b"\xff\xda"  # in entropy-coded data 0xff is always followed by zero or a restart marker
 _BASELINE = frozenset((0xC0, 0xC1))
-_OTHER_FRAMES_AND_SCANS = frozenset(range(0xC2, 0xD0)) - {0xC4, 0xC8, 0xCC} | {0xDA}
+_OTHER_FRAMES = frozenset(range(0xC2, 0xD0)) - {0xC4, 0xC8, 0xCC}
+_START_OF_SCAN = 0xDA
 _PNG = b"\x89PNG\r\n\x1a\n"
 
 
@@ -99,22 +100,26 @@ def image_header(body: bytes, *, where: object) -> ImageHeader:
 
 
 def require_few_scans(body: bytes, *, where: object) -> None:
-    """Refuse a progressive JPEG of very many passes. Raises ImageDecodeError."""
+    """Refuse a JPEG of very many passes. Raises ImageDecodeError."""
     if not is_baseline(body) and body.count(_SCAN) > _MAX_SCANS:
         raise ImageDecodeError(f"{where}: has {body.count(_SCAN)} scans; at most {_MAX_SCANS} are read")
 
 
 def is_baseline(body: bytes) -> bool:
-    """Whether a JPEG's segments lead to a frame that is decoded in one pass over its scans; false where in doubt.
+    """Whether a JPEG's segments lead to a baseline frame and one scan of all its components; false where in doubt.
 
-    The first frame header is the only one that libjpeg accepts. Takes 1 us, where counting scans takes 4 to 8.
+    The first frame header is the only one that libjpeg accepts, and where the first scan has all components it reads
+    no second one; where it has not, a baseline file too may ask for any number of passes. Takes some 2 us, where
+    counting scans takes 4 to 8.
     """
-    place, size = 2, len(body)
-    while place + 4 <= size and body[place] == 0xFF:
+    place, size, components = 2, len(body), 0
+    while place + 10 <= size and body[place] == 0xFF:
         marker = body[place + 1]
-        if marker in _BASELINE:
-            return True
-        if marker in _OTHER_FRAMES_AND_SCANS:
+        if marker == _START_OF_SCAN:
+            return components != 0 and body[place + 4] == components
+        if marker in _BASELINE and not components:
+            components = body[place + 9]
+        elif marker in _BASELINE or marker in _OTHER_FRAMES:
             return False
         place += 2 + (body[place + 2] << 8) + body[place + 3]
     return False
@@ -225,7 +230,7 @@ def _decode_png(body: bytes, where: object) -> npt.NDArray[np.uint8]:
             if image.mode.startswith("I"):  # 16 bits of grey, which Pillow would clip to 255
                 wide = np.asarray(image).astype(np.int64) >> 8
                 return np.repeat(wide.clip(0, 255).astype(np.uint8)[:, :, None], 3, axis=2)
-            return np.asarray(image.convert("RGB"))
+            return np.array(image.convert("RGB"))  # writable, as all others are: torch warns of arrays that are not
     except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:
         raise ImageDecodeError(f"{where}: PNG cannot be decoded: {error}") from None
 

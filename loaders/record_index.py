@@ -46,6 +46,7 @@ logger = logging.getLogger(__name__)
 
 Int64Array = npt.NDArray[np.int64]
 
+_LINE_BYTES = 64  # two numbers of 64 bits, and room for spaces; a record has 32 bytes at least
 _CHECK_ALL = 4096
 _SAMPLE_EVEN, _SAMPLE_HOLES, _SAMPLE_LONGEST = 1024, 1024, 256
 _DAMAGED_RUN = 128
@@ -129,8 +130,8 @@ def write_record_index(index: RecordIndex, path: str | Path) -> None:
 
 
 def _index_from_file(file: RecordFile, path: Path) -> RecordIndex:
-    keys, offsets = _parse_idx(path)
     size = file.size
+    keys, offsets = _parse_idx(path, size)
     if offsets[0] < 0 or keys.min() < 0:
         raise _UnusableIndexError(f"{path} holds negative numbers")
     if offsets[-1] >= size:
@@ -195,12 +196,15 @@ def _build(
     )
 
 
-def _parse_idx(path: Path) -> tuple[Int64Array, Int64Array]:
-    """(keys, offsets) of an `.idx`, sorted by offset."""
+def _parse_idx(path: Path, records_bytes: int) -> tuple[Int64Array, Int64Array]:
+    """(keys, offsets) of the `.idx` of a file of so many bytes, sorted by offset."""
     if not path.is_file():
         raise _UnusableIndexError(f"{path} does not exist")
-    if path.stat().st_size == 0:
+    size, most = path.stat().st_size, _LINE_BYTES * (records_bytes // 32 + 2)
+    if size == 0:
         raise _UnusableIndexError(f"{path} is empty")
+    if size > most:  # before memory is taken for its numbers
+        raise _UnusableIndexError(f"{path} has {size} bytes, a file of {records_bytes} holds fewer records than that")
     try:
         # By name: an open file would be read line by line, three times slower (6 million lines: 0.9 s against 2.3 s).
         table = np.loadtxt(path, dtype=np.int64, comments=None, ndmin=2, encoding="ascii")
@@ -380,6 +384,11 @@ def _parse_header(file: RecordFile, labels: tuple[float, ...], keys: Int64Array,
         len(identity) and _is_sound_image(file, offsets, int(identity[0]))
     ):
         return _Header(problem=f"it says that identity records begin with key {first}, which is not so")
+    identities = np.flatnonzero(keys >= first)
+    for place in identities[~_bodiless(file, offsets[identities])].tolist():
+        if _is_sound_image(file, offsets, place):
+            problem = f"key {keys[place]} is an identity's, but the record at byte {offsets[place]} is an image"
+            return _Header(problem=problem, images_are_missing=True)
     num_identities = int(bounds[1]) - first if len(bounds) == 2 and bounds[1] > bounds[0] else None
     return _Header(first_identity=first, num_identities=num_identities)
 

@@ -37,6 +37,9 @@ MAX_LABELS = 1 << 16
 """Most labels a record may announce. Real files hold 1 to a few hundred; a damaged count must not cost gigabytes."""
 SEAL_SUFFIX = ".seal"
 """Of the file of checksums that may lie beside a record file; see record_seal.py."""
+MAX_PARTS = 1024
+"""Most parts of one record. An honest record has one for each time that its payload holds the magic, which is almost
+never; a chain of empty parts that many frames lead into would be walked again from each of them."""
 HEADER_WORDS = 9
 """Of a record that has several labels, up to the first of them."""
 MAX_EXACT_FLOAT = 1 << 24
@@ -287,6 +290,8 @@ class RecordFile:
         while True:
             part_flag, start, stop = self._part(place, offset, limit, (_MIDDLE, _LAST) if parts else (_WHOLE, _FIRST))
             parts.append(self._open()[start:stop])
+            if len(parts) > MAX_PARTS:
+                raise place.error(BadFlagError, f"it has more than {MAX_PARTS} parts")
             offset = (stop + 3) & ~3
             if part_flag in (_WHOLE, _LAST):
                 return _MAGIC_BYTES.join(parts), offset
@@ -397,9 +402,14 @@ class RecordWriter:
             ) from error
         if len(payload) > _MAX_PAYLOAD:
             raise ValueError(f"record with key {key} has {len(payload)} bytes, RecordIO holds {_MAX_PAYLOAD} at most")
+        parts = split_payload(payload)
+        if len(parts) > MAX_PARTS:
+            raise ValueError(
+                f"record with key {key} holds the magic {len(parts) - 1} times, {MAX_PARTS - 1} are allowed"
+            )
         self._claim(key)
         offset = self._size
-        for part_flag, start, stop in split_payload(payload):
+        for part_flag, start, stop in parts:
             length = stop - start
             padding = -length % 4
             self._file.write(_FRAME.pack(MAGIC, part_flag << 29 | length))

@@ -7,8 +7,6 @@ those in reach a crafted dtype can make numpy take bytes for pointers; so the pi
 
 from __future__ import annotations
 
-import zipfile
-import zlib
 from pathlib import Path
 
 from adadistill.loaders.allow_list_unpickler import (
@@ -17,6 +15,7 @@ from adadistill.loaders.allow_list_unpickler import (
     StoredArray,
     load_plain_pickle,
 )
+from adadistill.loaders.stored_archive import ArchiveError, pickle_in_archive
 
 MAX_PICKLE_BYTES = 2 << 30
 """Largest pickle that is read; IJB-C's, with 15.7 million pairs, has some 600 MB."""
@@ -41,33 +40,12 @@ def read_torch_metadata(path: Path) -> dict[str, object]:
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing")
     try:
-        content = load_plain_pickle(_pickle_of(path), metadata=True)
+        pickled = pickle_in_archive(path, max_members=_MAX_MEMBERS, max_bytes=MAX_PICKLE_BYTES)
+        content = load_plain_pickle(pickled, metadata=True)
     except PickleRefusedError as error:
         raise TorchMetadataError(f"{path}: {error}. Hostile or damaged; nothing of it was run") from None
-    except PickleDamagedError as error:
+    except (PickleDamagedError, ArchiveError) as error:
         raise TorchMetadataError(f"{path}: {error}") from None
     if not isinstance(content, dict) or not all(isinstance(name, str) for name in content):
         raise TorchMetadataError(f"{path}: holds a {type(content).__name__}, not a dictionary by names")
     return {name: value.to_numpy() if isinstance(value, StoredArray) else value for name, value in content.items()}
-
-
-def _pickle_of(path: Path) -> bytes:
-    try:
-        with zipfile.ZipFile(path) as archive:
-            members = archive.infolist()
-            if len(members) > _MAX_MEMBERS:
-                raise TorchMetadataError(f"{path}: an archive of {len(members)} members; metadata have few")
-            pickles = [member for member in members if member.filename.rpartition("/")[2] == "data.pkl"]
-            if len(pickles) != 1:
-                raise TorchMetadataError(f"{path}: an archive without one data.pkl; torch.save writes one")
-            if pickles[0].compress_type != zipfile.ZIP_STORED or pickles[0].file_size > MAX_PICKLE_BYTES:
-                raise TorchMetadataError(
-                    f"{path}: its data.pkl is compressed or has more than {MAX_PICKLE_BYTES:,} bytes "
-                    f"({pickles[0].file_size:,}); torch.save compresses nothing"
-                )
-            with archive.open(pickles[0]) as file:
-                return file.read(MAX_PICKLE_BYTES)
-    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, NotImplementedError, RuntimeError) as error:
-        raise TorchMetadataError(
-            f"{path}: is no archive as torch.save writes it, or was cut short: {str(error)[:120]}"
-        ) from None

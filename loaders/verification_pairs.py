@@ -11,9 +11,11 @@ row an image; `read_verification_set` takes either.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import pickle
+import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -30,10 +32,16 @@ from adadistill.loaders.allow_list_unpickler import (
     load_plain_pickle,
 )
 from adadistill.loaders.arrow_images import ArrowImagesError, is_arrow_folder, open_arrow_images
-from adadistill.loaders.pixels import decode_image
+from adadistill.loaders.pixels import ImageDecodeError, decode_image
 
 MAX_FILE_BYTES = 2 << 30
 """Larger files are refused; the largest public set has some 200 MB."""
+
+_MAX_ASPECT = 16
+"""Longer side over shorter side of an image that is scaled. Faces, cropped or not, are nearly square."""
+_LARGE_PIXELS = 1 << 20
+_ONE_LARGE = threading.Lock()
+"""Held while a large image is scaled: 2,048 x 2,048 pixels take 60 MB as float32, and eight threads decode."""
 
 _JPEG = b"\xff\xd8"
 _PNG = b"\x89PNG"
@@ -165,7 +173,7 @@ def decode_pairs(
 
     def decode(index: int) -> None:
         where = f"{pairs.path} image {index} (pair {index // 2})"
-        pixels[index - first] = fit_square(decode_image(pairs.images[index], where=where), image_size)
+        pixels[index - first] = fit_square(decode_image(pairs.images[index], where=where), image_size, where=where)
 
     with ThreadPoolExecutor(threads or min(8, os.cpu_count() or 1)) as pool:
         for _ in pool.map(decode, range(first, stop)):  # the first error, by image order, is raised here
@@ -173,18 +181,24 @@ def decode_pairs(
     return pixels
 
 
-def fit_square(image: npt.NDArray[np.uint8], side: int) -> npt.NDArray[np.uint8]:
+def fit_square(image: npt.NDArray[np.uint8], side: int, *, where: object = "image") -> npt.NDArray[np.uint8]:
     """(H, W, 3) uint8 -> (side, side, 3): shorter side scaled to `side`, then a centre crop. Its own size: unchanged.
 
     The public code scales likewise (without antialiasing, and bicubic) and then fails on images that are not square.
+
+    Raises:
+        ImageDecodeError: the image is a strip: one row of 2,048 pixels would be scaled to 300 MB.
     """
     height, width = image.shape[:2]
     if height == side and width == side:
         return image
     short = min(height, width)
+    if max(height, width) > _MAX_ASPECT * short:
+        raise ImageDecodeError(f"{where}: {height} x {width} pixels, one side more than {_MAX_ASPECT} times the other")
     size = [max(side, height * side // short), max(side, width * side // short)]
-    planes = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)[None].float()  # (1, 3, H, W)
-    scaled = torch.nn.functional.interpolate(planes, size=size, mode="bilinear", antialias=True)
+    with _ONE_LARGE if height * width > _LARGE_PIXELS else contextlib.nullcontext():
+        planes = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)[None].float()  # (1, 3, H, W)
+        scaled = torch.nn.functional.interpolate(planes, size=size, mode="bilinear", antialias=True)
     top, left = (size[0] - side) // 2, (size[1] - side) // 2
     square = scaled[0, :, top : top + side, left : left + side]  # (3, side, side)
     return square.round().clamp(0, 255).to(torch.uint8).permute(1, 2, 0).contiguous().numpy()

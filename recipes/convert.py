@@ -25,7 +25,7 @@ from adadistill.core.backbones import BACKBONE_NAMES, BackboneName
 from adadistill.core.backbones.public_formats import FORMATS, Publisher
 from adadistill.core.backbones.public_weights import strip_wrappers, swap_colour_order_
 from adadistill.core.backbones.published_form import check_published_file, published_tensors, save_published
-from adadistill.core.backbones.weight_files import read_weight_file
+from adadistill.core.backbones.weight_files import WeightFileError, read_weight_file
 from adadistill.core.checkpoints import CheckpointError
 from adadistill.core.network_checkpoint import load_network, save_network
 from adadistill.core.teachers.weight_source import file_sha256, read_public_network
@@ -82,7 +82,12 @@ def convert(
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise FileExistsError(f"{out} exists already and is not an empty folder; choose another or remove it")
-    found = read_public_network(source, arch=arch, weight_format=weight_format, image_size=image_size)
+    try:
+        found = read_public_network(source, arch=arch, weight_format=weight_format, image_size=image_size)
+    except WeightFileError:
+        raise
+    except ValueError as error:
+        raise ValueError(f"{source}: {error}") from None
     network, backbone, publisher = found.network, found.backbone, found.publisher
     colour = _resolve_colour(colour, publisher, backbone.arch)
     if colour == "bgr":

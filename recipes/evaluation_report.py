@@ -503,7 +503,11 @@ def _pictures(result: BenchmarkResult, pairs: VerificationPairs) -> list[Picture
         if not isinstance(pair, int) or not 0 <= pair < len(pairs.same):
             continue
         faces = [
-            fit_square(decode_image(pairs.images[index], where=f"{pairs.path} image {index}"), _FACE_PIXELS)
+            fit_square(
+                decode_image(pairs.images[index], where=f"{pairs.path} image {index}"),
+                _FACE_PIXELS,
+                where=f"{pairs.path} image {index}",
+            )
             for index in (2 * pair, 2 * pair + 1)
         ]
         beside = np.ascontiguousarray(np.concatenate(faces, axis=1))  # (56, 112, 3)

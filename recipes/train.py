@@ -6,9 +6,9 @@
     adadistill train RECIPE --profile torch|nsys [--profile-steps FIRST:COUNT]
     adadistill train RECIPE ... --dry-run [--gpu KIND] [--json]    # what it would do; exits 0 if it would start, else 2
 
-Exit codes: 0 finished; 1 the run failed (a non-finite step, a damaged record, a checkpoint that could not be written);
-2 the recipe, a file it names or the launch is wrong; 75 a rank stopped answering (stacks are in the run folder's
-`hang`); 143 stopped by SIGTERM after saving (130 by SIGINT). docs/stopping.md says what is promised in which phase.
+Exit codes: 0 finished; 1 the run failed (a non-finite step, a damaged record, a checkpoint that could not be written,
+no memory); 2 the recipe, a file it names or the launch is wrong; 75 a rank stopped answering (stacks are in the run
+folder's `hang`); 143 stopped by SIGTERM after saving (130 by SIGINT). docs/stopping.md says what is promised when.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from adadistill.core.distributed import LaunchError, distributed_session
 from adadistill.core.host_memory import keep_freed_memory
 from adadistill.core.metrics_mirror import MirrorError
 from adadistill.core.non_finite import NonFiniteError
+from adadistill.core.out_of_memory import is_out_of_memory
 from adadistill.core.profiling import under_nsys
 from adadistill.core.recipe import load_recipe
 from adadistill.core.run import run_training
@@ -83,6 +84,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(error, 1)
     except (ValueError, OSError, LaunchError, RunFolderError, DaliMissingError, MirrorError) as error:
         return _fail(error, 2)
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        print(
+            f"out of memory: {str(error).partition(chr(10))[0]}\n  {arguments.recipe} needs more than there is: "
+            f"adadistill plan {arguments.recipe} tells what takes it",
+            file=sys.stderr,
+        )
+        return 1
     return 0
 
 

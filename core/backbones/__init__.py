@@ -49,6 +49,9 @@ _CONSTRUCTORS: Final[dict[str, Callable[..., _Network]]] = {
     "ir101": partial(IR, 100),
 }
 
+MAX_EMBEDDING_DIM: Final = 16384
+"""Eight times the longest embedding that is published; beyond it a typing slip would take all memory there is."""
+
 _IR_DROPOUT = 0.4  # what AdaFace and CVLface train with
 
 
@@ -60,7 +63,7 @@ class BackboneConfig:
     """Architecture: `mobilefacenet` is AdaDistill's 1.2 M student (the default, as the method was published with it),
     `mbf` and `mbf_large` insightface's of 2.06 and 6.31 M, `iresnet*` insightface's, `ir*` AdaFace's and CVLface's."""
     embedding_dim: int = 512
-    """Length D of an embedding. Positive; 512 is what every public teacher has."""
+    """Length D of an embedding, 1 to 16384; 512 is what every public teacher has."""
     width: float = 1.0
     """Multiplies all channel counts, hidden ones too, each rounded to a multiple of 8. In (0, 8]; 1 is the published
     network, 0.5 makes a student for small images and CPUs."""
@@ -73,8 +76,8 @@ class BackboneConfig:
     def __post_init__(self) -> None:
         if self.arch not in BACKBONE_NAMES:
             raise ValueError(f"arch must be one of {', '.join(BACKBONE_NAMES)}, got {self.arch!r}")
-        if self.embedding_dim < 1:
-            raise ValueError(f"embedding_dim must be positive, got {self.embedding_dim}")
+        if not 1 <= self.embedding_dim <= MAX_EMBEDDING_DIM:
+            raise ValueError(f"embedding_dim must be in [1, {MAX_EMBEDDING_DIM}], got {self.embedding_dim}")
         if not 0.0 < self.width <= 8.0:
             raise ValueError(f"width must be in (0, 8], got {self.width}")
         if self.dropout is not None and not 0.0 <= self.dropout < 1.0:

@@ -27,7 +27,9 @@ import torch
 from torch import Tensor
 
 _CHUNK_BYTES = 1 << 24
-_MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors library
+_MAX_HEADER_BYTES = 16 << 20  # some 100,000 tensors; parsing takes ten times the memory
+
+_SHOWN = 300  # characters of what a file says, in messages
 
 _DTYPE_OF_NAME = {
     "F64": torch.float64,
@@ -119,8 +121,8 @@ def read_bytes(folder: Path, record: FileRecord, *, max_bytes: int) -> bytes:
     """Read a whole small file and check it. Raises CheckedFileError."""
     if record.size > max_bytes:
         raise CheckedFileError(f"{record.name} claims {record.size} bytes, more than the {max_bytes} allowed")
-    body = bytearray(record.size)
     with _CheckedReader(folder, record) as reader:
+        body = bytearray(record.size)  # which is the file's by now
         reader.read_into(memoryview(body))
         reader.finish()
     return bytes(body)
@@ -289,7 +291,7 @@ class _CheckedReader:
         try:
             slots, metadata = _parse_header(json.loads(text.decode()), size - 8 - length)
         except (ValueError, RecursionError) as error:
-            raise CheckedFileError(f"{name} has a damaged safetensors header: {error}") from error
+            raise CheckedFileError(f"{name} has a damaged safetensors header: {str(error)[:_SHOWN]}") from error
         return TensorHeader(slots, metadata, 8 + length)
 
     def skip(self, count: int) -> None:

@@ -418,4 +418,4 @@ def _compared(labels: Integers) -> tuple[Integers, npt.NDArray[np.bool_]]:
 
 def _decoded(records: ImageSource, record_id: int, image_size: int) -> npt.NDArray[np.uint8]:
     pixels = decode_image(records.read(record_id).body, where=records.where(record_id))
-    return fit_square(pixels, image_size)
+    return fit_square(pixels, image_size, where=records.where(record_id))

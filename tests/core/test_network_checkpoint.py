@@ -50,6 +50,22 @@ def test_tensors_of_another_network_are_refused(tmp_path: Path):
         load_network(_save(tmp_path, model, {"network": describe_network(NARROW, 32)}), device=CPU)
 
 
+@pytest.mark.parametrize(
+    "lie",
+    [
+        {"image_size": 1_600_000},
+        {"image_size": 1 << 50},
+        {"embedding_dim": 1 << 40},
+        {"width": 8.0},
+        {"image_size": 33},
+    ],
+)
+def test_a_description_of_a_far_larger_network_takes_no_memory(tmp_path: Path, lie: dict[str, object]):
+    model = build_backbone(NARROW, 32, generator=1).state_dict()
+    with pytest.raises(CheckpointError, match=r"does not hold a iresnet18|no network that can be built"):
+        load_network(_save(tmp_path, model, {"network": describe_network(NARROW, 32) | lie}), device=CPU)
+
+
 def test_a_folder_without_a_checkpoint_is_refused(tmp_path: Path):
     with pytest.raises(CheckpointError, match=str(tmp_path)):
         load_network(tmp_path, device=CPU)

@@ -56,3 +56,26 @@ def test_damaged_headers_never_raise_anything_else(tmp_path: Path):
         except NpyFileError:
             refused += 1
     assert refused > 200
+
+
+def _npy(header: str) -> bytes:
+    return b"\x93NUMPY\x02\x00" + len(header.encode()).to_bytes(4, "little") + header.encode() + bytes(8)
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [f"({'9' * 3000}, {'9' * 3000})", f"({1 << 40}, {1 << 40})", f"(0, {'9' * 4000})", f"({'1,' * 66})", "(True,)"],
+)
+def test_shapes_that_no_file_holds_are_refused_in_few_words(tmp_path: Path, shape: str):
+    # The bytes that thousands of digits imply have more digits than Python turns into text.
+    (tmp_path / "rows.npy").write_bytes(_npy(f"{{'descr': '<f4', 'fortran_order': False, 'shape': {shape}}}"))
+    with pytest.raises(NpyFileError) as caught:
+        open_npy(tmp_path / "rows.npy")
+    assert len(str(caught.value)) < 400
+
+
+def test_an_odd_escape_in_a_header_warns_nobody(tmp_path: Path, recwarn: pytest.WarningsRecorder):
+    (tmp_path / "rows.npy").write_bytes(_npy(r"{'descr': '\d', 'fortran_order': False, 'shape': (1,)}"))
+    with pytest.raises(NpyFileError, match="damaged header"):
+        open_npy(tmp_path / "rows.npy")
+    assert not recwarn.list

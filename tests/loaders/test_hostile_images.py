@@ -71,6 +71,7 @@ def test_odd_images_decode_to_what_pillow_shows(name: str):
     found = decode_image(ODD[name], where="test")
     assert found.shape == (SIDE, SIDE, 3)
     assert found.dtype == np.uint8
+    assert found.flags.writeable
     assert np.abs(found.astype(int) - wanted).max() <= 1
 
 
@@ -171,6 +172,31 @@ def test_frames_of_one_pass_are_told_from_all_others():
     with pytest.raises(ImageDecodeError, match="has 65 scans; at most 64"):
         decode_image(_scans(65), where="test")
     require_few_scans(_scans(64), where="test")
+
+
+def _scans_of_one_component(count: int, side: int) -> bytes:
+    """A baseline JPEG of a scan for the first component alone, again and again: eleven bytes for each pass."""
+    body = simplejpeg.encode_jpeg(np.zeros((side, side, 3), np.uint8), colorsubsampling="444")
+    return body[: body.index(b"\xff\xda")] + b"\xff\xda\x00\x08\x01\x01\x00\x00\x3f\x00\x00" * count + b"\xff\xd9"
+
+
+def test_a_baseline_file_of_many_passes_is_refused_before_they_are_made():
+    # libjpeg makes as many passes as there are scans where the first has not all components: 2 s for 110 KB.
+    body = _scans_of_one_component(10_000, 1024)
+    assert not is_baseline(body)
+    with pytest.raises(ImageDecodeError, match="has 10000 scans"):
+        decode_image(body, where="test")
+
+
+def test_a_plain_file_of_many_passes_is_not_fed_to_any_decoder(tmp_path: Path):
+    with RecordWriter(tmp_path / "train.rec") as writer:
+        writer.write(0, _scans_of_one_component(100, SIDE), labels=0.0)
+    records = CheckedRecords(ImageRecords(tmp_path / "train.rec"), SIDE)
+    _, bodies = records.read_plain(np.array([0]))
+    assert records.decode_plain(0, bodies[0]) is None
+    for read in (records.decode, records.feedable):
+        with pytest.raises(ImageDecodeError, match="has 100 scans"):
+            read(0)
 
 
 def test_sizes_are_refused_or_resized_and_limits_hold_in_both(tmp_path: Path):

@@ -127,6 +127,13 @@ def test_an_unreadable_property_file_stops(path, content):
         _ = ImageRecords(path).num_classes
 
 
+def test_a_property_file_of_a_terabyte_is_not_read_whole(path):
+    properties = path.parent / "property"
+    properties.write_text("7,112,112\n")
+    os.truncate(properties, 1 << 40)
+    assert ImageRecords(path).num_classes == 7
+
+
 def test_another_number_of_classes_than_the_data_set_s_own_is_warned_of(path, caplog):
     assert ImageRecords(path, num_classes=3).read(0).label == 0
     assert not caplog.records

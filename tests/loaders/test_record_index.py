@@ -104,6 +104,25 @@ def test_a_complete_index_gives_the_images_by_offset_without_a_warning(records, 
     assert caplog.records == []
 
 
+def test_an_image_and_an_identity_record_that_change_places_in_the_index_are_noticed(insightface, caplog):
+    """Every line still names a record, but the image would be none, and all later ids would be of the image before."""
+    lines = read_lines(insightface)
+    by_key = dict(lines)
+    for image, identity in ((1, NUM_IMAGES + 1), (NUM_IMAGES // 2, max(by_key)), (NUM_IMAGES, NUM_IMAGES + 1)):
+        swapped = by_key | {image: by_key[identity], identity: by_key[image]}
+        write_lines(insightface, list(swapped.items()))
+        assert_right_ids(insightface, load_record_index(insightface))
+
+
+def test_an_index_far_larger_than_its_records_is_not_read(records, caplog):
+    with records.with_suffix(".idx").open("a") as file:
+        file.write("1" * 10_000_000)
+    index = load_record_index(records)
+    assert index.source == "scan"
+    assert "holds fewer records than that" in index.reason
+    assert_right_ids(records, index)
+
+
 def test_the_order_of_lines_does_not_matter(records, caplog):
     lines = read_lines(records)
     np.random.default_rng(0).shuffle(lines)

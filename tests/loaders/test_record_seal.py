@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import mmap
+import os
 import shutil
 import time
 import zlib
@@ -34,6 +35,13 @@ def records(tmp_path: Path) -> Path:
 
 def _seal(records: Path) -> RecordSeal:
     return write_seal(RecordFile(records), ImageRecords(records).index)
+
+
+def test_a_seal_that_grew_beyond_its_records_is_refused_before_it_is_read(records: Path):
+    _seal(records)
+    os.truncate(seal_path(records), 1 << 40)
+    with pytest.raises(SealError, match="more than the"):
+        open_seal(records)
 
 
 def _flip(path: Path, bit: int) -> None:

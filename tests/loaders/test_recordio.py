@@ -19,6 +19,7 @@ from tests_support import ROOT
 
 from adadistill.loaders.recordio import (
     MAX_LABELS,
+    MAX_PARTS,
     BadFlagError,
     BadLengthError,
     BadMagicError,
@@ -330,6 +331,21 @@ def test_parts_out_of_sequence_are_errors(tmp_path, parts, kind):
     (tmp_path / "a.rec").write_bytes(encoded)
     with pytest.raises(kind):
         RecordFile(tmp_path / "a.rec").read(0)
+
+
+def test_a_chain_of_very_many_parts_is_an_error_and_is_not_written(tmp_path):
+    """A thousand frames that lead into one chain of a million parts would be a thousand million steps."""
+    for middles, allowed in ((MAX_PARTS - 2, True), (MAX_PARTS - 1, False), (200_000, False)):
+        encoded = MAGIC + struct.pack("<I", 1 << 29 | 24) + bytes(24)
+        encoded += (MAGIC + struct.pack("<I", 2 << 29)) * middles + MAGIC + struct.pack("<I", 3 << 29)
+        (tmp_path / "a.rec").write_bytes(encoded)
+        if allowed:
+            assert len(RecordFile(tmp_path / "a.rec").read(0).body) == 4 * (MAX_PARTS - 1)
+        else:
+            with pytest.raises(BadFlagError, match=f"more than {MAX_PARTS} parts"):
+                RecordFile(tmp_path / "a.rec").read(0)
+    with RecordWriter(tmp_path / "b.rec") as writer, pytest.raises(ValueError, match="holds the magic 1024 times"):
+        writer.write(0, MAGIC * MAX_PARTS, labels=0.0)
 
 
 def test_a_file_cut_anywhere_is_an_error_for_the_cut_record_only(tmp_path):

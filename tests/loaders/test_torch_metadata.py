@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from small_cache import run_in_child
 
 from adadistill.loaders.torch_metadata import TorchMetadataError, read_torch_metadata
 
@@ -77,3 +79,27 @@ def test_a_compressed_pickle_is_not_unpacked(tmp_path: Path):
         archive.writestr("archive/data.pkl", b"\0" * (64 << 20))
     with pytest.raises(TorchMetadataError, match="compressed"):
         read_torch_metadata(tmp_path / "metadata.pt")
+
+
+def _saved(path: Path, pickled: bytes, name: str = "archive/data.pkl") -> Path:
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr(name, pickled)
+    return path
+
+
+def _read_expecting_refusal(path: Path) -> None:
+    with pytest.raises(TorchMetadataError, match="a key at offset"):
+        read_torch_metadata(path)
+
+
+def test_a_key_nested_a_million_deep_is_refused_and_not_hashed(tmp_path: Path):
+    """Hashing it overflows the stack of the process, hence the child."""
+    path = _saved(tmp_path / "metadata.pt", b"\x80\x02})" + b"\x85" * 1_000_000 + b"Ns.")
+    assert run_in_child(lambda: _read_expecting_refusal(path)) == 0
+
+
+def test_a_member_name_that_is_no_text_is_a_named_error(tmp_path: Path):
+    path = _saved(tmp_path / "metadata.pt", pickle.dumps({"a": [1]}), "archivé/data.pkl")
+    path.write_bytes(path.read_bytes().replace("é".encode(), b"\xff\xfe"))
+    with pytest.raises(TorchMetadataError, match=r"metadata\.pt: is no archive"):
+        read_torch_metadata(path)

@@ -484,6 +484,14 @@ def test_other_sizes_are_scaled_to_the_short_side_and_cropped_about_the_centre(h
     assert not square[..., 2].any()
 
 
+@pytest.mark.parametrize(("height", "width"), [(1, 2048), (2048, 1), (100, 2048)])
+def test_strips_are_refused_and_not_scaled(tmp_path, height, width):
+    # One row of 2,048 pixels, scaled until it is 112 high, would take 300 MB, in each of eight threads.
+    write_verification_bin(tmp_path / "strips.bin", [jpeg(0), jpeg(1), jpeg(2), jpeg(3, height, width)], [True, False])
+    with pytest.raises(ImageDecodeError, match=rf"strips\.bin image 3 \(pair 1\): {height} x {width} pixels, one side"):
+        decode_pairs(read_verification_bin(tmp_path / "strips.bin"), 112)
+
+
 def test_a_constant_image_stays_constant_at_any_size():
     assert (fit_square(np.full((250, 200, 3), 93, np.uint8), 112) == 93).all()
 

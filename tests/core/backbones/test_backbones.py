@@ -200,7 +200,8 @@ def test_training_without_dropout_draws_no_random_numbers():
     ("fields", "message"),
     [
         ({"arch": "resnet50"}, "arch must be one of mobilefacenet, mbf"),
-        ({"embedding_dim": 0}, "embedding_dim must be positive, got 0"),
+        ({"embedding_dim": 0}, r"embedding_dim must be in \[1, 16384\], got 0"),
+        ({"embedding_dim": 1_000_000_000}, r"embedding_dim must be in \[1, 16384\], got 1000000000"),
         ({"width": 0.0}, r"width must be in \(0, 8\], got 0.0"),
         ({"width": float("nan")}, "width must be in"),
         ({"dropout": 1.0}, r"dropout must be in \[0, 1\) or null, got 1.0"),

@@ -2,8 +2,10 @@
 
 import argparse
 import os
+import pickle
 import sys
 import types
+import zipfile
 from collections import Counter, OrderedDict
 
 import pytest
@@ -112,3 +114,105 @@ def test_unknown_suffix_and_absent_file_are_named(tmp_path):
         read_weight_file(tmp_path / "weights.onnx")
     with pytest.raises(FileNotFoundError, match=r"absent.pth"):
         read_weight_file(tmp_path / "absent.pth")
+
+
+def repacked(path, change):
+    """The archive that torch saved, its members given to `change`, which returns the arguments of `writestr`."""
+    with zipfile.ZipFile(path) as saved:
+        members = [(name, saved.read(name)) for name in saved.namelist()]
+    with zipfile.ZipFile(path, "w") as file:
+        for name, body in members:
+            file.writestr(*change(name, body))
+    return path
+
+
+def test_a_storage_that_unpacks_is_refused(tmp_path):
+    path = tmp_path / "w.pth"
+    torch.save(TENSORS, path)
+    repacked(path, lambda name, body: (name, body, zipfile.ZIP_DEFLATED if "/data/" in name else zipfile.ZIP_STORED))
+    with pytest.raises(WeightFileError, match=r"w\.pth cannot be read: an archive whose .*is compressed"):
+        read_weight_file(path)
+
+
+@pytest.mark.parametrize("module", [b"builtins", b"__builtin__"])
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_bytearray_of_any_size_is_not_made(tmp_path, module, zipped):
+    pickled = b"\x80\x02c" + module + b"\nbytearray\nJ\xff\xff\xff\x7f\x85R."  # 2 GiB in 20 bytes
+    path = tmp_path / "w.pth"
+    if zipped:
+        torch.save(TENSORS, path)
+        repacked(path, lambda name, body: (name, pickled if name.endswith("data.pkl") else body))
+    else:
+        path.write_bytes(pickled)
+    with pytest.raises(WeightFileError, match=r"asks for \w+\.bytearray"):
+        read_weight_file(path)
+
+
+@pytest.mark.parametrize(
+    "tensor",
+    [
+        torch.zeros(1).expand(1 << 40),
+        torch.empty(1 << 40, device="meta"),
+        torch.sparse_coo_tensor(torch.zeros(1, 1, dtype=torch.long), torch.ones(1), (1 << 40,), check_invariants=True),
+    ],
+    ids=["one number repeated", "no data", "sparse"],
+)
+def test_tensors_larger_than_what_the_file_holds_of_them_are_refused(tmp_path, tensor):
+    torch.save({"fine": torch.ones(2), "hollow": tensor}, tmp_path / "w.pth")
+    with pytest.raises(WeightFileError, match="no plain tensors, such as hollow"):
+        read_weight_file(tmp_path / "w.pth")
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        b'{"a": {"dtype": "F32", "shape": [0, 18446744073709551615], "data_offsets": [0, 0]}}',
+        b'{"a": ' * 10_000,
+        b"\xff",
+    ],
+)
+def test_odd_safetensors_headers_are_named_errors(tmp_path, header):
+    (tmp_path / "w.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(1))
+    with pytest.raises(WeightFileError, match=r"w\.safetensors is not a readable"):
+        read_weight_file(tmp_path / "w.safetensors")
+
+
+def test_a_safetensors_header_beyond_any_network_is_not_parsed(tmp_path):
+    (tmp_path / "w.safetensors").write_bytes((90_000_000).to_bytes(8, "little") + b"{}")
+    with pytest.raises(WeightFileError, match="claims a header of 90,000,000 bytes"):
+        read_weight_file(tmp_path / "w.safetensors")
+
+
+def test_pickles_of_other_protocols_are_refused_without_a_warning(tmp_path, recwarn):
+    for protocol in (0, 1, 3, 4, 5):
+        (tmp_path / "w.pth").write_bytes(pickle.dumps({"a": os.system}, protocol))
+        with pytest.raises(WeightFileError):
+            read_weight_file(tmp_path / "w.pth")
+    assert not recwarn.list
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.parametrize(
+    ("pickled", "said"),
+    [
+        (b"})" + b"\x85" * 100_000 + b"Ns.", "nests tuples"),  # hashed, a million overflow the stack of the process
+        (b"}(J\xff\xff\xff\xffJ\xfe\xff\xff\xff\x86N" * 2 + b"u.", "no name"),  # of one hash, 60,000 take a minute
+        (b"c__builtin__\nset\nq\x00.", "asks for __builtin__.set"),
+        (
+            b"c_codecs\nencode\nq\x00X\x40\x42\x0f\x00" + b"a" * 1_000_000 + b"q\x01]("
+            + b"h\x00h\x01X\x06\x00\x00\x00latin1\x86R" * 20_000 + b"e.",
+            "encodes long texts again and again",
+        ),
+        (b"]" * 2_000_001 + b".", "more than 2,000,000 opcodes"),
+    ],
+    ids=["deep key", "one hash", "set", "encode", "opcodes"],
+)  # fmt: skip
+def test_pickles_that_exhaust_torchs_unpickler_are_refused_before_it_sees_them(tmp_path, pickled, said, zipped):
+    path = tmp_path / "w.pth"
+    if zipped:
+        torch.save(TENSORS, path)
+        repacked(path, lambda name, body: (name, b"\x80\x02" + pickled if name.endswith("data.pkl") else body))
+    else:
+        path.write_bytes(b"\x80\x02" + pickled)
+    with pytest.raises(WeightFileError, match=f"w.pth cannot be read: .*{said}"):
+        read_weight_file(path)

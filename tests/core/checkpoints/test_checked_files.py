@@ -154,6 +154,15 @@ def test_files_shorter_than_their_header_are_refused(tmp_path, body):
         read_tensors(tmp_path, record_of(tmp_path / "bad.safetensors"))
 
 
+def test_a_header_larger_than_any_network_needs_is_not_parsed(tmp_path):
+    # 90 MB of JSON objects take a gigabyte to parse.
+    path = tmp_path / "a.safetensors"
+    path.write_bytes((17 << 20).to_bytes(8, "little"))
+    os.truncate(path, (17 << 20) + 8)
+    with pytest.raises(CheckedFileError, match=r"a\.safetensors claims a header of 17825792 bytes"):
+        read_tensors(tmp_path, FileRecord(path.name, path.stat().st_size, "0" * 64))
+
+
 def test_a_zero_sized_tensor_of_absurd_shape_is_a_named_error(tmp_path):
     header = {"a": {"dtype": "F32", "shape": [1 << 61, 1 << 61, 0], "data_offsets": [0, 0]}}
     write_raw(tmp_path / "bad.safetensors", json.dumps(header).encode(), b"")

@@ -260,6 +260,16 @@ def test_manifests_that_are_none_are_refused(run, body):
         load_checkpoint(step_folder(run, 3))
 
 
+@pytest.mark.parametrize("key", ["format", "version", "attempt", "step", "extra"])
+def test_what_a_manifest_says_is_not_repeated_at_length(run, key):
+    content = json.loads((step_folder(run, 3) / "MANIFEST.json").read_text())
+    content[key] = "x" * 1_000_000 if key != "extra" else [[["x"] * 1000] * 1000]
+    (step_folder(run, 3) / "MANIFEST.json").write_text(json.dumps(content))
+    with pytest.raises(CheckpointError) as caught:
+        verify_checkpoint(step_folder(run, 3))
+    assert len(str(caught.value)) < 1000
+
+
 def test_something_else_at_the_path_is_refused(tmp_path):
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(CheckpointError, match="no checkpoint directory"):

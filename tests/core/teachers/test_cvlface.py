@@ -578,7 +578,7 @@ LINEAR = "output_layer.3.weight"
         (lambda t: _prefixed({**t, LINEAR: torch.full((8, 512), torch.nan)}, "net."), "not finite"),
         (
             lambda t: _prefixed({**t, LINEAR: torch.zeros(8, 512).to_sparse()}, "net."),
-            r"ours, model\.pt, as model\.yaml",
+            rf"model\.pt is no state dict: 1 entries are no plain tensors, such as net\.{LINEAR}",
         ),
         (lambda t: {**_prefixed(t, "net."), "stray": torch.zeros(1)}, r"missing input_layer\.0\.weight"),
         (lambda t: {}, "empty state dict"),
