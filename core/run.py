@@ -20,6 +20,7 @@ from adadistill.core.backbones import build_backbone
 from adadistill.core.benchmarks.suite import Benchmark, BenchmarkPaths, open_benchmarks
 from adadistill.core.checkpoints import (
     Checkpoint,
+    CheckpointError,
     CheckpointWriter,
     load_checkpoint,
     newest_valid_checkpoint,
@@ -120,13 +121,16 @@ def run_training(
 
     Args:
         resume: `none` starts a new run; `auto` goes on from the folder's newest checkpoint that verifies, or starts
-            one; a path goes on from that checkpoint, or from the newest valid one of that run folder.
+            one where the folder holds no checkpoint; a path goes on from that checkpoint, or from the newest valid one
+            of that run folder.
         resume_allow: dotted recipe keys that may differ from the checkpoint's recipe.
         student: a network to train instead of the recipe's, images -> (B, embedding_dim); for tests and experiments.
         profile: steps of this call to be profiled into the folder; results do not change.
 
     Raises:
         ResumeError: the checkpoint belongs to another recipe, or fits this run in no way.
+        CheckpointError: there are checkpoints, but none verifies; or one cannot be written.
+        MetricsFileError: the run is over, but the disk took not all of its lines.
         NonFiniteError, StopRequested: see `Trainer.run`.
     """
     run_folder = RunFolder(folder)
@@ -150,6 +154,7 @@ def run_training(
     seed_process(recipe.seed, rank=ranks.rank)
     step = _build_step(recipe, parts, ranks, student)
     pipeline = _build_pipeline(recipe, parts, ranks)
+    going_on = checkpoint is not None or run_folder.metrics.exists()
     metrics_file = MetricsFile(run_folder.metrics if ranks.is_main else None)
     writer = CheckpointWriter(
         run_folder.checkpoints,
@@ -159,7 +164,7 @@ def run_training(
         run_token=broadcast_text(secrets.token_hex(8), ranks),
     )
     try:
-        with writer, listen_for_stop() as stop:
+        with metrics_file, writer, listen_for_stop() as stop:
             trainer = Trainer(
                 _loop_config(recipe, parts),
                 order=parts.order,
@@ -178,10 +183,14 @@ def run_training(
             if checkpoint is not None:
                 _restore(trainer, checkpoint, ranks)
                 checkpoint = None  # its tensors are as large as those of the run
+            if going_on:
+                position = trainer.position
+                metrics_file.write(
+                    "resume", step=trainer.global_step, epoch=position.epoch, evaluated=position.evaluated
+                )
             return trainer.run(stop)
     finally:
         pipeline.close()
-        metrics_file.close()
 
 
 def _open_parts(recipe: Recipe, ranks: Ranks) -> _Parts:
@@ -381,12 +390,20 @@ def _find_checkpoint(
         return None
     if resume != "auto":
         return load_checkpoint(resolve_checkpoint(resume), own_rows_of=own_rows_of)
-    path, found = "", None
+    path, refusal, found = "", "", None
     if ranks.is_main:
         found, skipped = newest_valid_checkpoint(run_folder.path, own_rows_of=own_rows_of)
         for bad, reason in skipped:
             logger.warning("checkpoint %s is passed over: %s", bad, reason)
         path = "" if found is None else str(found.path)
+        if found is None and skipped:
+            refusal = (
+                f"{run_folder.path} holds {len(skipped)} checkpoint(s) and none is valid:\n  "
+                + "\n  ".join(reason for _, reason in skipped)
+                + "\n  Restore one of them, or move them away to start the run anew"
+            )
+    if refusal := broadcast_text(refusal, ranks):
+        raise CheckpointError(refusal)
     path = broadcast_text(path, ranks)
     if ranks.is_main or not path:
         return found

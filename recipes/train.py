@@ -4,7 +4,7 @@
     torchrun --standalone --nproc_per_node=2 -m adadistill.recipes.train RECIPE ...
     adadistill train RECIPE --profile torch|nsys [--profile-steps FIRST:COUNT]
 
-Exit codes: 0 finished; 1 the run failed (a non-finite step, a damaged record, a checkpoint that could not be written);
+Exit codes: 0 finished; 1 the run failed (a non-finite step, a damaged record, a full disk);
 2 the recipe, a file it names or the launch is wrong; 143 stopped by SIGTERM after saving (130 by SIGINT).
 """
 
@@ -19,6 +19,7 @@ from pathlib import Path
 from adadistill.core.checkpoints import CheckpointError
 from adadistill.core.distributed import LaunchError, distributed_session
 from adadistill.core.host_memory import keep_freed_memory
+from adadistill.core.metrics_log import MetricsFileError
 from adadistill.core.non_finite import NonFiniteError
 from adadistill.core.profiling import under_nsys
 from adadistill.core.recipe import load_recipe
@@ -64,7 +65,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     except StopRequested as stop:
         logging.getLogger("adadistill").info("%s; go on with --resume auto", stop)
         return stop.exit_code
-    except (NonFiniteError, CheckpointError, RecordError, ImageDecodeError, DaliBatchError) as error:
+    except (
+        NonFiniteError,
+        CheckpointError,
+        MetricsFileError,
+        RecordError,
+        ImageDecodeError,
+        DaliBatchError,
+    ) as error:
         return _fail(error, 1)
     except (ValueError, OSError, LaunchError, RunFolderError, DaliMissingError) as error:
         return _fail(error, 2)

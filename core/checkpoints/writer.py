@@ -180,6 +180,12 @@ class CheckpointWriter:
         """The last step that this writer is known to have saved durably."""
         return self._last_saved
 
+    @property
+    def failed(self) -> bool:
+        """Whether the save in flight has failed on this rank; `save`, `wait` and `close` raise its error."""
+        future = self._in_flight
+        return future is not None and future.done() and future.exception() is not None
+
     def save(self, step: int, snapshot: Snapshot) -> None:
         """Copy the state now and write it in the background, after the save in flight if there is one.
 
