@@ -86,7 +86,7 @@ class MetricsFile:
     def __init__(self, path: Path | None) -> None:
         self._path = path
         self._waiting = bytearray()
-        self._failing = False
+        self._failing = ""
         self._handle: int | None = None
         if path is None:
             return
@@ -147,16 +147,16 @@ class MetricsFile:
                     self._path,
                     error.strerror,
                 )
-            self._failing = True
+            self._failing = error.strerror or type(error).__name__
             return
         if self._failing:
             logger.info("%s can be written again; no line was lost", self._path)
-        self._failing = False
+        self._failing = ""
 
     def _error(self) -> MetricsFileError:
         return MetricsFileError(
-            f"{self._path}: {self._waiting.count(10)} line(s) could not be written and are lost: the disk took nothing "
-            "more. Checkpoints are not affected; make room, and go on with --resume auto"
+            f"{self._path}: {self._failing}: {self._waiting.count(10)} line(s) could not be written and are lost. "
+            "Checkpoints are not affected; make room, and go on with --resume auto"
         )
 
 

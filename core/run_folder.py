@@ -113,7 +113,8 @@ class RunFolder:
         if text != recipe_yaml:
             _log.warning("%s: a password in a URL was left out, so this copy has another hash", self.recipe)
         if self.recipe.exists():
-            earlier = self.recipe.read_text(encoding="utf-8")
+            # What a damaged file holds is kept as well, letters or not, and does not keep the run from resuming.
+            earlier = self.recipe.read_bytes().decode(encoding="utf-8", errors="backslashreplace")
             if earlier == text:
                 return
             number = 1 + len(list(self.path.glob("recipe.before-resume-*.yaml")))

@@ -113,7 +113,9 @@ def test_lines_that_never_found_room_are_an_error_at_the_end_unless_another_is_u
     metrics = MetricsFile(Path("/dev/full"))
     metrics.write("train", step=1)
     metrics.write("train", step=2)
-    with pytest.raises(MetricsFileError, match=r"/dev/full: 2 line\(s\) could not be written and are lost"):
+    with pytest.raises(
+        MetricsFileError, match=r"/dev/full: No space left on device: 2 line\(s\) could not be written and are lost"
+    ):
         metrics.close()
     metrics.close()
     metrics = MetricsFile(Path("/dev/full"))

@@ -82,6 +82,15 @@ def test_resuming_where_nothing_is_starts_a_run(tmp_path):
     assert json.loads(folder.environment.read_text())["resumed"] == []
 
 
+def test_a_recipe_that_is_no_longer_text_does_not_keep_a_run_from_resuming(tmp_path):
+    folder = RunFolder(tmp_path)
+    folder.start(recipe_yaml="seed: 1\n", environment={}, resuming=False)
+    folder.recipe.write_bytes(b"seed: \xff\n")  # one bit
+    folder.start(recipe_yaml="seed: 1\n", environment={}, resuming=True)
+    assert folder.recipe.read_text() == "seed: 1\n"
+    assert (tmp_path / "recipe.before-resume-1.yaml").read_text() == "seed: \\xff\n"
+
+
 @pytest.mark.parametrize("damaged", ["", "{", "[]", '{"resumed": 3}', "[" * 100_000])
 def test_a_damaged_environment_does_not_keep_a_run_from_resuming(tmp_path, caplog, damaged):
     folder = RunFolder(tmp_path)
