@@ -69,6 +69,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     unknown = sorted(set(arguments.only or ()) - set(known))
     if unknown:
         parser.error(f"--only: no family is called {', '.join(unknown)}; there are {', '.join(known)}")
+    if arguments.folder is not None and not arguments.folder.is_dir():
+        parser.error(f"--folder {arguments.folder}: no such folder")
     if arguments.markdown is not None:
         try:
             _write_markdown(arguments.markdown, None)

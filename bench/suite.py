@@ -62,7 +62,7 @@ def chosen_jobs(listed: Sequence[Job], only: Sequence[str] | None) -> list[Job]:
 
 def tiny_jobs(chosen: Sequence[Bench], arguments: Sequence[str] = ()) -> list[Job]:
     """Each bench in seconds on any CPU."""
-    return default_jobs(chosen, ["--tiny", *arguments], limit_s=60)
+    return default_jobs(chosen, ["--tiny", *arguments], limit_s=120)
 
 
 def default_jobs(chosen: Sequence[Bench], arguments: Sequence[str] = (), *, limit_s: float = 600.0) -> list[Job]:

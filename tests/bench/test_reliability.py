@@ -82,6 +82,7 @@ def test_the_table_goes_between_the_markers_and_keeps_what_earlier_rows_say(
     ("arguments", "said"),
     [
         (["--only", "weather,whether"], "no family is called whether; there are weather"),
+        (["--folder", "{tmp}/none"], "none: no such folder"),
         (["--markdown", "{tmp}/none.md"], "No such file"),
         (["--markdown", "{tmp}/unmarked.md"], "each once and in this order"),
     ],
