@@ -4,7 +4,7 @@
     torchrun --standalone --nproc_per_node=2 -m adadistill.recipes.train RECIPE ...
     adadistill train RECIPE --profile torch|nsys [--profile-steps FIRST:COUNT]
 
-Exit codes: 0 finished; 1 the run failed (a non-finite step, a damaged record, a full disk);
+Exit codes: 0 finished; 1 the run failed (a non-finite step, a damaged record, a full disk, a lost rank);
 2 the recipe, a file it names or the launch is wrong; 143 stopped by SIGTERM after saving (130 by SIGINT).
 """
 
@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from adadistill.core.checkpoints import CheckpointError
-from adadistill.core.distributed import LaunchError, distributed_session
+from adadistill.core.distributed import LaunchError, LostRankError, distributed_session
 from adadistill.core.host_memory import keep_freed_memory
 from adadistill.core.metrics_log import MetricsFileError
 from adadistill.core.non_finite import NonFiniteError
@@ -68,6 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (
         NonFiniteError,
         CheckpointError,
+        LostRankError,
         MetricsFileError,
         RecordError,
         ImageDecodeError,

@@ -184,6 +184,8 @@ def _kill_once(kind: str, victim: _Victim, tally: Tally, random: Random, whole: 
     broken = victim.broken_promise()
     if None in others or 0 in others:
         broken = f"rank 0 ended with {others} within {_NOTICED_S:.0f} s after rank 1 was killed"
+    if "Traceback" in target.told():
+        broken = f"no error of ours: {target.told()[-300:]}"
     if target.wait(0.0) != -signal.SIGKILL:
         broken = f"ended by itself with {target.wait(0.0)}: {target.told()[-300:]}"
     tally.add(where, broken and f"kill {tally.trials} in {victim.folder.name}: {broken}")
