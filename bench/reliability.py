@@ -81,7 +81,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     rows: list[Row] = []
     broken = 0
     for name in chosen:
-        for outcome in _try_family(name, arguments):
+        try:
+            outcomes = _try_family(name, arguments)
+        except RuntimeError as error:  # what was to be damaged did not work undamaged
+            print(f"\n{name}: the trials did not come to their end: {error}")
+            broken += 1
+            continue
+        for outcome in outcomes:
             print(_line(outcome), flush=True)
             broken += outcome.held < outcome.trials
             rows.append(_append(arguments.rows, name, outcome, arguments))

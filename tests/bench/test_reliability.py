@@ -60,6 +60,17 @@ def test_a_broken_promise_is_exit_code_1_and_stands_in_its_row(
     assert rows[2]["failures"] == ["trial 3: loaded <b>wrong</b> | bits"]
 
 
+def test_trials_that_do_not_come_to_their_end_are_no_success(
+    outcomes: list[TrialOutcome], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    def run(**_: object) -> list[TrialOutcome]:
+        raise RuntimeError("a run that nobody killed ended with 1")
+
+    monkeypatch.setattr(reliability.importlib, "import_module", lambda name: SimpleNamespace(run=run))
+    assert reliability.main([]) == 1
+    assert "weather: the trials did not come to their end: a run that nobody killed" in capsys.readouterr().out
+
+
 def test_the_table_goes_between_the_markers_and_keeps_what_earlier_rows_say(
     outcomes: list[TrialOutcome], tmp_path: Path
 ):
