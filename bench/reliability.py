@@ -121,7 +121,13 @@ def table_text(rows: Sequence[Row]) -> str:
         ]
         for row in rows
     ]
-    where = sorted({f"{machine(row)}; torch {row['torch']}; {row['date'][:10]}; seed {row['seed']}" for row in rows})
+    where = sorted(
+        {
+            f"{machine(row)}; torch {row['torch']}; {row['date'][:10]}; seed {row['seed']}"
+            + ("; few trials of each kind (`--small`)" if row["small"] else "")
+            for row in rows
+        }
+    )
     return "\n".join([grid(_HEADS, lines, [False, False, False, True, False, True]), "", *map(escaped, where), ""])
 
 
