@@ -124,7 +124,7 @@ def table_text(rows: Sequence[Row]) -> str:
     where = sorted(
         {
             f"{machine(row)}; torch {row['torch']}; {row['date'][:10]}; seed {row['seed']}"
-            + ("; few trials of each kind (`--small`)" if row["small"] else "")
+            + ("; few trials of each kind (--small)" if row["small"] else "")
             for row in rows
         }
     )
