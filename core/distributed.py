@@ -78,7 +78,8 @@ def distributed_session(device: str | None = None) -> Iterator[Ranks]:
     try:
         yield ranks
     except RuntimeError as error:
-        if _LOST.search(str(error)) is None:
+        of_the_transport = type(error) is RuntimeError or isinstance(error, dist.DistError)
+        if not of_the_transport or _LOST.search(str(error)) is None:
             raise
         raise LostRankError(
             f"rank {rank} of {world_size} lost another rank, which was killed or ran out of memory: see what that one "

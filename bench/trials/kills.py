@@ -174,7 +174,8 @@ def _kill_once(kind: str, victim: _Victim, tally: Tally, random: Random, whole: 
     completed = victim.completed()
     target.kill()
     others = [process.wait(_NOTICED_S) for process in processes[:-1]]
-    if target.wait(0.0) == 0:  # it was faster than the signal
+    over = 0 in others and victim.completed() == victim.run.steps
+    if over or target.wait(0.0) == 0:  # it was faster than the signal
         return False
     victim.kills += 1
     victim.floor = completed

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from adadistill.core import distributed
+from adadistill.core.checkpoints import CheckpointError
 from adadistill.core.distributed import LostRankError, distributed_session
 
 GLOO = "[gloo/transport/tcp/pair.cc:553] Connection closed by peer [127.0.0.1]:28551. This is typically caused by a"
@@ -26,8 +27,9 @@ def test_a_connection_that_a_killed_rank_closed_is_a_lost_rank():
     assert str(caught.value.__cause__) == GLOO
 
 
-def test_other_errors_stay_what_they_are():
-    with pytest.raises(RuntimeError, match="shapes differ") as caught:  # noqa: SIM117
+@pytest.mark.parametrize("error", [RuntimeError("shapes differ"), CheckpointError("checkpoint of step 3: Broken pipe")])
+def test_other_errors_stay_what_they_are(error: RuntimeError):
+    with pytest.raises(RuntimeError) as caught:  # noqa: SIM117
         with distributed_session("cpu"):
-            raise RuntimeError("shapes differ")
-    assert not isinstance(caught.value, LostRankError)
+            raise error
+    assert caught.value is error
