@@ -106,7 +106,9 @@ class RunFolder:
             self._write_recipe(recipe_yaml)
             self._write_environment(environment)
         except OSError as error:
-            raise RunFolderError(f"cannot write the run folder: {error}. Give another path, or make room") from error
+            raise RunFolderError(
+                f"cannot write the run folder {self.path}: {error}. Give another path, or make room"
+            ) from error
 
     def _write_recipe(self, recipe_yaml: str) -> None:
         text = redact_urls(recipe_yaml)

@@ -14,7 +14,6 @@ import shutil
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -28,6 +27,7 @@ from adadistill.bench.trials.outcome import TrialOutcome
 from adadistill.bench.trials.small_run import Ending, SmallRun, difference, ending_of, write_small_run
 from adadistill.bench.trials.tally import Tally
 from adadistill.core.checkpoints import CheckpointError, list_checkpoints, newest_valid_checkpoint
+from adadistill.core.run_folder import RunFolder
 from adadistill.recipes import train
 
 _DISK_BYTES = 64 << 20
@@ -45,7 +45,7 @@ class _Damage(Protocol):
     disk: Path
     """Where runs go."""
 
-    def begin(self, random: Random, run_folder: Path, run_s: float, save_bytes: int) -> None:
+    def begin(self, random: Random, run_folder: Path, steps: int, save_bytes: int) -> None:
         """Before the run starts: do it now, or some time while it trains."""
 
     def relieve(self, run_folder: Path) -> None:
@@ -65,12 +65,12 @@ class _FullDisk:
         self._stop = threading.Event()
         self._filler: threading.Thread | None = None
 
-    def begin(self, random: Random, run_folder: Path, run_s: float, save_bytes: int) -> None:
+    def begin(self, random: Random, run_folder: Path, steps: int, save_bytes: int) -> None:
         if random.random() < 0.5:
             self._fill(leave=random.randrange(3 * save_bytes))
             return
         self._stop.clear()
-        self._filler = threading.Thread(target=self._keep_full, args=(random.uniform(0.0, run_s),))
+        self._filler = threading.Thread(target=self._keep_full, args=(run_folder, random.randrange(steps)))
         self._filler.start()
 
     def relieve(self, run_folder: Path) -> None:
@@ -80,9 +80,9 @@ class _FullDisk:
             self._filler = None
         self._ballast.unlink(missing_ok=True)
 
-    def _keep_full(self, delay_s: float) -> None:
+    def _keep_full(self, run_folder: Path, lines: int) -> None:
         """Somebody else's file, which also takes the room that the run makes."""
-        self._stop.wait(delay_s)
+        _await_lines(run_folder, lines, self._stop)
         while not self._stop.wait(_POLL_S):
             self._fill(leave=0)
 
@@ -106,7 +106,7 @@ class _ShortFiles:
         self.disk = folder
         self.disk.mkdir()
 
-    def begin(self, random: Random, run_folder: Path, run_s: float, save_bytes: int) -> None:
+    def begin(self, random: Random, run_folder: Path, steps: int, save_bytes: int) -> None:
         self._limit(random.randrange(4096, save_bytes // 2))
 
     def relieve(self, run_folder: Path) -> None:
@@ -124,23 +124,37 @@ class _ReadOnlyFolder:
     def __init__(self, folder: Path) -> None:
         self.disk = folder
         self.disk.mkdir()
-        self._timer: threading.Timer | None = None
+        self._stop = threading.Event()
+        self._changer: threading.Thread | None = None
 
-    def begin(self, random: Random, run_folder: Path, run_s: float, save_bytes: int) -> None:
+    def begin(self, random: Random, run_folder: Path, steps: int, save_bytes: int) -> None:
         names = ["checkpoints"] if random.random() < 0.5 else ["checkpoints", "report", "."]
-        self._timer = threading.Timer(random.uniform(0.0, run_s), self._set_mode, (run_folder, names, 0o555))
-        self._timer.start()
+        self._stop.clear()
+        self._changer = threading.Thread(target=self._refuse, args=(run_folder, names, random.randrange(steps)))
+        self._changer.start()
 
     def relieve(self, run_folder: Path) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer.join()
+        self._stop.set()
+        if self._changer is not None:
+            self._changer.join()
         self._set_mode(run_folder, [".", "checkpoints", "report"], 0o755)
+
+    def _refuse(self, run_folder: Path, names: list[str], lines: int) -> None:
+        _await_lines(run_folder, lines, self._stop)
+        self._set_mode(run_folder, names, 0o555)
 
     def _set_mode(self, run_folder: Path, names: list[str], mode: int) -> None:
         for name in names:
             if (run_folder / name).is_dir():
                 os.chmod(run_folder / name, mode)
+
+
+def _await_lines(run_folder: Path, lines: int, stop: threading.Event) -> None:
+    """Until the run has logged so many lines: its own clock, as a busy machine has no other."""
+    metrics = RunFolder(run_folder).metrics
+    while not stop.wait(_POLL_S):
+        if metrics.exists() and metrics.read_bytes().count(b"\n") >= lines:
+            return
 
 
 _WAYS: dict[str, Callable[[Path], _Damage]] = {"full": _FullDisk, "limited": _ShortFiles, "read-only": _ReadOnlyFolder}
@@ -166,25 +180,22 @@ class _Whole:
     """A run that met no damage."""
 
     ending: Ending
-    seconds: float
     save_bytes: int
     """Of one checkpoint."""
 
 
 def _run_whole(small: SmallRun, folder: Path, log: Path) -> _Whole:
-    """Run it twice: the first time imports what is imported late, and what is compared must be the same twice."""
+    """Run it twice: what later endings are compared with must be the same twice."""
     endings = []
     for name in ("first", "second"):
-        started = time.monotonic()
         ended = _train(small, folder / name, log)
-        seconds = time.monotonic() - started
         if ended.code != 0:
             raise RuntimeError(f"a run that met no damage failed: {ended.text[-2000:]}")
         endings.append(ending_of(folder / name))
     if different := difference(*endings):
         raise RuntimeError(f"two runs that met no damage differ: {different}")
     newest = list_checkpoints(folder / "second")[-1]
-    return _Whole(endings[1], seconds, sum(path.stat().st_size for path in newest.iterdir()))
+    return _Whole(endings[1], sum(path.stat().st_size for path in newest.iterdir()))
 
 
 def _try_way(damage: _Damage, count: int, random: Random, small: SmallRun, whole: _Whole, log: Path) -> TrialOutcome:
@@ -195,7 +206,7 @@ def _try_way(damage: _Damage, count: int, random: Random, small: SmallRun, whole
         if number > 20 * count:
             raise RuntimeError(f"{damage.what}: {number} runs, and only {tally.trials} of them met it")
         run_folder = damage.disk / f"run-{number}"
-        damage.begin(random, run_folder, whole.seconds, whole.save_bytes)
+        damage.begin(random, run_folder, small.steps, whole.save_bytes)
         try:
             ended = _train(small, run_folder, log)
             kind, broken = ended.judged(damage.reason, run_folder)
