@@ -279,6 +279,12 @@ BENCHES: Mapping[str, BenchRows] = {
         },
         notes={"recipe_hash": _TEXT, "metrics": _JSON},
     ),
+    "reliability": BenchRows(
+        "What holds under damage: kills, full disks, flipped bits, mutated files",
+        keys={"family": _TEXT, "group": _TEXT, "damage": _TEXT, "promise": _TEXT, "small": _FLAG},
+        values={"held": _COUNT, "trials": _COUNT, "outcomes": Field("named numbers"), "peak_mib": _MIB},
+        notes={"seed": _COUNT, "failures": _TEXTS},
+    ),
     "demo": BenchRows(
         "`make demo`: synthetic faces from data to report",
         keys={"seeds": _COUNT},

@@ -62,7 +62,7 @@ def chosen_jobs(listed: Sequence[Job], only: Sequence[str] | None) -> list[Job]:
 
 def tiny_jobs(chosen: Sequence[Bench], arguments: Sequence[str] = ()) -> list[Job]:
     """Each bench in seconds on any CPU."""
-    return default_jobs(chosen, ["--tiny", *arguments], limit_s=60)
+    return default_jobs(chosen, ["--tiny", *arguments], limit_s=120)
 
 
 def default_jobs(chosen: Sequence[Bench], arguments: Sequence[str] = (), *, limit_s: float = 600.0) -> list[Job]:
@@ -125,6 +125,7 @@ def _cuda_jobs(faces: Path | None) -> list[Job]:
         _job("scaling, 2 processes on the CPU", "scaling", "--device cpu --width 0.25 --steps 5", 240),
         *_faces_jobs("real faces, 3 seeds", faces, "--kinds distilled --seeds 0 1 2"),
         *_faces_jobs("real faces, baseline", faces, "--kinds baseline --seeds 0 1 2"),
+        _job("reliability, few trials", "reliability", "--small", 120),
     ]
 
 
@@ -146,6 +147,7 @@ def _cpu_jobs(faces: Path | None) -> list[Job]:
         *_beside_origin(faces, "--batch-size 64 --variants 'eager float32'", 240),
         _job("scaling, 2 processes", "scaling", "--width 0.25 --steps 5", 300),
         *_faces_jobs("real faces, 1 epoch", faces, _ONE_EPOCH),
+        _job("reliability", "reliability", "", 3600),
     ]
 
 

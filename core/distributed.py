@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import datetime
 import os
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -45,6 +46,14 @@ class LaunchError(RuntimeError):
     """The environment or the device does not fit a launch."""
 
 
+class LostRankError(RuntimeError):
+    """Another rank of the run is gone: killed, out of memory, or its machine cannot be reached."""
+
+
+_LOST = re.compile(r"(closed|reset) by peer|broken pipe|remote process exited", re.IGNORECASE)
+"""What gloo and NCCL write; there is no type of error for it."""
+
+
 @contextmanager
 def distributed_session(device: str | None = None) -> Iterator[Ranks]:
     """Read the ranks from the environment, choose the device, and hold a process group for as long as needed.
@@ -54,6 +63,7 @@ def distributed_session(device: str | None = None) -> Iterator[Ranks]:
 
     Raises:
         LaunchError: torchrun's variables are incomplete or out of range, or there is no such device.
+        LostRankError: inside the block a collective failed because another rank is gone.
     """
     rank, world_size, local_rank = _ranks_from_environment()
     chosen = _device(device, local_rank)
@@ -76,6 +86,14 @@ def distributed_session(device: str | None = None) -> Iterator[Ranks]:
     )
     try:
         yield ranks
+    except RuntimeError as error:
+        of_the_transport = type(error) is RuntimeError or isinstance(error, dist.DistError)
+        if not of_the_transport or _LOST.search(str(error)) is None:
+            raise
+        raise LostRankError(
+            f"rank {rank} of {world_size} lost another rank, which was killed or ran out of memory: see what that one "
+            "wrote last. The last checkpoint is intact; start all ranks again with --resume auto"
+        ) from error
     finally:
         dist.destroy_process_group()
 

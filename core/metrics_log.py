@@ -1,7 +1,10 @@
 """What a run says while it runs: one line every N steps, the same values in `metrics.jsonl`, a bar on a terminal.
 
 Per-step values stay on the device and are summed there; they are read, and averaged over ranks, when a line is due. The
-keys of `metrics.jsonl` are stable: every line has `event` (train, evaluation, stop), `step` and `time`.
+keys of `metrics.jsonl` are stable: every line has `event` (train, evaluation, resume, stop), `step` and `time`.
+
+The file is only ever added to. A run that is killed has logged steps that no checkpoint holds; the resumed run does
+them again, and its `resume` line says from which step on. `read_metrics` gives what stands: each step once.
 """
 
 from __future__ import annotations
@@ -9,11 +12,14 @@ from __future__ import annotations
 import json
 import logging
 import math
+import os
+import stat
 import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import TracebackType
 from typing import Any, TextIO
 
 import torch
@@ -64,39 +70,131 @@ _LINE_FORMATS = {
 }
 
 
+class MetricsFileError(RuntimeError):
+    """Lines of `metrics.jsonl` could not be written: the disk is full or broken. The text says how many."""
+
+
+MAX_WAITING_BYTES = 16 << 20
+"""What may wait for a disk that takes nothing: tens of thousands of lines."""
+
+
 class MetricsFile:
     """Appends lines of JSON, each in one write, so that a killed run leaves whole lines. Rank 0 writes.
+
+    A full disk does not stop training: it warns once, and lines wait in memory until the disk takes them again, in
+    order. What still waits when the file is closed is an error, so that no line is lost without a word.
+
+    As a context manager it closes itself; an error under way is not hidden by that of closing.
 
     Args:
         path: `metrics.jsonl`, or None on ranks that do not write.
         after_write: called after each line.
+
+    Raises:
+        OSError: the file cannot be opened.
     """
 
     def __init__(self, path: Path | None, after_write: Callable[[], None] | None = None) -> None:
+        self._path = path
         self._after_write = after_write
-        self._file: TextIO | None = None if path is None else path.open("a", encoding="utf-8")
+        self._waiting = bytearray()
+        self._failing = ""
+        self._handle: int | None = None
+        if path is None:
+            return
+        self._handle = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        if _ends_within_a_line(self._handle):
+            self._waiting += b"\n"  # what a full disk or a power cut tore off must not swallow the next line
 
     def write(self, event: str, **values: object) -> None:
-        """One line; non-finite numbers become null, as JSON knows none."""
-        if self._file is not None:
-            clean = {key: _json_number(value) for key, value in values.items()}
-            self._file.write(json.dumps({"event": event, "time": round(time.time(), 3), **clean}) + "\n")
-            self._file.flush()
-            if self._after_write is not None:
-                self._after_write()
+        """One line; non-finite numbers become null, as JSON knows none.
+
+        Raises:
+            MetricsFileError: the disk has taken nothing for so long that `MAX_WAITING_BYTES` wait.
+        """
+        if self._handle is None:
+            return
+        clean = {key: _json_number(value) for key, value in values.items()}
+        self._waiting += (json.dumps({"event": event, "time": round(time.time(), 3), **clean}) + "\n").encode()
+        self._flush()
+        if len(self._waiting) > MAX_WAITING_BYTES:
+            raise self._error()
+        if self._after_write is not None:
+            self._after_write()
 
     def close(self) -> None:
-        """Close the file."""
-        if self._file is not None:
-            self._file.close()
-            self._file = None
+        """Close the file.
+
+        Raises:
+            MetricsFileError: lines still wait for the disk; they are lost.
+        """
+        handle = self._handle
+        if handle is None:
+            return
+        self._flush()
+        self._handle = None
+        os.close(handle)
+        if self._waiting:
+            raise self._error()
+
+    def __enter__(self) -> MetricsFile:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        try:
+            self.close()
+        except MetricsFileError as lost:
+            if error is None:
+                raise
+            logger.error("%s", lost)  # the error under way matters more
+
+    def _flush(self) -> None:
+        assert self._handle is not None, "only an open file is written"
+        try:
+            while self._waiting:
+                # A disk may take a part of it: the rest goes on there the next time.
+                del self._waiting[: os.write(self._handle, self._waiting)]
+        except OSError as error:
+            if not self._failing:
+                logger.warning(
+                    "%s: %s. Training goes on; lines wait in memory until they can be written",
+                    self._path,
+                    error.strerror,
+                )
+            self._failing = error.strerror or type(error).__name__
+            return
+        if self._failing:
+            logger.info("%s can be written again; no line was lost", self._path)
+        self._failing = ""
+
+    def _error(self) -> MetricsFileError:
+        return MetricsFileError(
+            f"{self._path}: {self._failing}: {self._waiting.count(10)} line(s) could not be written and are lost. "
+            "Checkpoints are not affected; make room, and go on with --resume auto"
+        )
 
 
 def read_metrics(path: Path) -> Iterator[dict[str, Any]]:
-    """The lines of a `metrics.jsonl`, in order; none where there is no file.
+    """The lines of a `metrics.jsonl` that stand, in order; none where there is no file.
 
-    A line that is no JSON object, such as the last one of a machine that died, says nothing and is passed over.
+    Lines of steps that a resumed run did again are passed over, and so is a line that is no JSON object, such as the
+    last one of a machine that died.
     """
+    standing: list[dict[str, Any]] = []
+    first_again, scores_again = math.inf, False  # of the resumes later than a line: the earliest step, from the end on
+    for row in reversed(list(_json_lines(path))):
+        step = row.get("step")
+        if isinstance(step, int):
+            if step > first_again or (step == first_again and scores_again and row.get("event") == "evaluation"):
+                continue
+            if row.get("event") == "resume":
+                scores_again = row.get("evaluated") is False or (scores_again and step == first_again)
+                first_again = step
+        standing.append(row)
+    yield from reversed(standing)
+
+
+def _json_lines(path: Path) -> Iterator[dict[str, Any]]:
     if not path.exists():
         return
     with path.open("rb") as lines:
@@ -107,6 +205,12 @@ def read_metrics(path: Path) -> Iterator[dict[str, Any]]:
                 continue
             if isinstance(row, dict):
                 yield row
+
+
+def _ends_within_a_line(handle: int) -> bool:
+    """Whether the last byte of a file is no end of a line. Devices and pipes have no last byte."""
+    status = os.fstat(handle)
+    return stat.S_ISREG(status.st_mode) and status.st_size > 0 and os.pread(handle, 1, status.st_size - 1) != b"\n"
 
 
 class StepMetrics:

@@ -20,6 +20,7 @@ from adadistill.core.backbones import build_backbone
 from adadistill.core.benchmarks.suite import Benchmark, BenchmarkPaths, open_benchmarks
 from adadistill.core.checkpoints import (
     Checkpoint,
+    CheckpointError,
     CheckpointWriter,
     load_checkpoint,
     newest_valid_checkpoint,
@@ -130,13 +131,16 @@ def run_training(
 
     Args:
         resume: `none` starts a new run; `auto` goes on from the folder's newest checkpoint that verifies, or starts
-            one; a path goes on from that checkpoint, or from the newest valid one of that run folder.
+            one where the folder holds no checkpoint; a path goes on from that checkpoint, or from the newest valid one
+            of that run folder.
         resume_allow: dotted recipe keys that may differ from the checkpoint's recipe.
         student: a network to train instead of the recipe's, images -> (B, embedding_dim); for tests and experiments.
         profile: steps of this call to be profiled into the folder; results do not change.
 
     Raises:
         ResumeError: the checkpoint belongs to another recipe, or fits this run in no way.
+        CheckpointError: there are checkpoints, but none verifies; or one cannot be written.
+        MetricsFileError: the run is over, but the disk took not all of its lines.
         NonFiniteError, StopRequested: see `Trainer.run`.
     """
     run_folder = RunFolder(folder)
@@ -166,6 +170,7 @@ def run_training(
     seed_process(recipe.seed, rank=ranks.rank)
     step = _build_step(recipe, parts, ranks, student)
     pipeline = _build_pipeline(recipe, parts, ranks)
+    going_on = checkpoint is not None or run_folder.metrics.exists()
     mirror = MetricsMirror(run_folder.path, recipe.log.copies if ranks.is_main else MirrorConfig())
     metrics_file = MetricsFile(run_folder.metrics if ranks.is_main else None, after_write=mirror.check)
     token = broadcast_text(secrets.token_hex(8), ranks)
@@ -179,7 +184,7 @@ def run_training(
     finished = False
     try:
         watchdog = Watchdog(run_folder.path, ranks, recipe.guard.hang_timeout_s, launch=token)
-        with listen_for_stop() as stop, watchdog, writer:
+        with metrics_file, listen_for_stop() as stop, watchdog, writer:
             trainer = Trainer(
                 _loop_config(recipe, parts, ranks.device),
                 order=parts.order,
@@ -198,12 +203,16 @@ def run_training(
             if checkpoint is not None:
                 _restore(trainer, checkpoint, ranks)
                 checkpoint = None  # its tensors are as large as those of the run
+            if going_on:
+                position = trainer.position
+                metrics_file.write(
+                    "resume", step=trainer.global_step, epoch=position.epoch, evaluated=position.evaluated
+                )
             result = trainer.run(stop)
             finished = True
             return result
     finally:
         pipeline.close()
-        metrics_file.close()
         mirror.close(finished=finished)
 
 
@@ -430,12 +439,20 @@ def _find_checkpoint(
 
 
 def _newest_checkpoint(run_folder: RunFolder, own_rows_of: tuple[int, int] | None, ranks: Ranks) -> Checkpoint | None:
-    path, found = "", None
+    path, refusal, found = "", "", None
     if ranks.is_main:
         found, skipped = newest_valid_checkpoint(run_folder.path, own_rows_of=own_rows_of)
         for bad, reason in skipped:
             logger.warning("checkpoint %s is passed over: %s", bad, reason)
         path = "" if found is None else str(found.path)
+        if found is None and skipped:
+            refusal = (
+                f"{run_folder.path} holds {len(skipped)} checkpoint(s) and none is valid:\n  "
+                + "\n  ".join(reason for _, reason in skipped)
+                + "\n  Restore one of them, or move them away to start the run anew"
+            )
+    if refusal := broadcast_text(refusal, ranks):
+        raise CheckpointError(refusal)
     path = broadcast_text(path, ranks)
     if ranks.is_main or not path:
         return found

@@ -129,14 +129,17 @@ class RunFolder:
             self._write_environment(environment)  # first: it says whose folder this is
             self._write_recipe(recipe_yaml)
         except OSError as error:
-            raise RunFolderError(f"cannot write the run folder: {error}. Give another path, or make room") from error
+            raise RunFolderError(
+                f"cannot write the run folder {self.path}: {error}. Give another path, or make room"
+            ) from error
 
     def _write_recipe(self, recipe_yaml: str) -> None:
         text = redact_urls(recipe_yaml)
         if text != recipe_yaml:
             _log.warning("%s: a password in a URL was left out, so this copy has another hash", self.recipe)
         if self.recipe.exists():
-            earlier = self.recipe.read_text(encoding="utf-8")
+            # What a damaged file holds is kept as well, letters or not, and does not keep the run from resuming.
+            earlier = self.recipe.read_bytes().decode(encoding="utf-8", errors="backslashreplace")
             if earlier == text:
                 return
             number = 1 + len(list(self.path.glob("recipe.before-resume-*.yaml")))

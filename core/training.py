@@ -153,6 +153,7 @@ class Trainer:
         Raises:
             NonFiniteError: a step was not finite; nothing of it was kept.
             StopRequested: a signal arrived on some rank; what was not saved yet has been saved.
+            CheckpointError: a save failed; training ended a step or two after it.
         """
         self._metrics = self._new_metrics()
         self._first_step = self._saved_step = self.global_step
@@ -298,7 +299,8 @@ class Trainer:
                 lr=lr,
                 fractional_epoch=batch.epoch + batch.step / steps_per_epoch,
                 global_step=self.global_step,
-                stop=stop.requested,
+                # A save that failed in the background ends the run as a signal does: on all ranks, after the same step.
+                stop=stop.requested or (self._checkpoints is not None and self._checkpoints.failed),
             )
         self._metrics.add(outcome.metrics, lr=lr, wait_s=wait_s)
         at_end = batch.step + 1 == steps_per_epoch
@@ -429,9 +431,11 @@ class Trainer:
         if self._ranks.is_main:
             self._metrics_file.write("non_finite", stopped=stops, **values)
             if self._folder is not None:
-                (self._folder / f"non_finite-step-{global_step:08d}.json").write_text(
-                    json.dumps(values, indent=1) + "\n"
-                )
+                dump = self._folder / f"non_finite-step-{global_step:08d}.json"
+                try:
+                    dump.write_text(json.dumps(values, indent=1) + "\n")
+                except OSError as error:  # a full disk must not hide the step that was not finite
+                    logger.warning("%s was not written: %s", dump, error.strerror)
         if stops:
             raise NonFiniteError(
                 f"{message}. Nothing of it was kept, and the last checkpoint is intact. Look at these records "
@@ -460,7 +464,7 @@ class Trainer:
         elif self._checkpoints is None:
             told = f"step {step} was reached, and this run saves nothing"
         elif step != self._saved_step:
-            self.save()
+            self.save()  # raises where it was a failed save that ends the run, as `wait` does
         if self._checkpoints is not None:
             with phase(SAVING):
                 self._checkpoints.wait()

@@ -6,9 +6,9 @@
     adadistill train RECIPE --profile torch|nsys [--profile-steps FIRST:COUNT]
     adadistill train RECIPE ... --dry-run [--gpu KIND] [--json]    # what it would do; exits 0 if it would start, else 2
 
-Exit codes: 0 finished; 1 the run failed (a non-finite step, a damaged record, a checkpoint that could not be written,
-no memory); 2 the recipe, a file it names or the launch is wrong; 75 a rank stopped answering (stacks are in the run
-folder's `hang`); 143 stopped by SIGTERM after saving (130 by SIGINT). docs/stopping.md says what is promised when.
+Exit codes: 0 finished; 1 the run failed (a non-finite step, a damaged record, a full disk, a lost rank, no memory);
+2 the recipe, a file it names or the launch is wrong; 75 a rank stopped answering (stacks are in the run folder's
+`hang`); 143 stopped by SIGTERM after saving (130 by SIGINT). docs/stopping.md says what is promised when.
 """
 
 from __future__ import annotations
@@ -26,8 +26,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from adadistill.core.checkpoints import CheckpointError
-from adadistill.core.distributed import LaunchError, distributed_session
+from adadistill.core.distributed import LaunchError, LostRankError, distributed_session
 from adadistill.core.host_memory import keep_freed_memory
+from adadistill.core.metrics_log import MetricsFileError
 from adadistill.core.metrics_mirror import MirrorError
 from adadistill.core.non_finite import NonFiniteError
 from adadistill.core.out_of_memory import is_out_of_memory
@@ -80,7 +81,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         _set_up_logging(speaks=os.environ.get("RANK", "0") == "0")  # it may have come before any other line
         logging.getLogger("adadistill").info("%s; go on with --resume auto", stop)
         return stop.exit_code
-    except (NonFiniteError, CheckpointError, RecordError, ImageDecodeError, DaliBatchError) as error:
+    except (
+        NonFiniteError,
+        CheckpointError,
+        LostRankError,
+        MetricsFileError,
+        RecordError,
+        ImageDecodeError,
+        DaliBatchError,
+    ) as error:
         return _fail(error, 1)
     except (ValueError, OSError, LaunchError, RunFolderError, DaliMissingError, MirrorError) as error:
         return _fail(error, 2)

@@ -12,6 +12,7 @@ from adadistill.bench.report.charts import MatplotlibMissingError, require_matpl
 from adadistill.bench.report.comparison import compare, comparison_text
 from adadistill.bench.report.headlines import with_measured_text
 from adadistill.bench.report.markdown import markdown_report
+from adadistill.bench.report.marked_text import write_whole
 from adadistill.bench.report.page import html_page
 from adadistill.bench.report.row_sets import load_rows
 from adadistill.bench.report.tables import machines
@@ -110,7 +111,5 @@ def _readme(arguments: argparse.Namespace) -> int:
                 file=sys.stderr,
             )
         return int(before != after)
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(after, encoding="utf-8")
-    os.replace(partial, path)
+    write_whole(path, after)
     return 0

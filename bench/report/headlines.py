@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from statistics import fmean
 
 from adadistill.bench.report.markdown import escaped
+from adadistill.bench.report.marked_text import replace_marked
 from adadistill.bench.report.row_sets import machine, matching, newest, when
 from adadistill.bench.row_schema import BENCHES, Row
 
@@ -195,10 +196,7 @@ def with_measured_text(readme: str, rows: Sequence[Row]) -> str:
     Raises:
         ValueError: it has not exactly one of each marker, in this order.
     """
-    begin, end = readme.find(BEGIN), readme.find(END)
-    if readme.count(BEGIN) != 1 or readme.count(END) != 1 or end < begin:
-        raise ValueError(f"the figures go between two lines, each once and in this order:\n{BEGIN}\n{END}")
-    return f"{readme[: begin + len(BEGIN)]}\n\n{measured_text(rows)}\n{readme[end:]}"
+    return replace_marked(readme, BEGIN, END, measured_text(rows))
 
 
 def _line(headline: Headline, rows: Sequence[Row]) -> _Line | None:

@@ -1,1 +1,1 @@
-"""Trials of reliability: damage done on purpose, many times, and what held. Run by `adadistill bench reliability`."""
+"""Trials of reliability: damage done on purpose, many times, and what held: `python -m adadistill.bench reliability`"""

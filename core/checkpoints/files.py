@@ -141,15 +141,7 @@ def list_checkpoints(folder: str | Path) -> list[Path]:
     Args:
         folder: a run folder or its `checkpoints` folder; one that does not exist has none.
     """
-    folder = _checkpoints_folder(Path(folder))
-    if not folder.is_dir():
-        return []
-    found = []
-    for path in folder.iterdir():
-        match = _STEP_FOLDER.fullmatch(path.name)
-        if match and path.is_dir() and not path.is_symlink():
-            found.append((int(match[1]), match[2] is None, path.name, path))
-    return [entry[-1] for entry in sorted(found)]
+    return [path for path in _named_checkpoints(folder) if path.is_dir() and not path.is_symlink()]
 
 
 def step_of(path: Path) -> int | None:
@@ -230,8 +222,9 @@ def newest_valid_checkpoint(
         The checkpoint, or None where no valid one exists, and the newer ones passed over, each with the reason.
     """
     skipped: list[tuple[Path, str]] = []
-    for path in reversed(list_checkpoints(folder)):
+    for path in reversed(_named_checkpoints(folder)):
         try:
+            _refuse_links(path)
             return load_checkpoint(path, own_rows_of=own_rows_of), skipped
         except CheckpointError as error:
             skipped.append((path, str(error)))
@@ -248,8 +241,9 @@ def resolve_checkpoint(path: str | Path) -> Path:
     if (path / MANIFEST_NAME).exists() or step_of(path) is not None:
         return path
     skipped: list[str] = []
-    for candidate in reversed(list_checkpoints(path)):
+    for candidate in reversed(_named_checkpoints(path)):
         try:
+            _refuse_links(candidate)
             verify_checkpoint(candidate)
         except CheckpointError as error:
             _log.warning("passing over a checkpoint: %s", error)
@@ -286,6 +280,25 @@ def read_manifest(path: Path) -> Manifest:
                 f"{MANIFEST_NAME} is of step {manifest.step}, the directory is named for {named_step}"
             )
         return manifest
+
+
+def _named_checkpoints(folder: str | Path) -> list[Path]:
+    """What is called as checkpoints are, by rising step, be it a directory or not."""
+    folder = _checkpoints_folder(Path(folder))
+    if not folder.is_dir():
+        return []
+    found = []
+    for path in folder.iterdir():
+        match = _STEP_FOLDER.fullmatch(path.name)
+        if match:
+            found.append((int(match[1]), match[2] is None, path.name, path))
+    return [entry[-1] for entry in sorted(found)]
+
+
+def _refuse_links(path: Path) -> None:
+    """A directory that is found by its name alone must be one; a link is followed only where it is asked for."""
+    if path.is_symlink():
+        raise CheckpointError(f"{path}: is a symbolic link, which is not followed; give its target by name to use it")
 
 
 def _checkpoints_folder(path: Path) -> Path:

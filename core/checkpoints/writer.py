@@ -174,11 +174,19 @@ class CheckpointWriter:
             ) from error
         if not os.access(self._folder, os.W_OK | os.X_OK):
             raise CheckpointWriteError(f"the checkpoint folder {self._folder} is not writable")
+        if rank == 0:  # a run that was stopped after its last save may never save again
+            _remove_leftovers(self._folder, token, 1)
 
     @property
     def last_saved(self) -> int | None:
         """The last step that this writer is known to have saved durably."""
         return self._last_saved
+
+    @property
+    def failed(self) -> bool:
+        """Whether the save in flight has failed on this rank; `save`, `wait` and `close` raise its error."""
+        future = self._in_flight
+        return future is not None and future.done() and future.exception() is not None
 
     def save(self, step: int, snapshot: Snapshot) -> None:
         """Copy the state now and write it in the background, after the save in flight if there is one.
@@ -236,7 +244,7 @@ class CheckpointWriter:
         """In the background thread: write this rank's files; rank 0 makes the checkpoint of them."""
         with attempt:
             if self._rank == 0:
-                _remove_leftovers(attempt)
+                _remove_leftovers(self._folder, attempt.token, attempt.number)
             records = attempt.write_own_files(copy)
             if self._rank != 0:
                 attempt.announce(records, copy.shapes)
@@ -366,11 +374,14 @@ def _check_json(value: Any, what: str) -> None:
         raise ValueError(f"{what} is a {type(value).__name__}, which JSON cannot hold")
 
 
-def _remove_leftovers(attempt: Attempt) -> None:
-    """Remove what killed processes and failed saves left, before it fills the disk; not this save's or later ones'."""
-    for path in attempt.final.parent.iterdir():
+def _remove_leftovers(folder: Path, token: str, number: int) -> None:
+    """Remove what killed processes and failed saves left, before it fills the disk.
+
+    What save `number` of this launch (`token`), or a later one, has begun on any rank stays.
+    """
+    for path in folder.iterdir():
         match = _LEFTOVER.fullmatch(path.name)
-        current = match and match["token"] == attempt.token and int(match["number"]) >= attempt.number
+        current = match and match["token"] == token and int(match["number"]) >= number
         if match and not current and path.is_dir() and not path.is_symlink():
             try:
                 shutil.rmtree(path)

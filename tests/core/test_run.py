@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -16,12 +17,21 @@ import pytest
 import torch
 from tiny_training import NanImages, tiny_recipe, write_tiny_records
 
+import adadistill.core.checkpoints.attempt as attempt
 import adadistill.core.evaluation as evaluation
 import adadistill.core.run as run
 import adadistill.core.training as training
 from adadistill.core.backbones import BackboneConfig, build_backbone
-from adadistill.core.checkpoints import Checkpoint, load_checkpoint, newest_valid_checkpoint
+from adadistill.core.checkpoints import (
+    Checkpoint,
+    CheckpointError,
+    CheckpointWriteError,
+    Snapshot,
+    load_checkpoint,
+    newest_valid_checkpoint,
+)
 from adadistill.core.distributed import Ranks
+from adadistill.core.metrics_log import read_metrics
 from adadistill.core.network_checkpoint import save_network
 from adadistill.core.non_finite import NonFiniteError
 from adadistill.core.run import ResumeError, run_training
@@ -171,6 +181,56 @@ def test_a_stop_in_the_first_step_of_a_launch_saves_nothing(
     with pytest.raises(StopRequested):
         run_training(tiny_recipe(data), tmp_path / "run", ranks=RANKS)
     assert not list((tmp_path / "run" / "checkpoints").iterdir())
+
+
+def test_a_failed_save_ends_the_run_at_once_and_not_at_the_next_save(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    recipe = tiny_recipe(data, checkpoint__every_steps=4, log__every=1)
+
+    def no_space(path: Path, *_: object) -> None:
+        raise OSError(28, "No space left on device", str(path))
+
+    with monkeypatch.context() as patched:
+        original = training.CheckpointWriter.save
+
+        def save(self: training.CheckpointWriter, step: int, snapshot: Snapshot) -> None:
+            if step == 8:
+                patched.setattr(attempt, "write_tensors", no_space)
+            original(self, step, snapshot)
+            with contextlib.suppress(Exception):  # the loop is faster than this disk
+                if self._in_flight is not None:
+                    self._in_flight.result()
+
+        patched.setattr(training.CheckpointWriter, "save", save)
+        with pytest.raises(CheckpointWriteError, match=r"step 8 was not written: .*No space left on device"):
+            run_training(recipe, tmp_path / "run", ranks=RANKS)
+    assert _newest(tmp_path / "run").step == 4
+    assert [row["step"] for row in _metrics(tmp_path / "run", "train")] == list(range(1, 10)), "one step more, no four"
+    run_training(recipe, tmp_path / "run", ranks=RANKS, resume="auto")
+    run_training(recipe, tmp_path / "whole", ranks=RANKS)
+    _assert_same_state(_newest(tmp_path / "run"), _newest(tmp_path / "whole"))
+    told, whole = (
+        [
+            (row["step"], row["loss"])
+            for row in read_metrics(tmp_path / name / "metrics.jsonl")
+            if row["event"] == "train"
+        ]
+        for name in ("run", "whole")
+    )
+    assert told == whole, "the resumed run's steps stand once"
+
+
+def test_a_run_none_of_whose_checkpoints_is_valid_is_not_started_anew(data: Path, tmp_path: Path):
+    recipe = tiny_recipe(data, checkpoint__every_steps=5)
+    run_training(recipe, tmp_path / "run", ranks=RANKS)
+    saved = sorted((tmp_path / "run" / "checkpoints").iterdir())
+    for path in saved:
+        with (path / "model.safetensors").open("ab") as file:
+            file.write(b"x")
+    with pytest.raises(CheckpointError, match=r"(?s)3 checkpoint\(s\) and none is valid.*model.safetensors has .*move"):
+        run_training(recipe, tmp_path / "run", ranks=RANKS, resume="auto")
+    assert sorted((tmp_path / "run" / "checkpoints").iterdir()) == saved
 
 
 def test_verification_sets_are_scored_as_often_as_told_and_after_the_last_epoch(data: Path, tmp_path: Path):

@@ -82,6 +82,24 @@ def test_resuming_where_nothing_is_starts_a_run(tmp_path):
     assert json.loads(folder.environment.read_text())["resumed"] == []
 
 
+def test_a_full_disk_is_told_with_the_folder_even_where_the_system_names_no_file(tmp_path, monkeypatch):
+    def no_space(handle: int) -> None:
+        raise OSError(28, "No space left on device")  # a failing write or fsync knows no name
+
+    monkeypatch.setattr("adadistill.core.run_folder.os.fsync", no_space)
+    with pytest.raises(RunFolderError, match=rf"cannot write the run folder {tmp_path}: .*No space left on device"):
+        RunFolder(tmp_path).start(recipe_yaml="seed: 1\n", environment={}, resuming=False)
+
+
+def test_a_recipe_that_is_no_longer_text_does_not_keep_a_run_from_resuming(tmp_path):
+    folder = RunFolder(tmp_path)
+    folder.start(recipe_yaml="seed: 1\n", environment={}, resuming=False)
+    folder.recipe.write_bytes(b"seed: \xff\n")  # one bit
+    folder.start(recipe_yaml="seed: 1\n", environment={}, resuming=True)
+    assert folder.recipe.read_text() == "seed: 1\n"
+    assert (tmp_path / "recipe.before-resume-1.yaml").read_text() == "seed: \\xff\n"
+
+
 @pytest.mark.parametrize("damaged", ["", "{", "[]", '{"resumed": 3}', "[" * 100_000])
 def test_a_damaged_environment_does_not_keep_a_run_from_resuming(tmp_path, caplog, damaged):
     folder = RunFolder(tmp_path)

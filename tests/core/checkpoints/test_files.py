@@ -144,6 +144,28 @@ def test_only_directories_with_our_names_are_listed(run):
     assert [path.name for path in list_checkpoints(run)] == ["step-00000001", "step-00000002", "step-00000003"]
 
 
+@pytest.mark.parametrize(
+    ("kind", "reason"),
+    [("link", "is a symbolic link, which is not followed"), ("file", "is no checkpoint directory")],
+)
+def test_what_is_called_like_a_checkpoint_and_is_no_directory_is_passed_over_by_name(run, kind, reason):
+    last = step_folder(run, 3)
+    last.rename(run / "moved")
+    if kind == "link":
+        last.symlink_to(run / "moved")
+    else:
+        last.write_text("what a copy that went wrong left")
+    checkpoint, skipped = newest_valid_checkpoint(run)
+    assert checkpoint is not None
+    assert checkpoint.step == 2
+    ((path, told),) = skipped
+    assert path == last
+    assert str(last) in told
+    assert reason in told
+    assert resolve_checkpoint(run) == step_folder(run, 2)
+    assert list_checkpoints(run) == [step_folder(run, 1), step_folder(run, 2)], "nor is it ever deleted"
+
+
 def test_steps_are_ordered_by_number_also_past_eight_digits(tmp_path):
     for name in ("step-100000000", "step-99999999", "step-00000001"):
         (tmp_path / name).mkdir()

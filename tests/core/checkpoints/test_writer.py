@@ -266,6 +266,16 @@ def test_leftovers_of_killed_runs_are_never_mixed_in_and_are_removed(tmp_path):
     assert torch.equal(loaded.row_sharded["centres"], snapshot_of(4).row_sharded["centres"])
 
 
+def test_leftovers_go_when_a_run_starts_again_even_if_it_never_saves(tmp_path):
+    save_one(tmp_path, 1)
+    for name in (".trash-step-00000000-old-1", ".tmp-step-00000002-old-2", ".tmp-step-00000002-run-1", "notes"):
+        (tmp_path / name).mkdir()
+    CheckpointWriter(tmp_path, keep=1, rank=1, world_size=2, run_token="run").close()
+    assert len(list(tmp_path.iterdir())) == 5, "rank 0 alone removes"
+    CheckpointWriter(tmp_path, keep=1, rank=0, world_size=2, run_token="run").close()
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".tmp-step-00000002-run-1", "notes", "step-00000001"]
+
+
 def test_one_rank_that_cannot_write_is_an_error_on_all_ranks_and_the_next_save_works(tmp_path, monkeypatch):
     write = checkpoint_attempt.write_tensors
     broken = threading.Event()
@@ -469,6 +479,8 @@ def test_a_background_error_surfaces_at_the_next_save_once_and_older_checkpoints
         with monkeypatch.context() as patch:
             patch.setattr(checkpoint_attempt, "write_tensors", no_space)
             writer.save(2, snapshot_of(2))
+            while not writer.failed:  # soon known to who asks, long before the next save is due
+                time.sleep(0.001)
             with pytest.raises(CheckpointWriteError, match=r"step 2 .*model\.safetensors: No space left on device"):
                 writer.save(3, snapshot_of(3))
         assert [path.name for path in tmp_path.iterdir()] == ["step-00000001"], "the room is given back"

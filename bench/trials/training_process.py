@@ -1,0 +1,96 @@
+"""Training processes that are there to be killed.
+
+Each is a process of its own that runs what `adadistill train` runs, forked from one that has the libraries loaded
+already: importing them takes seconds, fifty times over.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import resource
+import socket
+import sys
+from collections.abc import Mapping, Sequence
+from functools import cache
+from multiprocessing.context import ForkServerContext
+from pathlib import Path
+
+_PRELOADED = ["adadistill.core.run", "adadistill.recipes.train", "torch._dynamo"]
+"""The last one is what a first optimiser step imports."""
+
+
+class TrainingProcess:
+    """One rank of a training run.
+
+    Args:
+        arguments: of `adadistill train`.
+        log: file that its output is added to.
+        environment: variables beside those that this process was started with.
+    """
+
+    def __init__(self, arguments: Sequence[str], log: Path, environment: Mapping[str, str] | None = None) -> None:
+        self._log = log
+        self._process = _context().Process(
+            target=_train, args=(list(arguments), str(log), dict(environment or {})), daemon=True
+        )
+        self._process.start()
+
+    @property
+    def ended(self) -> bool:
+        """Whether it is over."""
+        return not self._process.is_alive()
+
+    def limit_files(self, length: int) -> None:
+        """From now on no file that it writes may grow past so many bytes: a full disk that it has to itself."""
+        pid = self._process.pid
+        assert pid is not None, "a started process has a number"
+        hard = resource.prlimit(pid, resource.RLIMIT_FSIZE)[1]
+        resource.prlimit(pid, resource.RLIMIT_FSIZE, (length, hard))
+
+    def kill(self) -> None:
+        """SIGKILL, and wait until the process is gone."""
+        self._process.kill()
+        self._process.join()
+
+    def wait(self, limit_s: float) -> int | None:
+        """Its exit code, negative after a signal; None, and killed, if it did not end in time."""
+        self._process.join(limit_s)
+        if self._process.is_alive():
+            self.kill()
+            return None
+        return self._process.exitcode
+
+    def told(self) -> str:
+        """All that was written to its log, by whichever process."""
+        return self._log.read_text(encoding="utf-8", errors="replace") if self._log.exists() else ""
+
+
+def rank_environments(world_size: int) -> list[dict[str, str]]:
+    """What torchrun tells each rank, for ranks on this machine."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(world_size)}
+    return [{**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(world_size)]
+
+
+@cache
+def _context() -> ForkServerContext:
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(_PRELOADED)
+    return context
+
+
+def _train(arguments: list[str], log: str, environment: dict[str, str]) -> None:
+    """In the process: what the command does, its output in a file."""
+    handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+    for stream in (1, 2):
+        os.dup2(handle, stream)
+    os.environ.update(environment)
+    import torch
+
+    from adadistill.recipes import train
+
+    torch.set_num_threads(1)  # of several processes on a few cores
+    sys.exit(train.main(arguments))
