@@ -45,9 +45,14 @@ def choose_checkpoint(
     if resume == "none":
         return ResumeChoice(resume, None, None, None)
     place = folder if resume == "auto" else Path(resume)
-    found = _newest(place, findings)
+    found, damaged = _newest(place, findings)
     if found is None:
-        if resume != "auto":
+        if resume == "auto" and damaged:
+            findings.problems.append(
+                f"{place} holds {damaged} checkpoint(s) and none is valid; restore one of them, or move them away to "
+                "start the run anew"
+            )
+        elif resume != "auto":
             what = "is no checkpoint and holds no valid one" if stat_of(place) is not None else "is not there"
             findings.problems.append(f"--resume: {place} {what}")
         return ResumeChoice(resume, None, None, None)
@@ -59,16 +64,17 @@ def choose_checkpoint(
     return ResumeChoice(resume, str(found.path), found.step, epoch if isinstance(epoch, int) else None)
 
 
-def _newest(place: Path, findings: Findings) -> Checkpoint | None:
+def _newest(place: Path, findings: Findings) -> tuple[Checkpoint | None, int]:
+    """The newest good checkpoint, and how many damaged ones are newer."""
     is_checkpoint = stat_of(place / MANIFEST_NAME) is not None or step_of(place) is not None
     try:
         candidates = [place] if is_checkpoint else list_checkpoints(place)[::-1]
     except OSError as error:
         findings.problems.append(f"--resume: {place} cannot be listed: {error.strerror}")
-        return None
-    for candidate in candidates:
+        return None, 0
+    for damaged, candidate in enumerate(candidates):
         try:
-            return peek_checkpoint(candidate)
+            return peek_checkpoint(candidate), damaged
         except CheckpointError as error:
             findings.notes.append(f"checkpoint {candidate} would be passed over: {error}")
-    return None
+    return None, len(candidates)

@@ -206,6 +206,11 @@ def test_resume_auto_names_the_checkpoint_that_it_would_go_on_from(
     assert (code, found["resume"]["step"]) == (0, 6)
     assert any("step-00000012 would be passed over" in note for note in found["notes"])
 
+    (run / "checkpoints" / "step-00000006" / "model.safetensors").unlink()
+    code, found = dry(capsys, str(tiny / "recipe.yaml"), "--out", str(run), "--resume", "auto")
+    assert code == 2
+    assert "holds 2 checkpoint(s) and none is valid" in "\n".join(found["problems"])
+
     code, found = dry(capsys, str(tiny / "recipe.yaml"), "--out", str(tmp_path / "new"), "--resume", "auto")
     assert (code, found["resume"]["checkpoint"]) == (0, None)
 
