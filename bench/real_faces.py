@@ -19,7 +19,7 @@ from adadistill.bench.rows import append_row
 from adadistill.core.distributed import distributed_session
 from adadistill.core.host_memory import keep_freed_memory
 from adadistill.core.recipe import Recipe, parse_recipe, recipe_hash
-from adadistill.core.run import run_training
+from adadistill.core.training.run import run_training
 from adadistill.core.verification import VerificationResult
 
 TINY = (

@@ -16,7 +16,7 @@ import torch
 from adadistill.bench.probes import machine_probes
 from adadistill.bench.row_schema import SCHEMA, check_row, read_rows
 from adadistill.bench.spreads import spread
-from adadistill.core.run_folder import describe_environment
+from adadistill.core.training.run_folder import describe_environment
 
 __all__ = ["RESULTS", "append_row", "read_rows", "results_folder", "spread"]
 

@@ -42,7 +42,7 @@ from adadistill.core.communication import (
 from adadistill.core.distributed import Ranks, distributed_session
 from adadistill.core.host_memory import keep_freed_memory
 from adadistill.core.recipe import Recipe, parse_recipe
-from adadistill.core.run import run_training
+from adadistill.core.training.run import run_training
 from adadistill.loaders.recordio import RecordWriter
 from adadistill.loaders.synthetic_faces import SyntheticFacesConfig, render_faces
 

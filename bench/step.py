@@ -44,18 +44,19 @@ from adadistill.bench.probes import gemm_tflop_per_s
 from adadistill.bench.rows import append_row, spread
 from adadistill.bench.timing import drain
 from adadistill.core.backbones import BackboneConfig, build_backbone
-from adadistill.core.class_centres import AdaptiveCentres, CentresConfig, initial_centres
+from adadistill.core.centres.class_centres import AdaptiveCentres, CentresConfig, initial_centres
 from adadistill.core.distributed import Ranks
-from adadistill.core.geometry_margin import GeometryMarginConfig
-from adadistill.core.heads import HeadConfig
 from adadistill.core.host_memory import keep_freed_memory
-from adadistill.core.non_finite import GuardConfig, NonFiniteGuard
-from adadistill.core.norm_statistics import NormStatistics
-from adadistill.core.objectives import DistillationObjective, GlobalSamples
-from adadistill.core.optimiser import OptimConfig
+from adadistill.core.objectives.distillation import DistillationObjective
+from adadistill.core.objectives.geometry_margin import GeometryMarginConfig
+from adadistill.core.objectives.heads import HeadConfig
+from adadistill.core.objectives.interface import GlobalSamples
+from adadistill.core.objectives.norm_statistics import NormStatistics
 from adadistill.core.precision import Precision, resolve_precision
-from adadistill.core.student_compiler import CompileMode
-from adadistill.core.training_step import TrainingStep
+from adadistill.core.training.non_finite import GuardConfig, NonFiniteGuard
+from adadistill.core.training.optimiser import OptimConfig
+from adadistill.core.training.student_compiler import CompileMode
+from adadistill.core.training.training_step import TrainingStep
 from adadistill.loaders.augment_policy import Augmentation, AugmentConfig
 from adadistill.loaders.batch import Batch
 from adadistill.loaders.image_records import ImageRecords

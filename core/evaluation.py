@@ -21,10 +21,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from adadistill.core.agreed_stop import leave_together, stop_requested
 from adadistill.core.distributed import Ranks, gather_rows
-from adadistill.core.heartbeat import beat
 from adadistill.core.precision import Precision, resolve_precision
+from adadistill.core.stopping.agreed_stop import leave_together, stop_requested
+from adadistill.core.stopping.heartbeat import beat
 from adadistill.core.verification import (
     VerificationResult,
     check_finite,

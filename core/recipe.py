@@ -16,8 +16,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from adadistill.core.backbones import BackboneConfig
+from adadistill.core.centres.class_centres import CentresConfig
 from adadistill.core.checkpoints import CheckpointConfig
-from adadistill.core.class_centres import CentresConfig
 from adadistill.core.config.strict_yaml import (
     LoadedConfig,
     RecipeError,
@@ -27,16 +27,16 @@ from adadistill.core.config.strict_yaml import (
 )
 from adadistill.core.config.text import canonical_json, config_differences, dump_config
 from adadistill.core.evaluation import EvaluationConfig
-from adadistill.core.geometry_margin import GeometryMarginConfig
-from adadistill.core.heads import HeadConfig
-from adadistill.core.metrics_log import LogConfig
-from adadistill.core.non_finite import GuardConfig
-from adadistill.core.optimiser import OptimConfig
+from adadistill.core.objectives.geometry_margin import GeometryMarginConfig
+from adadistill.core.objectives.heads import HeadConfig
+from adadistill.core.objectives.regression import RegressionConfig
 from adadistill.core.precision import PrecisionName
-from adadistill.core.regression import RegressionConfig
 from adadistill.core.seeding import derive_seed
-from adadistill.core.student_compiler import CompileMode
 from adadistill.core.teachers import TeacherConfig
+from adadistill.core.training.metrics_log import LogConfig
+from adadistill.core.training.non_finite import GuardConfig
+from adadistill.core.training.optimiser import OptimConfig
+from adadistill.core.training.student_compiler import CompileMode
 from adadistill.loaders.augment_policy import MAX_AUGMENTED_SIDE, Augmentation, AugmentConfig
 from adadistill.loaders.pipeline import DataConfig
 

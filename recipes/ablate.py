@@ -17,7 +17,7 @@ folder or the launch is wrong; 143 stopped by SIGTERM after saving (130 by SIGIN
 from __future__ import annotations
 
 if __name__ == "__main__":  # a signal may come before torch is imported, which takes seconds
-    from adadistill.core.stop_signal import leave_at_once_from_here_on
+    from adadistill.core.stopping.stop_signal import leave_at_once_from_here_on
 
     leave_at_once_from_here_on()
 
@@ -35,10 +35,10 @@ import torch
 from adadistill.core.checkpoints import CheckpointError
 from adadistill.core.distributed import LaunchError, Ranks, barrier, broadcast_text, distributed_session
 from adadistill.core.host_memory import keep_freed_memory
-from adadistill.core.non_finite import NonFiniteError
-from adadistill.core.run import run_training
-from adadistill.core.run_folder import RunFolderError
-from adadistill.core.stop_signal import StopRequested
+from adadistill.core.stopping.stop_signal import StopRequested
+from adadistill.core.training.non_finite import NonFiniteError
+from adadistill.core.training.run import run_training
+from adadistill.core.training.run_folder import RunFolderError
 from adadistill.core.verification import NonFiniteEmbeddingsError
 from adadistill.loaders.dali_pipeline import DaliBatchError, DaliMissingError
 from adadistill.loaders.pixels import ImageDecodeError

@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 from adadistill.core.recipe import recipe_hash
-from adadistill.core.run_folder import RunFolder
 from adadistill.core.seed_statistics import (
     LEVEL,
     PairedDifference,
@@ -28,6 +27,7 @@ from adadistill.core.seed_statistics import (
     seeds_to_tell,
     spread,
 )
+from adadistill.core.training.run_folder import RunFolder
 from adadistill.loaders.verification_pairs import verification_set_name
 from adadistill.recipes.ablation_plan import AblationPlan, PlannedRun
 from adadistill.recipes.ablation_runs import RunState

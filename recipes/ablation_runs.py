@@ -14,9 +14,9 @@ from typing import Any, Literal
 
 from adadistill.core.checkpoints import CheckpointError, list_checkpoints, load_checkpoint
 from adadistill.core.config.strict_yaml import RecipeError
-from adadistill.core.metrics_log import read_metrics
 from adadistill.core.recipe import Recipe, dump_recipe, parse_recipe, recipe_differences, recipe_hash
-from adadistill.core.run_folder import RunFolder, redact_urls
+from adadistill.core.training.metrics_log import read_metrics
+from adadistill.core.training.run_folder import RunFolder, redact_urls
 from adadistill.loaders.verification_pairs import verification_set_name
 from adadistill.recipes.ablation_plan import AblationError, AblationPlan, PlannedRun
 from adadistill.recipes.evaluation_files import write_whole

@@ -16,7 +16,7 @@ recipe, a file it names or the launch is wrong, or the cache is another one; 143
 from __future__ import annotations
 
 if __name__ == "__main__":  # a signal may come before torch is imported, which takes seconds
-    from adadistill.core.stop_signal import leave_at_once_from_here_on
+    from adadistill.core.stopping.stop_signal import leave_at_once_from_here_on
 
     leave_at_once_from_here_on()
 
@@ -27,16 +27,22 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from adadistill.core.cache_build import BuildProgress, CacheBuildError, CacheBuildResult, build_cache, recompute_rows
-from adadistill.core.cache_import import DEFAULT_MARGIN, import_embeddings
 from adadistill.core.checkpoints import CheckpointError
 from adadistill.core.distributed import LaunchError, Ranks, distributed_session
 from adadistill.core.host_memory import keep_freed_memory
-from adadistill.core.metrics_log import format_seconds
 from adadistill.core.recipe import Recipe, load_recipe, recipe_augmentation
-from adadistill.core.stop_signal import StopRequested, listen_for_stop
+from adadistill.core.stopping.stop_signal import StopRequested, listen_for_stop
 from adadistill.core.teachers import expected_identity, record_binding
+from adadistill.core.teachers.cache_build import (
+    BuildProgress,
+    CacheBuildError,
+    CacheBuildResult,
+    build_cache,
+    recompute_rows,
+)
+from adadistill.core.teachers.cache_import import DEFAULT_MARGIN, import_embeddings
 from adadistill.core.teachers.cache_views import needed_views
+from adadistill.core.training.metrics_log import format_seconds
 from adadistill.loaders.dali_pipeline import DaliBatchError, DaliMissingError
 from adadistill.loaders.open_images import open_images
 from adadistill.loaders.pipeline import named_records

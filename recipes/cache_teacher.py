@@ -9,7 +9,7 @@ kind of device.
 from __future__ import annotations
 
 if __name__ == "__main__":  # a signal may come before torch is imported, which takes seconds
-    from adadistill.core.stop_signal import leave_at_once_from_here_on
+    from adadistill.core.stopping.stop_signal import leave_at_once_from_here_on
 
     leave_at_once_from_here_on()
 

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from adadistill.core.backbones.weight_files import WeightFileError
-from adadistill.core.centre_files import (
+from adadistill.core.centres.centre_files import (
     ADAFACE_SUFFIXES,
     CentresFileError,
     CentresFormat,

@@ -44,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         hint = f"; did you mean `{near[0]}`?" if near else ""
         print(f"adadistill: unknown verb {verb!r}{hint}\n\n{_usage()}", file=sys.stderr)
         return 2
-    from adadistill.core.stop_signal import StopRequested, leave_at_once
+    from adadistill.core.stopping.stop_signal import StopRequested, leave_at_once
 
     with leave_at_once():
         try:

@@ -18,7 +18,7 @@ import errno
 from collections.abc import Sequence
 from pathlib import Path
 
-from adadistill.core.stop_signal import StopSignal, listen_for_stop
+from adadistill.core.stopping.stop_signal import StopSignal, listen_for_stop
 from adadistill.loaders.pixels import ImageDecodeError
 from adadistill.loaders.record_folder.errors import RecordFolderError
 from adadistill.loaders.record_folder.folder_to_records import folder_to_records

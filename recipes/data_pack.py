@@ -20,9 +20,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from adadistill.core.distributed import LaunchError, Ranks
-from adadistill.core.metrics_log import format_seconds
-from adadistill.core.stop_signal import StopRequested, StopSignal, listen_for_stop
+from adadistill.core.stopping.stop_signal import StopRequested, StopSignal, listen_for_stop
 from adadistill.core.teachers import record_binding
+from adadistill.core.training.metrics_log import format_seconds
 from adadistill.loaders.open_images import open_images
 from adadistill.loaders.packed_store import PackDamagedError, PackedStore, PackProgress, PackResult, pack_records
 from adadistill.loaders.pixels import ImageDecodeError, ImageLimits

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 
 from adadistill.core.distributed import Ranks
-from adadistill.core.metrics_log import ProgressBar
+from adadistill.core.training.metrics_log import ProgressBar
 from adadistill.loaders.record_tools.rewrite import Progress
 
 

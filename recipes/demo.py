@@ -13,7 +13,7 @@ folder holds another run or the launch is wrong; 143 stopped by SIGTERM (130 by 
 from __future__ import annotations
 
 if __name__ == "__main__":  # a signal may come before torch is imported, which takes seconds
-    from adadistill.core.stop_signal import leave_at_once_from_here_on
+    from adadistill.core.stopping.stop_signal import leave_at_once_from_here_on
 
     leave_at_once_from_here_on()
 
@@ -34,9 +34,9 @@ from adadistill.core.distributed import Ranks
 from adadistill.core.evaluation import VerificationSets, evaluate_sets
 from adadistill.core.host_memory import keep_freed_memory
 from adadistill.core.recipe import Recipe, load_recipe
-from adadistill.core.run import run_training
 from adadistill.core.seeding import derive_seed
-from adadistill.core.stop_signal import StopRequested
+from adadistill.core.stopping.stop_signal import StopRequested
+from adadistill.core.training.run import run_training
 from adadistill.core.verification import VerificationResult
 from adadistill.loaders.synthetic_faces import SyntheticFacesConfig, write_synthetic_pairs, write_synthetic_records
 

@@ -17,7 +17,7 @@ when a network gives NaN or infinity, or one of several could not be scored, 143
 from __future__ import annotations
 
 if __name__ == "__main__":  # a signal may come before torch is imported, which takes seconds
-    from adadistill.core.stop_signal import leave_at_once_from_here_on
+    from adadistill.core.stopping.stop_signal import leave_at_once_from_here_on
 
     leave_at_once_from_here_on()
 
@@ -58,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(misuse)
     from adadistill.core.checkpoints import CheckpointError
     from adadistill.core.distributed import LaunchError
-    from adadistill.core.stop_signal import StopRequested
+    from adadistill.core.stopping.stop_signal import StopRequested
     from adadistill.core.verification import NonFiniteEmbeddingsError
     from adadistill.loaders.record_tools.foreign_sets import ArrowMissingError
 

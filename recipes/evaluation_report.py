@@ -16,7 +16,6 @@ from adadistill.core.benchmarks.published import (
 )
 from adadistill.core.benchmarks.result import BenchmarkResult, Curve, Score
 from adadistill.core.evaluation import PUBLISHED_PAIRS
-from adadistill.core.metrics_log import read_metrics
 from adadistill.core.report.document import (
     Block,
     Bullets,
@@ -32,7 +31,8 @@ from adadistill.core.report.document import (
     Table,
 )
 from adadistill.core.report.line_chart import MOST_SERIES
-from adadistill.core.run_folder import RunFolder
+from adadistill.core.training.metrics_log import read_metrics
+from adadistill.core.training.run_folder import RunFolder
 from adadistill.recipes.evaluation_files import Evaluation, read_evaluations
 from adadistill.recipes.evaluation_standing import Standing, read_best_by
 from adadistill.recipes.report_figures import roc_and_det, score_histogram

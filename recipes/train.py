@@ -14,7 +14,7 @@ Exit codes: 0 finished; 1 the run failed (a non-finite step, a damaged record, a
 from __future__ import annotations
 
 if __name__ == "__main__":  # a signal may come before torch is imported, which takes seconds
-    from adadistill.core.stop_signal import leave_at_once_from_here_on
+    from adadistill.core.stopping.stop_signal import leave_at_once_from_here_on
 
     leave_at_once_from_here_on()
 
@@ -28,16 +28,16 @@ from pathlib import Path
 from adadistill.core.checkpoints import CheckpointError
 from adadistill.core.distributed import LaunchError, LostRankError, distributed_session
 from adadistill.core.host_memory import keep_freed_memory
-from adadistill.core.metrics_log import MetricsFileError
 from adadistill.core.metrics_mirror import MirrorError
-from adadistill.core.non_finite import NonFiniteError
 from adadistill.core.out_of_memory import is_out_of_memory
 from adadistill.core.profiling import under_nsys
 from adadistill.core.recipe import load_recipe
-from adadistill.core.run import run_training
-from adadistill.core.run_folder import RunFolderError
-from adadistill.core.stop_signal import StopRequested
-from adadistill.core.training import TrainingResult
+from adadistill.core.stopping.stop_signal import StopRequested
+from adadistill.core.training.metrics_log import MetricsFileError
+from adadistill.core.training.non_finite import NonFiniteError
+from adadistill.core.training.run import run_training
+from adadistill.core.training.run_folder import RunFolderError
+from adadistill.core.training.trainer import TrainingResult
 from adadistill.loaders.dali_pipeline import DaliBatchError, DaliMissingError
 from adadistill.loaders.pixels import ImageDecodeError
 from adadistill.loaders.recordio import RecordError

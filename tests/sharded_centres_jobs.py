@@ -17,13 +17,13 @@ import torch
 import torch.distributed as dist
 from torch.utils._python_dispatch import TorchDispatchMode
 
-import adadistill.core.run as run
+import adadistill.core.training.run as run
 from adadistill.core.checkpoints import OwnRows
 from adadistill.core.distributed import Ranks, gather_rows
-from adadistill.core.non_finite import NonFiniteError
+from adadistill.core.training.non_finite import NonFiniteError
 
 if TYPE_CHECKING:
-    from adadistill.core.objectives import ClassificationObjective
+    from adadistill.core.objectives.classification import ClassificationObjective
     from adadistill.loaders.batch import Batch
     from adadistill.loaders.pipeline import ImagePipeline
 

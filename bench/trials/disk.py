@@ -27,7 +27,7 @@ from adadistill.bench.trials.small_run import SmallRun, difference, ending_of, w
 from adadistill.bench.trials.tally import Tally
 from adadistill.bench.trials.training_process import TrainingProcess, rank_environments
 from adadistill.core.checkpoints import newest_valid_checkpoint
-from adadistill.core.run_folder import RunFolder
+from adadistill.core.training.run_folder import RunFolder
 
 _ALL_TRIALS_S = 1800.0
 _RUN_S = 120.0

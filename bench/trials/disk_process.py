@@ -27,7 +27,7 @@ from adadistill.bench.trials.outcome import TrialOutcome
 from adadistill.bench.trials.small_run import Ending, SmallRun, difference, ending_of, write_small_run
 from adadistill.bench.trials.tally import Tally
 from adadistill.core.checkpoints import CheckpointError, list_checkpoints, newest_valid_checkpoint
-from adadistill.core.run_folder import RunFolder
+from adadistill.core.training.run_folder import RunFolder
 from adadistill.recipes import train
 
 _DISK_BYTES = 64 << 20

@@ -24,7 +24,7 @@ from adadistill.bench.trials.tally import Tally
 from adadistill.bench.trials.training_process import TrainingProcess, rank_environments
 from adadistill.core.checkpoints import CheckpointError, list_checkpoints, newest_valid_checkpoint
 from adadistill.core.checkpoints.files import step_of
-from adadistill.core.run_folder import RunFolder
+from adadistill.core.training.run_folder import RunFolder
 
 _LIMIT_S = 180.0
 """Of a run that nobody kills, and of a wait for something that it does within a second on a quiet machine."""

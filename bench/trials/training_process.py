@@ -16,7 +16,7 @@ from functools import cache
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
 
-_PRELOADED = ["adadistill.core.run", "adadistill.recipes.train", "torch._dynamo"]
+_PRELOADED = ["adadistill.core.training.run", "adadistill.recipes.train", "torch._dynamo"]
 """The last one is what a first optimiser step imports."""
 
 

@@ -18,11 +18,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from adadistill.core.agreed_stop import leave_together
 from adadistill.core.benchmarks.embedding_cache import StoredBlocks
 from adadistill.core.distributed import Ranks, broadcast_text, gather_rows
 from adadistill.core.evaluation import embed_images
 from adadistill.core.precision import Precision
+from adadistill.core.stopping.agreed_stop import leave_together
 from adadistill.core.verification import NonFiniteEmbeddingsError
 from adadistill.loaders.ijb import IjbImages
 from adadistill.loaders.ijb.images import pixel_blocks

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import torch
 
-from adadistill.core.apex_sgd import require_apex
 from adadistill.core.launch_check.findings import Findings, stat_of
 from adadistill.core.recipe import Recipe
+from adadistill.core.training.apex_sgd import require_apex
 from adadistill.loaders.dali_pipeline import require_dali
 from adadistill.loaders.image_source import ImageSource
 from adadistill.loaders.pipeline import open_store

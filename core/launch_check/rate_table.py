@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from adadistill.core.optimiser import OptimConfig, learning_rate
+from adadistill.core.training.optimiser import OptimConfig, learning_rate
 
 _SHARES = (0.25, 0.5, 0.75)  # of a schedule that falls with every step
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from adadistill.core.launch_check.checkpoint_space import existing_ancestor
 from adadistill.core.launch_check.findings import Findings, stat_of
 from adadistill.core.recipe import Recipe
-from adadistill.core.run_folder import RunFolder
+from adadistill.core.training.run_folder import RunFolder
 
 
 @dataclass(frozen=True, slots=True)

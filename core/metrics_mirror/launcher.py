@@ -93,7 +93,13 @@ class MetricsMirror:
 
 def follow_commands(run: Path, config: MirrorConfig) -> dict[str, list[str]]:
     """What to run for each of a run's copies."""
-    follow = [sys.executable, "-m", "adadistill.core.metrics_mirror.follow", str(run.absolute()), "--until-pipe-closes"]
+    follow = [
+        sys.executable,
+        "-m",
+        "adadistill.core.metrics_mirror.follow",
+        str(run.absolute()),
+        "--until-pipe-closes",
+    ]
     commands = {}
     if config.tensorboard:
         commands["TensorBoard"] = [*follow, "--tensorboard"]

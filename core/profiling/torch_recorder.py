@@ -25,11 +25,11 @@ import torch
 from torch.profiler import ProfilerActivity, profile, record_function, schedule
 
 from adadistill.core.distributed import Ranks
-from adadistill.core.metrics_log import peak_mib
 from adadistill.core.profiling.nsys_recorder import nvtx_range
 from adadistill.core.profiling.step_window import StepWindow
 from adadistill.core.profiling.summary_text import summary_text
 from adadistill.core.profiling.trace_summary import TraceSummary, summarise
+from adadistill.core.training.metrics_log import peak_mib
 
 logger = logging.getLogger(__name__)
 

@@ -17,8 +17,8 @@ tests_support.make_importable()
 import torch
 from torch import nn
 
-from adadistill.core.batch_norm_sync import RunningStatistics
 from adadistill.core.distributed import average_, distributed_session, gather_rows
+from adadistill.core.training.batch_norm_sync import RunningStatistics
 
 
 def main(out: str) -> None:

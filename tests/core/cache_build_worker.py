@@ -29,9 +29,9 @@ import tiny_training
 import torch
 import torch.fx.experimental.symbolic_shapes  # by torch on first use otherwise: half a second of each child
 
-from adadistill.core.cache_build import build_cache
 from adadistill.core.distributed import Ranks, distributed_session
-from adadistill.core.stop_signal import StopSignal
+from adadistill.core.stopping.stop_signal import StopSignal
+from adadistill.core.teachers.cache_build import build_cache
 
 FILES = ("header.json", "embeddings.bin", "blocks.bin")
 SLOT_BYTES = 16

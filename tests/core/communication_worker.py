@@ -20,7 +20,7 @@ import torch
 
 from adadistill.core.communication import CollectiveCounter, by_step
 from adadistill.core.distributed import distributed_session
-from adadistill.core.run import run_training
+from adadistill.core.training.run import run_training
 
 
 def main(plan_path: str, out: str) -> None:

@@ -19,10 +19,10 @@ tests_support.make_importable()
 import tiny_training
 import torch
 
-import adadistill.core.run as run
+import adadistill.core.training.run as run
 from adadistill.core.distributed import distributed_session
-from adadistill.core.non_finite import NonFiniteError
 from adadistill.core.profiling import ProfileRequest, StepWindow
+from adadistill.core.training.non_finite import NonFiniteError
 
 
 def main(plan_path: str, out: str) -> None:

@@ -27,11 +27,11 @@ import tiny_training
 import torch
 import torch.distributed as dist
 
-import adadistill.core.run as run
+import adadistill.core.training.run as run
 from adadistill.core.checkpoints import OwnRows
 from adadistill.core.distributed import Ranks, distributed_session, gather_rows
-from adadistill.core.non_finite import NonFiniteError
-from adadistill.core.training import Trainer
+from adadistill.core.training.non_finite import NonFiniteError
+from adadistill.core.training.trainer import Trainer
 
 
 class NormStudent(torch.nn.Module):

@@ -25,8 +25,8 @@ import torch
 from sync_watch import NoHostWait
 
 import adadistill.core.evaluation as evaluation
-from adadistill.core.training import Trainer
-from adadistill.core.training_step import TrainingStep
+from adadistill.core.training.trainer import Trainer
+from adadistill.core.training.training_step import TrainingStep
 from adadistill.recipes import train
 
 

@@ -18,7 +18,7 @@ from adadistill.core.distributed import Ranks
 from adadistill.core.metrics_mirror import MetricsMirror, MirrorConfig, MirrorError, WandbConfig, launcher
 from adadistill.core.metrics_mirror.follow import main as follow
 from adadistill.core.metrics_mirror.rows import GrowingFile, series, without_repeats
-from adadistill.core.run import run_training
+from adadistill.core.training.run import run_training
 from adadistill.recipes.mirror import main as mirror_again
 
 TENSORBOARD = MirrorConfig(tensorboard=True)

@@ -9,8 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from adadistill.core.class_centres import CentresConfig
-from adadistill.core.optimiser import OptimConfig
+from adadistill.core.centres.class_centres import CentresConfig
 from adadistill.core.recipe import (
     Recipe,
     RecipeError,
@@ -23,6 +22,7 @@ from adadistill.core.recipe import (
     resolve_recipe,
     shipped_recipes,
 )
+from adadistill.core.training.optimiser import OptimConfig
 from adadistill.loaders.pipeline import DataConfig
 
 DISTILLED = """\

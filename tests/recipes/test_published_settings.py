@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from adadistill.core.optimiser import learning_rate
 from adadistill.core.recipe import Recipe, load_recipe, shipped_recipes
+from adadistill.core.training.optimiser import learning_rate
 
 FOR_THE_FIELD = [name for name in shipped_recipes() if not name.startswith("demo_")]
 STEPS = 10  # per epoch

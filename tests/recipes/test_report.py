@@ -13,7 +13,7 @@ from evaluated_networks import write_checkpoints, write_pairs
 from tiny_training import tiny_recipe, write_tiny_records
 
 from adadistill.core.distributed import Ranks
-from adadistill.core.run import run_training
+from adadistill.core.training.run import run_training
 from adadistill.recipes.cli import main as cli
 from adadistill.recipes.evaluate import main as evaluate
 from adadistill.recipes.evaluation_files import read_evaluation, write_evaluation

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 
-from adadistill.core.optimiser import learning_rate
 from adadistill.core.recipe import (
     dump_recipe,
     load_overlaid_recipe,
@@ -16,6 +15,7 @@ from adadistill.core.recipe import (
     recipe_hash,
     shipped_recipes,
 )
+from adadistill.core.training.optimiser import learning_rate
 from adadistill.recipes.ablation_plan import shipped_variants
 
 SHIPPED = shipped_recipes()

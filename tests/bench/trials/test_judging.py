@@ -13,7 +13,7 @@ from adadistill.bench.trials.kills import _Victim
 from adadistill.bench.trials.small_run import Ending, SmallRun, difference
 from adadistill.bench.trials.tally import Tally
 from adadistill.core.checkpoints import list_checkpoints
-from adadistill.core.metrics_log import MetricsFile
+from adadistill.core.training.metrics_log import MetricsFile
 
 RUN = SmallRun(Path("recipe.yaml"), epochs=2)
 

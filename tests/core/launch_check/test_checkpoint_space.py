@@ -14,7 +14,7 @@ from adadistill.core.distributed import Ranks
 from adadistill.core.launch_check import checkpoint_space as space_module
 from adadistill.core.launch_check.checkpoint_space import checkpoint_parts, checkpoint_space, number_of_saves
 from adadistill.core.launch_check.findings import Findings
-from adadistill.core.run import run_training
+from adadistill.core.training.run import run_training
 
 
 @pytest.fixture(scope="module")

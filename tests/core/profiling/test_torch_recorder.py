@@ -17,7 +17,7 @@ from adadistill.core.checkpoints import newest_valid_checkpoint
 from adadistill.core.distributed import Ranks
 from adadistill.core.profiling import ProfileRequest, StepWindow
 from adadistill.core.recipe import Recipe
-from adadistill.core.run import run_training
+from adadistill.core.training.run import run_training
 
 WORKER = Path(__file__).parent.parent / "distributed_worker.py"
 

@@ -15,7 +15,6 @@ from adadistill.core.distributed import Ranks
 from adadistill.core.network_checkpoint import save_network
 from adadistill.core.precision import resolve_precision
 from adadistill.core.recipe import Recipe, recipe_augmentation
-from adadistill.core.run import run_training
 from adadistill.core.teachers import (
     CachedTeacher,
     ImageTeacher,
@@ -26,6 +25,7 @@ from adadistill.core.teachers import (
     record_binding,
 )
 from adadistill.core.teachers.sources import load_source
+from adadistill.core.training.run import run_training
 from adadistill.loaders.image_records import ImageRecords
 from adadistill.loaders.pixels import decode_image, to_network_input
 from adadistill.loaders.teacher_cache import (

@@ -1,0 +1,1 @@
+"""What is minimised: margins, their statistics, and the losses that put head, centres and teacher together."""

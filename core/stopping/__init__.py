@@ -1,0 +1,1 @@
+"""Being asked to stop, stopping together, and noticing that somebody has stopped answering."""

@@ -1,0 +1,1 @@
+"""A run: its folder, its loop and step, its optimiser, what it logs, and steps that are not finite."""

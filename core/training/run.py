@@ -1,0 +1,537 @@
+"""From a recipe to a finished run: builds every part, in the order in which mistakes are cheapest to find.
+
+Files first (records, teacher, verification sets, the run folder), then networks, then the loop takes over.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from adadistill.core.backbones import build_backbone
+from adadistill.core.benchmarks.suite import Benchmark, BenchmarkPaths, open_benchmarks
+from adadistill.core.centres.class_centres import AdaptiveCentres, TrainableCentres, initial_centres
+from adadistill.core.centres.frozen_centres import FrozenCentres, load_frozen_centres
+from adadistill.core.centres.sharded_centres import ShardedCentres
+from adadistill.core.centres.slow_centres import SlowCentres, slow_centres_dtype
+from adadistill.core.checkpoints import (
+    Checkpoint,
+    CheckpointError,
+    CheckpointWriter,
+    load_checkpoint,
+    newest_valid_checkpoint,
+    resolve_checkpoint,
+)
+from adadistill.core.checkpoints.files import row_range
+from adadistill.core.distributed import Ranks, barrier, broadcast_text, exchange_rows, gather_texts
+from adadistill.core.evaluation import VerificationSets
+from adadistill.core.metrics_mirror import MetricsMirror, MirrorConfig
+from adadistill.core.network_checkpoint import describe_network
+from adadistill.core.objectives.classification import ClassificationObjective
+from adadistill.core.objectives.distillation import DistillationObjective
+from adadistill.core.objectives.interface import Objective
+from adadistill.core.objectives.norm_statistics import NormStatistics
+from adadistill.core.objectives.regression_alone import RegressionObjective
+from adadistill.core.precision import Precision, resolve_precision
+from adadistill.core.profiling import ProfileRequest, open_profile
+from adadistill.core.recipe import (
+    Recipe,
+    dump_recipe,
+    parse_recipe,
+    recipe_augmentation,
+    recipe_differences,
+    recipe_hash,
+)
+from adadistill.core.seeding import derive_seed, seed_process, stream
+from adadistill.core.stopping.stop_signal import listen_for_stop
+from adadistill.core.stopping.watchdog import Watchdog
+from adadistill.core.teachers import BuiltTeacher, build_teacher
+from adadistill.core.training.apex_sgd import require_apex
+from adadistill.core.training.metrics_log import MetricsFile
+from adadistill.core.training.non_finite import NonFiniteGuard
+from adadistill.core.training.record_agreement import require_same_records
+from adadistill.core.training.restarts import agent_token, restart_count
+from adadistill.core.training.run_folder import RunFolder, describe_environment
+from adadistill.core.training.trainer import LoopConfig, Trainer, TrainingResult
+from adadistill.core.training.training_step import TrainingStep
+from adadistill.loaders.augment_policy import Augmentation
+from adadistill.loaders.image_source import ImageSource
+from adadistill.loaders.pipeline import ImagePipeline, build_pipeline, named_records
+from adadistill.loaders.sample_order import SampleOrder
+
+logger = logging.getLogger(__name__)
+
+
+# Keys that change how a run is fed, watched or saved, not what it computes; a resumed run may have others.
+_HARMLESS = (
+    "log.",
+    "checkpoint.",
+    "centres.placement:",
+    "evaluation.",
+    "data.micro_batch_size:",
+    "guard.hang_timeout_s:",
+    "data.workers:",
+    "data.prefetch:",
+    "data.decoder:",
+    "data.decode_on:",
+    "data.hw_decoder_load:",
+    "data.packed:",
+    "data.packed_in:",
+    "data.seal:",
+    "data.links:",
+    "data.on_damaged:",
+    "data.max_damaged:",
+    "name:",
+    "teacher.lock:",
+    "teacher.cache_verify:",
+)
+
+
+class ResumeError(ValueError):
+    """A run cannot go on from where it was told to."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Parts:
+    """What a run is made of once its files have been found good."""
+
+    records: ImageSource
+    order: SampleOrder
+    augmentation: Augmentation
+    precision: Precision
+    teacher: BuiltTeacher | None
+    frozen_centres: FrozenCentres | None
+    sets: VerificationSets | None
+    large: tuple[Benchmark, ...]
+
+
+def run_training(
+    recipe: Recipe,
+    folder: str | Path,
+    *,
+    ranks: Ranks,
+    resume: str = "none",
+    resume_allow: Sequence[str] = (),
+    student: nn.Module | None = None,
+    profile: ProfileRequest | None = None,
+) -> TrainingResult:
+    """Train what a recipe describes into a run folder.
+
+    Started again by torchrun (`--max-restarts`), it goes on from the newest checkpoint in the folder if this launch has
+    worked there before; where there is none, it begins as it was told to.
+
+    Args:
+        resume: `none` starts a new run; `auto` goes on from the folder's newest checkpoint that verifies, or starts
+            one where the folder holds no checkpoint; a path goes on from that checkpoint, or from the newest valid one
+            of that run folder.
+        resume_allow: dotted recipe keys that may differ from the checkpoint's recipe.
+        student: a network to train instead of the recipe's, images -> (B, embedding_dim); for tests and experiments.
+        profile: steps of this call to be profiled into the folder; results do not change.
+
+    Raises:
+        ResumeError: the checkpoint belongs to another recipe, or fits this run in no way.
+        CheckpointError: there are checkpoints, but none verifies; or one cannot be written.
+        MetricsFileError: the run is over, but the disk took not all of its lines.
+        NonFiniteError, StopRequested: see `Trainer.run`.
+    """
+    run_folder = RunFolder(folder)
+    step_profile = open_profile(profile, run_folder.profile, ranks)
+    parts = _open_parts(recipe, ranks)
+    own_rows_of = (ranks.rank, ranks.world_size) if recipe.centres.placement == "sharded" else None
+    agents = sorted(set(gather_texts(agent_token(), ranks)) - {""})
+    restarted = _is_restart(run_folder, agents, ranks)
+    checkpoint = _find_checkpoint(run_folder, resume, own_rows_of, ranks, restarted=restarted)
+    if checkpoint is not None:
+        _refuse_other_recipe(recipe, checkpoint, resume_allow)
+        _refuse_other_records(parts.records, checkpoint)
+        _refuse_other_centres(parts.frozen_centres, checkpoint)
+        _refuse_other_teacher(parts.teacher, checkpoint)
+    run_folder.start(
+        recipe_yaml=dump_recipe(recipe),
+        environment={
+            **describe_environment(world_size=ranks.world_size),
+            "device": str(ranks.device),
+            **({"launch": agents} if agents else {}),
+        },
+        resuming=resume != "none" or restarted,
+        rank=ranks.rank,
+    )
+    barrier(ranks)
+
+    seed_process(recipe.seed, rank=ranks.rank)
+    step = _build_step(recipe, parts, ranks, student)
+    pipeline = _build_pipeline(recipe, parts, ranks)
+    going_on = checkpoint is not None or run_folder.metrics.exists()
+    mirror = MetricsMirror(run_folder.path, recipe.log.copies if ranks.is_main else MirrorConfig())
+    metrics_file = MetricsFile(run_folder.metrics if ranks.is_main else None, after_write=mirror.check)
+    token = broadcast_text(secrets.token_hex(8), ranks)
+    writer = CheckpointWriter(
+        run_folder.checkpoints,
+        keep=recipe.checkpoint.keep,
+        rank=ranks.rank,
+        world_size=ranks.world_size,
+        run_token=token,
+    )
+    finished = False
+    try:
+        watchdog = Watchdog(run_folder.path, ranks, recipe.guard.hang_timeout_s, launch=token)
+        with metrics_file, listen_for_stop() as stop, watchdog, writer:
+            trainer = Trainer(
+                _loop_config(recipe, parts, ranks.device),
+                order=parts.order,
+                pipeline=pipeline,
+                step=step,
+                precision=parts.precision,
+                ranks=ranks,
+                metrics_file=metrics_file,
+                checkpoints=writer,
+                sets=parts.sets,
+                large=parts.large,
+                folder=run_folder.path,
+                state=_identity(recipe, parts),
+                profile=step_profile,
+            )
+            if checkpoint is not None:
+                _restore(trainer, checkpoint, ranks)
+                checkpoint = None  # its tensors are as large as those of the run
+            if going_on:
+                position = trainer.position
+                metrics_file.write(
+                    "resume", step=trainer.global_step, epoch=position.epoch, evaluated=position.evaluated
+                )
+            result = trainer.run(stop)
+            finished = True
+            return result
+    finally:
+        pipeline.close()
+        mirror.close(finished=finished)
+
+
+def _open_parts(recipe: Recipe, ranks: Ranks) -> _Parts:
+    """Open every file the run reads; whatever is wrong with one is said here."""
+    recipe.log.copies.require_packages()
+    if recipe.deterministic:
+        torch.use_deterministic_algorithms(True)
+        torch.backends.cudnn.benchmark = False
+    elif ranks.device.type == "cuda":
+        torch.backends.cudnn.benchmark = True
+    if recipe.optim.backend == "apex":
+        require_apex(ranks.device)
+    precision = resolve_precision(recipe.precision, ranks.device)
+    records = named_records(recipe.data)
+    require_same_records(records, ranks)
+    order = SampleOrder(len(records), recipe.data.global_batch_size, derive_seed(recipe.seed, "sample_order"))
+    recipe.data.parts(order.local_batch_size(ranks.world_size))
+    if recipe.centres.placement == "sharded" and records.num_classes < ranks.world_size:
+        raise ValueError(
+            f"centres.placement sharded cannot spread {records.num_classes} identities over {ranks.world_size} ranks; "
+            "start fewer processes, or set centres.placement=replicated"
+        )
+    augmentation = recipe_augmentation(recipe)
+    teacher = None
+    if recipe.teacher is not None:
+        teacher = build_teacher(
+            recipe.teacher,
+            records=records,
+            data=recipe.data,
+            augmentation=augmentation,
+            embedding_dim=recipe.student.embedding_dim,
+            precision=precision,
+            ranks=ranks,
+        )
+    frozen_centres = None
+    if recipe.centres.path is not None:
+        frozen_centres = load_frozen_centres(
+            recipe.centres.path,
+            records=records,
+            embedding_dim=recipe.student.embedding_dim,
+            precision=precision,
+            ranks=ranks,
+        )
+    sets = None
+    if recipe.evaluation.sets:
+        sets = VerificationSets.load(
+            recipe.evaluation.sets, recipe.data.image_size, rank=ranks.rank, world_size=ranks.world_size
+        )
+    large = BenchmarkPaths(
+        ijb=tuple(map(Path, recipe.evaluation.ijb)), tinyface=tuple(map(Path, recipe.evaluation.tinyface))
+    )
+    opened = open_benchmarks(large, recipe.data.image_size, ranks)
+    if ranks.is_main:
+        logger.info(
+            "%s: %d images of %d identities, %d steps per epoch of %d images over %d rank(s) on %s",
+            recipe.data.records,
+            len(records),
+            records.num_classes,
+            order.steps_per_epoch,
+            order.global_batch_size,
+            ranks.world_size,
+            ranks.device,
+        )
+    return _Parts(
+        records=records,
+        order=order,
+        augmentation=augmentation,
+        precision=precision,
+        teacher=teacher,
+        frozen_centres=frozen_centres,
+        sets=sets,
+        large=opened,
+    )
+
+
+def _build_step(recipe: Recipe, parts: _Parts, ranks: Ranks, student: nn.Module | None) -> TrainingStep:
+    if student is None:
+        student = build_backbone(recipe.student, recipe.data.image_size, generator=derive_seed(recipe.seed, "student"))
+    return TrainingStep(
+        student=student,
+        objective=_build_objective(recipe, parts, ranks),
+        optim=recipe.optim,
+        guard=NonFiniteGuard(recipe.guard, recipe.data.global_batch_size, ranks.device),
+        precision=parts.precision,
+        ranks=ranks,
+        compile_student=recipe.compile,
+        parts=recipe.data.parts(parts.order.local_batch_size(ranks.world_size)),
+    )
+
+
+def _build_pipeline(recipe: Recipe, parts: _Parts, ranks: Ranks) -> ImagePipeline:
+    return build_pipeline(
+        recipe.data,
+        parts.records,
+        parts.order,
+        rank=ranks.rank,
+        world_size=ranks.world_size,
+        device=ranks.device,
+        augmentation=parts.augmentation,
+        dtype=parts.precision.image_dtype,
+        channels_last=parts.precision.channels_last,
+        exchange=exchange_rows if ranks.world_size > 1 else None,
+    )
+
+
+def _build_objective(recipe: Recipe, parts: _Parts, ranks: Ranks) -> Objective:
+    kind, teacher = recipe.centres.kind, None if parts.teacher is None else parts.teacher.teacher
+    if kind == "none":
+        assert teacher is not None, "a recipe without centres has a teacher"
+        return RegressionObjective(regression=recipe.regression, teacher=teacher, ranks=ranks)
+    dtype = parts.precision.dtype
+    statistics = NormStatistics.start(dtype=dtype, device=ranks.device)
+    if kind == "adaptive":
+        assert teacher is not None, "a recipe with adaptive centres has a teacher"
+        # Under bfloat16 autocast the softmax reads a bfloat16 copy of the centres; exact precisions read exact centres,
+        # unless these are half precision themselves.
+        reads_as_stored = parts.precision.autocast_dtype is not None or recipe.centres.half is not None
+        unit_dtype = None if reads_as_stored else dtype
+        return DistillationObjective(
+            head=recipe.head,
+            geometry=recipe.geometry_margin,
+            centres=AdaptiveCentres(recipe.centres, _random_centres(recipe, parts, ranks), unit_dtype=unit_dtype),
+            slow_centres=_slow_centres(recipe, parts, ranks),
+            teacher=teacher,
+            statistics=statistics,
+            ranks=ranks,
+            regression=recipe.regression,
+        )
+    return ClassificationObjective(
+        head=recipe.head,
+        centres=parts.frozen_centres or _trained_centres(recipe, parts, ranks),
+        statistics=statistics,
+        ranks=ranks,
+        teacher=teacher,
+        geometry=recipe.geometry_margin,
+        regression=recipe.regression,
+    )
+
+
+def _trained_centres(recipe: Recipe, parts: _Parts, ranks: Ranks) -> TrainableCentres | ShardedCentres:
+    if recipe.centres.placement == "replicated":
+        return TrainableCentres(recipe.centres, _random_centres(recipe, parts, ranks))
+    count = parts.records.num_classes
+    own = row_range(count, ranks.rank, ranks.world_size)
+    return ShardedCentres(recipe.centres, count, _random_centres(recipe, parts, ranks, own), ranks)
+
+
+def _random_centres(recipe: Recipe, parts: _Parts, ranks: Ranks, rows: tuple[int, int] | None = None) -> torch.Tensor:
+    return initial_centres(
+        parts.records.num_classes,
+        recipe.student.embedding_dim,
+        generator=stream(recipe.seed, "class_centres"),
+        dtype=parts.precision.dtype if recipe.centres.half is None else getattr(torch, recipe.centres.half),
+        rows=rows,
+    ).to(ranks.device)
+
+
+def _slow_centres(recipe: Recipe, parts: _Parts, ranks: Ranks) -> SlowCentres | None:
+    if recipe.geometry_margin.mode != "headroom":
+        return None
+    return SlowCentres(
+        parts.records.num_classes,
+        recipe.student.embedding_dim,
+        momentum=recipe.geometry_margin.headroom_momentum,
+        dtype=slow_centres_dtype(recipe.centres.half, parts.precision.dtype),
+        device=ranks.device,
+    )
+
+
+def _identity(recipe: Recipe, parts: _Parts) -> dict[str, Any]:
+    """What every checkpoint says of the run it belongs to."""
+    frozen, teacher = parts.frozen_centres, parts.teacher
+    return {
+        "recipe_hash": recipe_hash(recipe),
+        "recipe": dump_recipe(recipe),
+        "records": parts.records.fingerprint(),
+        "network": describe_network(recipe.student, recipe.data.image_size),
+        **({} if frozen is None else {"frozen_centres": {"source": frozen.name, "sha256": frozen.sha256}}),
+        **({} if teacher is None else {"teacher": {"source": teacher.name, "sha256": teacher.sha256}}),
+    }
+
+
+def _loop_config(recipe: Recipe, parts: _Parts, device: torch.device) -> LoopConfig:
+    return LoopConfig(
+        epochs=recipe.optim.epochs,
+        log_every=recipe.log.every,
+        evaluate_every_epochs=recipe.evaluation.every_epochs,
+        evaluate_large_every_epochs=recipe.evaluation.large_every_epochs,
+        evaluation_batch_size=recipe.evaluation.batch_size,
+        checkpoint=recipe.checkpoint,
+        augmentation=parts.augmentation,
+        compiles=recipe.compile != "off" or device.type == "cuda",  # where a teacher is compiled unasked
+    )
+
+
+def _is_restart(run_folder: RunFolder, launch: Sequence[str], ranks: Ranks) -> bool:
+    """Whether torchrun has started this launch again, after it had begun or continued the run in this folder.
+
+    Where it had not, because it was refused or died before, the restart is told nothing new and begins as the first.
+    """
+    restarts = max(map(int, gather_texts(str(restart_count()), ranks)))
+    if restarts == 0:
+        return False
+    own = bool(broadcast_text("own" if ranks.is_main and run_folder.belongs_to(launch) else "", ranks))
+    if own and ranks.is_main:
+        logger.info("torchrun has started this launch again (restart %d); %s is its own", restarts, run_folder.path)
+    return own
+
+
+def _find_checkpoint(
+    run_folder: RunFolder, resume: str, own_rows_of: tuple[int, int] | None, ranks: Ranks, *, restarted: bool
+) -> Checkpoint | None:
+    """The checkpoint to go on from; all ranks take the one that rank 0 found."""
+    if restarted:
+        found = _newest_checkpoint(run_folder, own_rows_of, ranks)
+        if found is not None or resume == "auto":
+            return found
+    if resume == "none":
+        return None
+    if resume != "auto":
+        return load_checkpoint(resolve_checkpoint(resume), own_rows_of=own_rows_of)
+    return _newest_checkpoint(run_folder, own_rows_of, ranks)
+
+
+def _newest_checkpoint(run_folder: RunFolder, own_rows_of: tuple[int, int] | None, ranks: Ranks) -> Checkpoint | None:
+    path, refusal, found = "", "", None
+    if ranks.is_main:
+        found, skipped = newest_valid_checkpoint(run_folder.path, own_rows_of=own_rows_of)
+        for bad, reason in skipped:
+            logger.warning("checkpoint %s is passed over: %s", bad, reason)
+        path = "" if found is None else str(found.path)
+        if found is None and skipped:
+            refusal = (
+                f"{run_folder.path} holds {len(skipped)} checkpoint(s) and none is valid:\n  "
+                + "\n  ".join(reason for _, reason in skipped)
+                + "\n  Restore one of them, or move them away to start the run anew"
+            )
+    if refusal := broadcast_text(refusal, ranks):
+        raise CheckpointError(refusal)
+    path = broadcast_text(path, ranks)
+    if ranks.is_main or not path:
+        return found
+    return load_checkpoint(path, own_rows_of=own_rows_of)
+
+
+def refuse_other_run(
+    recipe: Recipe, records: ImageSource | None, checkpoint: Checkpoint, resume_allow: Sequence[str]
+) -> None:
+    """What of a checkpoint can be compared with a recipe, and with its records where they are there, before a run.
+
+    Args:
+        checkpoint: its `state` is looked at, no tensor.
+
+    Raises:
+        ResumeError: as `run_training`.
+    """
+    _refuse_other_recipe(recipe, checkpoint, resume_allow)
+    if records is not None:
+        _refuse_other_records(records, checkpoint)
+
+
+def _refuse_other_recipe(recipe: Recipe, checkpoint: Checkpoint, resume_allow: Sequence[str]) -> None:
+    if checkpoint.state.get("recipe_hash") == recipe_hash(recipe):
+        return
+    saved = checkpoint.state.get("recipe")
+    if not isinstance(saved, str):
+        raise ResumeError(f"{checkpoint.path} is no training checkpoint: it holds no recipe")
+    allowed = (*_HARMLESS, *(f"{key}:" for key in resume_allow))
+    saved_recipe = parse_recipe(saved, source=str(checkpoint.path))
+    differences = [line for line in recipe_differences(saved_recipe, recipe) if not line.startswith(allowed)]
+    if differences:
+        raise ResumeError(
+            f"{checkpoint.path} was saved by another recipe; differences (checkpoint != now):\n  "
+            + "\n  ".join(differences)
+            + "\n  Use the recipe it was saved with (recipe.resolved.yaml), or allow keys with --resume-allow KEY"
+        )
+
+
+def _refuse_other_records(records: ImageSource, checkpoint: Checkpoint) -> None:
+    """Centres and sample order belong to the very records they were made from."""
+    if checkpoint.state.get("records") != records.fingerprint():
+        raise ResumeError(
+            f"{checkpoint.path} was saved while training on other records than {records.path} holds now; "
+            "class centres and sample order do not carry over. Point data.records at those of that run"
+        )
+
+
+def _refuse_other_centres(centres: FrozenCentres | None, checkpoint: Checkpoint) -> None:
+    """Frozen centres are not in the checkpoint: they must be those that it was trained with."""
+    if centres is None:
+        return
+    saved = checkpoint.state.get("frozen_centres")
+    sha256 = saved.get("sha256") if isinstance(saved, dict) else None
+    if sha256 != centres.sha256:
+        trained_with = "no frozen class centres" if sha256 is None else f"frozen class centres of sha256 {sha256}"
+        raise ResumeError(
+            f"{checkpoint.path} was trained with {trained_with}, centres.path holds {centres.name} of sha256 "
+            f"{centres.sha256}; point centres.path at the centres of that run (a run that trained on since has others)"
+        )
+
+
+def _refuse_other_teacher(teacher: BuiltTeacher | None, checkpoint: Checkpoint) -> None:
+    """The same recipe may find other weights under the same path; the centres are averages of the first ones' rows."""
+    saved = checkpoint.state.get("teacher")
+    sha256 = saved.get("sha256") if isinstance(saved, dict) else None
+    if teacher is None or None in (sha256, teacher.sha256) or sha256 == teacher.sha256:
+        return
+    raise ResumeError(
+        f"{checkpoint.path} was taught by weights of sha256 {sha256}, this run's teacher {teacher.name} has "
+        f"{teacher.sha256}; class centres of two teachers must not mix. Give it the weights of that run"
+    )
+
+
+def _restore(trainer: Trainer, checkpoint: Checkpoint, ranks: Ranks) -> None:
+    try:
+        notes = trainer.restore(checkpoint)
+    except (ValueError, RuntimeError, KeyError, TypeError) as error:
+        raise ResumeError(f"{checkpoint.path} does not fit this run: {error}") from error
+    if ranks.is_main:
+        position = trainer.position
+        logger.info("resumed from %s at epoch %d, step %d", checkpoint.path, position.epoch, position.step)
+        for note in notes:
+            logger.warning("%s", note)

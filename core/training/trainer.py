@@ -1,0 +1,487 @@
+"""The training loop: batches in order, one step each, and what happens between steps.
+
+The position (epoch, step) is all the loop knows about where it is; order, flips and learning rates are functions of it.
+Everything the loop is made of comes in from `core/training/run.py`, so that tests can run it with parts of their own.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Generator, Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from adadistill.core.benchmarks.suite import Benchmark
+from adadistill.core.checkpoints import Checkpoint, CheckpointConfig, CheckpointWriter, OwnRows, RowArray, Snapshot
+from adadistill.core.distributed import Ranks
+from adadistill.core.evaluation import VerificationSets, evaluate_sets
+from adadistill.core.objectives.interface import GlobalSamples
+from adadistill.core.precision import Precision
+from adadistill.core.profiling import NO_PROFILE, StepProfile
+from adadistill.core.seeding import random_state, restore_random_state
+from adadistill.core.stopping.heartbeat import EVALUATION, FIRST_STEP, SAVING, TRAINING, beat, phase
+from adadistill.core.stopping.stop_signal import StopRequested, StopSignal
+from adadistill.core.training.lagged_readback import LaggedReadback
+from adadistill.core.training.metrics_log import MetricsFile, ProgressBar, StepMetrics, log_line
+from adadistill.core.training.non_finite import NonFiniteError
+from adadistill.core.training.optimiser import learning_rate, load_momentum, momentum_tensors
+from adadistill.core.training.training_step import TrainingStep
+from adadistill.core.verification import VerificationResult
+from adadistill.loaders.augment_policy import Augmentation
+from adadistill.loaders.batch import Batch
+from adadistill.loaders.named_ranges import named_range
+from adadistill.loaders.pipeline import ImagePipeline
+from adadistill.loaders.sample_order import SampleOrder
+
+logger = logging.getLogger(__name__)
+
+# In a checkpoint: momentum of a small parameter, and of a row-sharded array, which is divided as the array is.
+_MOMENTUM_OF = "momentum."
+_OWN_MOMENTUM = "_momentum"
+
+
+@dataclass(frozen=True, slots=True)
+class Position:
+    """Where training is: the next step to do."""
+
+    epoch: int = 0
+    step: int = 0
+    """0-based step within the epoch."""
+    evaluated: bool = True
+    """False between the save at the end of an epoch and its evaluation, so that a resumed run evaluates first."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LoopConfig:
+    """The numbers of the loop, out of a recipe."""
+
+    epochs: int
+    log_every: int
+    evaluate_every_epochs: int
+    evaluate_large_every_epochs: int
+    evaluation_batch_size: int
+    checkpoint: CheckpointConfig
+    augmentation: Augmentation
+    """The one that the pipeline's images get."""
+    compiles: bool = False
+    """Whether networks are compiled in the first step of a launch, which may then take minutes."""
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingResult:
+    """What a finished run reached."""
+
+    metrics: dict[str, float]
+    """Values of the last log line."""
+    evaluations: dict[str, VerificationResult]
+    """Of the last evaluation, by set."""
+    images_per_s: float
+    """Over the whole call, evaluation and saving excluded."""
+
+
+class Trainer:
+    """One run, from its position to its end.
+
+    Args:
+        step: student, objective, optimiser.
+        checkpoints: None to save nothing.
+        sets: verification sets, decoded; None to evaluate on none.
+        large: benchmarks that take minutes and are run more rarely.
+        metrics_file: writes on rank 0.
+        folder: run folder, for the dump of a non-finite step; None writes none.
+        state: JSON values every checkpoint carries (recipe hash, network description).
+        profile: records some of the steps; closed when `run` ends.
+    """
+
+    def __init__(
+        self,
+        config: LoopConfig,
+        *,
+        order: SampleOrder,
+        pipeline: ImagePipeline,
+        step: TrainingStep,
+        precision: Precision,
+        ranks: Ranks,
+        metrics_file: MetricsFile,
+        checkpoints: CheckpointWriter | None = None,
+        sets: VerificationSets | None = None,
+        large: tuple[Benchmark, ...] = (),
+        folder: Path | None = None,
+        state: dict[str, Any] | None = None,
+        profile: StepProfile = NO_PROFILE,
+    ) -> None:
+        self.config = config
+        self.position = Position()
+        self.step = step
+        self._order = order
+        self._pipeline = pipeline
+        self._precision = precision
+        self._ranks = ranks
+        self._metrics_file = metrics_file
+        self._checkpoints = checkpoints
+        self._sets = sets
+        self._large = large
+        self._folder = folder
+        self._state = state or {}
+        self._profile = profile
+        self._readback = LaggedReadback(ranks.device)
+        self._skips_reported = 0
+        self._last_metrics: dict[str, float] = {}
+        self._last_evaluations: dict[str, VerificationResult] = {}
+        self._total_steps = config.epochs * order.steps_per_epoch
+        self._metrics = self._new_metrics()
+        self._bar = ProgressBar(self._total_steps, ranks)
+        self._trained_images, self._trained_s, self._excluded_s = 0, 0.0, 0.0
+        self._first_step = self._saved_step = 0
+        """Finished steps when this launch began, and at its last save."""
+
+    @property
+    def global_step(self) -> int:
+        """Finished steps of the run."""
+        return self.position.epoch * self._order.steps_per_epoch + self.position.step
+
+    def run(self, stop: StopSignal) -> TrainingResult:
+        """Train to the end of the last epoch.
+
+        Raises:
+            NonFiniteError: a step was not finite; nothing of it was kept.
+            StopRequested: a signal arrived on some rank; what was not saved yet has been saved.
+            CheckpointError: a save failed; training ended a step or two after it.
+        """
+        self._metrics = self._new_metrics()
+        self._first_step = self._saved_step = self.global_step
+        beat(self.global_step)
+        if not self.position.evaluated:
+            self._evaluate(stop)
+        with closing(self._profile), phase(TRAINING):
+            for epoch in range(self.position.epoch, self.config.epochs):
+                self._train_epoch(epoch, stop)
+                self._finish_epoch(epoch, stop)
+        if self._checkpoints is not None:
+            with phase(SAVING):
+                self._checkpoints.wait()
+        self._bar.clear()
+        images_per_s = self._trained_images / self._trained_s if self._trained_s else 0.0
+        return TrainingResult(self._last_metrics, self._last_evaluations, images_per_s)
+
+    def save(self) -> None:
+        """Save the position now, in the background; every rank must call it."""
+        if self._checkpoints is None:
+            return
+        self._heed(self._readback.drain())  # a checkpoint must not hide a rejected step behind it
+        started = time.perf_counter()
+        objective = self.step.objective
+        momentum = momentum_tensors(self.step.optimiser, self.step.parameter_names())
+        arrays = objective.row_sharded()
+        snapshot = Snapshot(
+            model=self.step.student.state_dict(),
+            optimiser={
+                **{f"{_MOMENTUM_OF}{name}": value for name, value in momentum.items() if name not in arrays},
+                **objective.tensors(),
+            },
+            # What is too large to be held whole has momentum just as large.
+            row_sharded={
+                **arrays,
+                **{f"{n}{_OWN_MOMENTUM}": _divided_as(a, momentum[n]) for n, a in arrays.items() if n in momentum},
+            },
+            rank_state=random_state(self._ranks.device),
+            state={
+                **self._state,
+                "position": {
+                    "epoch": self.position.epoch,
+                    "step": self.position.step,
+                    "evaluated": self.position.evaluated,
+                },
+                "steps_per_epoch": self._order.steps_per_epoch,
+            },
+        )
+        with phase(SAVING):
+            self._checkpoints.save(self.global_step, snapshot)
+        self._saved_step = self.global_step
+        self._exclude_since(started)
+
+    def restore(self, checkpoint: Checkpoint) -> list[str]:
+        """Take over a checkpoint; what could not be restored exactly is returned, a sentence each.
+
+        Raises:
+            ValueError: its tensors do not fit this run.
+        """
+        with torch.no_grad():
+            self.step.student.load_state_dict(checkpoint.model, strict=True)
+        small, large = checkpoint.optimiser, checkpoint.row_sharded
+        others = {name: tensor for name, tensor in small.items() if not name.startswith(_MOMENTUM_OF)}
+        arrays = {name: array for name, array in large.items() if not name.endswith(_OWN_MOMENTUM)}
+        momentum = {name.removeprefix(_MOMENTUM_OF): small[name] for name in small.keys() - others.keys()}
+        for name in large.keys() - arrays.keys():
+            array = large[name]
+            momentum[name.removesuffix(_OWN_MOMENTUM)] = array.rows if isinstance(array, OwnRows) else array
+        self.step.objective.load(row_sharded=arrays, tensors=others)
+        load_momentum(self.step.optimiser, self.step.parameter_names(), momentum)
+        self.step.running_statistics.remember()
+        self.position = Position(**checkpoint.state["position"])
+        if len(checkpoint.rank_states) == self._ranks.world_size:
+            restore_random_state(checkpoint.rank_states[self._ranks.rank], self._ranks.device)
+            return []
+        return [
+            f"random state (dropout) starts anew: it was saved by {len(checkpoint.rank_states)} ranks, "
+            f"this run has {self._ranks.world_size}"
+        ]
+
+    def _train_epoch(self, epoch: int, stop: StopSignal) -> None:
+        started, excluded_s = time.perf_counter(), self._excluded_s
+        with closing(self._batches(epoch, stop)) as batches:
+            for batch, wait_s in batches:
+                asked = self._train_step(batch, stop, wait_s)
+                beat(self.global_step)
+                self._trained_images += self._order.global_batch_size
+                if self.global_step % self.config.log_every == 0:
+                    self._log()
+                self._bar.update(self.global_step)
+                if asked:
+                    self._stop(stop)
+                at_end = self.position.step == 0
+                if not at_end and self.config.checkpoint.is_due(self.global_step, self._order.steps_per_epoch):
+                    self.save()
+        if self._ranks.device.type == "cuda":
+            torch.cuda.synchronize(self._ranks.device)  # the host is ahead; speed counts finished work
+        self._trained_s += time.perf_counter() - started - (self._excluded_s - excluded_s)
+
+    def _batches(self, epoch: int, stop: StopSignal) -> Generator[tuple[Batch, float], None, None]:
+        """The rest of the epoch's batches, each with the seconds that the loop waited for it.
+
+        What the loop does with one, until it asks for the next, belongs to that step of the profile.
+        """
+        batches = self._pipeline.epoch(epoch, self.position.step)
+        for _ in range(self.position.step, self._order.steps_per_epoch):
+            with self._profile.step(self.global_step):
+                started = time.perf_counter()
+                with named_range("load"), self._stopping(stop, when=self._ranks.world_size == 1):
+                    batch = next(batches, None)
+                assert batch is not None, "a pipeline hands out every step of its epoch"
+                yield batch, time.perf_counter() - started
+            started = time.perf_counter()
+            if self._profile.finish_if_due():
+                self._bar.clear()
+                self._exclude_since(started)
+        next(batches, None)  # exhausted, so that the pipeline can start another epoch
+
+    def _train_step(self, batch: Batch, stop: StopSignal, wait_s: float) -> bool:
+        """One step; advances the position. Whether all ranks have agreed to stop."""
+        steps_per_epoch = self._order.steps_per_epoch
+        lr = learning_rate(
+            self.step.optim,
+            global_batch_size=self._order.global_batch_size,
+            epoch=batch.epoch,
+            step=batch.step,
+            steps_per_epoch=steps_per_epoch,
+        )
+        record_ids = self._order.global_ids(batch.epoch, batch.step)
+        augmentation = self.config.augmentation
+        samples = GlobalSamples(
+            record_ids=record_ids,
+            mirrored=augmentation.mirrored(batch.epoch, record_ids),
+            view=augmentation.view(batch.epoch),
+        )
+        # Before its first step a launch has nothing to save, and that step may be minutes of compiling.
+        first = self.global_step == self._first_step
+        leaves = first and (self.config.compiles or self._ranks.world_size == 1)
+        with stop.interruptible(when=leaves, keeps=False), phase(FIRST_STEP if first else TRAINING):
+            outcome = self.step.run(
+                batch,
+                samples,
+                lr=lr,
+                fractional_epoch=batch.epoch + batch.step / steps_per_epoch,
+                global_step=self.global_step,
+                # A save that failed in the background ends the run as a signal does: on all ranks, after the same step.
+                stop=stop.requested or (self._checkpoints is not None and self._checkpoints.failed),
+            )
+        self._metrics.add(outcome.metrics, lr=lr, wait_s=wait_s)
+        at_end = batch.step + 1 == steps_per_epoch
+        if at_end:
+            self.position = Position(batch.epoch + 1, 0, evaluated=not self._evaluation_is_due(batch.epoch))
+        else:
+            self.position = Position(batch.epoch, batch.step + 1)
+        return self._heed(self._readback.push(outcome.signals))
+
+    def _finish_epoch(self, epoch: int, stop: StopSignal) -> None:
+        """Save and evaluate as due; the save comes first, so that a kill during evaluation costs no training."""
+        last = epoch + 1 == self.config.epochs
+        if last or self.config.checkpoint.is_due(self.global_step, self._order.steps_per_epoch):
+            self.save()
+        self._heed(self._readback.drain())
+        if not self.position.evaluated:
+            self._evaluate(stop)
+        if last and self._metrics.pending:
+            self._log()
+
+    def _evaluation_is_due(self, epoch: int) -> bool:
+        return self._sets_are_due(epoch) or self._large_are_due(epoch)
+
+    def _sets_are_due(self, epoch: int) -> bool:
+        last = epoch + 1 == self.config.epochs
+        return self._sets is not None and (last or (epoch + 1) % self.config.evaluate_every_epochs == 0)
+
+    def _large_are_due(self, epoch: int) -> bool:
+        last = epoch + 1 == self.config.epochs
+        return bool(self._large) and (last or (epoch + 1) % self.config.evaluate_large_every_epochs == 0)
+
+    def _evaluate(self, stop: StopSignal) -> None:
+        """Score the student on what is due after the epoch that has ended. All ranks share the work."""
+        started = time.perf_counter()
+        finished = self.position.epoch - 1
+        with phase(EVALUATION):
+            if self._sets_are_due(finished):
+                self._evaluate_sets(stop)
+            if self._large_are_due(finished):
+                self._evaluate_large(stop)
+        self._metrics.exclude(time.perf_counter() - started)
+        self.position = replace(self.position, evaluated=True)
+
+    def _evaluate_sets(self, stop: StopSignal) -> None:
+        assert self._sets is not None, "sets are due only where there are some"
+        started = time.perf_counter()
+        with self._stopping(stop, when=self._ranks.world_size == 1):
+            self._last_evaluations = evaluate_sets(
+                self.step.student,
+                self._sets,
+                ranks=self._ranks,
+                batch_size=self.config.evaluation_batch_size,
+                precision=self._precision,
+            )
+        seconds = time.perf_counter() - started
+        if self._ranks.is_main:
+            self._bar.clear()
+            for name, result in self._last_evaluations.items():
+                logger.info("after epoch %d  %s  %s", self.position.epoch, name, result.summary())
+                self._metrics_file.write(
+                    "evaluation",
+                    step=self.global_step,
+                    epoch=self.position.epoch,
+                    set=name,
+                    seconds=round(seconds, 3),
+                    **result.to_json(),
+                )
+
+    def _evaluate_large(self, stop: StopSignal) -> None:
+        for one in self._large:
+            started = time.perf_counter()
+            with self._stopping(stop, when=self._ranks.world_size == 1):
+                result, _ = one.evaluate(
+                    self.step.student,
+                    ranks=self._ranks,
+                    batch_size=self.config.evaluation_batch_size,
+                    precision=self._precision,
+                )
+            if self._ranks.is_main:
+                self._bar.clear()
+                headline = result[result.headline]
+                value = "undefined" if headline.value is None else f"{100.0 * headline.value:.2f} %"
+                logger.info("after epoch %d  %s  %s %s", self.position.epoch, one.name, headline.label, value)
+                self._metrics_file.write(
+                    "evaluation",
+                    step=self.global_step,
+                    epoch=self.position.epoch,
+                    set=one.name,
+                    kind=one.kind,
+                    seconds=round(time.perf_counter() - started, 3),
+                    data_sha256=result.data_sha256,
+                    headline=result.headline,
+                    scores={score.key: score.value for score in result.scores},
+                )
+
+    def _log(self) -> None:
+        self._last_metrics = values = self._metrics.take(step=self.global_step)
+        if len(self._pipeline.damaged):
+            values["damaged_records"] = len(self._pipeline.damaged)  # distinct ones, of this rank
+        if self._ranks.is_main:
+            self._bar.clear()
+            line = log_line(values, step=self.global_step, total_steps=self._total_steps, epoch=self.position.epoch)
+            logger.info("%s", line)
+            self._metrics_file.write("train", step=self.global_step, epoch=self.position.epoch, **values)
+
+    def _heed(self, signals: list[int] | None) -> bool:
+        """Act on what the device reported: raise on a rejected step, return whether a stop was agreed."""
+        if signals is None:
+            return False
+        rejected, newest, stop = signals
+        if rejected > self._skips_reported:
+            self._report_rejection(rejected, newest)
+        return bool(stop)
+
+    def _report_rejection(self, rejected: int, global_step: int) -> None:
+        """A step was not finite: name its records, and stop unless the recipe tolerates it."""
+        self._skips_reported = rejected
+        guard = self.step.guard
+        epoch, step = divmod(global_step, self._order.steps_per_epoch)
+        ids = self._order.global_ids(epoch, step)
+        blamed = ids[guard.bad_samples.cpu().numpy()]
+        what = "the samples with" if len(blamed) else "the gradient, no single sample; its batch has"
+        blamed = blamed if len(blamed) else ids
+        shown = ", ".join(str(i) for i in blamed[:16]) + (f", ... ({len(blamed)} in all)" if len(blamed) > 16 else "")
+        message = f"step {global_step} (epoch {epoch}, step {step}) is not finite: {what} record ids {shown}"
+        values = {"step": global_step, "epoch": epoch, "step_of_epoch": step, "record_ids": blamed.tolist()}
+        stops = guard.must_stop(rejected)
+        if self._ranks.is_main:
+            self._metrics_file.write("non_finite", stopped=stops, **values)
+            if self._folder is not None:
+                dump = self._folder / f"non_finite-step-{global_step:08d}.json"
+                try:
+                    dump.write_text(json.dumps(values, indent=1) + "\n")
+                except OSError as error:  # a full disk must not hide the step that was not finite
+                    logger.warning("%s was not written: %s", dump, error.strerror)
+        if stops:
+            raise NonFiniteError(
+                f"{message}. Nothing of it was kept, and the last checkpoint is intact. Look at these records "
+                "(a broken image or teacher embedding), lower optim.lr, or set guard.on_nonfinite=skip",
+                blamed.tolist(),
+            )
+        logger.warning("%s; skipped (%d of at most %d)", message, rejected, guard.config.max_skips)
+
+    @contextmanager
+    def _stopping(self, stop: StopSignal, *, when: bool) -> Iterator[None]:
+        """A stretch between two steps, which a stop ends: a signal's own `when`, else what all ranks agree on in it."""
+        try:
+            with stop.interruptible(when=when):
+                yield
+        except StopRequested:
+            self._stop(stop)
+
+    def _stop(self, stop: StopSignal) -> None:
+        """Save what this launch has done since its last save, and leave; every rank is at the same position."""
+        if self._metrics.pending:
+            self._log()
+        step = self.global_step
+        told = f"step {step} has been saved"
+        if step == self._first_step:
+            told = "no step of this launch was finished, nothing had to be saved"
+        elif self._checkpoints is None:
+            told = f"step {step} was reached, and this run saves nothing"
+        elif step != self._saved_step:
+            self.save()  # raises where it was a failed save that ends the run, as `wait` does
+        if self._checkpoints is not None:
+            with phase(SAVING):
+                self._checkpoints.wait()
+        self._metrics_file.write("stop", step=step, epoch=self.position.epoch)
+        raise StopRequested(stop.exit_code, told)
+
+    def _exclude_since(self, started: float) -> None:
+        """What was done since is no training: saving, writing a profile."""
+        seconds = time.perf_counter() - started
+        self._excluded_s += seconds
+        self._metrics.exclude(seconds)
+
+    def _new_metrics(self) -> StepMetrics:
+        return StepMetrics(
+            global_batch_size=self._order.global_batch_size, total_steps=self._total_steps, ranks=self._ranks
+        )
+
+
+def _divided_as(array: RowArray, rows: Tensor) -> RowArray:
+    return OwnRows(rows, array.total) if isinstance(array, OwnRows) else rows

@@ -1,0 +1,148 @@
+"""A run computes the same numbers whatever its images come from, and a damaged record costs it one sample a step."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from rank_processes import run_ranks
+from tiny_training import PlainStudent, tiny_recipe, write_tiny_records
+
+from adadistill.core.distributed import Ranks
+from adadistill.core.teachers import record_binding
+from adadistill.core.training.run import run_training
+from adadistill.loaders.image_records import ImageRecords
+from adadistill.loaders.packed_store import PackMismatchError, pack_records
+from adadistill.loaders.pixels import ImageDecodeError
+from adadistill.loaders.record_seal import ChecksumError, SealError, write_seal
+from adadistill.loaders.recordio import RecordFile, RecordWriter
+
+WORKER = Path(__file__).parent.parent / "distributed_worker.py"
+SHORT = {"optim__epochs": 2, "log__every": 1, "precision": "float64"}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Tiny records, and a packed store of them in three shards."""
+    folder = tmp_path_factory.mktemp("data")
+    records = ImageRecords(write_tiny_records(folder))
+    pack_records(
+        records, folder / "rgb", binding=record_binding(records), layout="rgb", image_size=32, shard_records=20
+    )
+    return folder
+
+
+def _losses(run: Path) -> list[float]:
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [row["loss"] for row in rows if row["event"] == "train"]
+
+
+def _train(data: Path, run: Path, **overrides: object) -> list[float]:
+    run_training(tiny_recipe(data, **{**SHORT, **overrides}), run, ranks=Ranks(), student=PlainStudent())
+    return _losses(run)
+
+
+@pytest.mark.parametrize("augment", ["none", "adaface"])
+def test_a_packed_store_trains_as_its_records_do_wherever_it_lives(data: Path, tmp_path: Path, augment: str):
+    teacher = {"teacher": "null", "centres__kind": "trainable", "geometry_margin__mode": "off"}
+    shown = {"augment__policy": augment, **teacher}
+    wanted = _train(data, tmp_path / "decoded", **shown)
+    for place in ("page_cache", "device"):
+        packed = {"data__packed": data / "rgb", "data__packed_in": place}
+        assert _train(data, tmp_path / place, **packed, **shown) == wanted
+
+
+def test_two_ranks_that_share_a_store_train_as_one_that_decodes(data: Path, tmp_path: Path):
+    """What one rank needs lies on both: every step exchanges rows."""
+    for name, world_size, overrides in (
+        ("one", 1, {}),
+        ("shared", 2, {"data__packed": str(data / "rgb"), "data__packed_in": "device_share"}),
+        ("page_cache", 2, {"data__packed": str(data / "rgb"), "data__packed_in": "page_cache"}),
+    ):
+        (tmp_path / name).mkdir()
+        plan = {"data": str(data), "run": str(tmp_path / name / "run"), "overrides": {**SHORT, **overrides}}
+        (tmp_path / name / "plan.json").write_text(json.dumps({**plan, "student": "plain", "damage": None}))
+        run_ranks([str(WORKER), str(tmp_path / name / "plan.json"), str(tmp_path / name)], world_size)
+    wanted = _losses(tmp_path / "one" / "run")
+    assert len(wanted) == 12
+    assert _losses(tmp_path / "shared" / "run") == pytest.approx(wanted, rel=1e-6)
+    assert _losses(tmp_path / "shared" / "run") == _losses(tmp_path / "page_cache" / "run")
+
+
+def test_a_store_of_other_records_is_refused(data: Path, tmp_path: Path):
+    other = ImageRecords(write_tiny_records(tmp_path / "other", images=9))
+    pack_records(other, tmp_path / "packed", binding=record_binding(other), layout="rgb", image_size=32)
+    with pytest.raises(PackMismatchError):
+        _train(data, tmp_path / "run", data__packed=tmp_path / "packed")
+
+
+def test_a_store_that_is_to_be_shared_needs_no_exchange_on_one_rank(data: Path, tmp_path: Path):
+    wanted = _train(data, tmp_path / "decoded")
+    shared = {"data__packed": data / "rgb", "data__packed_in": "device_share"}
+    assert _train(data, tmp_path / "shared", **shared) == wanted
+
+
+def test_pinned_memory_is_refused_without_a_gpu(data: Path, tmp_path: Path):
+    with pytest.raises(ValueError, match="pinned is for CUDA"):
+        _train(data, tmp_path / "run", data__packed=data / "rgb", data__packed_in="pinned")
+
+
+@pytest.fixture
+def damaged(data: Path, tmp_path: Path) -> Path:
+    """The tiny records again, two of them cut short."""
+    folder = tmp_path / "damaged"
+    folder.mkdir()
+    records = ImageRecords(data / "train.rec")
+    with RecordWriter(folder / "train.rec") as writer:
+        for record_id in range(len(records)):
+            encoded = records.read(record_id)
+            body = encoded.body[:300] if record_id in (5, 40) else encoded.body
+            writer.write(record_id, body, labels=float(encoded.label))
+    shutil.copy(data / "teacher.npy", folder)
+    shutil.copy(data / "property", folder)
+    return folder
+
+
+def test_a_damaged_record_stops_a_run_unless_the_recipe_skips_it(damaged: Path, tmp_path: Path):
+    with pytest.raises(ImageDecodeError, match=r"record (5|40) "):
+        _train(damaged, tmp_path / "stopped")
+    losses = _train(damaged, tmp_path / "skipped", data__on_damaged="skip")
+    assert len(losses) == 12
+    assert torch.isfinite(torch.tensor(losses)).all()
+    rows = [json.loads(line) for line in (tmp_path / "skipped" / "metrics.jsonl").read_text().splitlines()]
+    assert [row for row in rows if row["event"] == "train"][-1]["damaged_records"] == 2
+
+
+def test_a_run_that_a_damaged_record_stopped_goes_on_where_it_is_skipped(damaged: Path, tmp_path: Path):
+    every_step = {"checkpoint__every_steps": 1, "checkpoint__keep": 50}
+    with pytest.raises(ImageDecodeError):
+        _train(damaged, tmp_path / "run", **every_step)
+    done = len(_losses(tmp_path / "run"))
+    recipe = tiny_recipe(damaged, **{**SHORT, **every_step, "data__on_damaged": "skip"})
+    run_training(recipe, tmp_path / "run", ranks=Ranks(), resume="auto", student=PlainStudent())
+    assert len(_losses(tmp_path / "run")) >= 12 > done
+
+
+def test_a_run_reads_sealed_records_and_starts_without_a_seal_only_where_none_is_required(data: Path, tmp_path: Path):
+    for file in data.iterdir():
+        if file.is_file():
+            shutil.copy(file, tmp_path)
+    with pytest.raises(SealError, match="adadistill data verify --seal"):
+        _train(tmp_path, tmp_path / "unsealed", data__seal="require")
+    records = tmp_path / "train.rec"
+    index = ImageRecords(records).index
+    write_seal(RecordFile(records), index)
+    wanted = _train(tmp_path, tmp_path / "sealed", data__seal="require")
+    with records.open("r+b") as file:  # one bit, deep in an image
+        file.seek(int(index.limits[7]) - 20)
+        byte = file.read(1)[0]
+        file.seek(-1, os.SEEK_CUR)
+        file.write(bytes([byte ^ 4]))
+    with pytest.raises(ChecksumError, match="record 7 "):
+        _train(tmp_path, tmp_path / "flipped")
+    assert _train(tmp_path, tmp_path / "ignored", data__seal="ignore")[:1] != []
+    assert len(wanted) == 12
