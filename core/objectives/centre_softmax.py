@@ -55,6 +55,13 @@ def class_softmax(
     prologue: HeadPrologue | None = None,
     shard: ClassShard | None = None,
 ) -> MarginSoftmax:
+    """The margin softmax within the limits of a head.
+
+    Args:
+        unit_centres: (C, D), or this rank's rows of them with `shard`; trained ones with gradient.
+        unit_embeddings: (B, D); labels: (B,) int64 in [0, C), -1 ignores; margin: (B,) each part.
+        prologue: target rows and logits of the same samples, where they have been computed already.
+    """
     limits = head_limits(head)
     return margin_softmax(
         unit_embeddings,
@@ -94,6 +101,7 @@ def sharded_softmax(
 def margin_metrics(
     softmax: MarginSoftmax, margin: Margins, student: Directions, statistics: NormStatistics
 ) -> dict[str, Tensor]:
+    """What to report of head and statistics: 0-dim, of the rank's own samples."""
     return {
         "target_cosine": softmax.target_cosine.mean(),
         "margins_clipped": margin.clipped.float().mean(),
@@ -104,6 +112,7 @@ def margin_metrics(
 
 
 def geometry_metrics(confidence: Tensor, geometry: Tensor) -> dict[str, Tensor]:
+    """What to report of the geometry margin: 0-dim, of (B,) values of the rank's own samples."""
     return {
         "confidence": confidence.mean(),
         "geometry": geometry.mean(),

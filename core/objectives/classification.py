@@ -13,6 +13,7 @@ from adadistill.core.distributed import Ranks, start_average_
 from adadistill.core.objectives.centre_softmax import (
     CentresAndStatistics,
     class_softmax,
+    geometry_metrics,
     margin_metrics,
     sharded_softmax,
 )

@@ -65,6 +65,7 @@ class SharedFacts:
 
     @staticmethod
     def gather(cosine: Tensor, quality: Tensor, batch: Batch, *, stop: bool, ranks: Ranks) -> SharedFacts:
+        """Tell all ranks of the own samples, (B,) each, and hear of theirs."""
         # Integers travel as bits of the floating dtype: gathering copies bytes, so they arrive as they were.
         bits = torch.int64 if cosine.dtype == torch.float64 else torch.int32
         images_finite = torch.isfinite(batch.images.sum(dim=(1, 2, 3), dtype=torch.float32))
