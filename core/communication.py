@@ -158,16 +158,16 @@ def by_step(transfers: Iterable[Transfer]) -> list[list[Transfer]]:
 
 # Module, and function where a module sends several things -> part. Who is not listed appears under its own name.
 _SENDERS: Mapping[str, str] = {
-    "core.training_step": STUDENT_GRADIENT,
-    "core.micro_batches": STUDENT_GRADIENT,
-    "core.batch_norm_sync": RUNNING_STATISTICS,
+    "core.training.training_step": STUDENT_GRADIENT,
+    "core.training.micro_batches": STUDENT_GRADIENT,
+    "core.training.batch_norm_sync": RUNNING_STATISTICS,
     "core.objectives.shared_facts.gather": SAMPLE_PACKET,
     "core.objectives.shared_facts.global_teacher_embeddings": TEACHER_EMBEDDINGS,
     "core.objectives.classification._begin_average": CENTRE_GRADIENT,
-    "core.sharded_centres": SHARDED_CENTRES,
+    "core.centres.sharded_centres": SHARDED_CENTRES,
     "kernels.margin_softmax": SHARDED_CENTRES,
     "loaders.packed_pipeline": STORE_EXCHANGE,
-    "core.metrics_log": LOG_LINE,
+    "core.training.metrics_log": LOG_LINE,
 }
 _CARRIERS = ("adadistill.core.distributed", "adadistill.core.communication")
 _COLLECTIVES: Mapping[str, Collective] = {
