@@ -21,7 +21,8 @@ import logging
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from adadistill.bench.report.figures import figure
@@ -77,12 +78,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         except (OSError, ValueError) as error:  # found out now, and not after a quarter of an hour
             parser.error(f"--markdown {arguments.markdown}: {error}")
     chosen = [name for name in known if arguments.only is None or name in arguments.only]
-    logging.getLogger("adadistill").setLevel(logging.ERROR)  # hundreds of warnings are what the trials are for
     rows: list[Row] = []
     broken = 0
     for name in chosen:
         try:
-            outcomes = _try_family(name, arguments)
+            with _warnings_left_out():
+                outcomes = _try_family(name, arguments)
         except RuntimeError as error:  # what was to be damaged did not work undamaged
             print(f"\n{name}: the trials did not come to their end: {error}")
             broken += 1
@@ -96,6 +97,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         _write_markdown(arguments.markdown, rows if path is None else newest(read_rows(path)))
     print(f"{len(rows)} kinds of damage, {broken} of them broke a promise")
     return int(broken > 0)
+
+
+@contextmanager
+def _warnings_left_out() -> Iterator[None]:
+    """Hundreds of warnings are what the trials are for."""
+    logger = logging.getLogger("adadistill")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def families() -> list[str]:
