@@ -104,9 +104,11 @@ def _student(draft: RecipeDraft) -> None:
     else:
         draft.take("network", {"student.arch": network})
     draft.need("embedding_size", "student.embedding_dim", draft.whole("embedding_size"))
-    if draft.peek("SE"):
-        draft.leave("SE", "there are no networks with squeeze-and-excitation here")
-    draft.harmless({"SE": "off, as the networks here are"})
+    if draft.peek("SE") is True and network is not None and network.startswith("iresnet"):
+        draft.take("SE", {"student.se": True})
+    elif draft.peek("SE"):
+        draft.leave("SE", f"squeeze-and-excitation is an option of iresnet networks, and this is {network}")
+    draft.harmless({"SE": "off, as student.se is"})
 
 
 def _head(draft: RecipeDraft) -> None:

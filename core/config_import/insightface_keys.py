@@ -18,7 +18,9 @@ _NETWORKS: Final = {
     "r34": "iresnet34",
     "r50": "iresnet50",
     "r100": "iresnet100",
+    "r200": "iresnet200",
     "mbf": "mbf",
+    "mbf_large": "mbf_large",
 }
 _MOMENTUM: Final = 0.9
 

@@ -138,6 +138,12 @@ def test_what_has_no_counterpart_is_listed_with_its_line(line: str, key: str, wh
     assert f"{key} (line {fate.line})" in found.yaml
 
 
+def test_squeeze_and_excitation_goes_to_the_networks_that_have_it() -> None:
+    found = imported(f"{ADADISTILL}\nconfig.network = 'iresnet18'\nconfig.SE = True\n")
+    assert found.recipe is not None
+    assert (found.recipe.student.arch, found.recipe.student.se) == ("iresnet18", True)
+
+
 def test_what_a_config_leaves_out_has_the_values_of_its_script_not_ours() -> None:
     found = imported("config = edict()\nconfig.sample_rate = 1\nconfig.rec = 'r'\nconfig.num_epoch = 2\n")
     assert found.recipe is not None
