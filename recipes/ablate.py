@@ -43,16 +43,16 @@ from adadistill.core.verification import NonFiniteEmbeddingsError
 from adadistill.loaders.dali_pipeline import DaliBatchError, DaliMissingError
 from adadistill.loaders.pixels import ImageDecodeError
 from adadistill.loaders.recordio import RecordError
-from adadistill.recipes.ablation_plan import (
+from adadistill.recipes.ablation.plan import (
     AblationPlan,
     PlannedRun,
     plan_ablation,
     shipped_variants,
     variant_description,
 )
-from adadistill.recipes.ablation_plot import PlotMissingError, plot_differences
-from adadistill.recipes.ablation_report import AblationResult, ablation_result, report_text, write_report
-from adadistill.recipes.ablation_runs import (
+from adadistill.recipes.ablation.plot import PlotMissingError, plot_differences
+from adadistill.recipes.ablation.report import AblationResult, ablation_result, report_text, write_report
+from adadistill.recipes.ablation.runs import (
     RunState,
     check_folder,
     claim_folder,

@@ -1,6 +1,6 @@
 """`adadistill data VERB ...`: looks at record files and image folders, checks them, and makes one of another.
 
-Each verb is an entry point of its own, in `data_<verb>.py` (shuffle, split and merge in data_rewrite.py).
+Each verb is an entry point of its own, in `data_verbs/<verb>.py` (shuffle, split and merge in rewrite.py).
 """
 
 from __future__ import annotations
@@ -11,16 +11,16 @@ import sys
 from collections.abc import Sequence
 
 VERBS = {
-    "inspect": ("data_inspect", "run", "say what a file or folder is, from its bytes, and what to do with it"),
-    "verify": ("data_verify", "run", "report every bad record; seal a good file"),
-    "stats": ("data_stats", "run", "count identities, sizes, kinds of images and duplicates"),
-    "index": ("data_index", "run", "write the .idx of the images alone, for DALI's reader, or a lost .idx anew"),
-    "convert": ("data_convert", "run", "records to a folder and back; folders, tars and parquet sets to records"),
-    "pack": ("data_pack", "run", "decode once, to 4:2:0 planes or RGB, and train from that"),
-    "shuffle": ("data_rewrite", "run_shuffle", "write the images in a random order"),
-    "split": ("data_rewrite", "run_split", "cut into random parts, of images or of whole identities"),
-    "merge": ("data_rewrite", "run_merge", "join files into one of insightface's layout"),
-    "pairs": ("data_pairs", "run", "make a verification .bin of a list of pairs and a folder"),
+    "inspect": ("inspect", "run", "say what a file or folder is, from its bytes, and what to do with it"),
+    "verify": ("verify", "run", "report every bad record; seal a good file"),
+    "stats": ("stats", "run", "count identities, sizes, kinds of images and duplicates"),
+    "index": ("index", "run", "write the .idx of the images alone, for DALI's reader, or a lost .idx anew"),
+    "convert": ("convert", "run", "records to a folder and back; folders, tars and parquet sets to records"),
+    "pack": ("pack", "run", "decode once, to 4:2:0 planes or RGB, and train from that"),
+    "shuffle": ("rewrite", "run_shuffle", "write the images in a random order"),
+    "split": ("rewrite", "run_split", "cut into random parts, of images or of whole identities"),
+    "merge": ("rewrite", "run_merge", "join files into one of insightface's layout"),
+    "pairs": ("pairs", "run", "make a verification .bin of a list of pairs and a folder"),
 }
 """(module, function that takes the rest of the line, what it does)."""
 
@@ -38,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"adadistill data: unknown verb {verb!r}{hint}\n\n{_usage()}", file=sys.stderr)
         return 2
     module, function, _ = VERBS[verb]
-    return int(getattr(importlib.import_module(f"adadistill.recipes.{module}"), function)(rest))
+    return int(getattr(importlib.import_module(f"adadistill.recipes.data_verbs.{module}"), function)(rest))
 
 
 def _usage() -> str:

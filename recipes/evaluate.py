@@ -9,7 +9,7 @@
     torchrun --standalone --nproc_per_node=2 -m adadistill.recipes.evaluate runs/casia --sets data/lfw.bin
 
 Prints one table and writes the same numbers as JSON (with protocol, hash of the weights, colour order, and why a number
-is missing) and as CSV (`metric,value` with the keys that AdaDistill's users know), see `evaluation_files.py`. --report
+is missing) and as CSV (`metric,value` with the keys that AdaDistill's users know), see `scoring/files.py`. --report
 adds a page for people, see `report.py`. Exit: 0 when scored, 2 when the command, the network or a benchmark is wrong, 1
 when a network gives NaN or infinity, or one of several could not be scored, 143 when SIGTERM stopped it (130: SIGINT).
 """
@@ -29,10 +29,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from adadistill.recipes.benchmark_pass import Forward, score_benchmark
-from adadistill.recipes.evaluation_files import Evaluation, write_evaluation
 from adadistill.recipes.report import print_report
-from adadistill.recipes.scored_network import (
+from adadistill.recipes.scoring.benchmark_pass import Forward, score_benchmark
+from adadistill.recipes.scoring.files import Evaluation, write_evaluation
+from adadistill.recipes.scoring.scored_network import (
     WEIGHT_SUFFIXES,
     TeacherSource,
     load_scored,
@@ -66,7 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     settings: dict[str, Any] = {name: getattr(options, name) for name in names}
     try:
         if _many(options):
-            from adadistill.recipes.evaluate_folder import evaluate_folder
+            from adadistill.recipes.scoring.folder import evaluate_folder
 
             scored_all = evaluate_folder(
                 Path(options.network),

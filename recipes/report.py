@@ -50,8 +50,8 @@ def write_report(folder: Path, *, out: Path | None = None, shown_sets: Sequence[
     """
     from adadistill.core.report.html_page import html_page
     from adadistill.core.report.markdown_page import markdown_page
-    from adadistill.recipes.evaluation_files import write_whole
-    from adadistill.recipes.evaluation_report import gather, report_document
+    from adadistill.recipes.scoring.files import write_whole
+    from adadistill.recipes.scoring.report import gather, report_document
 
     material = gather(folder, shown_sets)
     document = report_document(material)

@@ -29,7 +29,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from adadistill.recipes.evaluate import positive
-from adadistill.recipes.evaluation_files import write_whole
+from adadistill.recipes.scoring.files import write_whole
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -37,7 +37,7 @@ from adadistill.loaders.checked_records import CheckedRecords
 from adadistill.loaders.image_source import ImageSource
 from adadistill.loaders.pipeline import named_records
 from adadistill.loaders.pixels import decode_image, to_network_input
-from adadistill.recipes.benchmark_pass import device_name
+from adadistill.recipes.scoring.benchmark_pass import device_name
 
 Floats: TypeAlias = npt.NDArray[np.float64]
 

@@ -19,8 +19,8 @@ from tiny_training import tiny_recipe, write_tiny_records
 from adadistill.core.checkpoints import newest_valid_checkpoint
 from adadistill.core.recipe import dump_recipe, load_recipe, recipe_hash
 from adadistill.recipes import ablate, cli
-from adadistill.recipes.ablation_plan import AblationError, plan_ablation
-from adadistill.recipes.ablation_runs import RunState, read_states, refuse_mixtures
+from adadistill.recipes.ablation.plan import AblationError, plan_ablation
+from adadistill.recipes.ablation.runs import RunState, read_states, refuse_mixtures
 
 VARIANTS = ["geometry_adaptive", "geometry_headroom"]
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT / ".typecheck")}

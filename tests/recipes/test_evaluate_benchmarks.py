@@ -16,8 +16,8 @@ from adadistill.core.benchmarks import extraction
 from adadistill.core.benchmarks.result import BenchmarkResult, Score
 from adadistill.core.network_checkpoint import save_network
 from adadistill.recipes.evaluate import main
-from adadistill.recipes.evaluation_files import Done, Evaluation, csv_text, read_evaluation, write_evaluation
 from adadistill.recipes.report import write_report
+from adadistill.recipes.scoring.files import Done, Evaluation, csv_text, read_evaluation, write_evaluation
 
 SIDE = 112  # IJB's images are aligned to it
 

@@ -14,7 +14,10 @@ from adadistill.core.recipe import dump_recipe
 from adadistill.loaders.folder_listing import ImageFolderError
 from adadistill.loaders.image_folder import ImageFolder
 from adadistill.loaders.packed_store import PackedStore
-from adadistill.recipes import data_index, data_pack, data_verify, plan
+from adadistill.recipes import plan
+from adadistill.recipes.data_verbs import index as data_index
+from adadistill.recipes.data_verbs import pack as data_pack
+from adadistill.recipes.data_verbs import verify as data_verify
 
 
 @pytest.fixture(scope="module")

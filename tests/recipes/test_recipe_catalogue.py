@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from adadistill.core.recipe import load_recipe, shipped_recipes
-from adadistill.recipes.ablation_plan import shipped_variants
+from adadistill.recipes.ablation.plan import shipped_variants
 from adadistill.recipes.recipe_catalogue import BEGIN, END, catalogue, main, with_tables
 from adadistill.recipes.recipe_header import read_recipe_header
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from adadistill.core.recipe import shipped_recipes
-from adadistill.recipes.ablation_plan import shipped_variants, variant_description
+from adadistill.recipes.ablation.plan import shipped_variants, variant_description
 from adadistill.recipes.recipe_header import first_sentence, read_recipe_header
 
 SHIPPED = shipped_recipes()

@@ -16,8 +16,8 @@ from adadistill.core.distributed import Ranks
 from adadistill.core.training.run import run_training
 from adadistill.recipes.cli import main as cli
 from adadistill.recipes.evaluate import main as evaluate
-from adadistill.recipes.evaluation_files import read_evaluation, write_evaluation
 from adadistill.recipes.report import main, write_report
+from adadistill.recipes.scoring.files import read_evaluation, write_evaluation
 
 VOID = {"meta", "img", "br", "hr", "link", "input"}
 HOSTILE = '"><script>alert(1)</script><img src=x onerror=alert(2)>| `x` [a](http://evil)'

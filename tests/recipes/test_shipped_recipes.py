@@ -16,7 +16,7 @@ from adadistill.core.recipe import (
     shipped_recipes,
 )
 from adadistill.core.training.optimiser import learning_rate
-from adadistill.recipes.ablation_plan import shipped_variants
+from adadistill.recipes.ablation.plan import shipped_variants
 
 SHIPPED = shipped_recipes()
 

@@ -20,7 +20,7 @@ from adadistill.core.training.optimiser import learning_rate
 from adadistill.core.training.run import run_training
 from adadistill.loaders.image_records import ImageRecords
 from adadistill.loaders.synthetic_faces import SyntheticFacesConfig, write_synthetic_pairs, write_synthetic_records
-from adadistill.recipes.ablation_plan import shipped_variants
+from adadistill.recipes.ablation.plan import shipped_variants
 
 FLAGSHIP = "ms1mv2_ir50_to_mobilefacenet"
 SIDE = 32

@@ -18,8 +18,8 @@ from adadistill.core.recipe import Recipe, dump_recipe, parse_recipe, recipe_dif
 from adadistill.core.training.metrics_log import read_metrics
 from adadistill.core.training.run_folder import RunFolder, redact_urls
 from adadistill.loaders.verification_pairs import verification_set_name
-from adadistill.recipes.ablation_plan import AblationError, AblationPlan, PlannedRun
-from adadistill.recipes.evaluation_files import write_whole
+from adadistill.recipes.ablation.plan import AblationError, AblationPlan, PlannedRun
+from adadistill.recipes.scoring.files import write_whole
 
 BASE_RECIPE = "base.resolved.yaml"
 

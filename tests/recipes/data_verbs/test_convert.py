@@ -77,7 +77,7 @@ def test_a_killed_conversion_goes_on_and_ends_as_if_it_had_not_been_killed(tmp_p
 
 
 def test_a_stop_is_asked_for_politely_and_the_same_command_goes_on(tmp_path: Path, capsys, monkeypatch):
-    from adadistill.recipes import data_convert
+    from adadistill.recipes.data_verbs import convert as data_convert
 
     source = write_records(tmp_path / "a")
 

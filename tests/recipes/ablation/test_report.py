@@ -11,9 +11,9 @@ from xml.etree import ElementTree
 import pytest
 
 from adadistill.core.seed_statistics import seeds_to_tell
-from adadistill.recipes.ablation_plan import AblationPlan, plan_ablation
-from adadistill.recipes.ablation_plot import PlotMissingError, plot_differences
-from adadistill.recipes.ablation_report import (
+from adadistill.recipes.ablation.plan import AblationPlan, plan_ablation
+from adadistill.recipes.ablation.plot import PlotMissingError, plot_differences
+from adadistill.recipes.ablation.report import (
     AblationResult,
     ablation_result,
     reading_notes,
@@ -23,7 +23,7 @@ from adadistill.recipes.ablation_report import (
     report_text,
     write_report,
 )
-from adadistill.recipes.ablation_runs import RunState
+from adadistill.recipes.ablation.runs import RunState
 
 BASE, OTHER, ALONE = "adadistill_adaface", "geometry_adaptive", "no_teacher"
 
@@ -118,7 +118,7 @@ def test_the_notes_say_how_many_seeds_a_small_gain_takes(tmp_path: Path):
 
 
 def test_the_page_s_table_of_seeds_is_what_the_report_computes():
-    page = (Path(__file__).resolve().parents[2] / "docs" / "ablation.md").read_text(encoding="utf-8")
+    page = (Path(__file__).resolve().parents[3] / "docs" / "ablation.md").read_text(encoding="utf-8")
     (_, table) = page.split("| Spread of paired differences, points |")
     rows = [line.strip("| ").split(" | ") for line in table.split("\n\n")[0].splitlines()[2:]]
     assert len(rows) == 6

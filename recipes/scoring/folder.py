@@ -14,8 +14,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from adadistill.recipes.benchmark_pass import Forward, score_benchmark, settings_of
-from adadistill.recipes.evaluation_files import (
+from adadistill.recipes.report import print_report
+from adadistill.recipes.scoring.benchmark_pass import Forward, score_benchmark, settings_of
+from adadistill.recipes.scoring.files import (
     Done,
     Evaluation,
     EvaluationFileError,
@@ -25,9 +26,8 @@ from adadistill.recipes.evaluation_files import (
     write_evaluation,
     write_whole,
 )
-from adadistill.recipes.evaluation_standing import SUMMARY, Standing, standing_json, standing_table
-from adadistill.recipes.report import print_report
-from adadistill.recipes.scored_network import WEIGHT_SUFFIXES, ScoredNetwork, TeacherSource, load_scored
+from adadistill.recipes.scoring.scored_network import WEIGHT_SUFFIXES, ScoredNetwork, TeacherSource, load_scored
+from adadistill.recipes.scoring.standing import SUMMARY, Standing, standing_json, standing_table
 
 if TYPE_CHECKING:
     from adadistill.core.benchmarks.suite import Benchmark, BenchmarkPaths

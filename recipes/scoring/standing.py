@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from adadistill.recipes.evaluation_files import FORMAT, VERSION, Evaluation
+from adadistill.recipes.scoring.files import FORMAT, VERSION, Evaluation
 
 SUMMARY = "evaluations.json"
 """The file of a comparison, beside those of its networks."""

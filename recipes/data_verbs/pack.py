@@ -4,7 +4,7 @@
                                                       goes on where an earlier packing stopped
     adadistill data pack RECORDS.rec FOLDER --verify  then read all of it against its checksums
 
-In several processes: torchrun --standalone --nproc_per_node=8 -m adadistill.recipes.data_pack RECORDS.rec FOLDER
+In several processes: torchrun --standalone --nproc_per_node=8 -m adadistill.recipes.data_verbs.pack RECORDS.rec FOLDER
 
 Exit codes: 0 done; 1 the work failed (a damaged record, an image of another size, a damaged store); 2 the command, a
 file it names or the launch is wrong, or the folder holds another store; 143 stopped by SIGTERM (130 by SIGINT).

@@ -17,7 +17,7 @@ from pathlib import Path
 from adadistill.loaders.folder_index import folder_index_path, read_folder_index, write_folder_index
 from adadistill.loaders.record_tools.index_files import IndexWritten, rebuild_index, write_image_index
 from adadistill.loaders.recordio import RecordError
-from adadistill.recipes.data_progress import fail
+from adadistill.recipes.data_verbs.progress import fail
 
 _KEYS = {
     "idx": "keys of the .idx",

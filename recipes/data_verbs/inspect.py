@@ -22,7 +22,7 @@ from adadistill.loaders.inspection.finding import printable
 from adadistill.loaders.inspection.record_files import show_record
 from adadistill.loaders.recordio import RecordError
 from adadistill.loaders.stored_blocks.json_text import JSON
-from adadistill.recipes.data_progress import fail
+from adadistill.recipes.data_verbs.progress import fail
 
 
 def run(argv: Sequence[str]) -> int:

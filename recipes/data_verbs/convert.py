@@ -26,7 +26,7 @@ from adadistill.loaders.record_folder.records_to_folder import records_to_folder
 from adadistill.loaders.record_tools.foreign_sets import ArrowMissingError, ForeignSetError, convert_to_records
 from adadistill.loaders.record_tools.rewrite import Progress
 from adadistill.loaders.recordio import RecordError
-from adadistill.recipes.data_progress import CountedProgress, fail
+from adadistill.recipes.data_verbs.progress import CountedProgress, fail
 
 _FOLDER_ONLY = ("lst", "ignore_manifest", "image_size", "follow_links", "restart")
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from adadistill.recipes.evaluation_files import Done, network_identity
-from adadistill.recipes.scored_network import ScoredNetwork, prepare_
+from adadistill.recipes.scoring.files import Done, network_identity
+from adadistill.recipes.scoring.scored_network import ScoredNetwork, prepare_
 
 if TYPE_CHECKING:
     from adadistill.core.benchmarks.embedding_cache import EmbeddingCache

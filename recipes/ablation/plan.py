@@ -108,7 +108,7 @@ class AblationPlan:
 
 def shipped_variants() -> dict[str, Path]:
     """Variants that come with the package, by name."""
-    folder = Path(__file__).resolve().parent / "variants"
+    folder = Path(__file__).resolve().parents[1] / "variants"
     return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
 
 

@@ -10,7 +10,7 @@ from adadistill.loaders.image_records import ImageRecords
 from adadistill.loaders.pixels import ImageDecodeError
 from adadistill.loaders.record_tools.rewrite import Written, merge_records, shuffle_records, split_records
 from adadistill.loaders.recordio import RecordError
-from adadistill.recipes.data_progress import CountedProgress, fail
+from adadistill.recipes.data_verbs.progress import CountedProgress, fail
 
 
 def run_shuffle(argv: Sequence[str]) -> int:

@@ -11,7 +11,7 @@ import simplejpeg
 
 from adadistill.loaders.record_seal import open_seal
 from adadistill.loaders.recordio import RecordWriter
-from adadistill.recipes.data_verify import run
+from adadistill.recipes.data_verbs.verify import run
 
 
 def _jpeg(seed: int, side: int = 16) -> bytes:

@@ -33,10 +33,10 @@ from adadistill.core.report.document import (
 from adadistill.core.report.line_chart import MOST_SERIES
 from adadistill.core.training.metrics_log import read_metrics
 from adadistill.core.training.run_folder import RunFolder
-from adadistill.recipes.evaluation_files import Evaluation, read_evaluations
-from adadistill.recipes.evaluation_standing import Standing, read_best_by
-from adadistill.recipes.report_figures import roc_and_det, score_histogram
-from adadistill.recipes.training_curves import logged_scores, training_figures
+from adadistill.recipes.scoring.figures import roc_and_det, score_histogram
+from adadistill.recipes.scoring.files import Evaluation, read_evaluations
+from adadistill.recipes.scoring.standing import Standing, read_best_by
+from adadistill.recipes.scoring.training_curves import logged_scores, training_figures
 
 if TYPE_CHECKING:
     from adadistill.loaders.verification_pairs import VerificationPairs

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from adadistill.core.recipe import RecipeError, load_recipe
-from adadistill.recipes.ablation_plan import (
+from adadistill.recipes.ablation.plan import (
     AblationError,
     AblationPlan,
     plan_ablation,
@@ -30,7 +30,7 @@ def problems_of(*overrides: str, **asked: object) -> str:
 
 
 def test_the_shipped_variants_are_the_files_of_the_folder_and_say_what_they_are():
-    folder = Path(__file__).resolve().parents[2] / "recipes" / "variants"
+    folder = Path(__file__).resolve().parents[3] / "recipes" / "variants"
     assert {path.resolve() for path in SHIPPED.values()} == {path.resolve() for path in folder.iterdir()}
     assert set(SHIPPED) == {
         "no_teacher", "cosine_regression", "adadistill_arcface", "adadistill_cosface", "adadistill_adaface",

@@ -29,9 +29,9 @@ from adadistill.core.seed_statistics import (
 )
 from adadistill.core.training.run_folder import RunFolder
 from adadistill.loaders.verification_pairs import verification_set_name
-from adadistill.recipes.ablation_plan import AblationPlan, PlannedRun
-from adadistill.recipes.ablation_runs import RunState
-from adadistill.recipes.evaluation_files import write_whole
+from adadistill.recipes.ablation.plan import AblationPlan, PlannedRun
+from adadistill.recipes.ablation.runs import RunState
+from adadistill.recipes.scoring.files import write_whole
 
 GAIN = 0.002
 """The difference that the report plans seeds for: 0.2 points, as large as the gains published for this method."""

@@ -9,7 +9,7 @@ from tiny_training import tiny_recipe
 
 from adadistill.core.recipe import dump_recipe
 from adadistill.core.teachers import Preprocessing, TeacherIdentity
-from adadistill.recipes.scored_network import report_folder, source_kind, teacher_of_recipe
+from adadistill.recipes.scoring.scored_network import report_folder, source_kind, teacher_of_recipe
 
 
 @pytest.mark.parametrize(

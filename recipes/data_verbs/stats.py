@@ -29,7 +29,7 @@ from adadistill.loaders.record_tools.identity_histogram import (
 )
 from adadistill.loaders.record_tools.statistics import RecordStatistics, record_statistics
 from adadistill.loaders.recordio import RecordError, write_text_atomically
-from adadistill.recipes.data_progress import CountedProgress, fail
+from adadistill.recipes.data_verbs.progress import CountedProgress, fail
 
 _SHOWN = 20
 

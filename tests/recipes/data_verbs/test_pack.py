@@ -17,14 +17,14 @@ from small_pack import COUNT, SIDE, jpeg, small_bodies, write_records
 from tests_support import ROOT
 
 from adadistill.loaders.packed_store import PackedStore, PackProgress
-from adadistill.recipes import data_pack
+from adadistill.recipes.data_verbs import pack as data_pack
 
 START = f"""
 import sys
 sys.path.insert(0, {str(ROOT / "tests")!r})
 import tests_support
 tests_support.make_importable()
-from adadistill.recipes import data_pack
+from adadistill.recipes.data_verbs import pack as data_pack
 sys.exit(data_pack.run())
 """
 

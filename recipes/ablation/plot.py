@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from adadistill.core.seed_statistics import LEVEL
-from adadistill.recipes.ablation_report import AblationResult, SetResult
+from adadistill.recipes.ablation.report import AblationResult, SetResult
 
 _ACCENT, _SEED, _ZERO = "#1f4e79", "#e08214", "#888888"
 _MOST_SEEDS_SHOWN = 20  # beyond, dots hide the interval

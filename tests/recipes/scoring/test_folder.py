@@ -15,11 +15,11 @@ from adadistill.core.backbones import BackboneConfig, build_backbone
 from adadistill.core.backbones.public_weights import public_names
 from adadistill.core.checkpoints import CheckpointWriter, Snapshot
 from adadistill.core.network_checkpoint import describe_network
-from adadistill.recipes import evaluate_folder
 from adadistill.recipes.evaluate import main
-from adadistill.recipes.evaluation_files import read_evaluation, read_evaluations
+from adadistill.recipes.scoring import folder as evaluate_folder
+from adadistill.recipes.scoring.files import read_evaluation, read_evaluations
 
-TESTS = Path(__file__).resolve().parent.parent
+TESTS = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture

@@ -1,0 +1,1 @@
+"""What `adadistill data VERB` does, a file for each verb."""

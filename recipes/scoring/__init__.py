@@ -1,0 +1,1 @@
+"""Networks scored on benchmarks, one or a folder of them, and their results as files, tables and a page."""
