@@ -10,11 +10,11 @@ An entry point leaves at once from its first line (`leave_at_once`), and work wi
 lasts (`listen_for_stop`). A request that came while somebody listened, and that nobody acted on, is handed on when
 listening ends.
 
-Not everything lets an exception through: a C++ library that is just being imported aborts on it. In an import, and in
-an interruptible stretch that `keeps` nothing, the process is ended there and then; in an import within a stretch that
-keeps something, the exception waits for the stretch's end. And a handler runs between two lines
-of Python, so a process that waits in C for another rank would not notice: a thread that the signal itself wakes ends it
-after `LEAVE_WITHIN_S`, if nothing is to be kept.
+Not everything lets an exception through: a C++ library that is just being imported aborts on it, and Python drops one
+that leaves a finaliser. In these, and in an interruptible stretch that `keeps` nothing, the process is ended there and
+then; within a stretch that keeps something, the exception waits for the stretch's end. And a handler runs between two
+lines of Python, so a process that waits in C for another rank would not notice: a thread that the signal itself wakes
+ends it after `LEAVE_WITHIN_S`, if nothing is to be kept.
 
 A second signal ends the process at once. One within `ONE_REQUEST_S` of the first is the same request told twice:
 launchers pass on a Ctrl-C that the terminal has already delivered.
@@ -27,6 +27,7 @@ import signal
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from types import FrameType
@@ -105,7 +106,7 @@ class StopSignal:
             if self.requested:
                 raise StopRequested(self.exit_code)
             yield
-            if keeps and self.requested:  # it came in an import
+            if keeps and self.requested:  # it came in an import or a finaliser
                 raise StopRequested(self.exit_code)
         finally:
             self._raises, self._keeps = False, kept
@@ -119,8 +120,9 @@ class StopSignal:
                 signal.raise_signal(number)
             return
         self.number, self._asked_at = number, now
-        if self._raises and not (self._keeps and _imports(frame)):
-            if _entry_points and self.may_be_ended and (not self.leaves_at_once or _imports(frame)):
+        lets_through = not _imports(frame) and not _finalises(frame)
+        if self._raises and (lets_through or not self._keeps):
+            if _entry_points and self.may_be_ended and (not self.leaves_at_once or not lets_through):
                 with suppress(Exception):  # the signal may have come in the middle of a print
                     sys.stdout.flush()
                 _end(number)
@@ -132,6 +134,7 @@ class StopSignal:
         self.number, self._asked_at = other.number, other._asked_at
 
 
+_FINALISER = weakref.finalize.__call__.__code__
 _entry_points = 0
 """How many `leave_at_once` are entered: without one the process is not ours to end."""
 _current: StopSignal | None = None
@@ -206,6 +209,12 @@ def _installed(stop: StopSignal) -> Iterator[None]:
 
 def _imports(frame: FrameType | None) -> bool:
     while frame is not None and not frame.f_code.co_filename.startswith("<frozen importlib"):
+        frame = frame.f_back
+    return frame is not None
+
+
+def _finalises(frame: FrameType | None) -> bool:
+    while frame is not None and frame.f_code.co_name != "__del__" and frame.f_code is not _FINALISER:
         frame = frame.f_back
     return frame is not None
 

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import weakref
 from pathlib import Path
 
 import pytest
@@ -82,6 +83,35 @@ def test_no_import_is_interrupted_where_there_is_something_to_keep(tmp_path: Pat
     with pytest.raises(StopRequested):
         work()
     assert sys.modules["signalled_while_imported"].DONE
+
+
+class _Dying:
+    """Signals from its finaliser, out of which Python drops every exception."""
+
+    def __del__(self) -> None:
+        _signal()
+        time.sleep(0)
+
+
+@pytest.mark.parametrize("finalised", ["weakref", "del"])
+@pytest.mark.filterwarnings("error::pytest.PytestUnraisableExceptionWarning")
+def test_a_request_in_a_finaliser_is_neither_lost_nor_printed(finalised: str, monkeypatch: pytest.MonkeyPatch):
+    dropped: list[object] = []
+    monkeypatch.setattr(sys, "unraisablehook", dropped.append)
+    done = []
+
+    def work() -> None:
+        with listen_for_stop() as stop, stop.interruptible():
+            if finalised == "del":
+                _Dying()
+            else:
+                weakref.finalize(stop, lambda: _signal() or time.sleep(0))()
+            done.append("the rest of the block")
+
+    with pytest.raises(StopRequested):
+        work()
+    assert done == ["the rest of the block"]
+    assert not dropped
 
 
 def test_a_request_that_nobody_acted_on_goes_to_the_handler_before_unless_an_error_matters_more():
