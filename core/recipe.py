@@ -268,7 +268,7 @@ def find_recipe(recipe: Path | str) -> Path:
     if exists:
         raise RecipeError(str(recipe), ["is not a regular file"])
     close = difflib.get_close_matches(name[:100], shipped, n=1)
-    suggestion = f"did you mean {close[0]}?" if close else f"shipped recipes: {', '.join(shipped)}"
+    suggestion = f"did you mean {close[0]}?" if close else "`adadistill recipes ls` lists those"
     raise RecipeError(str(recipe), [f"there is no such file, and no shipped recipe of that name; {suggestion}"])
 
 

@@ -259,7 +259,7 @@ def test_a_bare_name_finds_a_shipped_recipe_and_a_file_wins(tmp_path: Path, monk
     [
         ("ms1mv2_ir50_to_mobilfacenet", "there is no such file, and no shipped recipe of that name; did you mean ms1m"),
         ("sub/ms1mv2_ir50_to_mobilefacenet", "there is no such file, and no shipped recipe"),
-        ("nothing_like_it", "there is no such file, and no shipped recipe of that name; shipped recipes: "),
+        ("nothing_like_it", "there is no such file, and no shipped recipe of that name; `adadistill recipes ls`"),
         ("", "is not a regular file"),
         ("a\0b", "there is no such file"),
         ("x" * 5000, "there is no such file"),
