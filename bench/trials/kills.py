@@ -51,6 +51,8 @@ class _Victim:
     """Step of the newest valid checkpoint after the last kill."""
     resumes: int = 0
     """How often it has said from where it goes on."""
+    broken_at_the_end: str = ""
+    """What was wrong with how it went on for the last time, where it came to its end before the signal."""
 
     def start(self) -> list[TrainingProcess]:
         environments = [{}] if self.ranks == 1 else rank_environments(self.ranks)
@@ -176,6 +178,7 @@ def _kill_once(kind: str, victim: _Victim, tally: Tally, random: Random, whole: 
     others = [process.wait(_NOTICED_S) for process in processes[:-1]]
     over = 0 in others and victim.completed() == victim.run.steps
     if over or target.wait(0.0) == 0:  # it was faster than the signal
+        victim.broken_at_the_end = victim.broken_promise()
         return False
     victim.kills += 1
     victim.floor = completed
@@ -207,7 +210,7 @@ def _finish(victim: _Victim, expected: Ending) -> str:
     if any(codes):
         return f"{victim.folder.name} ended with {codes}: {processes[0].told()[-300:]}"
     try:
-        found = victim.broken_promise() or difference(ending_of(victim.folder), expected)
+        found = victim.broken_at_the_end or victim.broken_promise() or difference(ending_of(victim.folder), expected)
     except CheckpointError as error:
         found = str(error)
     return found and f"{victim.folder.name} after {victim.kills} kills: {found}"
