@@ -15,7 +15,7 @@ demo: $(VENV)/.adadistill-base
 	$(BIN)/python -m adadistill.recipes.demo $(DEMO_ARGS)
 
 test: $(VENV)/.adadistill-dev
-	$(BIN)/python -m pytest -n auto $(TEST_ARGS)
+	$(BIN)/python -m pytest -n auto --dist loadfile $(TEST_ARGS)
 
 lint: $(VENV)/.adadistill-dev .typecheck/adadistill
 	$(BIN)/ruff check .
