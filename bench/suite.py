@@ -125,7 +125,7 @@ def _cuda_jobs(faces: Path | None) -> list[Job]:
         _job("scaling, 2 processes on the CPU", "scaling", "--device cpu --width 0.25 --steps 5", 240),
         *_faces_jobs("real faces, 3 seeds", faces, "--kinds distilled --seeds 0 1 2"),
         *_faces_jobs("real faces, baseline", faces, "--kinds baseline --seeds 0 1 2"),
-        _job("reliability, few trials", "reliability", "--small", 120),
+        _job("reliability, few trials", "reliability", "--small --only kills,disk", 120),
     ]
 
 

@@ -24,7 +24,7 @@ VERBS = {
     "cache": ("adadistill.recipes.cache", "build, import, verify or describe a cache of teacher embeddings"),
     "data": ("adadistill.recipes.data", "inspect, verify, index, convert, pack, split, merge or count record files"),
     "centres": ("adadistill.recipes.centres", "export the class centres of a run, to be frozen in another"),
-    "convert": ("adadistill.recipes.convert", "turn public weights into a checkpoint of ours"),
+    "convert": ("adadistill.recipes.convert", "turn public weights into a checkpoint of ours, and back"),
     "bench": ("adadistill.bench.__main__", "measure this machine: loader, step, teacher, kernels, all; report on rows"),
     "demo": ("adadistill.recipes.demo", "distil on synthetic faces, from data to report, in minutes on a CPU"),
 }
