@@ -269,16 +269,6 @@ def parsed_note(text: str) -> Note | None:
         return None
     if not isinstance(fields, Mapping) or not all(name in fields for name in Note.__slots__):
         return None
-    kinds = {
-        "launch": str,
-        "rank": int,
-        "phase": str,
-        "step": int,
-        "moves": int,
-        "idle_s": float,
-        "verdict": str,
-        "ended": bool,
-    }
-    if not all(isinstance(fields[name], kind) for name, kind in kinds.items()):
+    if not all(isinstance(fields[name], kind) for name, kind in _KINDS.items()):
         return None
-    return Note(**{name: fields[name] for name in kinds})
+    return Note(**{name: fields[name] for name in _KINDS})
