@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from adadistill.loaders.arrow_images import ArrowImagesError, is_arrow_folder, open_arrow_images
+from adadistill.loaders.folders import ImageFolderError, images_below
 from adadistill.loaders.pixels import ImageDecodeError, decode_image
 from adadistill.loaders.pixels import image_size as header_size
 from adadistill.loaders.record_tools.foreign_sets import MAX_IMAGE_BYTES
@@ -31,7 +32,6 @@ PUBLISHED_COUNTS: Mapping[str, int] = {"probes": 3728, "gallery": 4443, "distrac
 
 FOLDERS = ("Probe", "Gallery_Match", "Gallery_Distractor")
 _LISTS = ("probe_paths", "gallery_paths", "distractor_paths")
-_SUFFIXES = (".jpg", ".jpeg", ".png")
 
 
 class TinyFaceError(ValueError):
@@ -257,8 +257,10 @@ def _open_arrow(folder: Path) -> TinyFace:
 def _open_folders(folder: Path) -> TinyFace:
     listed: dict[str, list[str]] = {}
     for key, part in zip(_LISTS, FOLDERS, strict=True):
-        found = (path for path in (folder / part).rglob("*") if path.suffix.lower() in _SUFFIXES)
-        listed[key] = sorted(path.relative_to(folder).as_posix() for path in found)
+        try:
+            listed[key] = [f"{part}/{name}" for name in images_below(folder / part)]
+        except ImageFolderError as error:
+            raise TinyFaceError(str(error)) from None
     names = tuple(name for part in listed.values() for name in part)
     return tinyface_of_lists(folder, ImageFiles(folder, names), names, listed)
 

@@ -19,11 +19,11 @@ from pathlib import Path
 import numpy as np
 
 from adadistill.loaders.folder_sync import sync_folder
+from adadistill.loaders.folders import UNFINISHED_NAME
 from adadistill.loaders.record_folder.errors import RecordFolderError
 from adadistill.loaders.record_folder.manifest import (
     COPY_NAMES,
     MANIFEST_NAME,
-    UNFINISHED_NAME,
     IndexOrder,
     Manifest,
     ManifestEnd,
