@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -74,9 +75,10 @@ def check_labels(
     found = LabelCheck()
     claims = records.claims() if isinstance(records, ImageRecords) else {}
     count, source = records.num_classes, next(iter(claims), _LARGEST)
-    from_file = labels is None and isinstance(records, ImageRecords)
-    if from_file:
-        values, read, complete = _read(records, seconds)
+    file = records if labels is None and isinstance(records, ImageRecords) else None
+    values: npt.NDArray[Any]
+    if file is not None:
+        values, read, complete = _read(file, seconds)
     else:
         values = records.labels() if labels is None else labels
         read, complete = values != -1, True
@@ -96,8 +98,8 @@ def check_labels(
     first, last = present.item(0), present.item(-1)
     where = "" if complete else f" in {int(read.sum()):,} of {len(read):,} records"
     found.said = f"{first:,} to {last:,}, {len(present):,} identities{where}"
-    ranges = _against_ranges(records, known) if from_file and isinstance(records, ImageRecords) else ""
-    misled = bool(ranges) and source == HEADER_RECORD and count != len(present)
+    ranges = "" if file is None else _against_ranges(file, known)
+    misled = bool(ranges) and source == HEADER_RECORD and complete and count != len(present)
     if len(beyond):
         why = "labels begin at 1?" if (first, last) == (1, count) else f"labels go up to {last:,}."
         found.beyond = (
@@ -158,7 +160,7 @@ def _against_ranges(records: ImageRecords, labels: Int64Array) -> str:
     if not len(ranges):
         return ""
     ids = np.flatnonzero(labels >= 0)
-    ranges = ranges[np.argsort(ranges[:, 0], kind="stable")]
+    ranges = ranges[np.lexsort((ranges[:, 1], ranges[:, 0]))]  # empty ones before others
     keys, own = records.index.keys[ids], labels[ids]
     place = np.searchsorted(ranges[:, 0], keys, side="right") - 1
     inside = (place >= 0) & (keys < ranges[place, 1])
