@@ -28,7 +28,6 @@ from adadistill.loaders.recordio import (
     BadFlagError,
     BadLabelError,
     Record,
-    RecordError,
     RecordFile,
 )
 
@@ -226,19 +225,7 @@ class ImageRecords:
 
     def stored_labels(self, record_ids: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_]]:
         """(n,) first labels, classes or not, and whether each could be read; touches only beginnings of records."""
-        offsets, limits = self.index.offsets[record_ids], self.index.limits[record_ids]
-        words = self._file.words_at(offsets, HEADER_WORDS)  # (n, 9)
-        length, flag = words[:, 1].astype(np.int64), words[:, 2].astype(np.int64)
-        values = np.where(flag > 0, words[:, 8], words[:, 3]).astype(np.uint32).view(np.float32)
-        known = (words[:, 0] == MAGIC) & (flag <= MAX_LABELS) & (24 + 4 * flag <= length)
-        known &= offsets + ((length + 11) & ~3) <= limits  # of several parts: the length has other bits
-        for place in np.flatnonzero(~known).tolist():
-            try:
-                values[place] = self._file.read(offsets.item(place), limit=limits.item(place)).labels[0]
-                known[place] = True
-            except RecordError:
-                pass
-        return values, known
+        return self._file.first_labels(self.index.offsets[record_ids], self.index.limits[record_ids])
 
     def fingerprint(self) -> str:
         """sha256 that tells whether ids still mean the same images, cheap for any size of file.

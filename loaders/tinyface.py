@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from adadistill.loaders.arrow_images import ArrowImagesError, is_arrow_folder, open_arrow_images
-from adadistill.loaders.folders import ImageFolderError, images_below
+from adadistill.loaders.folders import ImageFolderError, images_below, read_image
 from adadistill.loaders.pixels import ImageDecodeError, decode_image
 from adadistill.loaders.pixels import image_size as header_size
 from adadistill.loaders.record_tools.foreign_sets import MAX_IMAGE_BYTES
@@ -74,11 +74,10 @@ class ImageFiles:
             TinyFaceError: a file is larger than an image of a face is.
         """
         for name in self.names[start:stop]:
-            with (self.folder / name).open("rb") as file:
-                body = file.read(MAX_IMAGE_BYTES + 1)
-            if len(body) > MAX_IMAGE_BYTES:
-                raise TinyFaceError(f"{self.folder / name}: more than {MAX_IMAGE_BYTES:,} bytes")
-            yield body
+            try:
+                yield read_image(self.folder, name, MAX_IMAGE_BYTES)
+            except ImageFolderError as error:
+                raise TinyFaceError(str(error)) from None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

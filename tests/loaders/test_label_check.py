@@ -15,6 +15,7 @@ from adadistill.loaders.image_folder import ImageFolder
 from adadistill.loaders.image_records import ImageRecords
 from adadistill.loaders.inspection import inspect_path
 from adadistill.loaders.label_check import check_labels
+from adadistill.loaders.record_folder.lst_files import read_lst
 from adadistill.loaders.record_verification import verify_records
 from adadistill.loaders.recordio import RecordWriter
 from adadistill.recipes.data import main
@@ -188,3 +189,8 @@ def test_a_property_file_may_begin_with_a_byte_order_mark(tmp_path: Path, start:
     path.with_name("property").write_bytes(start + f"6,16,16{end}".encode(encoding))
     assert ImageRecords(path).num_classes == 6
     assert inspect_path(path).problems == []
+
+
+def test_a_list_may_begin_with_a_byte_order_mark(tmp_path: Path):
+    (tmp_path / "a.lst").write_bytes(b"\xef\xbb\xbf7\t1\tx/1.jpg\r\n8\t0\tx/2.jpg\r\n")
+    assert [(one.key, one.labels) for one in read_lst(tmp_path / "a.lst")] == [(7, (1.0,)), (8, (0.0,))]
