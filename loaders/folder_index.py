@@ -31,12 +31,13 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from adadistill.loaders.folder_listing import (
+from adadistill.loaders.folders import (
     LISTING_THREADS,
     FolderListing,
     Links,
     PackedNames,
     folders_modified_ns,
+    is_litter,
     list_folder,
 )
 from adadistill.loaders.image_source import SealUse
@@ -106,7 +107,8 @@ def load_folder_index(
     crc32 = None if seal == "ignore" else stored.crc32
     found = None if list_anew else folders_modified_ns(folder, stored.listing.identities)
     may_lead = links == "anywhere" or not stored.listing.leads_out
-    if may_lead and found is not None and np.array_equal(found, stored.listing.modified_ns):
+    had_litter = any(is_litter(os.fsdecode(name)) for name in stored.listing.identities)  # by an earlier version
+    if may_lead and not had_litter and found is not None and np.array_equal(found, stored.listing.modified_ns):
         return FolderIndex(stored.listing, crc32)
     listing = list_folder(folder, links)
     if listing.fingerprint() == stored.listing.fingerprint():

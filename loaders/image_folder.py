@@ -1,7 +1,7 @@
 """Training images straight from a folder of identities, `FOLDER/<identity>/<image>.jpg`, by record id.
 
 Why: sets arrive as folders, and a first run should not wait for a conversion. Which images there are, and in which
-order, is `folder_listing.py`'s; here their bytes are read. Each is opened for as long as it is read, so a run holds no
+order, is `folders.py`'s; here their bytes are read. Each is opened for as long as it is read, so a run holds no
 more files open than it has threads. A file that is not as it was when the folder was listed is a damaged record, named
 by its path.
 """
@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from adadistill.loaders.folder_index import FolderIndex, load_folder_index
-from adadistill.loaders.folder_listing import FolderListing, ImageFolderError, Links, shown
+from adadistill.loaders.folders import FolderListing, ImageFolderError, Links, shown
 from adadistill.loaders.image_source import EncodedImage, SealUse
 from adadistill.loaders.pixels import ImageLimits
 from adadistill.loaders.recordio import RecordError

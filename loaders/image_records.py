@@ -7,6 +7,7 @@ GPU, where the same mistakes would surface as a hung kernel or not at all.
 
 from __future__ import annotations
 
+import codecs
 import hashlib
 import logging
 import struct
@@ -36,6 +37,8 @@ _JPEG = b"\xff\xd8\xff"
 _IMAGE_BEGINNINGS = (_JPEG, b"\x89PNG", b"RIFF", b"GIF8", b"II*\0", b"MM\0*", b"\0\0\0\x0cjP  ")
 """JPEG, PNG, WebP, GIF, TIFF, JPEG 2000. Not BMP: its two bytes are there by chance after a damaged label count."""
 _JPEG_WORD = 0x00FFD8FF  # the first three bytes as a little-endian word
+HEADER_RECORD = "the header record"
+"""Of insightface, which counts identity records: the last to be believed in `ImageRecords.claims`."""
 _CHUNK = 1 << 16
 _PROPERTY_BYTES = 4096  # of a file that should have some twenty
 _SAMPLED_RECORDS, _SAMPLED_BYTES = 256, 4096
@@ -82,7 +85,8 @@ class ImageRecords:
         self._use_seal: SealUse = seal
         self._seal: RecordSeal | None = None
         self._labels: npt.NDArray[np.int64] | None = None
-        self._num_classes, self._classes_from = num_classes, "given by the caller"
+        self._stated = self._num_classes = num_classes
+        self._classes_from = "given by the caller"
 
     def __repr__(self) -> str:
         return f"ImageRecords({str(self.path)!r})"
@@ -94,6 +98,11 @@ class ImageRecords:
     def path(self) -> Path:
         """The `.rec` file."""
         return self._file.path
+
+    @property
+    def file(self) -> RecordFile:
+        """The file, by bytes."""
+        return self._file
 
     @property
     def index(self) -> RecordIndex:
@@ -116,7 +125,13 @@ class ImageRecords:
             if seal is not None:
                 seal.require(self._file, index)
             self._seal, self._index = seal, index
-            self._compare_with_property()
+            (used, most), *others = list(self.claims().items()) or [("", 0)]
+            for name, count in others:
+                if count != most:
+                    logger.warning(
+                        "%s: %s says %d identities, %s says %d and is used", self.path, name, count, used, most
+                    )
+                    break
         return self._index
 
     @property
@@ -189,6 +204,29 @@ class ImageRecords:
             self._labels = self._read_labels(self.num_classes, self._classes_from)
         return self._labels
 
+    def claims(self) -> dict[str, int]:
+        """Who says how many identities there are; the first is believed. Empty where only labels tell.
+
+        Raises:
+            ValueError: the `property` file is none, and the caller did not say the number.
+        """
+        properties, found = self.path.with_name("property"), dict[str, int]()
+        if self._stated is not None:
+            found["data.num_classes"] = self._stated
+        if properties.is_file():
+            try:
+                found["property"] = read_property(properties)
+            except ValueError:
+                if self._stated is None:
+                    raise
+        if self.index.num_identities is not None:
+            found[HEADER_RECORD] = self.index.num_identities
+        return found
+
+    def stored_labels(self, record_ids: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_]]:
+        """(n,) first labels, classes or not, and whether each could be read; touches only beginnings of records."""
+        return self._file.first_labels(self.index.offsets[record_ids], self.index.limits[record_ids])
+
     def fingerprint(self) -> str:
         """sha256 that tells whether ids still mean the same images, cheap for any size of file.
 
@@ -238,28 +276,9 @@ class ImageRecords:
         reason = f"its body begins like no image format: {record.body[:8].hex(' ')}"
         raise BadBodyError(self.path, index.offsets.item(record_id), reason, *place)
 
-    def _compare_with_property(self) -> None:
-        """Warn where the caller's number of identities is not the data set's own: labels below it are taken."""
-        properties, wanted = self.path.with_name("property"), self._num_classes
-        if wanted is None or not properties.is_file():
-            return
-        try:
-            count = read_property(properties)
-        except ValueError:  # which is why the caller says the number
-            return
-        if count != wanted:
-            logger.warning("%s says %d identities, data.num_classes says %d and is used", properties, count, wanted)
-
     def _find_num_classes(self) -> tuple[int, str]:
-        properties = self.path.with_name("property")
-        identities = self.index.num_identities
-        if properties.is_file():
-            count = read_property(properties)
-            if identities not in (None, count):
-                logger.warning("%s says %d identities, %s has records of %d", properties, count, self.path, identities)
-            return count, f"from {properties}"
-        if identities is not None:
-            return identities, "counted by the identity records"
+        for name, count in self.claims().items():
+            return count, f"by {name}"
         labels = self._read_labels(MAX_EXACT_FLOAT, "all that float32 labels can tell apart")
         return int(labels.max()) + 1, "the largest label and 1"
 
@@ -297,7 +316,9 @@ def _plain_records(
 def read_property(path: Path) -> int:
     """Number of identities from insightface's `property` file: `num_classes,height,width`, further lines ignored."""
     with path.open("rb") as file:
-        first_line = file.read(_PROPERTY_BYTES).decode("utf-8", "replace").partition("\n")[0]
+        start = file.read(_PROPERTY_BYTES)
+    encoding = "utf-16" if start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8-sig"
+    first_line = start.decode(encoding, "replace").partition("\n")[0]
     number = first_line.split(",")[0].strip()
     if not (number.isascii() and number.isdigit() and 1 <= int(number) <= MAX_EXACT_FLOAT):
         raise ValueError(

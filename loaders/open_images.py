@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from adadistill.loaders.folder_listing import Links
+from adadistill.loaders.folders import Links
 from adadistill.loaders.image_folder import ImageFolder
 from adadistill.loaders.image_records import ImageRecords
 from adadistill.loaders.image_source import ImageSource, SealUse

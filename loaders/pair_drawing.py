@@ -15,9 +15,9 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from adadistill.loaders.folders import FolderWalk
 from adadistill.loaders.pair_lists import PairList, PairListError, read_pair_list
 from adadistill.loaders.pixels import decode_image
-from adadistill.loaders.record_folder.listing import identity_names, images_of
 from adadistill.loaders.record_tools.foreign_sets import MAX_IMAGE_BYTES
 from adadistill.loaders.verification_pairs import VerificationSetError, read_verification_bin
 
@@ -34,12 +34,13 @@ def draw_pairs(folder: Path, count: int, *, seed: int) -> PairList:
     Raises:
         FileNotFoundError: there is no folder.
         PairListError: it has too few images for so many different pairs, or names that a list cannot hold.
-        RecordFolderError: a link leads out of it.
+        ImageFolderError: a link leads out of it.
         ValueError: `count` is not in [1, 10,000,000].
     """
     if not 1 <= count <= MAX_DRAWN:
         raise ValueError(f"--draw must be in [1, {MAX_DRAWN}], got {count}")
-    images = [[image.name for image in images_of(folder, name).images] for name in identity_names(folder)]
+    walk = FolderWalk(folder)
+    images = [[image.name for image in walk.images_of(name).images] for name in walk.names]
     images = [names for names in images if names]
     _require_enough(folder, images, count)
     odd = next((name for names in images for name in names if not name.isprintable() or name != name.strip()), None)

@@ -71,9 +71,19 @@ class RecordIndex:
     source: Literal["idx", "scan"]
     reason: str
     """The `.idx` that was read, or why the file was scanned."""
+    identity_offsets: Int64Array
+    """Of the identity records, by key; none without insightface's header."""
 
     def __len__(self) -> int:
         return len(self.offsets)
+
+    def identity_ranges(self, file: RecordFile) -> Int64Array:
+        """(n, 2) first key of an identity's images, and the key behind its last, of each sound identity record."""
+        words = file.words_at(self.identity_offsets, HEADER_WORDS + 1)
+        bounds = np.ascontiguousarray(words[:, 8:]).view(np.float32)
+        sound = _is_whole(words) & (words[:, 2] == 2) & (words[:, 1] == 32)
+        sound &= ((bounds >= 1) & (bounds < MAX_EXACT_FLOAT) & (bounds == np.floor(bounds))).all(axis=1)
+        return bounds[sound].astype(np.int64)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,6 +104,7 @@ class _Images:
     num_identities: int | None
     problem: str = ""
     images_are_missing: bool = False
+    first_identity: int | None = None
 
 
 class _UnusableIndexError(ValueError):
@@ -183,7 +194,9 @@ def _build(
             images.is_image.sum(),
         )
     image_offsets, image_limits, image_keys = (values[images.is_image] for values in (offsets, limits, keys))
-    for values in (image_offsets, image_limits, image_keys):
+    of_identities = np.flatnonzero(keys >= images.first_identity) if images.first_identity is not None else keys[:0]
+    identity_offsets = offsets[of_identities[np.argsort(keys[of_identities], kind="stable")]]
+    for values in (image_offsets, image_limits, image_keys, identity_offsets):
         values.flags.writeable = False
     return RecordIndex(
         offsets=image_offsets,
@@ -193,6 +206,7 @@ def _build(
         num_identities=images.num_identities,
         source=source,
         reason=reason,
+        identity_offsets=identity_offsets,
     )
 
 
@@ -340,7 +354,8 @@ def _find_images(file: RecordFile, keys: Int64Array, offsets: Int64Array) -> _Im
     at_zero = np.flatnonzero(keys == 0)
     header = _read_header(file, keys, offsets, int(at_zero[0])) if len(at_zero) else None
     if header is not None and header.first_identity is not None:
-        return _Images((keys >= 1) & (keys < header.first_identity), header.num_identities)
+        is_image = (keys >= 1) & (keys < header.first_identity)
+        return _Images(is_image, header.num_identities, first_identity=header.first_identity)
     is_image = np.ones(len(keys), np.bool_)
     if header is not None:
         is_image[at_zero] = False

@@ -18,8 +18,9 @@ from pathlib import Path
 import numpy as np
 
 from adadistill.loaders.checked_records import ImageSizeError
-from adadistill.loaders.image_records import ImageRecords, read_property
+from adadistill.loaders.image_records import ImageRecords
 from adadistill.loaders.image_source import ImageSource
+from adadistill.loaders.label_check import check_labels
 from adadistill.loaders.pixels import ImageDecodeError, ImageLimits, decode_image, image_header
 from adadistill.loaders.record_seal import RecordSeal, SealError, open_seal
 from adadistill.loaders.recordio import RecordError, RecordFile
@@ -136,17 +137,16 @@ def _against_seal(file: RecordFile, seal: RecordSeal, threads: ThreadPoolExecuto
 
 
 def _of_whole_file(records: ImageRecords, num_classes: int | None) -> list[BadRecord]:
-    """Where `property`, identity records, recipe and labels do not agree."""
+    """Where `property`, identity records, recipe and labels do not agree; what is no fault is logged."""
+    claims = records.claims()
     bad = []
-    identities, properties = records.index.num_identities, records.path.with_name("property")
-    counts = {"the identity records": identities, "the recipe": num_classes}
-    if properties.is_file():
-        counts[f"{properties.name}"] = read_property(properties)
-    stated = {name: count for name, count in counts.items() if count is not None}
-    if len(set(stated.values())) > 1:
-        listed = ", ".join(f"{count} by {name}" for name, count in stated.items())
+    if len(set(claims.values())) > 1:
+        listed = ", ".join(f"{count} by {name}" for name, count in claims.items())
         bad.append(BadRecord("num_classes", f"the number of identities is {listed}"))
-    return bad
+    found = check_labels(records, stated=num_classes, needs_several=False)
+    for text in found.warnings:
+        logger.warning("%s: %s", records.path, text)
+    return bad + [BadRecord("labels", text) for text in (found.beyond, *found.refused) if text]
 
 
 class ImageCheck:

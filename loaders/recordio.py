@@ -40,6 +40,7 @@ SEAL_SUFFIX = ".seal"
 MAX_PARTS = 1024
 """Most parts of one record. An honest record has one for each time that its payload holds the magic, which is almost
 never; a chain of empty parts that many frames lead into would be walked again from each of them."""
+_LABELS_AT_ONCE = 1 << 16
 HEADER_WORDS = 9
 """Of a record that has several labels, up to the first of them."""
 MAX_EXACT_FLOAT = 1 << 24
@@ -254,6 +255,27 @@ class RecordFile:
         places = (offsets >> 2)[:, None] + np.arange(count)  # (n, count)
         inside = (places >= 0) & (places < len(words))
         return np.where(inside, words[np.where(inside, places, 0)], np.uint32(0))
+
+    def first_labels(
+        self, offsets: npt.NDArray[np.int64], limits: npt.NDArray[np.int64]
+    ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_]]:
+        """(n,) first label of the records in [offset, limit), and which of them can be read. Only beginnings are."""
+        values, known = np.zeros(len(offsets), np.float32), np.zeros(len(offsets), np.bool_)
+        for start in range(0, len(offsets), _LABELS_AT_ONCE):
+            some = slice(start, start + _LABELS_AT_ONCE)
+            words = self.words_at(offsets[some], HEADER_WORDS)  # (n, 9)
+            length, flag = words[:, 1].astype(np.int64), words[:, 2].astype(np.int64)
+            values[some] = np.where(flag > 0, words[:, 8], words[:, 3]).astype(np.uint32).view(np.float32)
+            # Of several parts, the length has other bits.
+            known[some] = (words[:, 0] == MAGIC) & (flag <= MAX_LABELS) & (24 + 4 * flag <= length)
+            known[some] &= offsets[some] + ((length + 11) & ~3) <= limits[some]
+        for place in np.flatnonzero(~known).tolist():
+            try:
+                values[place] = self.read(offsets.item(place), limit=limits.item(place)).labels[0]
+                known[place] = True
+            except RecordError:
+                pass
+        return values, known
 
     def bytes_view(self) -> npt.NDArray[np.uint8]:
         """The whole file as (size,) uint8, read-only and not copied: slices of it are read when they are used."""

@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from adadistill.loaders.arrow_images import ArrowImagesError, is_arrow_folder, open_arrow_images
+from adadistill.loaders.folders import ImageFolderError, images_below, read_image
 from adadistill.loaders.pixels import ImageDecodeError, decode_image
 from adadistill.loaders.pixels import image_size as header_size
 from adadistill.loaders.record_tools.foreign_sets import MAX_IMAGE_BYTES
@@ -31,7 +32,6 @@ PUBLISHED_COUNTS: Mapping[str, int] = {"probes": 3728, "gallery": 4443, "distrac
 
 FOLDERS = ("Probe", "Gallery_Match", "Gallery_Distractor")
 _LISTS = ("probe_paths", "gallery_paths", "distractor_paths")
-_SUFFIXES = (".jpg", ".jpeg", ".png")
 
 
 class TinyFaceError(ValueError):
@@ -74,11 +74,10 @@ class ImageFiles:
             TinyFaceError: a file is larger than an image of a face is.
         """
         for name in self.names[start:stop]:
-            with (self.folder / name).open("rb") as file:
-                body = file.read(MAX_IMAGE_BYTES + 1)
-            if len(body) > MAX_IMAGE_BYTES:
-                raise TinyFaceError(f"{self.folder / name}: more than {MAX_IMAGE_BYTES:,} bytes")
-            yield body
+            try:
+                yield read_image(self.folder, name, MAX_IMAGE_BYTES)
+            except ImageFolderError as error:
+                raise TinyFaceError(str(error)) from None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -257,8 +256,10 @@ def _open_arrow(folder: Path) -> TinyFace:
 def _open_folders(folder: Path) -> TinyFace:
     listed: dict[str, list[str]] = {}
     for key, part in zip(_LISTS, FOLDERS, strict=True):
-        found = (path for path in (folder / part).rglob("*") if path.suffix.lower() in _SUFFIXES)
-        listed[key] = sorted(path.relative_to(folder).as_posix() for path in found)
+        try:
+            listed[key] = [f"{part}/{name}" for name in images_below(folder / part)]
+        except ImageFolderError as error:
+            raise TinyFaceError(str(error)) from None
     names = tuple(name for part in listed.values() for name in part)
     return tinyface_of_lists(folder, ImageFiles(folder, names), names, listed)
 

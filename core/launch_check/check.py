@@ -91,7 +91,7 @@ def check_launch(
     with findings.warnings_as_notes():
         _note_recipe_files(loaded, findings)
         ranks = _ranks(device, findings)
-        opened = summarise_records(recipe.data, findings)
+        opened = summarise_records(recipe.data, findings, needs_several=recipe.centres.kind != "none")
         records, summary = opened if opened is not None else (None, None)
         steps = None if summary is None else _steps(recipe, summary, ranks, findings)
         check_optimiser(recipe, ranks.device, findings)

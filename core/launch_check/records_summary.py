@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from adadistill.core.launch_check.findings import Findings
+from adadistill.core.training.record_agreement import check_launch_labels
 from adadistill.loaders.image_source import ImageSource
 from adadistill.loaders.pipeline import DataConfig, named_records
 from adadistill.loaders.record_index import RecordIndex
@@ -27,11 +28,12 @@ class RecordsSummary:
     """Whether every record is checked against its checksum as it is read."""
 
 
-def summarise_records(config: DataConfig, findings: Findings) -> tuple[ImageSource, RecordsSummary] | None:
+def summarise_records(
+    config: DataConfig, findings: Findings, *, needs_several: bool
+) -> tuple[ImageSource, RecordsSummary] | None:
     """Open the records of a recipe and count them; None, with the problem noted, where that cannot be done.
 
-    The index is read; of the records only those that checking it takes, unless nothing but the labels tells how many
-    identities there are.
+    The index is read, and labels as a launch reads them; of the records only their beginnings.
     """
     if not findings.will_read("data.records", config.records):
         return None
@@ -48,6 +50,8 @@ def summarise_records(config: DataConfig, findings: Findings) -> tuple[ImageSour
         records = named_records(config)
         images, identities = len(records), records.num_classes
         index: object = getattr(records, "index", None)
+        with findings.collected():
+            findings.notes += check_launch_labels(config, records, needs_several=needs_several)
         if config.wrong_size == "refuse" and config.packed is None:
             _check_size_of_first(records, config.image_size, findings)
         return records, RecordsSummary(

@@ -1,4 +1,4 @@
-"""All ranks train on the same records, or none does.
+"""All ranks train on the same records with labels that are classes, or none does.
 
 Why: sample order, record ids and class centres are functions of the records, computed by every rank for itself. Nodes
 that each have their own copy may have different ones (a copy that was cut short, a folder with one image more), and
@@ -7,10 +7,16 @@ nothing later would notice: ranks would train on other images than the cache, th
 
 from __future__ import annotations
 
+import logging
+
 import torch
 
 from adadistill.core.distributed import Ranks, all_reduced, broadcast_text
 from adadistill.loaders.image_source import ImageSource
+from adadistill.loaders.label_check import LAUNCH_SECONDS, LabelClaimError, check_labels
+from adadistill.loaders.pipeline import DataConfig, open_store
+
+logger = logging.getLogger(__name__)
 
 
 class RecordAgreementError(ValueError):
@@ -36,6 +42,48 @@ def require_same_records(records: ImageSource, ranks: Ranks) -> None:
         f"rank {ranks.rank} sees other records than rank 0: {own} here, {of_main} there. Every node needs the same "
         f"files under {records.path}: copy them anew, or use a file system that all share"
     )
+
+
+def check_launch_labels(config: DataConfig, records: ImageSource, *, needs_several: bool) -> list[str]:
+    """The look at labels of a launch: raises what it may not begin with, returns what is worth a warning.
+
+    Args:
+        config: what the records were opened with; where it names a packed store, its labels are looked at.
+        needs_several: there are class centres, which one identity cannot be told apart on.
+
+    Raises:
+        LabelClaimError: a label is no class (unless damaged records are skipped, and these are not too many), one
+            identity has all images, or the number of identities is another set's.
+        PackError, RecordError, ValueError, OSError: records or store cannot be opened.
+    """
+    labels = None if config.packed is None else open_store(config, records).labels
+    found = check_labels(
+        records, labels, stated=config.num_classes, needs_several=needs_several, seconds=LAUNCH_SECONDS
+    )
+    outside = [text for text in (found.beyond, found.odd) if text]
+    skipped = config.on_damaged == "skip" and found.outside <= config.max_damaged
+    refused = [*([] if skipped else outside), *found.refused]
+    if refused:
+        raise LabelClaimError("\n  ".join(refused))
+    return [*(f"{text} (skipped: data.on_damaged)" for text in outside), *found.warnings]
+
+
+def require_sound_labels(config: DataConfig, records: ImageSource, ranks: Ranks, *, needs_several: bool) -> None:
+    """`check_launch_labels` on rank 0, which logs its warnings; all ranks call it, and all go on or none.
+
+    Raises:
+        LabelClaimError: on every rank; on rank 0 what else `check_launch_labels` raises, as itself.
+    """
+    problem: Exception | None = None
+    if ranks.is_main:
+        try:
+            for text in check_launch_labels(config, records, needs_several=needs_several):
+                logger.warning("%s: %s", config.records, text)
+        except (ValueError, OSError) as error:
+            problem = error
+    text = broadcast_text(str(problem) if problem else "", ranks)
+    if problem or text:
+        raise problem or LabelClaimError(text)
 
 
 def _described(records: ImageSource) -> str:

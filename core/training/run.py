@@ -56,7 +56,7 @@ from adadistill.core.teachers import BuiltTeacher, build_teacher
 from adadistill.core.training.apex_sgd import require_apex
 from adadistill.core.training.metrics_log import MetricsFile
 from adadistill.core.training.non_finite import NonFiniteGuard
-from adadistill.core.training.record_agreement import require_same_records
+from adadistill.core.training.record_agreement import require_same_records, require_sound_labels
 from adadistill.core.training.restarts import agent_token, restart_count
 from adadistill.core.training.run_folder import RunFolder, describe_environment
 from adadistill.core.training.trainer import LoopConfig, Trainer, TrainingResult
@@ -227,6 +227,7 @@ def _open_parts(recipe: Recipe, ranks: Ranks) -> _Parts:
     precision = resolve_precision(recipe.precision, ranks.device)
     records = named_records(recipe.data)
     require_same_records(records, ranks)
+    require_sound_labels(recipe.data, records, ranks, needs_several=recipe.centres.kind != "none")
     order = SampleOrder(len(records), recipe.data.global_batch_size, derive_seed(recipe.seed, "sample_order"))
     recipe.data.parts(order.local_batch_size(ranks.world_size))
     if recipe.centres.placement == "sharded" and records.num_classes < ranks.world_size:

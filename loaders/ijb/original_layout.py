@@ -9,7 +9,6 @@
 from __future__ import annotations
 
 import csv
-import os
 import re
 from collections.abc import Iterator
 from dataclasses import replace
@@ -19,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from adadistill.loaders.face_alignment import AlignmentError, similarities_to_template
+from adadistill.loaders.folders import ImageFolderError, entries_of
 from adadistill.loaders.ijb.annotations import (
     IjbAnnotations,
     IjbError,
@@ -216,8 +216,10 @@ def _sizes(folder: Path, names: list[str]) -> Ints:
     """Bytes of each image's file. One walk over the folder tells them all."""
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder} is missing; the images lie there")
-    with os.scandir(folder) as entries:
-        sizes = {entry.name: entry.stat().st_size for entry in entries if entry.is_file()}
+    try:
+        sizes = {entry.name: entry.stat().st_size for entry in entries_of(folder)[0] if entry.is_file()}
+    except ImageFolderError as error:
+        raise IjbError(str(error)) from None
     missing = [name for name in names if name not in sizes]
     if missing:
         raise FileNotFoundError(f"{folder / missing[0]} is missing; {len(missing)} of {len(names)} images are")

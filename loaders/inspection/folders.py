@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from pathlib import Path
 
 import numpy as np
 
 from adadistill.loaders.arrow_images import is_arrow_folder
+from adadistill.loaders.folders import (
+    UNFINISHED_NAME,
+    FolderWalk,
+    ImageFile,
+    ImageFolderError,
+    entries_of,
+    read_image,
+    shape_of,
+)
 from adadistill.loaders.inspection.finding import Finding, printable, read_start
 from adadistill.loaders.inspection.image_sample import ImageSample
 from adadistill.loaders.record_folder.errors import RecordFolderError
-from adadistill.loaders.record_folder.listing import ImageFile, identity_names, images_of, read_image
-from adadistill.loaders.record_folder.manifest import MANIFEST_NAME, UNFINISHED_NAME, Manifest
+from adadistill.loaders.record_folder.manifest import MANIFEST_NAME, Manifest
 from adadistill.loaders.record_tools.foreign_sets import MAX_IMAGE_BYTES
 from adadistill.loaders.stored_blocks.json_text import JSON, parse_json
 
@@ -27,7 +34,7 @@ _STORES = {
 
 def inspect_folder(path: Path, sample: int) -> Finding:
     """Say what a folder is by the files in it."""
-    names = set(os.listdir(path))
+    names = {entry.name for entry in entries_of(path)[0]}
     if "header.json" in names:
         return _store(path)
     if "MANIFEST.json" in names:
@@ -55,32 +62,33 @@ def inspect_folder(path: Path, sample: int) -> Finding:
 
 def _images(path: Path, sample: int) -> Finding:
     finding = Finding(path, "image-folder", "image folder, one sub-folder for each identity")
-    counts, suffixes, left_out, bytes_, first = list[int](), Counter[str](), 0, 0, list[ImageFile]()
-    try:
-        identities = identity_names(path, follow_links=True)
-        step = max(1, len(identities) // max(sample, 1))
-        for number, identity in enumerate(identities):
-            found = images_of(path, identity, follow_links=True)
-            counts.append(len(found.images))
-            left_out += found.left_out
-            bytes_ += sum(image.bytes for image in found.images)
-            suffixes.update(Path(image.name).suffix.lower() for image in found.images)
-            if number % step == 0:
-                first += found.images[:1]
-    except RecordFolderError as error:
-        finding.problems.append(str(error))
-        return finding
+    counts, suffixes, bytes_, first = list[int](), Counter[str](), 0, list[ImageFile]()
+    walk = FolderWalk(path)
+    litter, others, leading_out = list(walk.litter), list(walk.others), 0
+    step = max(1, len(walk.names) // max(sample, 1))
+    for number, identity in enumerate(walk.names):
+        found = walk.look_into(identity)
+        counts.append(len(found.images))
+        litter += found.litter
+        others += found.others
+        leading_out += len(found.leading_out)
+        finding.problems += found.no_files[: _SHOWN - len(finding.problems)]
+        bytes_ += sum(image.bytes for image in found.images)
+        suffixes.update(Path(image.name).suffix.lower() for image in found.images)
+        if number % step == 0:
+            first += found.images[:1]
     total = sum(counts)
     if not total:
         finding.kind, finding.title = "folder", "folder that is nothing known here"
-        finding.facts["entries"] = [printable(name, 80) for name in sorted(os.listdir(path))[:_SHOWN]]
+        finding.facts["entries"] = [printable(entry.name, 80) for entry in entries_of(path)[0][:_SHOWN]]
+        finding.problems += [shape.rstrip()] if (shape := shape_of(path)) else []
         return finding
     held = np.array([count for count in counts if count])
     images = ImageSample()
     for image in first[:sample]:
         try:
             images.add(read_image(path, image.name, MAX_IMAGE_BYTES), path / image.name)
-        except RecordFolderError as error:
+        except (ImageFolderError, OSError) as error:
             finding.problems.append(str(error))
     quartiles = ", ".join(f"{value:g}" for value in np.quantile(held, (0.25, 0.5, 0.75)))
     finding.facts |= {
@@ -90,12 +98,20 @@ def _images(path: Path, sample: int) -> Finding:
         "bytes": bytes_,
         "suffixes": dict(suffixes),
         "empty sub-folders": len(counts) - len(held),
-        "files left out, no images by name": left_out,
+        "left out, no images by name": len(others),
+        "left out, hidden or of the system": sum(not name.startswith(".records.") for name in litter),
+        "links that lead out": leading_out,
     }
     finding.facts |= images.facts()
     finding.problems += images.problems()
     _manifest_facts(path, finding)
-    finding.next_steps.append(f"train straight from it: data.records={path}")
+    refused = others + [
+        f"{path / name} holds no image" for name, count in zip(walk.names, counts, strict=True) if not count
+    ]
+    if refused:
+        finding.facts["refused before training"] = f"{len(refused)} of these, the first: {printable(refused[0])}"
+    links = " data.links=anywhere" if leading_out else ""
+    finding.next_steps.append(f"train straight from it: data.records={path}{links}")
     finding.next_steps.append(f"as records: adadistill data convert {path} --out RECORDS")
     return finding
 

@@ -6,6 +6,7 @@ import re
 import tarfile
 from pathlib import Path
 
+from adadistill.loaders.folders import leads_through_litter
 from adadistill.loaders.inspection.finding import Finding, printable, read_start
 from adadistill.loaders.inspection.folders import inspect_folder
 from adadistill.loaders.inspection.record_files import inspect_records
@@ -137,8 +138,9 @@ def _tar(path: Path) -> Finding:
         with tarfile.open(path, "r:") as shard:
             for member in shard:
                 members += 1
-                suffix = printable(member.name.rpartition("/")[2].partition(".")[2], 20)
-                suffixes[suffix] = suffixes.get(suffix, 0) + 1
+                if not leads_through_litter(member.name):
+                    suffix = printable(member.name.rpartition("/")[2].partition(".")[2], 20)
+                    suffixes[suffix] = suffixes.get(suffix, 0) + 1
                 if members == _MOST_MEMBERS:
                     break
     except tarfile.TarError as error:

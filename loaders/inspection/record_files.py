@@ -12,6 +12,7 @@ import numpy as np
 from adadistill.loaders.image_records import ImageRecords, read_property
 from adadistill.loaders.inspection.finding import Finding, printable, read_start
 from adadistill.loaders.inspection.image_sample import ImageSample
+from adadistill.loaders.label_check import check_labels
 from adadistill.loaders.pixels import ImageDecodeError, image_header
 from adadistill.loaders.record_folder.raw_records import bits_to_float, read_raw_record
 from adadistill.loaders.record_index import RecordIndex, load_record_index
@@ -68,6 +69,7 @@ def inspect_records(path: Path, index_path: Path | None, sample: int) -> Finding
     finding.problems += images.problems()
     listed = _index_facts(path, index_path, index, finding)
     _property_facts(path, index, finding)
+    _label_facts(path, index_path, finding)
     _seal_facts(file, index, finding)
     _store_facts(path, finding)
     _advise(path, finding, images, listed=listed, others=others)
@@ -195,6 +197,19 @@ def _property_facts(path: Path, index: RecordIndex, finding: Finding) -> None:
         return
     if index.num_identities not in (None, count):
         finding.problems.append(f"property says {count} identities, the header record {index.num_identities}")
+
+
+def _label_facts(path: Path, index_path: Path | None, finding: Finding) -> None:
+    """What all labels say, beside what is claimed."""
+    try:
+        found = check_labels(ImageRecords(path, index_path, seal="ignore"), needs_several=False)
+    except (RecordError, ValueError) as error:
+        if str(error) not in finding.problems:
+            finding.problems.append(str(error))
+        return
+    finding.facts["identities by labels"] = found.said or "none can be read"
+    odd = "" if any("name no identity" in problem for problem in finding.problems) else found.odd
+    finding.problems += [text for text in (odd, found.beyond, *found.refused, *found.warnings) if text]
 
 
 def _seal_facts(file: RecordFile, index: RecordIndex, finding: Finding) -> None:

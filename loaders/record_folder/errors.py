@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from adadistill.loaders.folders import ImageFolderError
 
-class RecordFolderError(ValueError):
+
+class RecordFolderError(ImageFolderError):
     """A folder, manifest or list cannot be converted as it is. The message names it and says what to do."""
 
 

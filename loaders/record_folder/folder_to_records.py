@@ -12,9 +12,10 @@ from pathlib import Path
 
 import numpy as np
 
+from adadistill.loaders.folders import UNFINISHED_NAME, ImageFolderError
 from adadistill.loaders.pixels import ImageDecodeError
 from adadistill.loaders.record_folder.errors import FolderChangedError, RecordFolderError
-from adadistill.loaders.record_folder.manifest import MANIFEST_NAME, UNFINISHED_NAME, Manifest
+from adadistill.loaders.record_folder.manifest import MANIFEST_NAME, Manifest
 from adadistill.loaders.record_folder.plans import ListPlan, ManifestPlan, PlainPlan, RecordPlan, image_size_of
 from adadistill.loaders.record_folder.resumable_writer import ResumableRecords
 
@@ -34,7 +35,7 @@ class FolderConverted:
     resumed_records: int
     """Of an earlier attempt, which were not written again."""
     left_out: int
-    """Files that are no image by their names."""
+    """Files and folders that are no image by their names."""
     is_original: bool
     """The bytes are those that the manifest names."""
     stopped: bool = False
@@ -148,7 +149,7 @@ def _write(
             writer.append(record.make())
             if progress is not None:
                 progress(number + 1, plan.num_records)
-    except (RecordFolderError, ImageDecodeError, OSError) as error:
+    except (ImageFolderError, ImageDecodeError, OSError) as error:
         if writer.records == 0 or not (isinstance(plan, ManifestPlan) or isinstance(error, OSError)):
             writer.discard()  # nothing to go on with: mending an image makes it another plan
         raise

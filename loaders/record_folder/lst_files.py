@@ -51,7 +51,7 @@ def read_lst(path: Path) -> list[ListedImage]:
 
 def _parse(line: bytes, where: str) -> ListedImage:
     try:
-        fields = line.decode("utf-8").rstrip("\r\n").split("\t")
+        fields = line.decode("utf-8-sig").rstrip("\r\n").split("\t")
     except UnicodeDecodeError:
         raise RecordFolderError(f"{where}: is no text in UTF-8") from None
     try:

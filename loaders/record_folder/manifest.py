@@ -29,16 +29,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, TypeAlias
 
+from adadistill.loaders.folders import STORED_SUFFIXES, is_litter
 from adadistill.loaders.record_folder.errors import RecordFolderError
-from adadistill.loaders.record_folder.listing import IMAGE_SUFFIXES
 from adadistill.loaders.record_folder.raw_records import RawRecord, bits_to_float, float_to_bits
 from adadistill.loaders.recordio import MAX_LABELS
 from adadistill.loaders.stored_blocks.json_text import parse_json
 
 MANIFEST_NAME = ".records.jsonl"
 """Hidden, so that whatever reads the folder as images looks past it."""
-UNFINISHED_NAME = ".records.unfinished"
-"""Lies in a folder until its manifest does."""
 COPY_NAMES = ("idx", "property", "labels.json")
 """Files beside the records that may be copied into the folder, as `.records.<name>`."""
 
@@ -295,14 +293,14 @@ class Manifest:
 def is_image_name(name: str) -> bool:
     """Whether a text is `identity/image.jpg`: two plain names, which cannot lead out of a folder."""
     parts = name.split("/")
-    return len(parts) == 2 and all(map(is_plain_name, parts)) and name.lower().endswith(IMAGE_SUFFIXES)
+    return len(parts) == 2 and all(map(is_plain_name, parts)) and name.lower().endswith(STORED_SUFFIXES)
 
 
 def is_plain_name(name: str) -> bool:
-    """Whether a text names a file in any folder: printable, not hidden, at most 200 bytes, no separator."""
+    """Whether a text names a file in any folder: printable, not hidden or litter, at most 200 bytes, no separator."""
     return (
         bool(name)
-        and not name.startswith(".")
+        and not is_litter(name)
         and name == name.strip()
         and name.isprintable()
         and not set(name) & set('/\\:*?"<>|')

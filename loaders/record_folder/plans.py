@@ -16,16 +16,9 @@ from functools import partial
 from pathlib import Path
 from typing import Protocol
 
+from adadistill.loaders.folders import STORED_SUFFIXES, FolderWalk, ImageFile, read_image, shape_of
 from adadistill.loaders.pixels import image_size
 from adadistill.loaders.record_folder.errors import FolderChangedError, RecordFolderError
-from adadistill.loaders.record_folder.listing import (
-    IMAGE_SUFFIXES,
-    ImageFile,
-    all_images,
-    identity_names,
-    images_of,
-    read_image,
-)
 from adadistill.loaders.record_folder.lst_files import ListedImage, read_lst
 from adadistill.loaders.record_folder.manifest import Manifest, ManifestEntry
 from adadistill.loaders.record_folder.raw_records import RawRecord, float_to_bits
@@ -85,10 +78,11 @@ class ManifestPlan:
             RecordFolderError: the manifest is damaged.
         """
         self._root, self._manifest = root, manifest
+        self._walk = FolderWalk(root, STORED_SUFFIXES)
         self.num_records, self.num_images = manifest.end.records, manifest.end.images
         self.bytes = manifest.end.bytes
         self.digest = f"manifest {manifest.sha256}"
-        self.num_identities = len(identity_names(root))
+        self.num_identities = len(self._walk.names)
         self._compare()
 
     def records(self) -> Iterator[PlannedRecord]:
@@ -108,6 +102,9 @@ class ManifestPlan:
         whole = RawRecord(record.flag, record.label_bits, record.labels, record.id, record.id2, body, record.cuts)
         return whole.to_bytes()
 
+    def _names(self) -> Iterator[str]:
+        return (image.name for identity in self._walk.names for image in self._walk.images_of(identity).images)
+
     def _compare(self) -> None:
         """Names and sizes of all files against the manifest, without holding either: sums of their names' hashes."""
         missing, resized, named, difference = [], [], 0, 0
@@ -122,11 +119,11 @@ class ManifestPlan:
             difference += _name_number(entry.file)
             if path.stat().st_size != entry.bytes:
                 resized.append(entry.file)
-        difference -= sum(_name_number(image.name) for image in all_images(self._root, suffixes=IMAGE_SUFFIXES))
+        difference -= sum(map(_name_number, self._names()))
         extra: list[str] = []
         if difference:
             known = {entry.file for entry in self._manifest.entries()}
-            extra = [image.name for image in all_images(self._root, suffixes=IMAGE_SUFFIXES) if image.name not in known]
+            extra = [name for name in self._names() if name not in known]
         if named != self.num_images or (difference and not extra):
             raise RecordFolderError(
                 f"{self._manifest.path} names a file twice, or miscounts: it is no manifest of ours"
@@ -154,18 +151,19 @@ class PlainPlan:
             follow_links: also those that lead out of the folder.
 
         Raises:
-            RecordFolderError: there are no images, or more than the layout can count.
+            ImageFolderError: see `FolderWalk.images_of`; there are no images, or more than the layout can count.
         """
         self._root, self._side, self._follow = root, image_side, follow_links
-        self.left_out = 0
         self.first_image = ""
         self.identities: list[str] = []
         self._counts: list[int] = []
         self.bytes = 0
         listing, left = hashlib.sha256(), limit
-        for identity in identity_names(root, follow_links=follow_links):
-            found = images_of(root, identity, follow_links=follow_links)
-            images, self.left_out = found.images[:left], self.left_out + found.left_out
+        walk = FolderWalk(root)
+        self.left_out = len(walk.others)
+        for identity in walk.names:
+            found = walk.images_of(identity, follow_links=follow_links)
+            images, self.left_out = found.images[:left], self.left_out + len(found.others)
             if left is not None:
                 left -= len(images)
             if images:
@@ -183,7 +181,7 @@ class PlainPlan:
         if not self.num_images:
             raise RecordFolderError(
                 f"{root}: no labelled images were found; a folder of identities has subfolders with .jpg, .jpeg or "
-                ".png files"
+                f".png files. {shape_of(root)}".rstrip()
             )
         if self.num_records >= MAX_EXACT_FLOAT:
             raise RecordFolderError(
@@ -197,9 +195,9 @@ class PlainPlan:
         Raises:
             RecordFolderError: the folder is not as it was when it was listed.
         """
-        key, listing = 1, hashlib.sha256()
+        key, listing, walk = 1, hashlib.sha256(), FolderWalk(self._root)
         for label, (identity, count) in enumerate(zip(self.identities, self._counts, strict=True)):
-            for image in images_of(self._root, identity, follow_links=self._follow).images[:count]:
+            for image in walk.images_of(identity, follow_links=self._follow).images[:count]:
                 listing.update(_listed(image))
                 yield PlannedRecord(key, partial(self._made, key, label, image))
                 key += 1

@@ -12,7 +12,6 @@ import numpy.typing as npt
 from adadistill.loaders.record_folder.manifest import IndexOrder
 from adadistill.loaders.record_folder.raw_records import read_raw_record
 from adadistill.loaders.recordio import (
-    HEADER_WORDS,
     MAX_EXACT_FLOAT,
     BadLabelError,
     RecordFile,
@@ -59,7 +58,10 @@ def read_record_layout(file: RecordFile) -> RecordLayout:
     keys, order, sha256 = _read_index(file, offsets[:-1])
     labels = np.full(len(bodies), -1, np.int64)
     has_image = bodies != 0
-    values = _first_labels(file, offsets[:-1], has_image, bodies)
+    values, known = file.first_labels(offsets[:-1], offsets[1:])
+    for number in np.flatnonzero(has_image & ~known).tolist():  # read with all checks, to say what is wrong
+        place = ScannedRecord(offsets.item(number), offsets.item(number + 1), 0, 0, 0)
+        values[number] = read_raw_record(file, place).first_label
     is_identity = (values >= 0) & (values < MAX_EXACT_FLOAT) & (values == np.floor(values))  # NaN fails
     for number in np.flatnonzero(has_image & ~is_identity)[:1].tolist():
         raise BadLabelError(
@@ -71,26 +73,6 @@ def read_record_layout(file: RecordFile) -> RecordLayout:
     labels[has_image] = values[has_image].astype(np.int64)
     rounded = (bodies + _FILE_BLOCK - 1) // _FILE_BLOCK * _FILE_BLOCK
     return RecordLayout(offsets, keys, labels, int(rounded.sum()), order, sha256)
-
-
-def _first_labels(
-    file: RecordFile, offsets: npt.NDArray[np.int64], wanted: npt.NDArray[np.bool_], bodies: npt.NDArray[np.int64]
-) -> npt.NDArray[np.float32]:
-    """(N,) first label of each record, 0 where it is not wanted."""
-    values = np.zeros(len(offsets), np.float32)
-    for start in range(0, len(offsets), 1 << 16):
-        chunk = slice(start, start + (1 << 16))
-        words = file.words_at(offsets[chunk], HEADER_WORDS)
-        values[chunk] = np.where(words[:, 2] > 0, words[:, 8], words[:, 3]).astype(np.uint32).view(np.float32)
-        # Of several parts, or with an image header that does not fit: read with all checks.
-        for number in (start + np.flatnonzero((words[:, 1] >> 29 != 0) | (bodies[chunk] < 0))).tolist():
-            place = ScannedRecord(int(offsets[number]), int(_end(file, offsets, number)), 0, 0, 0)
-            values[number] = read_raw_record(file, place).first_label
-    return np.where(wanted, values, np.float32(0.0))
-
-
-def _end(file: RecordFile, offsets: npt.NDArray[np.int64], number: int) -> int:
-    return int(offsets[number + 1]) if number + 1 < len(offsets) else file.size
 
 
 def _read_index(

@@ -19,11 +19,11 @@ from pathlib import Path
 import numpy as np
 
 from adadistill.loaders.folder_sync import sync_folder
+from adadistill.loaders.folders import UNFINISHED_NAME
 from adadistill.loaders.record_folder.errors import RecordFolderError
 from adadistill.loaders.record_folder.manifest import (
     COPY_NAMES,
     MANIFEST_NAME,
-    UNFINISHED_NAME,
     IndexOrder,
     Manifest,
     ManifestEnd,
@@ -150,7 +150,7 @@ def _identity_names(records: Path, layout: RecordLayout) -> dict[int, str]:
     path = records.with_name("labels.json")
     if path.is_file() and path.stat().st_size <= _LARGEST_COPY:
         try:
-            names = parse_json(path.read_text(encoding="utf-8"))
+            names = parse_json(path.read_text(encoding="utf-8-sig"))
         except (ValueError, OSError):
             names = None
         if isinstance(names, list) and present and present[-1] < len(names):

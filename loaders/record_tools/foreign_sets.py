@@ -14,13 +14,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from adadistill.loaders.folders import IMAGE_SUFFIXES, leads_through_litter
 from adadistill.loaders.pixels import image_size
 from adadistill.loaders.recordio import MAX_EXACT_FLOAT, write_insightface_records
 
 Kind = Literal["tar", "parquet"]
 
 MAX_IMAGE_BYTES = 16 << 20
-_IMAGE_SUFFIXES = ("jpg", "jpeg", "png")
 
 
 class ForeignSetError(ValueError):
@@ -120,7 +120,7 @@ def _tar_shards(paths: Sequence[Path], label_key: str | None) -> LabelledImages:
     places: list[tuple[Path, int, int, str]] = []
     for path in paths:
         for name, parts in _samples(path):
-            image = next((parts[suffix] for suffix in _IMAGE_SUFFIXES if suffix in parts), None)
+            image = next((parts[suffix[1:]] for suffix in IMAGE_SUFFIXES if suffix[1:] in parts), None)
             if image is None:
                 continue
             labels.append(_tar_label(path, name, parts, label_key))
@@ -144,7 +144,7 @@ def _samples(path: Path) -> Iterator[tuple[str, dict[str, tarfile.TarInfo]]]:
     try:
         with tarfile.open(path, "r:") as shard:
             for member in shard:
-                if not member.isfile():
+                if not member.isfile() or leads_through_litter(member.name):
                     continue
                 folder, _, file = member.name.rpartition("/")
                 stem, _, suffix = file.partition(".")

@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from adadistill.loaders.image_records import ImageRecords, read_property
+from adadistill.loaders.image_records import ImageRecords
+from adadistill.loaders.label_check import LabelCheck, LabelClaimError, check_labels
 from adadistill.loaders.pixels import ImageDecodeError, image_header
 
 _EMBEDDING_BYTES = 2 * 512
@@ -55,17 +56,21 @@ class RecordStatistics:
 
 
 def record_statistics(
-    records: ImageRecords, *, sample: int = 100_000, num_classes: int | None = None, image_size: int | None = None
+    records: ImageRecords, *, sample: int = 100_000, image_size: int | None = None
 ) -> RecordStatistics:
     """Count a record file.
 
     Args:
         sample: most images whose headers are read, evenly spread.
-        num_classes, image_size: what a recipe says, to be compared.
+        image_size: what a recipe says, to be compared; its number of identities is what records were opened with.
 
     Raises:
+        LabelClaimError: labels are no classes.
         RecordError: a label cannot be read.
     """
+    found = check_labels(records, needs_several=False)
+    if found.beyond:
+        raise LabelClaimError(found.beyond)
     labels = records.labels()
     counts = np.bincount(labels, minlength=records.num_classes)
     held = counts[counts > 0]
@@ -94,28 +99,19 @@ def record_statistics(
         sampled=len(chosen),
         kinds=dict(kinds.most_common()),
         sorted_by_identity=bool((np.diff(labels) >= 0).all()) and len(held) > 1,
-        problems=tuple(check_against_recipe(records, num_classes=num_classes, image_size=image_size, kinds=kinds)),
+        problems=tuple(_problems(records, found, image_size, kinds)),
     )
 
 
-def check_against_recipe(
-    records: ImageRecords, *, num_classes: int | None, image_size: int | None, kinds: Counter[str] | None = None
-) -> list[str]:
-    """What property file, identity records, labels and a recipe disagree about; a sentence each."""
-    problems = []
-    largest = int(records.labels().max()) + 1
-    stated = {"identity records": records.index.num_identities, "the recipe": num_classes}
-    properties = records.path.with_name("property")
-    if properties.is_file():
-        stated["property"] = read_property(properties)
-    for name, count in stated.items():
-        if count is not None and count != largest:
-            problems.append(f"{name} says {count} identities, the labels go up to {largest}")
-    if image_size is not None and kinds is not None:
+def _problems(records: ImageRecords, found: LabelCheck, image_size: int | None, kinds: Counter[str]) -> list[str]:
+    claims = records.claims()
+    problems = [*found.refused, *found.warnings]
+    if len(set(claims.values())) > 1:
+        problems.append("the number of identities is " + ", ".join(f"{n} by {name}" for name, n in claims.items()))
+    others = sum(count for kind, count in kinds.items() if not kind.endswith(f"{image_size}x{image_size}"))
+    if image_size is not None and others:
         size = f"{image_size}x{image_size}"
-        others = sum(count for kind, count in kinds.items() if not kind.endswith(size))
-        if others:
-            problems.append(f"the recipe wants {size} pixels, {others} of the sampled images are of another size")
+        problems.append(f"the recipe wants {size} pixels, {others} of the sampled images are of another size")
     return problems
 
 

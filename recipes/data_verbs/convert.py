@@ -19,8 +19,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from adadistill.core.stopping.stop_signal import StopSignal, listen_for_stop
+from adadistill.loaders.folders import ImageFolderError
 from adadistill.loaders.pixels import ImageDecodeError
-from adadistill.loaders.record_folder.errors import RecordFolderError
 from adadistill.loaders.record_folder.folder_to_records import folder_to_records
 from adadistill.loaders.record_folder.records_to_folder import records_to_folder
 from adadistill.loaders.record_tools.foreign_sets import ArrowMissingError, ForeignSetError, convert_to_records
@@ -45,7 +45,7 @@ def run(argv: Sequence[str]) -> int:
                 said, stopped = _convert_foreign(arguments), False
         print(said)
         return stop.exit_code if stopped else 0
-    except (RecordError, ImageDecodeError, ForeignSetError, RecordFolderError) as error:
+    except (RecordError, ImageDecodeError, ForeignSetError, ImageFolderError) as error:
         return fail(error, 1)
     except (ValueError, OSError, ArrowMissingError) as error:
         if isinstance(error, OSError) and error.errno == errno.ENOSPC:

@@ -21,9 +21,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from adadistill.core.verification import FOLDS, one_sided_fold
+from adadistill.loaders.folders import ImageFolderError
 from adadistill.loaders.pair_drawing import check_verification_bin, draw_pairs, write_pair_list
 from adadistill.loaders.pair_lists import PairListError, make_verification_bin
-from adadistill.loaders.record_folder.errors import RecordFolderError
 from adadistill.loaders.verification_pairs import read_verification_bin
 
 
@@ -43,7 +43,7 @@ def run(argv: Sequence[str]) -> int:
             landmarks=arguments.landmarks,
             overwrite=arguments.overwrite,
         )
-    except (PairListError, RecordFolderError) as error:
+    except (PairListError, ImageFolderError) as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return 1
     except (ValueError, OSError) as error:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from adadistill.loaders.image_records import ImageRecords
+from adadistill.loaders.label_check import LabelClaimError
 from adadistill.loaders.record_tools.identity_histogram import (
     Bin,
     Duplicates,
@@ -39,7 +40,7 @@ def run(argv: Sequence[str]) -> int:
     arguments = build_parser().parse_args(argv)
     try:
         _stats(arguments)
-    except RecordError as error:
+    except (RecordError, LabelClaimError) as error:
         return fail(error, 1)
     except (ValueError, OSError) as error:
         return fail(error, 2)
@@ -75,8 +76,8 @@ def _stats(arguments: argparse.Namespace) -> None:
 
         data = load_recipe(arguments.recipe, [f"data.records={json.dumps(str(arguments.source))}"]).data
         num_classes, size = data.num_classes, data.image_size
-    records = ImageRecords(arguments.source)
-    found = record_statistics(records, sample=arguments.sample, num_classes=num_classes, image_size=size)
+    records = ImageRecords(arguments.source, num_classes=num_classes)
+    found = record_statistics(records, sample=arguments.sample, image_size=size)
     counts = images_per_identity(records.labels(), records.num_classes)
     below = None if arguments.below is None else identities_below(counts, arguments.below).tolist()
     duplicates = None

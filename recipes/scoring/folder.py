@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from adadistill.loaders.folders import entries_of
 from adadistill.recipes.report import print_report
 from adadistill.recipes.scoring.benchmark_pass import Forward, score_benchmark, settings_of
 from adadistill.recipes.scoring.files import (
@@ -107,7 +108,11 @@ def networks_of(folder: Path, suffixes: Sequence[str] = ()) -> dict[str, Path]:
     if checkpoints:
         return {path.name: path for path in checkpoints}
     wanted = tuple(suffix.lower() for suffix in suffixes) or (*WEIGHT_SUFFIXES, ".onnx")
-    files = sorted(path for path in folder.iterdir() if path.suffix.lower() in wanted and path.is_file())
+    files = [
+        folder / entry.name
+        for entry in entries_of(folder)[0]
+        if Path(entry.name).suffix.lower() in wanted and entry.is_file()
+    ]
     if not files:
         raise ValueError(f"{folder} holds no checkpoint and no file that ends in {' '.join(wanted)}")
     stems = [path.stem for path in files]

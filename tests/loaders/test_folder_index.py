@@ -13,8 +13,8 @@ import pytest
 
 from adadistill.loaders import folder_index
 from adadistill.loaders.folder_index import FolderIndexError, folder_index_path, read_folder_index, write_folder_index
-from adadistill.loaders.folder_listing import ImageFolderError
 from adadistill.loaders.folder_verification import verify_folder
+from adadistill.loaders.folders import ImageFolderError
 from adadistill.loaders.image_folder import ImageChecksumError, ImageFileError, ImageFolder
 from adadistill.loaders.record_seal import SealError
 

@@ -20,7 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests_support import DATA
 
-from adadistill.loaders.folder_listing import LEFT_OUT, ImageFolderError, list_folder
+from adadistill.loaders.folders import ImageFolderError, is_litter, list_folder
 from adadistill.loaders.image_folder import ImageFileError, ImageFolder
 from adadistill.loaders.image_records import ImageRecords
 from adadistill.loaders.image_source import EncodedImage
@@ -285,7 +285,7 @@ def test_a_pickled_and_a_forked_copy_read_on(folder: Path):
 
 
 NAMES = st.binary(min_size=1, max_size=12).filter(
-    lambda name: not set(name) & {0, ord("/")} and name not in LEFT_OUT and not name.startswith(b".")
+    lambda name: not set(name) & {0, ord("/")} and not is_litter(os.fsdecode(name))
 )
 
 

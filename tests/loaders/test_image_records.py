@@ -112,7 +112,7 @@ def test_the_number_of_classes_comes_from_caller_property_identities_or_labels_i
     assert ImageRecords(path, num_classes=9).num_classes == 9
     assert caplog.records == []
     assert ImageRecords(path).num_classes == 7
-    assert "says 7 identities" in caplog.text
+    assert "the header record says 3 identities, property says 7 and is used" in caplog.text
     (path.parent / "property").unlink()
     assert ImageRecords(path).num_classes == 3
     assert ImageRecords(path.with_name("labels.rec")).num_classes == 7

@@ -143,7 +143,8 @@ def test_statistics_count_what_is_there(tmp_path: Path, capsys: pytest.CaptureFi
     assert found["images_per_identity"] == spread
     assert found["kinds"] == {"jpeg YCbCr 420 16x16": 4}
     assert found["sorted_by_identity"]
-    assert found["problems"] == ["property says 5 identities, the labels go up to 3"]
+    text = "labels 0 to 2, 3 identities never appear (the first: 1); the number of 5 is from property"
+    assert found["problems"] == [text]
     assert main(["stats", str(source)]) == 0
     assert "packed planes lose nothing" in capsys.readouterr().out
 

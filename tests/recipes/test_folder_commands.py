@@ -11,7 +11,7 @@ from folder_of_records import write_folder_of
 from tiny_training import tiny_recipe, write_tiny_records
 
 from adadistill.core.recipe import dump_recipe
-from adadistill.loaders.folder_listing import ImageFolderError
+from adadistill.loaders.folders import ImageFolderError
 from adadistill.loaders.image_folder import ImageFolder
 from adadistill.loaders.packed_store import PackedStore
 from adadistill.recipes import plan

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import simplejpeg
 
+from adadistill.loaders.folders import ImageFolderError
 from adadistill.loaders.record_folder.errors import RecordFolderError
 from adadistill.loaders.record_folder.folder_to_records import folder_to_records
 from adadistill.loaders.record_folder.manifest import MANIFEST_NAME, Manifest, is_image_name
@@ -94,7 +95,7 @@ def test_an_image_that_is_a_link_out_of_the_folder_is_not_read(unpacked: Path, t
     image = min((tmp_path / "x").rglob("*.jpg"))
     shutil.move(image, tmp_path / "secret.jpg")
     image.symlink_to(tmp_path / "secret.jpg")
-    with pytest.raises(RecordFolderError, match="leads out of"):
+    with pytest.raises(ImageFolderError, match="leads out of"):
         folder_to_records(tmp_path / "x", tmp_path / "out")
 
 

@@ -14,6 +14,7 @@ import simplejpeg
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from adadistill.loaders.folders import ImageFolderError
 from adadistill.loaders.image_records import ImageRecords
 from adadistill.loaders.record_folder.errors import FolderChangedError, RecordFolderError
 from adadistill.loaders.record_folder.folder_to_records import folder_to_records
@@ -381,7 +382,7 @@ def test_bad_images_are_named_and_leave_nothing_behind(tmp_path: Path):
         folder_to_records(tmp_path / "set", tmp_path / "out", image_side=16)
     (tmp_path / "set" / "a" / "1.jpg").unlink()
     (tmp_path / "set" / "a" / "1.jpg").symlink_to("/etc/hostname")
-    with pytest.raises(RecordFolderError, match="leads out of"):
+    with pytest.raises(ImageFolderError, match="leads out of"):
         folder_to_records(tmp_path / "set", tmp_path / "out")
     (tmp_path / "bare").mkdir()
     with pytest.raises(RecordFolderError, match="no labelled images"):

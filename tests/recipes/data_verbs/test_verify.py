@@ -69,7 +69,7 @@ def test_property_identities_and_recipe_must_agree(tmp_path: Path, capsys: pytes
         "optim: {lr: 0.1, epochs: 1}\n"
     )
     assert run([str(path), "--recipe", str(recipe)]) == 1
-    assert "the number of identities is 3 by the recipe, 4 by property" in capsys.readouterr().out
+    assert "the number of identities is 3 by data.num_classes, 4 by property" in capsys.readouterr().out
 
 
 def test_a_changed_file_is_found_by_its_seal_and_can_be_sealed_anew(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
