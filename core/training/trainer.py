@@ -32,6 +32,7 @@ from adadistill.core.training.lagged_readback import LaggedReadback
 from adadistill.core.training.metrics_log import MetricsFile, ProgressBar, StepMetrics, log_line
 from adadistill.core.training.non_finite import NonFiniteError
 from adadistill.core.training.optimiser import learning_rate, load_momentum, momentum_tensors
+from adadistill.core.training.replica_agreement import require_equal_replicas
 from adadistill.core.training.training_step import TrainingStep
 from adadistill.core.verification import VerificationResult
 from adadistill.loaders.augment_policy import Augmentation
@@ -180,12 +181,16 @@ class Trainer:
         objective = self.step.objective
         momentum = momentum_tensors(self.step.optimiser, self.step.parameter_names())
         arrays = objective.row_sharded()
+        model = self.step.student.state_dict()
+        small = {
+            **{f"{_MOMENTUM_OF}{name}": value for name, value in momentum.items() if name not in arrays},
+            **objective.tensors(),
+        }
+        whole = {name: array for name, array in arrays.items() if isinstance(array, Tensor)}
+        require_equal_replicas({**model, **small, **whole}, self._ranks)
         snapshot = Snapshot(
-            model=self.step.student.state_dict(),
-            optimiser={
-                **{f"{_MOMENTUM_OF}{name}": value for name, value in momentum.items() if name not in arrays},
-                **objective.tensors(),
-            },
+            model=model,
+            optimiser=small,
             # What is too large to be held whole has momentum just as large.
             row_sharded={
                 **arrays,
