@@ -488,7 +488,7 @@ def _packed_loaders(layout: Layout, setting: Setting, folder: Path) -> list[Load
     except PackError as reason:
         print(f"without packed {layout}: {reason}")
         return []
-    places = ("page_cache", "pinned", "device") if setting.device.type == "cuda" else ("page_cache",)
+    places = ("page_cache", "device") if setting.device.type == "cuda" else ("page_cache",)
     return [
         pipeline_loader(f"packed {layout}, {place}", setting, packed=str(store), packed_in=place) for place in places
     ]

@@ -28,9 +28,17 @@ class Precision:
 
 
 def resolve_precision(name: PrecisionName, device: torch.device) -> Precision:
-    """`auto` is bfloat16 autocast on CUDA and float32 on the CPU; float64 is for comparing implementations."""
+    """Decide, and hold CUDA to it: convolutions and products that are not under autocast have no TF32 in this process.
+
+    `auto` is bfloat16 autocast on CUDA and float32 on the CPU; float64 is for comparing implementations. torch lets
+    float32 convolutions round their operands to TF32's 11 bits unless it is told otherwise.
+    """
     if name == "auto":
         name = "bfloat16" if device.type == "cuda" else "float32"
+    if device.type == "cuda":
+        torch.backends.cudnn.allow_tf32 = False
+        if name != "bfloat16":
+            torch.backends.cuda.matmul.allow_tf32 = False
     if name == "float64":
         return Precision(dtype=torch.float64, autocast_dtype=None, channels_last=False)
     autocast_dtype = torch.bfloat16 if name == "bfloat16" else None

@@ -34,6 +34,7 @@ import torch
 from torch import Tensor
 
 from adadistill.kernels.augment_parameters import FACTOR_ONE, TAPS, Column, ResampleTables, len_columns
+from adadistill.kernels.device_copy import copied_to
 from adadistill.kernels.triton_use import runs_triton
 
 Layout = Literal["planes", "rgb"]
@@ -249,7 +250,7 @@ def _launch(
             "planar_augment reads its parameters and flips in host memory, which a CUDA graph would read once and "
             "replay for ever; augment before the captured step"
         )
-    flips = _moved(mirrored.to(torch.uint8), device)
+    flips = copied_to(device, mirrored.to(torch.uint8))
     nothing = torch.empty(0, dtype=torch.int32, device=device)
     index, weight = (nothing if table is None else table for table in (index, weight))
     moved, slots, scratch = nothing, nothing, (nothing, nothing, nothing)
@@ -264,20 +265,13 @@ def _launch(
             torch.empty(shape, dtype=torch.uint8, device=device),
             torch.empty(shape, dtype=torch.int32, device=device),
         )
-        moved, slots = _moved(parameters, device), _moved(numbers, device)
+        moved, slots = copied_to(device, parameters), copied_to(device, numbers)
     augment_kernel[(count,)](
         out, store, rows.contiguous(), flips, moved, slots, index, weight, *scratch,
         store.shape[1], len_columns(), *out.stride(),
         S=size, PLANES=layout == "planes", AUGMENTS=parameters is not None, NORMALISES=out.dtype != torch.uint8,
         WIDE=out.dtype == torch.float64, BLOCK=BLOCK,
     )  # fmt: skip
-
-
-def _moved(host: Tensor, device: torch.device) -> Tensor:
-    """To the device; through pinned memory, as a copy from pageable memory waits for all that is queued before."""
-    if device.type != "cuda" or host.device.type == "cuda":
-        return host.to(device).contiguous()
-    return host.contiguous().pin_memory().to(device, non_blocking=True)
 
 
 def _converted(pixels: Tensor, dtype: torch.dtype, channels_last: bool) -> Tensor:

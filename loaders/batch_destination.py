@@ -17,6 +17,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from adadistill.kernels.device_copy import copied_to
 from adadistill.loaders.batch import Batch
 from adadistill.loaders.buffer_pool import BufferPool
 from adadistill.loaders.named_ranges import in_range
@@ -169,7 +170,7 @@ class CudaDestination:
 
     def batch(self, plan: StepPlan, labels: npt.NDArray[np.int64], staged: Staged) -> Batch:
         def augmented() -> Tensor:
-            pixels = staged.images_u8.to(self.device, non_blocking=True)
+            pixels = copied_to(self.device, staged.images_u8)  # DALI decodes on the CPU into pageable memory
             rows = torch.arange(len(pixels), device=self.device)
             return self._images.of(pixels.reshape(len(pixels), -1), rows, plan)
 
@@ -179,7 +180,7 @@ class CudaDestination:
     def make(self, plan: StepPlan, labels: npt.NDArray[np.int64], images: Callable[[], Tensor]) -> Batch:
         with torch.cuda.stream(self.stream):
             made = images()
-            others = [tensor.pin_memory().to(self.device, non_blocking=True) for tensor in _host_tensors(plan, labels)]
+            others = [copied_to(self.device, tensor) for tensor in _host_tensors(plan, labels)]
             done = torch.cuda.Event(blocking=True)
             done.record(self.stream)
         done.synchronize()  # frees the decoder's buffers, and the consumer from any wait; only this thread stands still
@@ -198,7 +199,7 @@ def hand_over(batch: Batch) -> Batch:
 @in_range("h2d")
 def batch_of(plan: StepPlan, images: Tensor, labels: npt.NDArray[np.int64], device: torch.device) -> Batch:
     """A batch of images that are on the device already, on the current stream."""
-    return _batch_of(plan, images, *(tensor.to(device) for tensor in _host_tensors(plan, labels)))
+    return _batch_of(plan, images, *(copied_to(device, tensor) for tensor in _host_tensors(plan, labels)))
 
 
 def _host_tensors(plan: StepPlan, labels: npt.NDArray[np.int64]) -> tuple[Tensor, Tensor, Tensor]:

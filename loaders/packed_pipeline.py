@@ -21,15 +21,16 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from adadistill.kernels.device_copy import copied_to
 from adadistill.loaders.batch import Batch
-from adadistill.loaders.batch_destination import BatchDestination, HostDestination, Staged, batch_of
+from adadistill.loaders.batch_destination import BatchDestination, HostDestination, Staged, batch_of, hand_over
 from adadistill.loaders.damaged_records import DamagedRecords
 from adadistill.loaders.packed_store import PackedStore
 from adadistill.loaders.plane_pixels import PlaneConverter
 from adadistill.loaders.planned_augmentation import PlannedImages, write_augmented
 from adadistill.loaders.rank_steps import RankSteps, StepPlan
 
-PackedPlace = Literal["page_cache", "pinned", "device", "device_share"]
+PackedPlace = Literal["page_cache", "device", "device_share"]
 Exchange = Callable[[Tensor, Sequence[int], Sequence[int]], Tensor]
 """(rows to send, rank 0's first; how many to each rank; how many from each rank) -> rows received, rank 0's first."""
 
@@ -48,13 +49,13 @@ class PackedDecoding:
         store: of the records that the plans name.
         destination: where batches go.
         images: makes the network input on the destination's device.
-        place: `page_cache` leaves the files to the system; `pinned` copies them to page-locked memory of the host,
-            which nothing can evict; `device` to the memory of the destination's device, on the CPU to ordinary memory.
+        place: `page_cache` leaves the files to the system; `device` copies them to the memory of the destination's
+            device, on the CPU to ordinary memory.
         batch_size: images per batch, B.
         threads: that gather rows, and on the CPU augment and normalise them.
 
     Raises:
-        ValueError: there is no such place, or it is too small.
+        ValueError: the device is too small.
     """
 
     def __init__(
@@ -63,27 +64,20 @@ class PackedDecoding:
         destination: BatchDestination,
         images: PlannedImages,
         *,
-        place: Literal["page_cache", "pinned", "device"],
+        place: Literal["page_cache", "device"],
         batch_size: int,
         threads: int,
     ) -> None:
         self._store, self._destination, self._images = store, destination, images
         self._batch_size = batch_size
         self._cuda = destination.device.type == "cuda"
-        if place == "pinned" and not self._cuda:
-            raise ValueError(
-                "data.packed_in pinned is for CUDA devices; on the CPU use page_cache, or device for memory"
-            )
-        self._resident = (
-            None if place == "page_cache" else load_rows(store, range(store.num_records), self._home(place))
-        )
+        self._resident = None
+        if place == "device":
+            self._resident = load_rows(store, range(store.num_records), destination.device)
         takes_channels = isinstance(destination, HostDestination) and destination.takes_channels()
         self._by_channel = cast(HostDestination, destination) if takes_channels else None
         self._of_thread = threading.local()
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="adadistill-packed")
-
-    def _home(self, place: str) -> torch.device | Literal["pinned"]:
-        return "pinned" if place == "pinned" else self._destination.device
 
     def batches(self, plans: Iterator[StepPlan]) -> Generator[Batch, None, None]:
         """The batches of the plans, in order."""
@@ -106,7 +100,7 @@ class PackedDecoding:
 
     def _start(self, plan: StepPlan) -> _Work:
         labels = self._store.labels[plan.record_ids]
-        if self._cuda and self._resident is not None and self._resident.device.type == "cuda":
+        if self._cuda and self._resident is not None:
             return _Work(plan, labels, None, None, [])
         if not self._cuda:
             staged = self._destination.stage()
@@ -128,7 +122,7 @@ class PackedDecoding:
         if self._resident is None:
             self._store.gather(record_ids, out=out)
         else:
-            np.take(self._resident.numpy(), record_ids, axis=0, out=out)
+            np.take(self._resident.numpy(), record_ids, axis=0, out=out, mode="clip")  # as in `PackedStore.gather`
 
     def _fill_rows(self, plan: StepPlan, staged: Staged, rows: slice) -> None:
         images = staged.images_u8[rows].numpy()
@@ -166,8 +160,7 @@ class PackedDecoding:
 
         def images() -> Tensor:
             device = self._destination.device
-            moved = store.to(device, non_blocking=True)
-            return self._images.of(moved, rows.to(device, non_blocking=True), work.plan, self._store.layout)
+            return self._images.of(copied_to(device, store), copied_to(device, rows), work.plan, self._store.layout)
 
         return self._destination.make(work.plan, work.labels, images)
 
@@ -175,7 +168,9 @@ class PackedDecoding:
 class SharedPackedPipeline:
     """An `ImagePipeline` from a store that is spread over the ranks' devices.
 
-    The exchange is a collective, so it runs where the consumer's other collectives run: in `next()`, on its thread.
+    The exchange is a collective, so it is queued where the consumer's other collectives are: in `next()`, on its
+    thread, at the same step on every rank. It is that of the batch after the one handed out, on CUDA on a stream of its
+    own, so that rows travel while the step before them is computed.
 
     Args:
         store: of the records that the plans name; this rank's share of it is loaded here.
@@ -196,6 +191,7 @@ class SharedPackedPipeline:
         self._bounds = np.array(bounds, dtype=np.int64)
         self._first = bounds[steps.rank]
         self._share: Tensor | None = load_rows(store, range(bounds[steps.rank], bounds[steps.rank + 1]), device)
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
 
     @property
     def steps_per_epoch(self) -> int:
@@ -206,50 +202,58 @@ class SharedPackedPipeline:
         """See `ImagePipeline`."""
         if self._share is None:
             raise RuntimeError("this pipeline is closed; build another")
-        return map(self._batch, self._steps.plans(epoch, first_step))
+        return self._batches(self._steps.plans(epoch, first_step))
 
     def close(self) -> None:
         """Let go of the share."""
         self._share = None
 
+    def _batches(self, plans: Iterator[StepPlan]) -> Iterator[Batch]:
+        ahead: Batch | None = None
+        for plan in plans:
+            with torch.cuda.stream(self._stream):  # no effect where there is none
+                queued = self._batch(plan)
+            if ahead is not None:
+                yield ahead
+            if self._stream is not None:
+                torch.cuda.current_stream(self._device).wait_stream(self._stream)
+            ahead = hand_over(queued)
+        if ahead is not None:
+            yield ahead
+
     def _batch(self, plan: StepPlan) -> Batch:
-        assert self._share is not None
+        assert self._share is not None, "an open pipeline holds its share"
         wanted = self._steps.ids_by_rank(plan.epoch, plan.step)  # (R, B)
         owners = np.searchsorted(self._bounds, wanted, side="right") - 1  # (R, B)
         rank = self._steps.rank
         mine = owners == rank
-        send = torch.from_numpy(wanted[mine] - self._first).to(self._device)  # row-major: for rank 0 first
+        send = torch.from_numpy(wanted[mine] - self._first)  # row-major: for rank 0 first
         arriving = np.bincount(owners[rank], minlength=self._steps.world_size)
-        received = self._exchange(self._share.index_select(0, send), mine.sum(axis=1).tolist(), arriving.tolist())
+        sent = self._share.index_select(0, copied_to(self._device, send))
+        received = self._exchange(sent, mine.sum(axis=1).tolist(), arriving.tolist())
         # They arrive by owner; within one owner in batch order. The kernel reads them at their places.
         order = np.argsort(owners[rank], kind="stable")
         rows = np.empty_like(order)
         rows[order] = np.arange(len(order))
-        images = self._images.of(received, torch.from_numpy(rows).to(self._device), plan, self._store.layout)
+        images = self._images.of(received, copied_to(self._device, torch.from_numpy(rows)), plan, self._store.layout)
         return batch_of(plan, images, self._store.labels[plan.record_ids], self._device)
 
 
-def load_rows(store: PackedStore, records: range, home: torch.device | Literal["pinned"]) -> Tensor:
+def load_rows(store: PackedStore, records: range, home: torch.device) -> Tensor:
     """(n, bytes) uint8 rows of consecutive records in the memory named.
 
     Raises:
         ValueError: a GPU's free memory will not hold them.
     """
     size = len(records) * store.image_bytes
-    on_cuda = isinstance(home, torch.device) and home.type == "cuda"
-    if on_cuda:
+    if home.type == "cuda":
         free, total = torch.cuda.mem_get_info(home)
         if size > free:
             raise ValueError(
                 f"{len(records)} images of {store.folder} take {size / 1e9:.1f} GB, {home} has {free / 1e9:.1f} of "
-                f"{total / 1e9:.1f} GB free; set data.packed_in to device_share (several ranks), pinned or page_cache"
+                f"{total / 1e9:.1f} GB free; set data.packed_in to device_share (several ranks) or page_cache"
             )
-    resident = torch.empty(
-        (len(records), store.image_bytes),
-        dtype=torch.uint8,
-        pin_memory=home == "pinned",
-        device=home if on_cuda else None,
-    )
+    resident = torch.empty((len(records), store.image_bytes), dtype=torch.uint8, device=home)
     for first in range(0, len(records), _COPY_ROWS):
         ids = np.arange(records.start + first, min(records.start + first + _COPY_ROWS, records.stop))
         resident[first : first + len(ids)].copy_(torch.from_numpy(store.gather(ids)))

@@ -38,7 +38,7 @@ from adadistill.loaders.sample_order import SampleOrder
 
 _CHOICES = {
     "decode_on": ("auto", "gpu", "cpu"),
-    "packed_in": ("page_cache", "pinned", "device", "device_share"),
+    "packed_in": ("page_cache", "device", "device_share"),
     "seal": ("auto", "require", "ignore"),
     "links": ("inside", "anywhere"),
     "on_damaged": ("stop", "skip"),
@@ -82,9 +82,9 @@ class DataConfig:
     choice; bench.loader sweeps it."""
     packed: str | None = None
     """Folder of a packed store of these records (`adadistill data pack`), read in place of decoding."""
-    packed_in: Literal["page_cache", "pinned", "device", "device_share"] = "page_cache"
-    """Where the packed store is read from: files that the system caches; page-locked memory of the host; the memory of
-    each rank's device; or spread over the devices of all ranks, which send each other what a step needs."""
+    packed_in: Literal["page_cache", "device", "device_share"] = "page_cache"
+    """Where the packed store is read from: files that the system caches; the memory of each rank's device; or spread
+    over the devices of all ranks, which send each other what a step needs."""
     seal: Literal["auto", "require", "ignore"] = "auto"
     """Whether every record is checked against its checksum as it is read (`adadistill data verify --seal` writes them):
     where the file has a seal; always, and the run does not start without one; or never."""

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from adadistill.core.teachers.cache_views import needed_views
+from adadistill.kernels.device_copy import copied_to
 from adadistill.loaders.augment_policy import Augmentation
 from adadistill.loaders.teacher_cache import TeacherCache
 
@@ -63,17 +64,11 @@ class CachedTeacher:
         else:
             columns = self._columns[mirrored.astype(np.int64)]  # (n,)
         if self._resident is not None:
-            places = self._moved(torch.from_numpy(record_ids * self._views + columns))
+            places = copied_to(self._device, torch.from_numpy(record_ids * self._views + columns))
             chosen = self._resident.index_select(0, places)  # (n, D)
         else:
-            chosen = self._moved(torch.from_numpy(self._cache.gather(record_ids, columns)))
+            chosen = copied_to(self._device, torch.from_numpy(self._cache.gather(record_ids, columns)))
         return F.normalize(chosen.to(self._dtype), dim=1)
-
-    def _moved(self, tensor: Tensor) -> Tensor:
-        """To the device; through pinned memory, as a copy from pageable memory waits for all that is queued before."""
-        if self._device.type == "cuda":
-            return tensor.pin_memory().to(self._device, non_blocking=True)
-        return tensor
 
 
 def _copy_to(device: torch.device, cache: TeacherCache) -> Tensor:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from adadistill.core.npy_files import NpyFileError, open_npy
 from adadistill.core.teachers.interface import TeacherError
+from adadistill.kernels.device_copy import copied_to
 
 
 class StoredEmbeddings:
@@ -64,9 +65,7 @@ class StoredEmbeddings:
     ) -> Tensor:
         """See `RecordTeacher.rows`; a file holds images as stored and mirrored, so the mirror flag says all."""
         chosen = torch.from_numpy(self._rows[record_ids, mirrored.astype(np.int64)])
-        if self._device.type == "cuda":
-            chosen = chosen.pin_memory()  # from pageable memory the copy would wait for everything queued before it
-        return F.normalize(chosen.to(self._device, non_blocking=True).to(self._dtype), dim=1)
+        return F.normalize(copied_to(self._device, chosen).to(self._dtype), dim=1)
 
     def _check_sample(self) -> None:
         sample = np.unique(np.linspace(0, len(self._rows) - 1, num=min(len(self._rows), 1000)).astype(np.int64))

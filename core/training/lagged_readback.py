@@ -8,6 +8,7 @@ arrived. The lag is a number of steps, not "when ready", so that all ranks act o
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -19,12 +20,14 @@ CUDA_LAG = 2
 class LaggedReadback:
     """Push one (n,) int64 tensor a step, get the host values of the one pushed `lag` steps earlier.
 
-    On the CPU the lag is zero: what is pushed comes back at once.
+    Args:
+        device: of the tensors.
+        lag: in steps; left out it is CUDA_LAG on CUDA, and 0 on the CPU, where what is pushed comes back at once.
     """
 
-    def __init__(self, device: torch.device, *, lag: int = CUDA_LAG) -> None:
+    def __init__(self, device: torch.device, *, lag: int | None = None) -> None:
         self._cuda = device.type == "cuda"
-        self.lag = lag if self._cuda else 0
+        self.lag = (CUDA_LAG if self._cuda else 0) if lag is None else lag
         self._in_flight: deque[tuple[Tensor, torch.cuda.Event | None]] = deque()
 
     def push(self, values: Tensor) -> list[int] | None:
@@ -38,12 +41,10 @@ class LaggedReadback:
         self._in_flight.append((host, event))
         return self._take() if len(self._in_flight) > self.lag else None
 
-    def drain(self) -> list[int] | None:
-        """Wait for everything in flight; the newest values, or None if nothing was."""
-        latest = None
+    def drain(self) -> Iterator[list[int]]:
+        """Wait for everything in flight; the values of each push, the oldest first."""
         while self._in_flight:
-            latest = self._take()
-        return latest
+            yield self._take()
 
     def _take(self) -> list[int]:
         host, event = self._in_flight.popleft()

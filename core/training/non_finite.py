@@ -16,6 +16,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from adadistill.core.training.lagged_readback import CUDA_LAG
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class GuardConfig:
@@ -59,7 +61,7 @@ class NonFiniteGuard:
         self.rejected_steps = torch.zeros((), dtype=torch.int64, device=device)
         self.last_rejected = torch.full((), -1, dtype=torch.int64, device=device)
         """Global step of the newest rejected step (with `stop`: of the first), -1 if none."""
-        self.bad_samples = torch.zeros(global_batch_size, dtype=torch.bool, device=device)
+        self._bad_samples = torch.zeros(1 + CUDA_LAG, global_batch_size, dtype=torch.bool, device=device)  # (K, G)
 
     def admit(self, *, finite_samples: Tensor, gradient_norm: Tensor, global_step: int) -> Tensor:
         """Whether this step may be committed, as a 0-dim bool on the device.
@@ -73,10 +75,20 @@ class NonFiniteGuard:
         rejected = ~finite & ~self.halted
         self.rejected_steps += rejected
         self.last_rejected = torch.where(rejected, global_step, self.last_rejected)
-        self.bad_samples = torch.where(rejected, ~finite_samples, self.bad_samples)
+        row = self._bad_samples[global_step % len(self._bad_samples)]
+        row.copy_(torch.where(rejected, ~finite_samples, row))
         if self.config.on_nonfinite == "stop":
             self.halted = self.halted | rejected
         return finite & ~self.halted
+
+    def bad_samples(self, global_step: int) -> Tensor:
+        """(G,) bool on the device: samples of a rejected step that were not finite.
+
+        Args:
+            global_step: one of the last 1 + CUDA_LAG steps; the host learns of a step that late, and later ones have
+                masks of their own.
+        """
+        return self._bad_samples[global_step % len(self._bad_samples)]
 
     def must_stop(self, rejected_steps: int) -> bool:
         """Host side: whether this many rejected steps end the run."""

@@ -32,6 +32,7 @@ from adadistill.core.training.lagged_readback import LaggedReadback
 from adadistill.core.training.metrics_log import MetricsFile, ProgressBar, StepMetrics, log_line
 from adadistill.core.training.non_finite import NonFiniteError
 from adadistill.core.training.optimiser import learning_rate, load_momentum, momentum_tensors
+from adadistill.core.training.replica_agreement import require_equal_replicas
 from adadistill.core.training.training_step import TrainingStep
 from adadistill.core.verification import VerificationResult
 from adadistill.loaders.augment_policy import Augmentation
@@ -175,17 +176,21 @@ class Trainer:
         """Save the position now, in the background; every rank must call it."""
         if self._checkpoints is None:
             return
-        self._heed(self._readback.drain())  # a checkpoint must not hide a rejected step behind it
+        self._heed_all()  # a checkpoint must not hide a rejected step behind it
         started = time.perf_counter()
         objective = self.step.objective
         momentum = momentum_tensors(self.step.optimiser, self.step.parameter_names())
         arrays = objective.row_sharded()
+        model = self.step.student.state_dict()
+        small = {
+            **{f"{_MOMENTUM_OF}{name}": value for name, value in momentum.items() if name not in arrays},
+            **objective.tensors(),
+        }
+        whole = {name: array for name, array in arrays.items() if isinstance(array, Tensor)}
+        require_equal_replicas({**model, **small, **whole}, self._ranks)
         snapshot = Snapshot(
-            model=self.step.student.state_dict(),
-            optimiser={
-                **{f"{_MOMENTUM_OF}{name}": value for name, value in momentum.items() if name not in arrays},
-                **objective.tensors(),
-            },
+            model=model,
+            optimiser=small,
             # What is too large to be held whole has momentum just as large.
             row_sharded={
                 **arrays,
@@ -315,7 +320,7 @@ class Trainer:
         last = epoch + 1 == self.config.epochs
         if last or self.config.checkpoint.is_due(self.global_step, self._order.steps_per_epoch):
             self.save()
-        self._heed(self._readback.drain())
+        self._heed_all()
         if not self.position.evaluated:
             self._evaluate(stop)
         if last and self._metrics.pending:
@@ -415,13 +420,18 @@ class Trainer:
             self._report_rejection(rejected, newest)
         return bool(stop)
 
+    def _heed_all(self) -> None:
+        """Wait for what the device has yet to report, and act on all of it."""
+        for signals in self._readback.drain():
+            self._heed(signals)
+
     def _report_rejection(self, rejected: int, global_step: int) -> None:
         """A step was not finite: name its records, and stop unless the recipe tolerates it."""
         self._skips_reported = rejected
         guard = self.step.guard
         epoch, step = divmod(global_step, self._order.steps_per_epoch)
         ids = self._order.global_ids(epoch, step)
-        blamed = ids[guard.bad_samples.cpu().numpy()]
+        blamed = ids[guard.bad_samples(global_step).cpu().numpy()]
         what = "the samples with" if len(blamed) else "the gradient, no single sample; its batch has"
         blamed = blamed if len(blamed) else ids
         shown = ", ".join(str(i) for i in blamed[:16]) + (f", ... ({len(blamed)} in all)" if len(blamed) > 16 else "")

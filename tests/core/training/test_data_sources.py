@@ -86,11 +86,6 @@ def test_a_store_that_is_to_be_shared_needs_no_exchange_on_one_rank(data: Path, 
     assert _train(data, tmp_path / "shared", **shared) == wanted
 
 
-def test_pinned_memory_is_refused_without_a_gpu(data: Path, tmp_path: Path):
-    with pytest.raises(ValueError, match="pinned is for CUDA"):
-        _train(data, tmp_path / "run", data__packed=data / "rgb", data__packed_in="pinned")
-
-
 @pytest.fixture
 def damaged(data: Path, tmp_path: Path) -> Path:
     """The tiny records again, two of them cut short."""

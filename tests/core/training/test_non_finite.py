@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from adadistill.core.training.lagged_readback import CUDA_LAG
 from adadistill.core.training.non_finite import GuardConfig, NonFiniteGuard
 
 CPU = torch.device("cpu")
@@ -23,7 +24,8 @@ def _state(guard: NonFiniteGuard) -> tuple[int, int, list[bool]]:
     def value(tensor: Tensor) -> int:
         return int(tensor.item())
 
-    return value(guard.rejected_steps), value(guard.last_rejected), guard.bad_samples.tolist()
+    last = value(guard.last_rejected)
+    return value(guard.rejected_steps), last, guard.bad_samples(last).tolist()
 
 
 def test_stop_refuses_everything_after_the_first_bad_step():
@@ -51,6 +53,14 @@ def test_skip_goes_on_within_its_budget():
     assert not _admit(guard, 2, bad=(3,))
     assert _state(guard) == (2, 2, [False, False, False, True])
     assert guard.must_stop(2)
+
+
+def test_a_step_keeps_its_own_mask_while_the_host_lags_behind():
+    guard = NonFiniteGuard(GuardConfig(on_nonfinite="skip"), 4, CPU)
+    for step, bad in enumerate([(0,), (1,), (2, 3)]):
+        assert not _admit(guard, step, bad=bad)
+    # The host hears of step 0 when the device has done step CUDA_LAG.
+    assert [guard.bad_samples(step).nonzero().flatten().tolist() for step in range(1 + CUDA_LAG)] == [[0], [1], [2, 3]]
 
 
 def test_a_negative_budget_is_refused():

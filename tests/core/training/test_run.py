@@ -32,8 +32,11 @@ from adadistill.core.checkpoints import (
 )
 from adadistill.core.distributed import Ranks
 from adadistill.core.network_checkpoint import save_network
+from adadistill.core.seeding import derive_seed
 from adadistill.core.stopping.stop_signal import StopRequested
 from adadistill.core.teachers import TeacherError
+from adadistill.core.teachers.stored_embeddings import StoredEmbeddings
+from adadistill.core.training.lagged_readback import CUDA_LAG, LaggedReadback
 from adadistill.core.training.metrics_log import read_metrics
 from adadistill.core.training.non_finite import NonFiniteError
 from adadistill.core.training.run import ResumeError, run_training
@@ -41,6 +44,7 @@ from adadistill.core.training.run_folder import RunFolderError
 from adadistill.core.training.training_step import TrainingStep
 from adadistill.loaders.batch import Batch
 from adadistill.loaders.pipeline import ImagePipeline
+from adadistill.loaders.sample_order import SampleOrder
 
 RANKS = Ranks()
 
@@ -316,9 +320,6 @@ def test_a_non_finite_image_stops_the_run_before_the_update_and_is_named(
     with pytest.raises(NonFiniteError) as stopped:
         run_training(recipe, tmp_path / "run", ranks=RANKS)
 
-    from adadistill.core.seeding import derive_seed
-    from adadistill.loaders.sample_order import SampleOrder
-
     culprit = int(SampleOrder(48, 8, derive_seed(5, "sample_order")).global_ids(1, 2)[5])
     assert culprit in stopped.value.record_ids
     assert str(culprit) in str(stopped.value)
@@ -345,6 +346,29 @@ def test_skipping_a_non_finite_step_keeps_all_state_and_goes_on(
             if not name.endswith("num_batches_tracked"):
                 assert torch.equal(tensor, getattr(after, part)[name]), name
     assert _newest(tmp_path / "run").step == 12
+
+
+@pytest.mark.parametrize("steps", [(2, 3), (3, 4), (4, 5)], ids=["inside", "across", "at the end"])
+def test_each_skipped_step_names_its_own_records_where_the_host_lags(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, steps: tuple[int, int]
+):
+    """On CUDA the host hears of a step two steps later, when another one may have been skipped."""
+    recipe = tiny_recipe(data, optim__epochs=1, optim__milestones="[]", guard__on_nonfinite="skip")
+    order = SampleOrder(48, 8, derive_seed(5, "sample_order"))
+    culprits = {steps[0]: [int(order.global_ids(0, steps[0])[1])], steps[1]: [int(order.global_ids(0, steps[1])[6])]}
+    broken, rows = np.array(list(culprits.values())).flatten(), StoredEmbeddings.rows
+
+    def with_broken_rows(self, record_ids, *others):
+        return rows(self, record_ids, *others).masked_fill(
+            torch.from_numpy(np.isin(record_ids, broken))[:, None], torch.nan
+        )
+
+    monkeypatch.setattr(StoredEmbeddings, "rows", with_broken_rows)
+    monkeypatch.setattr(training, "LaggedReadback", lambda device: LaggedReadback(device, lag=CUDA_LAG))
+    run_training(recipe, tmp_path / "run", ranks=RANKS)
+
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert {line["step"]: line["record_ids"] for line in lines if line["event"] == "non_finite"} == culprits
 
 
 def test_skips_have_a_budget(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
