@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import itertools
-import os
 import resource
 import sys
 import tempfile
@@ -50,6 +49,7 @@ from adadistill.loaders.pipeline import DataConfig, build_pipeline
 from adadistill.loaders.pixels import decode_image, image_size, to_network_input
 from adadistill.loaders.record_index import write_record_index
 from adadistill.loaders.sample_order import SampleOrder
+from adadistill.loaders.usable_cpus import usable_cpus
 
 TINY = (
     "--image-size 32 --tile 16 --batch-size 4 --batches 2 --repeats 2 --workers 1 --device cpu --sources cpu packed_rgb"
@@ -373,7 +373,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--batch-size", type=int, default=256)
     parser.add_argument("--batches", type=int, default=40, help="timed per round")
     parser.add_argument("--repeats", type=int, default=5, help="rounds")
-    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="decode threads, or worker processes")
+    parser.add_argument("--workers", type=int, default=usable_cpus(), help="decode threads, or worker processes")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--fit", action="store_true", help="also fit decode time against bytes")
     parser.add_argument("--rows", help="JSONL file for the rows (default: print only)")

@@ -45,6 +45,7 @@ from adadistill.core.recipe import Recipe, parse_recipe
 from adadistill.core.training.run import run_training
 from adadistill.loaders.recordio import RecordWriter
 from adadistill.loaders.synthetic_faces import SyntheticFacesConfig, render_faces
+from adadistill.loaders.usable_cpus import usable_cpus
 
 # The first steps settle DDP's buckets, and what is cached and compiled.
 _SETTLING_STEPS = 4
@@ -216,7 +217,7 @@ def _launch(recipes: dict[str, str], folder: Path, ranks: int, device: str | Non
 
 
 def _threads(ranks: int) -> int:
-    return max(1, (os.cpu_count() or 1) // ranks)
+    return max(1, usable_cpus() // ranks)
 
 
 def _check_losses(outcome: _Outcome, base: _Outcome) -> float:

@@ -23,7 +23,6 @@ and 4 C D for the head.
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 import tempfile
 import time
@@ -62,6 +61,7 @@ from adadistill.loaders.batch import Batch
 from adadistill.loaders.image_records import ImageRecords
 from adadistill.loaders.pipeline import DataConfig, ImagePipeline
 from adadistill.loaders.pixels import image_size
+from adadistill.loaders.usable_cpus import usable_cpus
 
 TINY = (
     "--width 0.125 --image-size 32 --batch-size 4 --identities 20 --records-at-least 12 --steps 1 --warmup 1 "
@@ -267,7 +267,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--records-at-least", type=int, default=20_000, help="repeat its images to so many records")
     parser.add_argument("--sources", nargs="+", choices=SOURCES, default=list(SOURCES), help="default: all")
     parser.add_argument("--augment", choices=("none", "adaface", "insightface"), default="none")
-    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="decode threads")
+    parser.add_argument("--workers", type=int, default=usable_cpus(), help="decode threads")
     parser.add_argument("--warmup", type=int, help="steps before each group (default: 5 on CUDA, 1 elsewhere)")
     parser.add_argument("--steps", type=int, help="steps of a group (default: 20 on CUDA, 2 elsewhere)")
     parser.add_argument("--rounds", type=int, default=5, help="groups of each way")

@@ -14,7 +14,6 @@ level of 255.
 
 from __future__ import annotations
 
-import os
 from collections import deque
 from collections.abc import Callable, Generator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -29,6 +28,7 @@ from numpy.typing import NDArray
 from adadistill.loaders.face_parameters import FloatArray, draw_identity, draw_picture, pixel_noise
 from adadistill.loaders.face_renderer import expose, render_clean
 from adadistill.loaders.recordio import write_insightface_records
+from adadistill.loaders.usable_cpus import usable_cpus
 from adadistill.loaders.verification_pairs import write_verification_bin
 
 JPEG_QUALITY = 95
@@ -255,7 +255,7 @@ def _encoded_pictures(
 ) -> Generator[bytes, None, None]:
     """JPEGs of `count` pictures in order; `members(start, stop)` says who is in them. A few groups are drawn ahead."""
     if threads is None:
-        threads = min(8, os.cpu_count() or 1)
+        threads = min(8, usable_cpus())
     if threads < 1:
         raise ValueError(f"threads must be positive, got {threads}")
     step = _pictures_at_once(config.image_size)

@@ -33,6 +33,7 @@ from adadistill.loaders.allow_list_unpickler import (
 )
 from adadistill.loaders.arrow_images import ArrowImagesError, is_arrow_folder, open_arrow_images
 from adadistill.loaders.pixels import ImageDecodeError, decode_image
+from adadistill.loaders.usable_cpus import usable_cpus
 
 MAX_FILE_BYTES = 2 << 30
 """Larger files are refused; the largest public set has some 200 MB."""
@@ -175,7 +176,7 @@ def decode_pairs(
         where = f"{pairs.path} image {index} (pair {index // 2})"
         pixels[index - first] = fit_square(decode_image(pairs.images[index], where=where), image_size, where=where)
 
-    with ThreadPoolExecutor(threads or min(8, os.cpu_count() or 1)) as pool:
+    with ThreadPoolExecutor(threads or min(8, usable_cpus())) as pool:
         for _ in pool.map(decode, range(first, stop)):  # the first error, by image order, is raised here
             pass
     return pixels

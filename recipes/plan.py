@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import os
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -29,6 +28,7 @@ from adadistill.core.cost_model.step_model import Launch, Plan, PlanError
 from adadistill.core.recipe import Recipe, load_recipe
 from adadistill.loaders.pipeline import named_records
 from adadistill.loaders.recordio import RecordError
+from adadistill.loaders.usable_cpus import usable_cpus
 
 SHIPPED_ROWS = Path(__file__).resolve().parent.parent / "bench" / "results"
 
@@ -93,7 +93,7 @@ def _launch(recipe: Recipe, device: DeviceModel, arguments: argparse.Namespace) 
     if memory_gb is None:
         memory_gb = device.memory_gb if device.memory_gb is not None else memory_of_machine_gb() / a_node
     if cores is None:
-        cores = device.cores if device.cores is not None else max(1, (os.cpu_count() or 1) // a_node)
+        cores = device.cores if device.cores is not None else max(1, usable_cpus() // a_node)
     return Launch(
         device=device, ranks=arguments.gpus, nodes=nodes, memory_gb=memory_gb, cores=cores,
         network_gbit_per_s=arguments.network_gbit, images=images, identities=identities,

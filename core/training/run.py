@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import secrets
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ from adadistill.core.checkpoints import (
     resolve_checkpoint,
 )
 from adadistill.core.checkpoints.files import row_range
+from adadistill.core.cpu_threads import recorded_threads, settle_threads
 from adadistill.core.distributed import Ranks, barrier, broadcast_text, exchange_rows, gather_texts
 from adadistill.core.evaluation import VerificationSets
 from adadistill.core.metrics_mirror import MetricsMirror, MirrorConfig
@@ -94,6 +95,10 @@ _HARMLESS = (
 )
 
 
+_TRIAL_PIXELS = 32 * 112 * 112
+"""Of the images that threads are tried on: half a second of MobileFaceNet's passes on two cores."""
+
+
 class ResumeError(ValueError):
     """A run cannot go on from where it was told to."""
 
@@ -153,6 +158,10 @@ def run_training(
         _refuse_other_records(parts.records, checkpoint)
         _refuse_other_centres(parts.frozen_centres, checkpoint)
         _refuse_other_teacher(parts.teacher, checkpoint)
+    started = run_folder.path if checkpoint is None else checkpoint.path.parents[1]
+    recorded = recorded_threads(started / "environment.json")
+    trial = _thread_trial(recipe, parts, ranks) if recorded is None and student is None else None
+    settle_threads(recorded, trial, ranks)
     run_folder.start(
         recipe_yaml=dump_recipe(recipe),
         environment={
@@ -286,6 +295,30 @@ def _open_parts(recipe: Recipe, ranks: Ranks) -> _Parts:
         sets=sets,
         large=opened,
     )
+
+
+def _thread_trial(recipe: Recipe, parts: _Parts, ranks: Ranks) -> Callable[[], object] | None:
+    """What is timed to choose the number of CPU threads: the student's passes over a part of a batch.
+
+    None on CUDA, where the CPU only hands out work, and for a deterministic run, whose bits must not depend on what
+    else the machine does.
+    """
+    if ranks.device.type != "cpu" or recipe.deterministic:
+        return None
+    side, precision = recipe.data.image_size, parts.precision
+    network = build_backbone(recipe.student, side, generator=0).to(dtype=precision.dtype).train()
+    largest = max(2, _TRIAL_PIXELS // side**2)
+    batch = min(parts.order.local_batch_size(ranks.world_size), largest)
+    images = torch.rand(batch, 3, side, side, dtype=precision.dtype, generator=torch.Generator().manual_seed(0))
+    if precision.channels_last:
+        network, images = network.to(memory_format=torch.channels_last), images.to(memory_format=torch.channels_last)
+
+    def work() -> None:
+        with torch.autocast("cpu", precision.autocast_dtype, enabled=precision.autocast_dtype is not None):
+            embeddings = network(images)
+        embeddings.float().square().mean().backward()
+
+    return work
 
 
 def _build_step(recipe: Recipe, parts: _Parts, ranks: Ranks, student: nn.Module | None) -> TrainingStep:

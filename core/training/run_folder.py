@@ -32,6 +32,7 @@ from typing import Any
 import torch
 
 from adadistill.core.checkpoints.files import list_checkpoints
+from adadistill.loaders.usable_cpus import usable_cpus
 
 _log = logging.getLogger(__name__)
 
@@ -192,6 +193,7 @@ def describe_environment(*, world_size: int, argv: Sequence[str] | None = None) 
         "devices": _device_names(),
         "cpu": _cpu_name(),
         "cpu_count": os.cpu_count(),
+        "usable_cpus": usable_cpus(),
         "threads": torch.get_num_threads(),
     }
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from adadistill.loaders.ijb.annotations import IjbError
 from adadistill.loaders.pixels import decode_image
 from adadistill.loaders.prefetch import prefetched
 from adadistill.loaders.record_tools.foreign_sets import MAX_IMAGE_BYTES
+from adadistill.loaders.usable_cpus import usable_cpus
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -123,7 +123,7 @@ def pixel_blocks(
     """
 
     def decoded() -> Generator[Pixels, None, None]:
-        with ThreadPoolExecutor(threads or min(8, os.cpu_count() or 1)) as pool:
+        with ThreadPoolExecutor(threads or min(8, usable_cpus())) as pool:
             for start, stop in blocks:
                 pixels = np.empty((stop - start, image_size, image_size, 3), dtype=np.uint8)
                 done = pool.map(lambda read: read(), images.readers(start, stop, image_size))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-import os
 import sys
 import time
 from collections.abc import Sequence
@@ -18,6 +17,7 @@ from adadistill.loaders.image_records import ImageRecords
 from adadistill.loaders.record_seal import SealError, write_seal
 from adadistill.loaders.record_verification import BadRecord, Verification, verify_records
 from adadistill.loaders.recordio import RecordError, RecordFile
+from adadistill.loaders.usable_cpus import usable_cpus
 
 _SHOWN = 20
 
@@ -78,7 +78,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--reseal", action="store_true", help="with --seal: replace a seal that there is, unread")
     parser.add_argument("--report", type=Path, help="JSONL file for the bad records, one a line")
-    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="threads (default: all cores)")
+    parser.add_argument("--workers", type=int, default=usable_cpus(), help="threads (default: all cores)")
     return parser
 
 

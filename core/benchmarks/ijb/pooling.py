@@ -14,7 +14,6 @@ Source: the protocol of insightface and CVLface. insightface's newer script call
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ import numpy.typing as npt
 
 from adadistill.core.verification import NonFiniteEmbeddingsError
 from adadistill.loaders.ijb import IjbAnnotations
+from adadistill.loaders.usable_cpus import usable_cpus
 
 _ROWS_AT_ONCE = 128
 """Embeddings widened to float64 at once: half a MB of 512 columns, which stays in a core's cache for all modes. 64 to
@@ -103,7 +103,7 @@ def pool_templates(
                 np.multiply(rows, weights[:, None], out=products)
                 np.add.reduceat(products, begins[first:last] - start, axis=0, out=pooled[mode][first:last])
 
-    workers = threads or os.cpu_count() or 1
+    workers = threads or usable_cpus()
     with ThreadPoolExecutor(workers) as executor:
         list(executor.map(pool, [spans[worker::workers] for worker in range(workers)]))
     for mode, vectors in pooled.items():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from adadistill.core.benchmarks.ijb.roc import PUBLISHED_FARS, RocPoints, neares
 from adadistill.core.benchmarks.result import BenchmarkResult, Curve, Histogram, Score
 from adadistill.core.verification import operating_point
 from adadistill.loaders.ijb import IjbAnnotations
+from adadistill.loaders.usable_cpus import usable_cpus
 
 HEADLINE_MODE = PoolingMode(norm=False, det=True)
 HEADLINE_FAR = 1e-4
@@ -71,7 +71,7 @@ def score_ijb(
     # products take one thread each: modes would fight over more, and sums would depend on the number of cores.
     with (
         threadpool_limits(1, user_api="blas"),
-        ThreadPoolExecutor(min(threads or os.cpu_count() or 1, len(modes))) as pool,
+        ThreadPoolExecutor(min(threads or usable_cpus(), len(modes))) as pool,
     ):
         found = list(pool.map(scored, modes))
     return BenchmarkResult(
