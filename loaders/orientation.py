@@ -18,13 +18,14 @@ UPRIGHT = 1
 _TAG = 0x0112
 _SIZES = {3: 2, 4: 4}  # bytes of SHORT, which the tag is, and of LONG, which some write
 _MAX_ENTRIES = 1000  # entries are sorted and this one comes early; cameras write some dozen
-_PREFIX = b"Exif\0\0"
+EXIF_PREFIX = b"Exif\0\0"
+"""Begins the APP1 segment of a JPEG that holds EXIF, and not XMP or something else."""
 _ORDERS: dict[bytes, Literal["little", "big"]] = {b"II*\0": "little", b"MM\0*": "big"}
 
 
 def exif_orientation(exif: bytes) -> int:
     """1 to 8 of an EXIF block, with or without its `Exif` prefix; 1 where it says nothing, or nothing sound."""
-    tiff = exif[len(_PREFIX) :] if exif.startswith(_PREFIX) else exif
+    tiff = exif[len(EXIF_PREFIX) :] if exif.startswith(EXIF_PREFIX) else exif
     order = _ORDERS.get(tiff[:4])
     if order is None:
         return UPRIGHT
@@ -36,11 +37,6 @@ def exif_orientation(exif: bytes) -> int:
             value = int.from_bytes(tiff[place + 8 : place + 8 + size], order)
             return value if 1 <= value <= 8 else UPRIGHT
     return UPRIGHT
-
-
-def is_exif_segment(body: bytes, place: int) -> bool:
-    """Whether the JPEG segment that begins at `place`, an APP1, holds EXIF and not XMP or something else."""
-    return body.startswith(_PREFIX, place + 4)
 
 
 def png_orientation(body: bytes) -> int:

@@ -17,7 +17,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from adadistill.loaders.orientation import UPRIGHT, exif_orientation, is_exif_segment, png_orientation, upright
+from adadistill.loaders.orientation import EXIF_PREFIX, UPRIGHT, exif_orientation, png_orientation, upright
 
 MAX_SIDE = 2048
 """Larger images are refused: faces are 112 pixels wide, and header fields come from strangers."""
@@ -141,7 +141,7 @@ def jpeg_outline(body: bytes) -> tuple[bool, int]:
             components = body[place + 9]
         elif marker in _BASELINE or marker in _OTHER_FRAMES:
             doubtful = True
-        elif marker == _APP1 and not orientation and is_exif_segment(body, place):
+        elif marker == _APP1 and not orientation and body.startswith(EXIF_PREFIX, place + 4):
             orientation = exif_orientation(body[place + 4 : place + 2 + length])
         place += 2 + length
     return False, orientation or UPRIGHT
