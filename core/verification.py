@@ -8,6 +8,9 @@ Two families that must not be mixed:
 * Strict numbers over all pairs: `tar_at_far` with the false-accept rate really at or under its target, withheld where
   the set has too few different pairs to know, AUC and equal error rate.
 
+A number that means nothing is None, and a reason stands in its place: embeddings that are all alike, folds of one kind
+of pairs, or a false-accept rate that scores cannot meet (`misses_target`).
+
 Pairs are compared by the squared L2 distance of unit embeddings, 2 - 2 cos, in [0, 4]. Everything runs in float64 on
 the host: each distance is put once into its threshold's bin and all thresholds are read from cumulative counts, so the
 thresholds of 6,000 pairs cost milliseconds.
@@ -32,6 +35,10 @@ ACCURACY_THRESHOLDS: npt.NDArray[np.float64] = np.arange(0, 4, 0.01)
 """(400,) squared distances tried for accuracy."""
 TAR_THRESHOLDS: npt.NDArray[np.float64] = np.arange(0, 4, 0.001)
 """(4000,) squared distances that the false-accept rate is interpolated over."""
+ALIKE = "all pairs score alike, up to rounding, as those of a network that is constant or all zero"
+"""Why nothing is reported of such a network."""
+_ROUNDING = 1e-6
+"""Squared distance below which unit embeddings are the same: what float32 leaves of equal rows is 1e-7 at most."""
 PROTOCOL = (
     "flip-sum of raw embeddings, then L2-normalised; squared L2 distance; ten contiguous unshuffled folds; "
     "accuracy thresholds 0 to 4 step 0.01, strict <, first best; tar_10fold thresholds step 0.001, interpolated; "
@@ -60,6 +67,8 @@ class FoldTar:
     """Population standard deviation over the folds."""
     far: float
     """False-accept rate met on the left-out folds, mean; not the target."""
+    missed: str | None = None
+    """Why the rate means nothing: its thresholds miss the target on the very folds that chose them. Else None."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,9 +117,11 @@ class VerificationResult:
     """Field -> why it is None, or why to read it with care."""
 
     def summary(self) -> str:
-        """One line for a log: ten-fold accuracy and TAR, mean norm."""
-        parts = [f"accuracy {_percent(self.accuracy, self.accuracy_std)}"]
-        parts.append(f"TAR@FAR={self.far_target:g} {_percent(self.tar_10fold, self.tar_10fold_std)} (10-fold)")
+        """One line for a log: ten-fold accuracy and TAR with their notes, mean norm."""
+        why, why_tar = self.notes.get("accuracy"), self.notes.get("tar_10fold")
+        parts = [f"accuracy {_percent(self.accuracy, self.accuracy_std)}{f' ({why})' if why else ''}"]
+        how = f"10-fold; {why_tar}" if why_tar and why_tar != why else "10-fold"
+        parts.append(f"TAR@FAR={self.far_target:g} {_percent(self.tar_10fold, self.tar_10fold_std)} ({how})")
         if self.xnorm is not None:
             parts.append(f"XNorm {self.xnorm:.4g}")
         return "  ".join(parts)
@@ -134,9 +145,13 @@ def flip_sum(embeddings: Floats, mirrored_embeddings: Floats) -> npt.NDArray[np.
     Returns:
         (N, D) float64 unit rows; a sum of exactly zero stays zero.
     """
-    total = embeddings.astype(np.float64) + mirrored_embeddings.astype(np.float64)  # (N, D)
-    norms = np.linalg.norm(total, axis=1, keepdims=True)
-    return total / np.where(norms == 0.0, 1.0, norms)
+    return _unit_rows(embeddings.astype(np.float64) + mirrored_embeddings.astype(np.float64))
+
+
+def _unit_rows(embeddings: Floats) -> npt.NDArray[np.float64]:
+    rows = embeddings.astype(np.float64)  # (N, D)
+    norms = np.linalg.norm(rows, axis=1, keepdims=True)
+    return rows / np.where(norms == 0.0, 1.0, norms)
 
 
 def mean_norm(embeddings: Floats, mirrored_embeddings: Floats) -> float:
@@ -158,6 +173,57 @@ def check_finite(name: str, embeddings: Floats) -> None:
             f"verification set {name}: {damaged.size} of {len(embeddings)} embeddings are not finite, first image "
             f"{first} (pair {first // 2}). The network gives NaN or infinity; its weights are the place to look"
         )
+
+
+def alike(embeddings: Floats) -> bool:
+    """Whether several (N, D) rows all have one direction, up to rounding, or none: no score then tells anything."""
+    first = _unit_rows(embeddings[:1])
+    blocks = (_unit_rows(embeddings[start : start + 4096]) for start in range(0, len(embeddings), 4096))
+    return len(embeddings) > 1 and all(
+        bool((np.square(rows - first).sum(axis=1) <= _ROUNDING).all()) for rows in blocks
+    )
+
+
+def all_equal(scores: Floats) -> bool:
+    """Whether the scores of several pairs, squared distances or cosines, are one but for rounding."""
+    return bool(np.ptp(scores) <= _ROUNDING)
+
+
+def misses_target(negatives: Floats, rate: float, *, kind: str = "different pairs", name: str = "FAR") -> str | None:
+    """Why no threshold meets a false-accept rate; None where one does.
+
+    Scores that tie are accepted together, so that the count of false accepts jumps over the target. A rate is missed
+    where the nearest count lies beyond a factor of two of the one asked for, and is not its neighbour: one pair more
+    or less is what the size of a set leaves open, and published protocols report it.
+
+    Args:
+        negatives: (n,) scores of different pairs, or of probes that are not in a gallery, descending.
+        rate: target, in (0, 1].
+    """
+    count, wanted = len(negatives), rate * len(negatives)
+    if count == 0:
+        return f"no {kind}"
+    score = negatives[max(math.floor(wanted + 1e-9), 1) - 1]
+    ascending = negatives[::-1]
+    reachable = [count - int(np.searchsorted(ascending, score, side=side)) for side in ("right", "left")]
+    if any(_meets(found, wanted) for found in reachable):
+        return None
+    return (
+        f"{reachable[1] - reachable[0]} of {count} {kind} have the same score: {name} can be "
+        f"{reachable[0] / count:.3g} or {reachable[1] / count:.3g}, not {rate:g}"
+    )
+
+
+def too_few(count: int, rate: float, *, kind: str = "different pairs", name: str = "FAR") -> str | None:
+    """Why `count` scores cannot tell a false-accept rate: one accept exceeds it; None where they can."""
+    if count * rate >= 1.0 - 1e-9:
+        return None
+    return f"{count} {kind}, {math.ceil(1.0 / rate - 1e-9)} are needed for {name} {rate:g}"
+
+
+def _meets(count: float, wanted: float) -> bool:
+    """The rule of `misses_target`."""
+    return abs(count - wanted) <= 1.0 + 1e-9 or wanted / 2 <= count <= wanted * 2
 
 
 def pair_distances(unit_embeddings: Floats) -> npt.NDArray[np.float64]:
@@ -262,12 +328,21 @@ def ten_fold_tar(distances: Floats, same: Bools, *, far: float = 1e-3) -> FoldTa
     false_accepts = _accepted_counts(distances[~same], folds[~same], TAR_THRESHOLDS)  # (FOLDS, 4000)
     negatives = np.bincount(folds[~same], minlength=FOLDS)
     tars, fars = np.zeros(FOLDS), np.zeros(FOLDS)
+    chosen = 0
     for fold in range(FOLDS):
         others = (false_accepts.sum(axis=0) - false_accepts[fold]) / (negatives.sum() - negatives[fold])  # (4000,)
         accepted = distances < _interpolated_threshold(others, far)
+        chosen += int(accepted[(folds != fold) & ~same].sum())
         tars[fold] = accepted[(folds == fold) & same].mean()
         fars[fold] = accepted[(folds == fold) & ~same].mean()
-    return FoldTar(mean=float(tars.mean()), std=float(tars.std()), far=float(fars.mean()))
+    judged = (FOLDS - 1) * len(distances[~same])  # each different pair, by the thresholds of nine folds
+    missed = None
+    if not _meets(chosen / FOLDS, far * judged / FOLDS):
+        missed = (
+            f"thresholds meet FAR {chosen / judged:.3g}, not {far:g}, on the folds that chose them: distances tie, or "
+            f"differ by less than the grid's step of {TAR_THRESHOLDS[1]:g}"
+        )
+    return FoldTar(mean=float(tars.mean()), std=float(tars.std()), far=float(fars.mean()), missed=missed)
 
 
 def tar_at_far(scores: Floats, same: Bools, *, far: float = 1e-4) -> OperatingPoint:
@@ -280,7 +355,7 @@ def tar_at_far(scores: Floats, same: Bools, *, far: float = 1e-4) -> OperatingPo
 
     Returns:
         The rate, or the reason why it is withheld: no same pairs, or fewer different pairs than 1 / far, so that one
-        false accept would already exceed the target and the rate would be a guess.
+        false accept would already exceed the target and the rate would be a guess, or ties (`misses_target`).
     """
     _check_pairs(scores, same, at_least=0)
     _check_far(far)
@@ -301,14 +376,17 @@ def operating_point(negatives: Floats, positives: Floats, *, far: float) -> Oper
     if len(positives) == 0:
         return OperatingPoint(None, None, None, "no same pairs")
     if allowed < 1:
-        needed = math.ceil(1.0 / far - 1e-9)
-        return OperatingPoint(
-            None, None, None, f"{len(negatives)} different pairs, {needed} are needed for FAR {far:g}"
-        )
+        return OperatingPoint(None, None, None, too_few(len(negatives), far))
+    if all_equal(np.array([negatives[0], negatives[-1], positives.min(), positives.max()])):
+        return OperatingPoint(None, None, None, ALIKE)
     threshold = negatives[allowed] if allowed < len(negatives) else -math.inf
+    met = float((negatives > threshold).mean())
+    if not _meets(met * len(negatives), allowed):
+        reason = misses_target(negatives, far) or f"different pairs tie: FAR is {met:.3g} where {far:g} is asked for"
+        return OperatingPoint(None, None, None, reason)
     return OperatingPoint(
         tar=float((positives > threshold).mean()),
-        far=float((negatives > threshold).mean()),
+        far=met,
         threshold=float(threshold),
         reason=None,
     )
@@ -397,24 +475,33 @@ def verification_result(
     check_finite(name, unit_embeddings)
     distances = pair_distances(unit_embeddings)
     same = same.astype(np.bool_)
-    accuracy = ten_fold_accuracy(distances, same) if len(same) >= FOLDS else None
+    threshold = best_threshold(distances, same)
+    one_class = "no different pairs" if same.all() else "no same pairs" if not same.any() else None
+    alike_pairs = ALIKE if len(same) > 1 and all_equal(distances) else None
     lopsided = one_sided_fold(same)
+    accuracy = ten_fold_accuracy(distances, same) if len(same) >= FOLDS else None
     tar = ten_fold_tar(distances, same, far=far) if lopsided is None else None
     strict = tar_at_far(-distances, same, far=far)
-    one_class = "no different pairs" if same.all() else "no same pairs" if not same.any() else None
-    notes: dict[str, str] = {}
-    if accuracy is None:
-        notes["accuracy"] = f"{len(same)} pairs cannot be cut into {FOLDS} folds"
-    elif one_class is not None:
-        notes["accuracy"] = f"{one_class}: judging every pair alike scores 100 %"
-    if lopsided is not None:
-        notes["tar_10fold"] = lopsided
-    elif (~same).sum() * far < 1.0 - 1e-9:
-        notes["tar_10fold"] = f"{(~same).sum()} different pairs: interpolated between none and one false accept"
-    if strict.reason is not None:
-        notes["tar_strict"] = strict.reason
-    if one_class is not None:
-        notes["auc"] = notes["eer"] = one_class
+    withheld = {
+        "accuracy": alike_pairs or _accuracy_obstacle(same, one_class),
+        "tar_10fold": alike_pairs or lopsided or (tar.missed if tar else None),
+        "tar_strict": strict.reason,
+        "auc": alike_pairs or one_class,
+        "eer": alike_pairs or one_class,
+    }
+    different, zeros = int((~same).sum()), int((~unit_embeddings.any(axis=1)).sum())
+    care = {
+        "accuracy": lopsided,
+        "tar_10fold": f"{different} different pairs: interpolated between none and one false accept"
+        if too_few(different, far)
+        else None,
+        "threshold": None if one_class else _edge_note(distances, threshold),
+        "xnorm": f"{zeros} of {len(unit_embeddings)} embeddings are zero and have no direction" if zeros else None,
+    }
+    if withheld["accuracy"]:
+        accuracy = None
+    if withheld["tar_10fold"]:
+        tar = None
     return VerificationResult(
         name=name,
         pairs=len(same),
@@ -423,26 +510,57 @@ def verification_result(
         accuracy=accuracy.mean if accuracy else None,
         accuracy_std=accuracy.std if accuracy else None,
         accuracy_per_fold=accuracy.per_fold if accuracy else (),
-        threshold=best_threshold(distances, same),
+        threshold=threshold,
         far_target=far,
         tar_10fold=tar.mean if tar else None,
         tar_10fold_std=tar.std if tar else None,
         far_10fold=tar.far if tar else None,
         tar_strict=strict.tar,
-        auc=None if one_class else area_under_roc(-distances, same),
-        eer=None if one_class else equal_error_rate(-distances, same),
+        auc=None if withheld["auc"] else area_under_roc(-distances, same),
+        eer=None if withheld["eer"] else equal_error_rate(-distances, same),
         xnorm=xnorm,
-        notes=notes,
+        notes={field: why for field in {**withheld, **care} if (why := withheld.get(field) or care.get(field))},
     )
+
+
+def _accuracy_obstacle(same: Bools, one_class: str | None) -> str | None:
+    """Why ten-fold accuracy means nothing whatever the scores are; None where it does mean something."""
+    if len(same) < FOLDS:
+        return f"{len(same)} pairs cannot be cut into {FOLDS} folds"
+    if one_class is not None:
+        return f"{one_class}: judging every pair alike scores 100 %"
+    mixed = FOLDS - sum(map(len, _empty_folds(same).values()))
+    if mixed < FOLDS / 2:
+        return (
+            f"{FOLDS - mixed} of {FOLDS} folds hold one kind of pairs only, thresholds being chosen on another mix; "
+            "let same and different pairs take turns in the list, and have enough of both"
+        )
+    return None
+
+
+def _edge_note(distances: Floats, threshold: float) -> str | None:
+    """What is said of a threshold that accepts no pair, or every one, or is the last that is tried."""
+    low, high = float(distances.min()), float(distances.max())
+    if low < threshold <= high and threshold < ACCURACY_THRESHOLDS[-1]:
+        return None
+    return (
+        f"{threshold:g} accepts {'no pair' if threshold <= low else 'every pair'}, at the edge of what is tried (0 to "
+        f"{ACCURACY_THRESHOLDS[-1]:g}, step {ACCURACY_THRESHOLDS[1]:g}): distances are {low:.3g} to {high:.3g}"
+    )
+
+
+def _empty_folds(same: Bools) -> dict[str, npt.NDArray[np.int64]]:
+    """Kind -> the tenths of (P,) flags that hold none of it."""
+    folds = _fold_of_pair(len(same))
+    kinds = {"same": same, "different": ~same}
+    return {name: np.flatnonzero(np.bincount(folds[of], minlength=FOLDS) == 0) for name, of in kinds.items()}
 
 
 def one_sided_fold(same: Bools) -> str | None:
     """Which tenth of (P,) flags lacks same or different pairs, so that its TAR or FAR is undefined; None: none does."""
     if len(same) < FOLDS:
         return f"{len(same)} pairs cannot be cut into {FOLDS} folds"
-    folds = _fold_of_pair(len(same))
-    for kind, members in (("same", same), ("different", ~same)):
-        empty = np.flatnonzero(np.bincount(folds[members], minlength=FOLDS) == 0)
+    for kind, empty in _empty_folds(same).items():
         if empty.size:
             return f"{empty.size} of {FOLDS} folds hold no {kind} pairs, the first is fold {empty[0]} (from 0)"
     return None
@@ -450,7 +568,7 @@ def one_sided_fold(same: Bools) -> str | None:
 
 def _percent(rate: float | None, deviation: float | None) -> str:
     if rate is None or deviation is None:
-        return "undefined"
+        return "withheld"
     return f"{100.0 * rate:.2f} +- {100.0 * deviation:.2f} %"
 
 

@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from adadistill.loaders.damaged_records import DAMAGE, SKIPPED_LABEL
 from adadistill.loaders.image_source import EncodedImage, ImageSource
+from adadistill.loaders.orientation import UPRIGHT
 from adadistill.loaders.pixels import (
     ImageDecodeError,
     ImageHeader,
@@ -22,7 +23,7 @@ from adadistill.loaders.pixels import (
     decode_image,
     image_header,
     image_size,
-    is_baseline,
+    jpeg_outline,
     require_few_scans,
     resized,
 )
@@ -96,10 +97,11 @@ class CheckedRecords:
     def feedable(self, record_id: int) -> tuple[int, bytes]:
         """Label and bytes that DALI decodes to the same pixels; raises as `decode`.
 
-        JPEGs of plain colour and the right size are as stored, all others are decoded here and written as PPM.
+        Upright JPEGs of plain colour and the right size are as stored, all others are decoded here and written as PPM.
         """
         encoded, header = self._checked(record_id)
-        if header.kind == "jpeg" and header.colorspace in _PLAIN_JPEG and self._fits(header):
+        plain = header.kind == "jpeg" and header.colorspace in _PLAIN_JPEG and header.orientation == UPRIGHT
+        if plain and self._fits(header):
             require_few_scans(encoded.body, where=_Place(self._records, record_id))
             return encoded.label, encoded.body
         pixels = self._pixels(encoded.body, record_id)
@@ -170,7 +172,7 @@ class CheckedRecords:
         except ValueError:
             return False
         fits = height == self.image_size == width and colorspace in _PLAIN_JPEG
-        return fits and is_baseline(body[:_HEAD_BYTES].tobytes())
+        return fits and jpeg_outline(body[:_HEAD_BYTES].tobytes()) == (True, UPRIGHT)
 
     def _checked(self, record_id: int) -> tuple[EncodedImage, ImageHeader]:
         encoded, where = self._records.read(record_id), _Place(self._records, record_id)

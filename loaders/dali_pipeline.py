@@ -6,8 +6,8 @@ processes to save 4 us of Python an image. Order, augmentation and normalisation
 random state and all pipelines give the same batches; on a GPU they are one launch on the memory that DALI decoded into.
 
 Pixels  On the CPU DALI's decoder is libjpeg-turbo with exact IDCT and smooth ("fancy") chroma upsampling, bit-identical
-        to simplejpeg for 4:4:4 to 4:1:1, grey and odd sizes; EXIF orientation is ignored by both. On a GPU nvJPEG
-        decodes, with the same upsampling; how far its pixels differ is not measured yet.
+        to simplejpeg for 4:4:4 to 4:1:1, grey and odd sizes. On a GPU nvJPEG decodes, with the same upsampling; how
+        far its pixels differ is not measured yet. Pictures that EXIF turns come decoded (`CheckedRecords.feedable`).
 Damage  One image that DALI cannot decode ends the DALI pipeline, and an unparsable header the process, so headers are
         checked before. What fails behind the header is traced to its record by decoding the batch again on the CPU;
         where damaged records are skipped, that batch is taken from there and a new DALI pipeline goes on behind it.
@@ -295,7 +295,7 @@ def _build(source: _Source, batch_size: int, threads: int, gpu: int | None, hw_d
             encoded,
             device="cpu" if gpu is None else "mixed",
             output_type=types.DALIImageType.RGB,
-            adjust_orientation=False,  # libjpeg-turbo alone, as simplejpeg: the stored rows and columns
+            adjust_orientation=False,  # what is fed is upright; DALI's reader of EXIF would be a second rule
             jpeg_fancy_upsampling=True,  # libjpeg-turbo's default; nvJPEG's is not
             use_fast_idct=False,  # off by up to 28 levels
             hw_decoder_load=hw_decoder_load,

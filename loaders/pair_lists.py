@@ -27,7 +27,8 @@ from adadistill.loaders.face_alignment import (
     aligned,
     similarities_to_template,
 )
-from adadistill.loaders.pixels import ImageDecodeError, PillowMissingError, decode_image
+from adadistill.loaders.orientation import UPRIGHT
+from adadistill.loaders.pixels import ImageDecodeError, PillowMissingError, decode_image, image_header
 from adadistill.loaders.record_tools.foreign_sets import MAX_IMAGE_BYTES
 from adadistill.loaders.verification_pairs import write_verification_bin
 
@@ -66,6 +67,8 @@ class MadeSet:
     """Different ones; a pair list may name an image many times."""
     aligned: int
     """Of these, those that were aligned and encoded anew; the others were copied byte for byte."""
+    turned: int
+    """Of these, those that EXIF turns; landmarks are read as those of the upright picture."""
 
 
 def make_verification_bin(
@@ -77,9 +80,10 @@ def make_verification_bin(
         list_path: either kind of list.
         folder: that the list's images lie in.
         target: ends in `.bin`.
-        landmarks: lines `path x1 y1 ... x5 y5`: eyes, nose and mouth corners in pixels of the image, separated as in
-            lists of pairs; a further number, IJB's detector score, is ignored. Every image is then aligned to ArcFace's
-            template and encoded as JPEG of quality 100 and full chroma, unless it lies on the template already.
+        landmarks: lines `path x1 y1 ... x5 y5`: eyes, nose and mouth corners in pixels of the image as its EXIF turns
+            it, which is how detectors on OpenCV see it, separated as in lists of pairs; a further number, IJB's
+            detector score, is ignored. Every image is then aligned to ArcFace's template and encoded as JPEG of
+            quality 100 and full chroma, unless it lies on the template already.
             None: images are aligned, 112 pixels a side.
 
     Raises:
@@ -97,12 +101,14 @@ def make_verification_bin(
     distinct = list(dict.fromkeys(pairs.paths))
     places = _read_landmarks(landmarks, distinct) if landmarks is not None else None
     bodies: dict[str, bytes] = {}
-    encoded = 0
+    encoded = turned = 0
     problems: list[str] = []
     for number, name in enumerate(distinct):
         try:
-            bodies[name], anew = _prepared(folder / name, None if places is None else places[number])
+            body = _read(folder / name)
+            bodies[name], anew = _prepared(folder / name, body, None if places is None else places[number])
             encoded += anew
+            turned += image_header(body, where=folder / name).orientation != UPRIGHT
         except PillowMissingError:
             raise
         except (PairListError, ImageDecodeError) as error:
@@ -118,6 +124,7 @@ def make_verification_bin(
         same_pairs=int(pairs.same.sum()),
         images=len(distinct),
         aligned=encoded,
+        turned=turned,
     )
 
 
@@ -218,14 +225,18 @@ def _read_landmarks(path: Path, names: Sequence[str]) -> npt.NDArray[np.float64]
         raise
 
 
-def _prepared(path: Path, similarity: npt.NDArray[np.float64] | None) -> tuple[bytes, bool]:
-    """What goes into the set, and whether it was made here: else it is the file's own bytes."""
+def _read(path: Path) -> bytes:
     if not path.is_file():
         raise PairListError(f"{path}: is missing")
     with path.open("rb") as file:
         body = file.read(MAX_IMAGE_BYTES + 1)
     if len(body) > MAX_IMAGE_BYTES:
         raise PairListError(f"{path}: more than {MAX_IMAGE_BYTES:,} bytes")
+    return body
+
+
+def _prepared(path: Path, body: bytes, similarity: npt.NDArray[np.float64] | None) -> tuple[bytes, bool]:
+    """What goes into the set, and whether it was made here: else it is the file's own bytes."""
     picture = decode_image(body, where=path)
     fits = picture.shape[:2] == (TEMPLATE_SIZE, TEMPLATE_SIZE)
     if similarity is None:

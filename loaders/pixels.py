@@ -2,8 +2,8 @@
 
 Decoding is simplejpeg (libjpeg-turbo, exact upsampling and IDCT). Dimensions are read from the header before anything
 is allocated, so an 8 KB file that claims 20,000 x 20,000 pixels costs nothing but an error; and scans are counted,
-since a file of a few megabytes can ask for thousands of passes. EXIF orientation is ignored, as by DALI and
-in the field's records: rows and columns are those stored.
+since a file of a few megabytes can ask for thousands of passes. Sizes and pixels are those of the upright picture
+(`orientation.py`).
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
+
+from adadistill.loaders.orientation import EXIF_PREFIX, UPRIGHT, exif_orientation, png_orientation, upright
 
 MAX_SIDE = 2048
 """Larger images are refused: faces are 112 pixels wide, and header fields come from strangers."""
@@ -30,7 +32,7 @@ _JPEG = b"\xff\xd8"
 _SCAN = b"\xff\xda"  # in entropy-coded data 0xff is always followed by zero or a restart marker
 _BASELINE = frozenset((0xC0, 0xC1))
 _OTHER_FRAMES = frozenset(range(0xC2, 0xD0)) - {0xC4, 0xC8, 0xCC}
-_START_OF_SCAN = 0xDA
+_START_OF_SCAN, _APP1, _FILL = 0xDA, 0xE1, 0xFF
 _PNG = b"\x89PNG\r\n\x1a\n"
 
 
@@ -64,11 +66,16 @@ class ImageHeader:
 
     kind: Literal["jpeg", "png"]
     height: int
+    """Of the upright picture, as `width`."""
     width: int
     colorspace: str
     """Of a JPEG: YCbCr, Gray, RGB, CMYK or YCCK. Empty for a PNG."""
     subsampling: str
     """Of a JPEG's chroma: 420, 444 and so on, or Gray. Empty for a PNG."""
+    orientation: int
+    """As EXIF numbers it, 1 to 8; 1 turns nothing."""
+    is_baseline: bool
+    """Of a JPEG: decoded in one pass, as `jpeg_outline` tells. False for a PNG."""
 
 
 def image_header(body: bytes, *, where: object) -> ImageHeader:
@@ -88,12 +95,16 @@ def image_header(body: bytes, *, where: object) -> ImageHeader:
             height, width, colorspace, subsampling = simplejpeg.decode_jpeg_header(body)
         except ValueError as error:
             raise ImageDecodeError(f"{where}: JPEG header cannot be read: {error}") from None
-        return ImageHeader("jpeg", height, width, colorspace, subsampling)
+        baseline, orientation = jpeg_outline(body)
+        return ImageHeader(
+            "jpeg", *_turned(height, width, orientation), colorspace, subsampling, orientation, is_baseline=baseline
+        )
     if body.startswith(_PNG):
         if len(body) < 24:
             raise ImageDecodeError(f"{where}: PNG of {len(body)} bytes is truncated")
         height, width = int.from_bytes(body[20:24], "big"), int.from_bytes(body[16:20], "big")
-        return ImageHeader("png", height, width, "", "")
+        orientation = png_orientation(body)
+        return ImageHeader("png", *_turned(height, width, orientation), "", "", orientation, is_baseline=False)
     raise ImageDecodeError(
         f"{where}: neither JPEG nor PNG ({len(body)} bytes, starts with {body[:4].hex() or 'nothing'})"
     )
@@ -106,33 +117,44 @@ def require_few_scans(body: bytes, *, where: object) -> None:
 
 
 def is_baseline(body: bytes) -> bool:
-    """Whether a JPEG's segments lead to a baseline frame and one scan of all its components; false where in doubt.
+    """Whether a JPEG's segments lead to a baseline frame and one scan of all its components; false where in doubt."""
+    return jpeg_outline(body)[0]
+
+
+def jpeg_outline(body: bytes) -> tuple[bool, int]:
+    """Whether a JPEG is baseline of one scan, and its EXIF orientation: one walk over the segments before the pixels.
 
     The first frame header is the only one that libjpeg accepts, and where the first scan has all components it reads
-    no second one; where it has not, a baseline file too may ask for any number of passes. Takes some 2 us, where
-    counting scans takes 4 to 8.
+    no second one; where it has not, a baseline file too may ask for any number of passes. Of several EXIF segments the
+    first counts. Takes some 2 us, where counting scans takes 4 to 8, and a search for `Exif` 2 to 3.
     """
-    place, size, components = 2, len(body), 0
-    while place + 10 <= size and body[place] == 0xFF:
+    place, size, components, doubtful, orientation = 2, len(body), 0, False, 0
+    while place + 10 <= size and body[place] == _FILL:
         marker = body[place + 1]
         if marker == _START_OF_SCAN:
-            return components != 0 and body[place + 4] == components
+            return not doubtful and components != 0 and body[place + 4] == components, orientation or UPRIGHT
+        if marker == _FILL:  # padding, which is rare
+            doubtful, place = True, place + 1
+            continue
+        length = (body[place + 2] << 8) + body[place + 3]
         if marker in _BASELINE and not components:
             components = body[place + 9]
         elif marker in _BASELINE or marker in _OTHER_FRAMES:
-            return False
-        place += 2 + (body[place + 2] << 8) + body[place + 3]
-    return False
+            doubtful = True
+        elif marker == _APP1 and not orientation and body.startswith(EXIF_PREFIX, place + 4):
+            orientation = exif_orientation(body[place + 4 : place + 2 + length])
+        place += 2 + length
+    return False, orientation or UPRIGHT
 
 
 def image_size(body: bytes, *, where: object) -> tuple[int, int]:
-    """(height, width) from the header of a JPEG or PNG; raises as `image_header`."""
+    """(height, width) of the upright picture, from the header of a JPEG or PNG; raises as `image_header`."""
     header = image_header(body, where=where)
     return header.height, header.width
 
 
 def decode_image(body: bytes, *, where: object, max_side: int = MAX_SIDE) -> npt.NDArray[np.uint8]:
-    """Decode a JPEG (or, where Pillow is installed, a PNG) to RGB.
+    """Decode a JPEG (or, where Pillow is installed, a PNG) to RGB, turned upright as its EXIF says.
 
     Returns:
         (H, W, 3) uint8; grey images are spread over the three channels, CMYK is converted as Pillow does.
@@ -147,14 +169,15 @@ def decode_image(body: bytes, *, where: object, max_side: int = MAX_SIDE) -> npt
             f"{where}: claims {header.height} x {header.width} pixels; at most {max_side} a side are read"
         )
     if header.kind == "png":
-        return _decode_png(body, where)
-    require_few_scans(body, where=where)
+        return upright(_decode_png(body, where), header.orientation)
+    if not header.is_baseline:
+        require_few_scans(body, where=where)
     import simplejpeg
 
     try:
         if header.colorspace in ("CMYK", "YCCK"):
-            return _from_cmyk(simplejpeg.decode_jpeg(body, colorspace="CMYK"))
-        return simplejpeg.decode_jpeg(body, colorspace="RGB")
+            return upright(_from_cmyk(simplejpeg.decode_jpeg(body, colorspace="CMYK")), header.orientation)
+        return upright(simplejpeg.decode_jpeg(body, colorspace="RGB"), header.orientation)
     except ValueError as error:
         raise ImageDecodeError(f"{where}: JPEG cannot be decoded: {error}") from None
 
@@ -211,6 +234,11 @@ def normalise_(images: npt.NDArray[np.floating[Any]]) -> None:
     """Levels 0 to 255 to [-1, 1], in place, with the operations of `to_network_input`."""
     np.subtract(images, 127.5, out=images)
     np.divide(images, 127.5, out=images)
+
+
+def _turned(height: int, width: int, orientation: int) -> tuple[int, int]:
+    """Height and width of the upright picture."""
+    return (width, height) if orientation >= 5 else (height, width)
 
 
 def _from_cmyk(cmyk: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:

@@ -180,7 +180,8 @@ def _score_untrained(
 
 def _accuracy(results: dict[str, VerificationResult]) -> float:
     (result,) = results.values()
-    assert result.accuracy is not None, "the demo's pairs are half same, half different"
+    if result.accuracy is None:
+        raise RuntimeError(f"the demo's {result.name} has no accuracy: {result.notes['accuracy']}")
     return result.accuracy
 
 

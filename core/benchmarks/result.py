@@ -36,6 +36,10 @@ class Score:
     note: str | None = None
     """Why it is withheld, or to be read with care."""
 
+    def line(self) -> str:
+        """For a log: the label and the value of a share, or why it is withheld."""
+        return f"{self.label} " + (f"withheld ({self.note})" if self.value is None else f"{100.0 * self.value:.2f} %")
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Curve:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, TypeAlias
 
 from torch import nn
 
@@ -14,34 +15,34 @@ from adadistill.core.benchmarks.embedding_cache import EmbeddingCache
 from adadistill.core.benchmarks.ijb import ALL_MODES, evaluate_ijb
 from adadistill.core.benchmarks.main_rank import computed_on_main
 from adadistill.core.benchmarks.result import BenchmarkKind, BenchmarkResult
-from adadistill.core.benchmarks.tinyface import TinyFace, evaluate_tinyface, open_tinyface
+from adadistill.core.benchmarks.tinyface import evaluate_tinyface, open_tinyface
 from adadistill.core.benchmarks.verification import evaluate_verification
 from adadistill.core.distributed import Ranks
 from adadistill.core.evaluation import DecodedSet, VerificationSets
 from adadistill.core.precision import Precision
 from adadistill.core.verification import PROTOCOL, VerificationResult
-from adadistill.loaders.ijb import IjbSet, open_ijb
+from adadistill.loaders.ijb import open_ijb
 from adadistill.loaders.verification_pairs import VerificationSetError
 
+_log = logging.getLogger(__name__)
 
-class Benchmark(Protocol):
+
+Evaluated: TypeAlias = tuple[BenchmarkResult, VerificationResult | None]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Benchmark:
     """One benchmark, ready to be run."""
 
-    @property
-    def kind(self) -> BenchmarkKind:
-        """Which protocol it follows."""
-
-    @property
-    def name(self) -> str:
-        """As in the keys of its scores."""
-
-    @property
-    def data_sha256(self) -> str:
-        """Of the files it reads."""
-
-    @property
-    def settings(self) -> Mapping[str, Any]:
-        """What, beside network, data and precision, its numbers depend on; JSON values."""
+    kind: BenchmarkKind
+    name: str
+    """As in the keys of its scores."""
+    data_sha256: str
+    """Of the files it reads."""
+    settings: Mapping[str, Any]
+    """What, beside network, data and precision, its numbers depend on; JSON values."""
+    scored: Callable[..., Evaluated]
+    """What `evaluate` calls, with its arguments."""
 
     def evaluate(
         self,
@@ -51,12 +52,17 @@ class Benchmark(Protocol):
         batch_size: int,
         precision: Precision,
         cache: EmbeddingCache | None = None,
-    ) -> tuple[BenchmarkResult, VerificationResult | None]:
+    ) -> Evaluated:
         """Score a network; all ranks call it together. The second value is for verification sets alone.
 
         Args:
             cache: where the embeddings of this network are kept between calls; verification sets are embedded anew.
+
+        Raises:
+            NonFiniteEmbeddingsError: the network gives NaN or infinity.
+            ImageDecodeError, IjbError, TinyFaceError, OSError: as `evaluate_ijb` and `evaluate_tinyface`.
         """
+        return self.scored(network, ranks=ranks, batch_size=batch_size, precision=precision, cache=cache)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -83,176 +89,53 @@ def open_benchmarks(paths: BenchmarkPaths, image_size: int, ranks: Ranks) -> tup
         OSError, ValueError, ArrowMissingError: one cannot be used, or two have one name.
     """
     decoded = VerificationSets.load(paths.sets, image_size, rank=ranks.rank, world_size=ranks.world_size)
-    opened: list[Benchmark] = [PairSet(one, paths.far) for one in decoded]
-    opened += [IjbBenchmark.open(folder, image_size, ranks) for folder in paths.ijb]
-    opened += [TinyFaceBenchmark.open(folder, image_size, ranks) for folder in paths.tinyface]
+    opened = [_pair_set(one, paths.far) for one in decoded]
+    opened += [_ijb(folder, image_size, ranks) for folder in paths.ijb]
+    opened += [_tinyface(folder, image_size, ranks) for folder in paths.tinyface]
     for (kind, name), times in Counter((one.kind, one.name) for one in opened).items():
         if times > 1:
             raise VerificationSetError(f"two {kind} benchmarks are named {name!r}; results are kept by name")
     return tuple(opened)
 
 
-@dataclass(frozen=True, slots=True)
-class PairSet:
+def _pair_set(decoded: DecodedSet, far: float) -> Benchmark:
     """A verification set, decoded."""
 
-    decoded: DecodedSet
-    far: float
-    """False-accept rate of the reported TARs."""
-
-    @property
-    def kind(self) -> BenchmarkKind:
-        """`verification`."""
-        return "verification"
-
-    @property
-    def name(self) -> str:
-        """Of the set."""
-        return self.decoded.name
-
-    @property
-    def data_sha256(self) -> str:
-        """Of its file or files."""
-        return self.decoded.data_sha256
-
-    @property
-    def settings(self) -> Mapping[str, Any]:
-        """Target of the TARs, and the protocol in words."""
-        return {"far": self.far, "protocol": PROTOCOL}
-
-    def evaluate(
-        self,
-        network: nn.Module,
-        *,
-        ranks: Ranks,
-        batch_size: int,
-        precision: Precision,
-        cache: EmbeddingCache | None = None,
-    ) -> tuple[BenchmarkResult, VerificationResult | None]:
-        """Both shapes of its result.
-
-        Raises:
-            NonFiniteEmbeddingsError: the network gives NaN or infinity.
-        """
-        details, result = evaluate_verification(
-            self.decoded, network, ranks=ranks, batch_size=batch_size, precision=precision, far=self.far
-        )
+    def scored(network: nn.Module, *, cache: EmbeddingCache | None, **how: Any) -> Evaluated:
+        details, result = evaluate_verification(decoded, network, far=far, **how)
         return result, details
 
-
-@dataclass(frozen=True, slots=True)
-class IjbBenchmark:
-    """An IJB set with its hash."""
-
-    dataset: IjbSet
-    image_size: int
-    data_sha256: str
-
-    @staticmethod
-    def open(folder: Path, image_size: int, ranks: Ranks) -> IjbBenchmark:
-        """Read everything but the images. Rank 0 computes the hash, which reads prepared sets whole.
-
-        Raises:
-            FileNotFoundError, ArrowMissingError, IjbError, ArrowImagesError, TorchMetadataError: as `open_ijb`.
-        """
-        dataset = open_ijb(folder)
-        return IjbBenchmark(dataset, image_size, computed_on_main(dataset.sha256, ranks))
-
-    @property
-    def kind(self) -> BenchmarkKind:
-        """`ijb`."""
-        return "ijb"
-
-    @property
-    def name(self) -> str:
-        """Of the set."""
-        return self.dataset.name
-
-    @property
-    def settings(self) -> Mapping[str, Any]:
-        """Pooling modes."""
-        return {"modes": [mode.name for mode in ALL_MODES], "flip": "sum of raw embeddings"}
-
-    def evaluate(
-        self,
-        network: nn.Module,
-        *,
-        ranks: Ranks,
-        batch_size: int,
-        precision: Precision,
-        cache: EmbeddingCache | None = None,
-    ) -> tuple[BenchmarkResult, VerificationResult | None]:
-        """1:1 and, where the set has it, 1:N.
-
-        Raises:
-            NonFiniteEmbeddingsError, ImageDecodeError, IjbError, OSError: as `evaluate_ijb`.
-        """
-        result = evaluate_ijb(
-            self.dataset,
-            network,
-            ranks=ranks,
-            batch_size=batch_size,
-            precision=precision,
-            image_size=self.image_size,
-            cache=cache,
-        )
-        return result, None
+    return Benchmark(
+        kind="verification",
+        name=decoded.name,
+        data_sha256=decoded.data_sha256,
+        settings={"far": far, "protocol": PROTOCOL},
+        scored=scored,
+    )
 
 
-@dataclass(frozen=True, slots=True)
-class TinyFaceBenchmark:
-    """TinyFace, every image looked at."""
+def _ijb(folder: Path, image_size: int, ranks: Ranks) -> Benchmark:
+    """An IJB set, all but its images read. Rank 0 computes the hash, which reads prepared sets whole, and warns."""
+    dataset = open_ijb(folder)
+    problem = dataset.annotations.detector_problem
+    if problem is not None and ranks.is_main:
+        _log.warning("%s: scores with Det:True will be withheld: %s", folder, problem)
+    return Benchmark(
+        kind="ijb",
+        name=dataset.name,
+        data_sha256=computed_on_main(dataset.sha256, ranks),
+        settings={"modes": [mode.name for mode in ALL_MODES], "flip": "sum of raw embeddings"},
+        scored=lambda network, **how: (evaluate_ijb(dataset, network, image_size=image_size, **how), None),
+    )
 
-    dataset: TinyFace
-    image_size: int
-    data_sha256: str
 
-    @staticmethod
-    def open(folder: Path, image_size: int, ranks: Ranks) -> TinyFaceBenchmark:
-        """Read the lists and, on rank 0, all images for their headers and hash.
-
-        Raises:
-            OSError, ValueError, ArrowMissingError: as `open_tinyface` and `TinyFace.inspect`.
-        """
-        dataset = open_tinyface(folder)
-        return TinyFaceBenchmark(dataset, image_size, computed_on_main(lambda: dataset.inspect(image_size), ranks))
-
-    @property
-    def kind(self) -> BenchmarkKind:
-        """`tinyface`."""
-        return "tinyface"
-
-    @property
-    def name(self) -> str:
-        """Of the set."""
-        return self.dataset.name
-
-    @property
-    def settings(self) -> Mapping[str, Any]:
-        """How images are fused."""
-        return {"flip": "sum of raw embeddings"}
-
-    def evaluate(
-        self,
-        network: nn.Module,
-        *,
-        ranks: Ranks,
-        batch_size: int,
-        precision: Precision,
-        cache: EmbeddingCache | None = None,
-    ) -> tuple[BenchmarkResult, VerificationResult | None]:
-        """Closed-set identification.
-
-        Raises:
-            NonFiniteEmbeddingsError, TinyFaceError, ImageDecodeError: as `evaluate_tinyface`.
-        """
-        result = evaluate_tinyface(
-            self.dataset,
-            network,
-            ranks=ranks,
-            batch_size=batch_size,
-            precision=precision,
-            image_size=self.image_size,
-            cache=cache,
-        )
-        return result, None
+def _tinyface(folder: Path, image_size: int, ranks: Ranks) -> Benchmark:
+    """TinyFace, its lists read and, on rank 0, all images for their headers and hash."""
+    dataset = open_tinyface(folder)
+    return Benchmark(
+        kind="tinyface",
+        name=dataset.name,
+        data_sha256=computed_on_main(lambda: dataset.inspect(image_size), ranks),
+        settings={"flip": "sum of raw embeddings"},
+        scored=lambda network, **how: (evaluate_tinyface(dataset, network, image_size=image_size, **how), None),
+    )

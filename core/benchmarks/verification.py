@@ -122,6 +122,7 @@ def verification_benchmark(
             value=result.threshold,
             is_share=False,
             protocol=f"{_ALL_PAIRS}; squared L2 distance, first of 400 with the highest accuracy",
+            note=result.notes.get("threshold"),
         ),
         Score(
             key=f"{prefix}tpr_at_fpr_{result.far_target:g}_10fold",
@@ -153,10 +154,10 @@ def verification_benchmark(
             value=result.xnorm,
             is_share=False,
             protocol="mean L2 norm of raw embeddings, of images as stored and mirrored",
-            note=None if result.xnorm is not None else "raw embeddings were not given",
+            note=result.notes.get("xnorm") if result.xnorm is not None else "raw embeddings were not given",
         ),
     )
-    curves = (_curve(result.name, distances, same),) if same.any() and not same.all() else ()
+    curves = (_curve(result.name, distances, same),) if result.auc is not None else ()
     return BenchmarkResult(
         kind="verification",
         name=result.name,

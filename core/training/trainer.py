@@ -386,9 +386,7 @@ class Trainer:
                 )
             if self._ranks.is_main:
                 self._bar.clear()
-                headline = result[result.headline]
-                value = "undefined" if headline.value is None else f"{100.0 * headline.value:.2f} %"
-                logger.info("after epoch %d  %s  %s %s", self.position.epoch, one.name, headline.label, value)
+                logger.info("after epoch %d  %s  %s", self.position.epoch, one.name, result[result.headline].line())
                 self._metrics_file.write(
                     "evaluation",
                     step=self.global_step,

@@ -47,7 +47,7 @@ class IjbAnnotations:
     medias: Ints
     """(N,) number of each image's medium (a still, or the frames of one video), within its template."""
     detector_scores: npt.NDArray[np.float64]
-    """(N,) how sure the detector was of the face."""
+    """(N,) how sure the detector was of the face; `detector_problem` says whether they serve."""
     first: Places
     """(P,) place of each pair's first template."""
     second: Places
@@ -57,6 +57,19 @@ class IjbAnnotations:
     galleries: tuple[TemplateSubjects, ...] = ()
     """Of the 1:N protocol; empty where the set comes without it."""
     probes: TemplateSubjects | None = None
+
+    @property
+    def detector_problem(self) -> str | None:
+        """Why detector scores cannot weigh images, so that modes which use them are withheld; None where they can."""
+        scores = self.detector_scores
+        bad = np.flatnonzero(scores < 0.0)
+        if bad.size:
+            template = self.template_ids[self.templates[bad[0]]]
+            return f"{bad.size} detector scores are negative, the first, {scores[bad[0]]:g}, in template {template}"
+        empty = np.flatnonzero(np.bincount(self.templates, scores, len(self.template_ids)) == 0.0)
+        if not empty.size:
+            return None
+        return f"{empty.size} templates have detector scores of 0 alone, the first is {self.template_ids[empty[0]]}"
 
     @property
     def counts(self) -> dict[str, int]:

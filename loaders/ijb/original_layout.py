@@ -4,10 +4,13 @@
 `ijbX_name_5pts_score.txt`       image_name x1 y1 ... x5 y5 detector_score, line by line the same images
 `ijbX_template_pair_label.txt`   template_id template_id label
 `ijbX_1N_gallery_*.csv`, `ijbX_1N_probe_mixed.csv`   header, then template_id,subject_id,... (may be absent)
+
+Blank lines, a byte-order mark and either end of line change nothing.
 """
 
 from __future__ import annotations
 
+import codecs
 import csv
 import re
 from collections.abc import Iterator
@@ -28,6 +31,7 @@ from adadistill.loaders.ijb.annotations import (
     places_of,
 )
 from adadistill.loaders.ijb.images import LooseCrops
+from adadistill.loaders.record_tools.foreign_sets import MAX_IMAGE_BYTES
 
 MAX_TEXT_BYTES = 2 << 30
 """Of one text file; IJB-C's pairs have 220 MB."""
@@ -60,17 +64,17 @@ def read_original(folder: Path, name: str) -> tuple[IjbAnnotations, LooseCrops]:
     meta = folder / "meta"
     templates_path, points_path = meta / f"{name}_face_tid_mid.txt", meta / f"{name}_name_5pts_score.txt"
     pairs_path = meta / f"{name}_template_pair_label.txt"
-    names, template_columns = _named_lines(templates_path, 2)
-    point_names, points = _named_lines(points_path, 11)
+    names, template_columns, lines = _named_lines(templates_path, 2)
+    point_names, points, _ = _named_lines(points_path, 11)
     if len(names) != len(point_names):
         raise IjbError(
             f"{templates_path} has {len(names)} lines, {points_path} {len(point_names)}; they belong together"
         )
-    for line, (one, other) in enumerate(zip(names, point_names, strict=True), start=1):
+    for line, one, other in zip(lines, names, point_names, strict=True):
         if one != other:
             raise IjbError(f"line {line} is {one[:80]!a} in {templates_path}, {other[:80]!a} in {points_path}")
-    numbers = _whole(template_columns, templates_path)
-    _check_repeated_lines(names, numbers, templates_path)
+    numbers = _whole(template_columns, templates_path, lines)
+    _check_repeated_lines(names, numbers, templates_path, lines)
     pairs = _pairs(pairs_path)
     annotations = make_annotations(
         name=name.upper(),
@@ -86,7 +90,7 @@ def read_original(folder: Path, name: str) -> tuple[IjbAnnotations, LooseCrops]:
     try:
         similarities_to_template(landmarks)
     except AlignmentError as error:
-        raise IjbError(f"{points_path}: {error} (picture 0 is line 1)") from None
+        raise IjbError(f"{points_path}: {error} (picture 0 is the first line)") from None
     images = LooseCrops(folder / "loose_crop", names, _sizes(folder / "loose_crop", names), landmarks)
     return with_identification(annotations, meta, name), images
 
@@ -122,32 +126,40 @@ def _blocks(path: Path) -> Iterator[bytes]:
     if path.stat().st_size > MAX_TEXT_BYTES:
         raise IjbError(f"{path}: larger than {MAX_TEXT_BYTES:,} bytes")
     with path.open("rb") as file:
+        start = file.read(len(codecs.BOM_UTF8))
+        if start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+            raise IjbError(f"{path}: is text in UTF-16; save it as UTF-8")
+        file.seek(len(start) if start == codecs.BOM_UTF8 else 0)
         while block := file.read(_PARSED_AT_ONCE):
             yield block + file.readline(_PARSED_AT_ONCE)
 
 
-def _named_lines(path: Path, columns: int) -> tuple[list[str], npt.NDArray[np.float64]]:
-    """Names and (n, columns) numbers of lines `name number ...`."""
+def _named_lines(path: Path, columns: int) -> tuple[list[str], npt.NDArray[np.float64], list[int]]:
+    """Names, (n, columns) numbers, and places in the file, from 1, of lines `name number ...`."""
     names: list[str] = []
+    lines: list[int] = []
+    number = 0
     values: list[npt.NDArray[np.float64]] = []
     for block in _blocks(path):
         parts = []
-        for line in block.splitlines():
+        for number, line in enumerate(block.splitlines(), start=number + 1):  # noqa: B020 (goes on where it was)
             cells = line.split()
+            if not cells:
+                continue
             if len(cells) != columns + 1:
-                number = len(names) + 1
                 raise IjbError(
                     f"{path}, line {number}: {len(cells)} columns; a name and {columns} numbers are expected"
                 )
-            names.append(_file_name(cells[0], path, len(names) + 1))
+            names.append(_file_name(cells[0], path, number))
+            lines.append(number)
             parts.append(cells[1:])
         try:
-            values.append(np.array(parts, dtype=np.float64))
+            values.append(np.array(parts, dtype=np.float64).reshape(-1, columns))
         except ValueError as error:
-            raise IjbError(f"{path}, up to line {len(names)}: {str(error)[:120]}") from None
+            raise IjbError(f"{path}, up to line {number}: {str(error)[:120]}") from None
     if not names:
         raise IjbError(f"{path}: is empty")
-    return names, np.concatenate(values)
+    return names, np.concatenate(values), lines
 
 
 def _file_name(cell: bytes, path: Path, line: int) -> str:
@@ -160,16 +172,17 @@ def _file_name(cell: bytes, path: Path, line: int) -> str:
     return name
 
 
-def _whole(values: npt.NDArray[np.float64], path: Path) -> Ints:
+def _whole(values: npt.NDArray[np.float64], path: Path, lines: list[int]) -> Ints:
     wrong = np.flatnonzero((values != np.rint(values)).any(axis=1) | ~(np.abs(values) < 2**53).all(axis=1))
     if wrong.size:
-        raise IjbError(f"{path}, line {wrong[0] + 1}: template and medium must be whole numbers")
+        raise IjbError(f"{path}, line {lines[wrong[0]]}: template and medium must be whole numbers")
     return values.astype(np.int64)
 
 
-def _check_repeated_lines(names: list[str], numbers: Ints, path: Path) -> None:
+def _check_repeated_lines(names: list[str], numbers: Ints, path: Path, lines: list[int]) -> None:
     seen: set[tuple[str, int, int]] = set()
-    for line, key in enumerate(zip(names, *numbers.T.tolist(), strict=True), start=1):
+    for line, *key_parts in zip(lines, names, *numbers.T.tolist(), strict=True):
+        key = tuple(key_parts)
         if key in seen:
             raise IjbError(
                 f"{path}, line {line}: image {key[0]} is listed twice for template {key[1]}, medium {key[2]}"
@@ -186,10 +199,12 @@ def _pairs(path: Path) -> Ints:
         if re.search(rb"[^0-9 \t\r\n]", block) or not _three_on_each_line(block):
             at = lines + _first_wrong_line(block)
             raise IjbError(f"{path}, line {at}: is not two templates and a label, three whole numbers")
-        values = np.fromstring(block.decode("ascii"), dtype=np.int64, sep=" ")
+        values = (
+            np.fromstring(block.decode("ascii"), dtype=np.int64, sep=" ") if block.strip() else np.zeros(0, np.int64)
+        )
         parts.append(values.reshape(-1, 3))
         lines += rows
-    if not parts:
+    if not sum(map(len, parts)):
         raise IjbError(f"{path}: is empty")
     return np.concatenate(parts)
 
@@ -201,13 +216,13 @@ def _three_on_each_line(block: bytes) -> bool:
     before_end = np.searchsorted(begins, np.flatnonzero(text == ord("\n")))  # numbers up to each line's end
     if not block.endswith(b"\n"):
         before_end = np.append(before_end, len(begins))
-    return bool((before_end == 3 * np.arange(1, len(before_end) + 1)).all())
+    return bool(np.isin(np.diff(before_end, prepend=0), (0, 3)).all())  # or none on a blank one
 
 
 def _first_wrong_line(block: bytes) -> int:
     for number, line in enumerate(block.splitlines(), start=1):
         cells = line.split()
-        if len(cells) != 3 or not all(cell.isdigit() for cell in cells):
+        if cells and (len(cells) != 3 or not all(cell.isdigit() for cell in cells)):
             return number
     return 1
 
@@ -223,7 +238,14 @@ def _sizes(folder: Path, names: list[str]) -> Ints:
     missing = [name for name in names if name not in sizes]
     if missing:
         raise FileNotFoundError(f"{folder / missing[0]} is missing; {len(missing)} of {len(names)} images are")
-    return np.array([sizes[name] for name in names], dtype=np.int64)
+    found = np.array([sizes[name] for name in names], dtype=np.int64)
+    wrong = np.flatnonzero((found == 0) | (found > MAX_IMAGE_BYTES))
+    if wrong.size:
+        raise IjbError(
+            f"{folder / names[wrong[0]]}: has {found[wrong[0]]:,} bytes, not 1 to {MAX_IMAGE_BYTES:,}; {wrong.size} of "
+            f"{len(names)} images are such"
+        )
+    return found
 
 
 def _subjects(path: Path, side: str, template_ids: Ints) -> TemplateSubjects:
@@ -231,7 +253,7 @@ def _subjects(path: Path, side: str, template_ids: Ints) -> TemplateSubjects:
     if path.stat().st_size > MAX_TEXT_BYTES:
         raise IjbError(f"{path}: larger than {MAX_TEXT_BYTES:,} bytes")
     found: dict[int, int] = {}
-    with path.open(encoding="utf-8", errors="replace", newline="") as file:
+    with path.open(encoding="utf-8-sig", errors="replace", newline="") as file:
         rows = csv.reader(file)
         try:
             header = [cell.strip().lower() for cell in next(rows, [])]
@@ -239,9 +261,11 @@ def _subjects(path: Path, side: str, template_ids: Ints) -> TemplateSubjects:
                 began = ",".join(header[:3])[:60]
                 raise IjbError(f"{path}: begins with {began!a}, not with a header template_id,subject_id,...")
             for line, cells in enumerate(rows, start=2):
+                if not any(cell.strip() for cell in cells):
+                    continue
                 if len(cells) < 2 or not (cells[0].strip().isdecimal() and cells[1].strip().isdecimal()):
                     raise IjbError(f"{path}, line {line}: does not begin with two whole numbers")
-                template, subject = int(cells[0][:19]), int(cells[1][:19])
+                template, subject = int(cells[0].strip()[:19]), int(cells[1].strip()[:19])
                 if found.setdefault(template, subject) != subject:
                     raise IjbError(
                         f"{path}, line {line}: template {template} has subjects {found[template]}, {subject}"

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, field
 
-from adadistill.loaders.pixels import ImageDecodeError, image_header, is_baseline
+from adadistill.loaders.orientation import UPRIGHT
+from adadistill.loaders.pixels import ImageDecodeError, image_header
 from adadistill.loaders.stored_blocks.json_text import JSON
 
 _MOST_KINDS = 12
@@ -23,6 +24,8 @@ class ImageSample:
     four_colours: int = 0
     """CMYK and YCCK."""
     grey: int = 0
+    turned: int = 0
+    """By an EXIF orientation."""
     damaged: list[str] = field(default_factory=list)
 
     def add(self, body: bytes, where: object) -> None:
@@ -35,9 +38,10 @@ class ImageSample:
             return
         self.kinds[" ".join(part for part in (header.kind, header.colorspace, header.subsampling) if part)] += 1
         self.sizes[header.height, header.width] += 1
-        self.progressive += header.kind == "jpeg" and not is_baseline(body)
+        self.progressive += header.kind == "jpeg" and not header.is_baseline
         self.four_colours += header.colorspace in ("CMYK", "YCCK")
         self.grey += header.colorspace == "Gray"
+        self.turned += header.orientation != UPRIGHT
 
     def facts(self) -> dict[str, JSON]:
         """For a finding."""
@@ -49,6 +53,7 @@ class ImageSample:
             "progressive": self.progressive,
             "CMYK or YCCK": self.four_colours,
             "grey": self.grey,
+            "turned by EXIF orientation": self.turned,
         }
 
     def problems(self) -> list[str]:

@@ -21,14 +21,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from adadistill.loaders.orientation import UPRIGHT
 from adadistill.loaders.packed_store.errors import PackError, PlanesUnfitError, TurboJpegMissingError
 from adadistill.loaders.packed_store.header import image_bytes
-from adadistill.loaders.pixels import ImageDecodeError, image_size
+from adadistill.loaders.pixels import ImageDecodeError, image_header
 
 TURBOJPEG_REMEDY = "install libjpeg-turbo's TurboJPEG library (Debian and Ubuntu: apt-get install libturbojpeg0)"
 
 _LIBRARY_NAMES = ("libturbojpeg.so.0", "libturbojpeg.0.dylib", "libturbojpeg.so")
-_JPEG = b"\xff\xd8"
 
 # Numbers of turbojpeg.h, the same in versions 2 and 3.
 _SAMP_420, _SAMP_GRAY = 2, 3
@@ -51,15 +51,12 @@ def why_no_planes(body: bytes, *, where: str) -> str | None:
     Raises:
         ImageDecodeError: the header cannot be read.
     """
-    if not body.startswith(_JPEG):
-        image_size(body, where=where)  # refuses what is no image
+    header = image_header(body, where=where)
+    if header.kind != "jpeg":
         return "is no JPEG"
-    import simplejpeg
-
-    try:
-        _, _, colours, subsampling = simplejpeg.decode_jpeg_header(body)
-    except ValueError as error:
-        raise ImageDecodeError(f"{where}: JPEG header cannot be read: {error}") from None
+    colours, subsampling = header.colorspace, header.subsampling
+    if header.orientation != UPRIGHT:
+        return "is turned by its EXIF orientation, and turned planes give other pixels than a turned picture"
     if colours == "Gray" or (colours == "YCbCr" and subsampling == "420"):
         return None
     if colours != "YCbCr":

@@ -54,6 +54,8 @@ def run(argv: Sequence[str]) -> int:
         f"wrote {made.path}: {made.pairs} pairs, {made.same_pairs} of them same, of {made.images} images ({how}); "
         f"scored in {FOLDS} contiguous folds"
     )
+    if made.turned:
+        print(f"{made.turned} images are turned by their EXIF orientation; landmarks must be of the upright pictures")
     if arguments.check:
         try:
             check_verification_bin(made.path, arguments.pairs, arguments.images, aligned=arguments.aligned)

@@ -83,9 +83,7 @@ def score_benchmark(
         cache=_cache(scored, benchmark, forward),
     )
     if forward.ranks.is_main:
-        headline = result[result.headline]
-        shown = "undefined" if headline.value is None else f"{100.0 * headline.value:.2f} %"
-        summary = details.summary() if details is not None else f"{headline.label} {shown}"
+        summary = details.summary() if details is not None else result[result.headline].line()
         print(f"{result.name}  {summary}", file=sys.stderr, flush=True)
     done = Done(
         result=result,

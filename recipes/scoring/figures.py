@@ -17,11 +17,12 @@ _RATES = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
 _LOWEST_RATE = 1e-7
 
 
-def roc_and_det(title: str, curves: Mapping[str, Curve]) -> list[Figure]:
+def roc_and_det(title: str, curves: Mapping[str, Curve], *, different: int) -> list[Figure]:
     """The curves of several networks, as ROC and as DET.
 
     Args:
         title: of the set, for captions.
+        different: number of different pairs; tables leave out rates below one of them.
         curves: by network, at most `MOST_SERIES`; others are left out.
     """
     curves = dict(list(curves.items())[:MOST_SERIES])
@@ -35,7 +36,8 @@ def roc_and_det(title: str, curves: Mapping[str, Curve]) -> list[Figure]:
     misses = [1.0 - rate for one in roc for _, rate in one.points if rate < 1.0]
     frr_floor = 10.0 ** math.floor(math.log10(max(min(misses, default=1e-3), _LOWEST_RATE)))
     det = [Series(one.label, [(x, max(1.0 - y, frr_floor)) for x, y in one.points]) for one in roc]
-    table = _rates_table(title, curves, floor)
+    rates = [rate for rate in _RATES if rate * different >= 1.0 - 1e-9]
+    table = _rates_table(title, curves, rates)
     names = list(curves)
     figures = [
         Figure(
@@ -61,7 +63,7 @@ def roc_and_det(title: str, curves: Mapping[str, Curve]) -> list[Figure]:
                 ),
                 caption=f"DET on {title}: lower is better, both axes logarithmic.",
                 key=names,
-                table=_rates_table(title, curves, floor, rejects=True),
+                table=_rates_table(title, curves, rates, rejects=True),
             )
         )
     return figures
@@ -106,19 +108,27 @@ def score_histogram(title: str, network: str, histogram: Histogram) -> Figure | 
     )
 
 
-def tar_at(curve: Curve, far: float) -> float:
-    """The highest true-accept rate of a drawn curve whose false-accept rate is at or under `far`."""
-    reached = curve.true_accept_rates[curve.false_accept_rates <= far + 1e-12]
-    return float(reached.max()) if reached.size else 0.0
+def tar_at(curve: Curve, far: float) -> float | None:
+    """The highest true-accept rate of a drawn curve at a false-accept rate at or under `far`; None where scores tie, so
+    that the curve leaps over `far` from nothing accepted falsely."""
+    place = int(np.searchsorted(curve.false_accept_rates, far + 1e-12, side="right")) - 1
+    if place < 0:
+        return None
+    leaps = place + 1 < len(curve.true_accept_rates) and (
+        curve.true_accept_rates[place + 1] > curve.true_accept_rates[place]
+    )
+    return None if leaps and curve.false_accept_rates[place] == 0.0 else float(curve.true_accept_rates[place])
 
 
-def _rates_table(title: str, curves: Mapping[str, Curve], floor: float, *, rejects: bool = False) -> Table:
-    rates = [rate for rate in _RATES if rate >= floor * (1.0 - 1e-9)]
+def _rates_table(title: str, curves: Mapping[str, Curve], rates: Sequence[float], *, rejects: bool = False) -> Table:
     what = "False-reject" if rejects else "True-accept"
     rows: list[Sequence[Cell]] = []
     for name, curve in curves.items():
-        values = [1.0 - tar_at(curve, rate) if rejects else tar_at(curve, rate) for rate in rates]
-        rows.append([name, *(Number(value, f"{100.0 * value:.2f}") for value in values)])
+        cells: list[Cell] = []
+        for accepted in (tar_at(curve, rate) for rate in rates):
+            value = None if accepted is None else 1.0 - accepted if rejects else accepted
+            cells.append(None if value is None else Number(value, f"{100.0 * value:.2f}"))
+        rows.append([name, *cells])
     return Table(
         caption=f"{what} rate in percent at false-accept rates that are met, {title}",
         heads=["Network", *(f"FAR {rate:g}" for rate in rates)],

@@ -257,8 +257,11 @@ def _curves(group: _Group, best: Evaluation | None) -> list[Block]:
         for curve in group.results[network].curves:
             by_name.setdefault(curve.name, {})[network] = curve
     figures: list[Figure] = []
+    counts = group.first.counts  # of verification sets, or of IJB
+    different = counts.get("different pairs", counts.get("pairs", 0) - counts.get("same_pairs", 0))
     for name, curves in by_name.items():
-        figures += roc_and_det(group.title if name == group.first.name else f"{group.title}, {name}", curves)
+        title = group.title if name == group.first.name else f"{group.title}, {name}"
+        figures += roc_and_det(title, curves, different=different)
     best_first = sorted(chosen, key=lambda name: best is None or name != best.name)
     for network in best_first[:_MOST_HISTOGRAMS]:
         mode = _POOLING.search(group.results[network].headline)

@@ -10,6 +10,7 @@ from tests_support import golden_files
 
 from adadistill.core.verification import (
     ACCURACY_THRESHOLDS,
+    ALIKE,
     FOLDS,
     TAR_THRESHOLDS,
     NonFiniteEmbeddingsError,
@@ -227,7 +228,11 @@ def test_strict_tar_never_exceeds_its_false_accept_rate_and_takes_all_it_may():
         point = tar_at_far(scores, same, far=far)
 
         if point.tar is None:
-            assert (~same).sum() * far < 1 or not same.any()
+            different = np.sort(scores[~same])[::-1]
+            few = different.size * far < 1 or not same.any()
+            assert (
+                few or np.ptp(scores) == 0 or (different >= different[int(far * different.size + 1e-9) - 1]).sum() > 1
+            )
             continue
         candidates = [-np.inf, *np.unique(scores)]
         allowed = [t for t in candidates if (scores[~same] > t).mean() <= far]
@@ -369,28 +374,129 @@ def test_fewer_than_ten_pairs_have_no_ten_fold_numbers_but_the_rest(pairs):
 
 
 @pytest.mark.parametrize(("all_are", "note"), [(True, "no different pairs"), (False, "no same pairs")])
-def test_one_kind_of_pairs_leaves_accuracy_with_a_warning(all_are, note):
+def test_one_kind_of_pairs_has_no_rates_but_a_reason_for_each(all_are, note):
     unit_embeddings, _ = random_pairs(30, seed=2)
 
     result = verification_result("lopsided", unit_embeddings, np.full(30, all_are))
 
-    assert result.accuracy is not None
     assert result.notes["accuracy"].startswith(note)
     assert result.notes["auc"] == result.notes["eer"] == note
-    assert (result.auc, result.eer, result.tar_strict, result.tar_10fold) == (None, None, None, None)
+    numbers = (result.accuracy, result.auc, result.eer, result.tar_strict, result.tar_10fold)
+    assert numbers == (None,) * 5
     assert {"tar_strict", "tar_10fold"} <= set(result.notes)
 
 
-def test_folds_of_one_kind_withhold_the_ten_fold_tar_only():
+def test_few_folds_of_one_kind_withhold_the_ten_fold_tar_and_are_named_beside_the_accuracy():
     unit_embeddings, same = random_pairs(100, seed=2)
     same[20:30] = True
 
     result = verification_result("sorted", unit_embeddings, same)
 
     assert result.tar_10fold is None
-    assert result.notes["tar_10fold"] == "1 of 10 folds hold no different pairs, the first is fold 2 (from 0)"
+    named = "1 of 10 folds hold no different pairs, the first is fold 2 (from 0)"
+    assert result.notes["tar_10fold"] == result.notes["accuracy"] == named
     assert result.accuracy is not None
     assert result.auc is not None
+
+
+@pytest.mark.parametrize("collapsed", [False, True])
+@pytest.mark.parametrize("pairs", [10, 15, 100, 2000])
+def test_pairs_sorted_by_kind_have_no_ten_fold_accuracy(pairs, collapsed):
+    """Of a collapsed network the folds score 0 %, as each is judged by what is most among the others."""
+    same = np.arange(pairs) < pairs // 2
+    draw = np.random.default_rng(0)
+    first, second = draw.normal(size=(2, pairs, 16))
+    second[same] = 0.7 * first[same] + 0.3 * second[same]
+    rows = np.stack([first, second], axis=1).reshape(2 * pairs, 16)
+    if collapsed:
+        rows = rows * 1e-3 + np.eye(16)[0]
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    if collapsed and pairs == 2000:
+        assert ten_fold_accuracy(pair_distances(rows), same).mean == 0.0
+
+    result = verification_result("sorted", rows, same)
+
+    assert (result.accuracy, result.accuracy_std, result.accuracy_per_fold, result.tar_10fold) == (None, None, (), None)
+    assert f"{9 if pairs == 15 else 10} of 10 folds hold one kind of pairs only" in result.notes["accuracy"]
+    assert result.auc is not None
+    assert result.auc > 0.9
+    assert "withheld" in result.summary()
+    assert ("threshold" in result.notes) == collapsed
+
+
+def alike_embeddings(kind: str, count: int) -> np.ndarray:
+    draw = np.random.default_rng(0)
+    one = draw.normal(size=64)
+    rows = {
+        "constant": np.tile(one, (count, 1)),
+        "zero": np.zeros((count, 64)),
+        "float32": (np.tile(one, (count, 1)) * draw.uniform(1, 9, (count, 1))).astype(np.float32),
+        "noisy": np.tile(one, (count, 1)) + draw.normal(scale=1e-6, size=(count, 64)),
+        "orthogonal": np.eye(64)[np.arange(count) % 64],
+    }[kind]
+    return flip_sum(rows, rows)
+
+
+@pytest.mark.parametrize("pairs", [4, 40, 6000])
+@pytest.mark.parametrize("kind", ["constant", "zero", "float32", "noisy", "orthogonal"])
+def test_embeddings_that_are_all_alike_have_no_rates(kind, pairs):
+    result = verification_result("flat", alike_embeddings(kind, 2 * pairs), np.arange(pairs) % 2 == 0)
+
+    for metric in ("accuracy", "accuracy_std", "tar_10fold", "tar_10fold_std", "tar_strict", "auc", "eer"):
+        assert getattr(result, metric) is None, metric
+    for metric in ("accuracy", "tar_10fold", "auc", "eer"):
+        assert "alike" in result.notes[metric]
+    assert ("xnorm" in result.notes) == (kind == "zero")
+    assert "alike" in result.summary()
+    assert tar_at_far(np.zeros(4000), np.arange(4000) % 2 == 0, far=1e-3).reason == ALIKE
+
+
+# As many different pairs as the published sets have, and as few as the goldens; half of them in each fold.
+@pytest.mark.parametrize("pairs", [300, 5000, 7000])
+def test_a_far_that_ties_leap_over_is_withheld_with_what_can_be_met(pairs):
+    """Embeddings of a few directions: every different pair has one of two scores."""
+    draw = np.random.default_rng(1)
+    same = np.arange(pairs) % 2 == 0
+    rows = np.eye(4)[draw.integers(0, 4, 2 * pairs)]
+    rows[1::2][same] = rows[0::2][same]
+
+    result = verification_result("ties", rows, same)
+
+    assert result.tar_10fold is None
+    assert "distances tie" in result.notes["tar_10fold"]
+    assert result.tar_strict is None
+    assert result.accuracy is not None
+    if pairs > 2000:
+        assert "have the same score: FAR can be 0 or 0.2" in result.notes["tar_strict"]
+
+
+def test_a_collapsed_network_has_no_ten_fold_tar_and_its_threshold_at_the_edge_is_said():
+    """All distances lie within the first step of the grid, where it accepts all or nothing."""
+    unit_embeddings, same = random_pairs(4000, seed=3, separation=0.8)
+    rows = unit_embeddings * 1e-3 + np.eye(16)[0]
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+
+    result = verification_result("collapsed", rows, same)
+
+    assert result.tar_10fold is None
+    assert "grid's step" in result.notes["tar_10fold"]
+    assert "at the edge" in result.notes["threshold"]
+    assert result.tar_strict is not None
+    wide = verification_result("wide", unit_embeddings, same)
+    assert not {"threshold", "accuracy", "tar_10fold"} & set(wide.notes)
+
+
+@pytest.mark.parametrize("pairs", [2222, 5000, 6000, 7000])
+def test_no_published_number_of_a_set_as_large_as_those_of_the_field_is_withheld(pairs):
+    for seed, separation in enumerate([0.0, 0.3, 0.5, 0.7, 0.95]):
+        same = np.arange(pairs) // 10 % 2 == 0
+        draw = np.random.default_rng(seed)
+        first, second = draw.normal(size=(2, pairs, 16))
+        second[same] = separation * first[same] + (1 - separation) * second[same]
+        second[7:47] = first[7:47] + 0.4 * draw.normal(size=(40, 16))  # lookalikes, all of them in one fold
+        rows = np.stack([first, second], axis=1).reshape(2 * pairs, 16)
+        result = verification_result("lfw", rows / np.linalg.norm(rows, axis=1, keepdims=True), same)
+        assert None not in (result.accuracy, result.tar_10fold, result.tar_strict, result.auc, result.eer)
 
 
 def test_a_far_finer_than_the_set_is_reported_as_published_with_a_warning():

@@ -15,6 +15,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from adadistill.core.verification import misses_target, too_few
+
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 
@@ -36,6 +38,8 @@ class GallerySearch:
     """At each FPIR asked for; None where there are no non-mated probes."""
     tpirs: tuple[float | None, ...]
     """At each FPIR; None where there are no mated or no non-mated probes."""
+    missed: tuple[str | None, ...]
+    """At each FPIR: why its TPIR means nothing, as there are too few such probes or their scores tie; None: it does."""
 
 
 def search_gallery(
@@ -72,12 +76,21 @@ def search_gallery(
         best[part] = cosines.max(axis=1)
         own_cosine = np.take_along_axis(cosines, own[part, None], axis=1)
         before[part] = (cosines > own_cosine).sum(axis=1)
+        # To whom the whole gallery scores the same, nobody is found: a tie with everybody is no hit.
+        before[part][np.ptp(cosines, axis=1) <= 1e-12] = len(gallery) - 1
     others = -np.sort(-best[~mated])
     thresholds = tuple(
         float(others[max(math.floor(len(others) * fpir) - 1, 0)]) if len(others) else None for fpir in fpirs
     )
     found = best[mated & (before == 0)]
     mated_count = int(mated.sum())
+    kind = "non-mated probes"
+    missed = tuple(
+        "a gallery has no mated probes"
+        if mated_count == 0
+        else too_few(len(others), fpir, kind=kind, name="FPIR") or misses_target(others, fpir, kind=kind, name="FPIR")
+        for fpir in fpirs
+    )
     return GallerySearch(
         mated_probes=mated_count,
         non_mated_probes=len(others),
@@ -87,4 +100,5 @@ def search_gallery(
             None if threshold is None or mated_count == 0 else float((found > threshold).sum() / mated_count)
             for threshold in thresholds
         ),
+        missed=missed,
     )

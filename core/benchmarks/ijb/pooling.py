@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from adadistill.core.verification import NonFiniteEmbeddingsError
+from adadistill.core.verification import ALIKE, NonFiniteEmbeddingsError, alike
 from adadistill.loaders.ijb import IjbAnnotations
 from adadistill.loaders.usable_cpus import usable_cpus
 
@@ -64,11 +64,12 @@ def pool_templates(
         threads: None takes as many as there are cores. Results are the same bits.
 
     Returns:
-        Mode -> (T, D) float64, unit rows. Summed in float64, in an order that the annotations alone decide.
+        Mode -> (T, D) float64, unit rows. Summed in float64, in an order that the annotations alone decide. A template
+        that sums to zero stays zero, of which `why_withheld` speaks.
 
     Raises:
         NonFiniteEmbeddingsError: an embedding is NaN, infinite or zero; names image and template.
-        ValueError: counts disagree, or a template sums to zero.
+        ValueError: counts disagree.
 
     Memory: 8 T D bytes for each mode, beside the embeddings.
     """
@@ -106,16 +107,21 @@ def pool_templates(
     workers = threads or usable_cpus()
     with ThreadPoolExecutor(workers) as executor:
         list(executor.map(pool, [spans[worker::workers] for worker in range(workers)]))
-    for mode, vectors in pooled.items():
+    for vectors in pooled.values():
         lengths = np.sqrt(np.einsum("td,td->t", vectors, vectors))
-        empty = np.flatnonzero(lengths == 0.0)
-        if empty.size:
-            number = annotations.template_ids[empty[0]]
-            raise ValueError(
-                f"{annotations.name}: template {number} sums to zero with {mode.name}; it has no direction"
-            )
-        vectors /= lengths[:, None]
+        vectors /= np.where(lengths == 0.0, 1.0, lengths)[:, None]
     return pooled
+
+
+def why_withheld(mode: PoolingMode, pooled: npt.NDArray[np.float64], annotations: IjbAnnotations) -> str | None:
+    """Why no number of a mode means anything; None where they do."""
+    if mode.det and annotations.detector_problem is not None:
+        return annotations.detector_problem
+    empty = np.flatnonzero(~pooled.any(axis=1))
+    if empty.size:
+        number = annotations.template_ids[empty[0]]
+        return f"{empty.size} templates sum to zero and have no direction, the first is template {number}"
+    return ALIKE if alike(pooled) else None
 
 
 def _share_of_medium(annotations: IjbAnnotations, order: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:

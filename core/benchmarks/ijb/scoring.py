@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -12,10 +12,10 @@ import numpy.typing as npt
 
 from adadistill.core.benchmarks.ijb.identification import FPIRS, RANKS, search_gallery
 from adadistill.core.benchmarks.ijb.pair_scores import PairPlan, pair_scores, plan_pairs
-from adadistill.core.benchmarks.ijb.pooling import ALL_MODES, PoolingMode, pool_templates
+from adadistill.core.benchmarks.ijb.pooling import ALL_MODES, PoolingMode, pool_templates, why_withheld
 from adadistill.core.benchmarks.ijb.roc import PUBLISHED_FARS, RocPoints, nearest_point, roc_points, thinned
 from adadistill.core.benchmarks.result import BenchmarkResult, Curve, Histogram, Score
-from adadistill.core.verification import operating_point
+from adadistill.core.verification import misses_target, operating_point, too_few
 from adadistill.loaders.ijb import IjbAnnotations
 from adadistill.loaders.usable_cpus import usable_cpus
 
@@ -81,8 +81,8 @@ def score_ijb(
         counts=annotations.counts,
         scores=tuple(score for one in found for score in one.scores),
         headline=f"ijb.{annotations.name}.{headline_mode.name}_tpr_at_fpr_{HEADLINE_FAR}",
-        curves=tuple(one.curve for one in found),
-        histograms=tuple(one.histogram for one in found),
+        curves=tuple(curve for one in found for curve in one.curves),
+        histograms=tuple(histogram for one in found for histogram in one.histograms),
         errors=tuple(error for one in found for error in one.errors),
         seconds=dict(seconds or {}),
     )
@@ -91,8 +91,8 @@ def score_ijb(
 @dataclass(frozen=True, slots=True)
 class _ModeScores:
     scores: list[Score]
-    curve: Curve
-    histogram: Histogram
+    curves: list[Curve]
+    histograms: list[Histogram]
     errors: list[Mapping[str, Any]]
 
 
@@ -114,14 +114,17 @@ def _score_mode(
     points = roc_points(same, different)
     scores: list[Score] = []
     for far in PUBLISHED_FARS:
-        scores += _nearest_scores(prefix, mode, points, far, note)
+        scores += _nearest_scores(prefix, mode, points, different, far, note)
         scores.append(_strict_score(prefix, mode, same, different, far, note))
     scores += _identification_scores(prefix, mode, pooled, annotations, note)
+    reason = why_withheld(mode, pooled, annotations)
+    if reason is not None:
+        return _ModeScores([replace(score, value=None, note=reason) for score in scores], [], [], [])
     rates = thinned(points)
     return _ModeScores(
         scores,
-        Curve(name=curve_name, false_accept_rates=rates[0], true_accept_rates=rates[1]),
-        _histogram(curve_name, same, different),
+        [Curve(name=curve_name, false_accept_rates=rates[0], true_accept_rates=rates[1])],
+        [_histogram(curve_name, same, different)],
         errors,
     )
 
@@ -132,22 +135,33 @@ def _protocol(mode: PoolingMode, what: str) -> str:
     return f"{what}, {mode.name} ({norm}, {detector}), flip sum"
 
 
-def _nearest_scores(prefix: str, mode: PoolingMode, points: RocPoints, far: float, note: str | None) -> list[Score]:
-    """The rate and the threshold under the names of the public files."""
+def _nearest_scores(
+    prefix: str, mode: PoolingMode, points: RocPoints, different: Floats, far: float, note: str | None
+) -> list[Score]:
+    """The rate and the threshold under the names of the public files; a rate of too few pairs is given as published."""
     nearest = nearest_point(points, far)
+    missed = misses_target(different[::-1], far)
+    note = "; ".join(part for part in (missed or too_few(len(different), far), note) if part) or None
+    threshold = None if missed or not np.isfinite(nearest.threshold) else nearest.threshold
     protocol = _protocol(mode, f"1:1, point nearest to FAR {far:g} as published")
     rate = Score(
-        key=f"{prefix}_tpr_at_fpr_{far}", label=f"TAR@FAR={far:g}", value=nearest.tar, protocol=protocol, note=note
-    )
-    threshold = Score(
-        key=f"{prefix}_thresh_at_fpr_{far}",
-        label=f"threshold@FAR={far:g}",
-        value=nearest.threshold if np.isfinite(nearest.threshold) else None,
-        is_share=False,
+        key=f"{prefix}_tpr_at_fpr_{far}",
+        label=f"TAR@FAR={far:g}",
+        value=None if missed else nearest.tar,
         protocol=protocol,
-        note=note if np.isfinite(nearest.threshold) else "the nearest point accepts nothing",
+        note=note,
     )
-    return [rate, threshold]
+    return [
+        rate,
+        Score(
+            key=f"{prefix}_thresh_at_fpr_{far}",
+            label=f"threshold@FAR={far:g}",
+            value=threshold,
+            is_share=False,
+            protocol=protocol,
+            note=note if missed or threshold is not None else "the nearest point accepts nothing",
+        ),
+    ]
 
 
 def _strict_score(
@@ -176,15 +190,14 @@ def _identification_scores(
     scores = []
     for place, fpir in enumerate(FPIRS):
         rates = [search.tpirs[place] for search in searches]
-        known = [rate for rate in rates if rate is not None]
-        whole = len(known) == len(rates)
+        missed = next((why for search in searches if (why := search.missed[place]) is not None), None)
         scores.append(
             Score(
                 key=f"{prefix}_tpir_at_fpir_{fpir}",
                 label=f"TPIR@FPIR={fpir:g}",
-                value=sum(known) / len(known) if whole else None,
+                value=None if missed else sum(rate for rate in rates if rate is not None) / len(rates),
                 protocol=_protocol(mode, "1:N, mean over galleries searched apart"),
-                note=note if whole else "a gallery has no mated or no non-mated probes",
+                note=missed or note,
             )
         )
     for place, rank in enumerate(RANKS):

@@ -19,7 +19,7 @@ from adadistill.core.benchmarks.tinyface.mate_ranks import Floats, mate_ranks
 from adadistill.core.distributed import Ranks
 from adadistill.core.evaluation import FLOAT32
 from adadistill.core.precision import Precision
-from adadistill.core.verification import NonFiniteEmbeddingsError
+from adadistill.core.verification import ALIKE, NonFiniteEmbeddingsError, alike
 from adadistill.loaders.tinyface import PUBLISHED_COUNTS, TinyFace
 
 RANKS = (1, 5, 20)
@@ -128,7 +128,8 @@ def tinyface_benchmark(
         device=device,
     )
     mated = found_at[found_at > 0]
-    note = _note(tinyface)
+    withheld = ALIKE if alike(embeddings) else None
+    note = withheld or _note(tinyface, embeddings)
     random = np.random.default_rng(seed)
     scores = []
     for rank in RANKS:
@@ -138,8 +139,8 @@ def tinyface_benchmark(
             Score(
                 key=f"tinyface.{tinyface.name}.rank-{rank}",
                 label=f"rank-{rank}",
-                value=share,
-                interval=(float(low), float(high)),
+                value=None if withheld else share,
+                interval=None if withheld else (float(low), float(high)),
                 protocol=_PROTOCOL.format(rank=rank),
                 note=note,
             )
@@ -151,7 +152,7 @@ def tinyface_benchmark(
         counts={**tinyface.counts, "probes with a mate": len(mated)},
         scores=tuple(scores),
         headline=scores[0].key,
-        errors=_worst_cases(tinyface, found_at),
+        errors=() if withheld else _worst_cases(tinyface, found_at),
         seconds={**(seconds or {}), "score": time.perf_counter() - started},
     )
 
@@ -172,10 +173,14 @@ def _inspected(tinyface: TinyFace, embedder: Embedder, cache: EmbeddingCache | N
     return data_sha256, blocks
 
 
-def _note(tinyface: TinyFace) -> str | None:
+def _note(tinyface: TinyFace, embeddings: Floats) -> str | None:
+    zeros = int((~embeddings.any(axis=1)).sum())
+    notes = [f"{zeros} embeddings are zero and have no direction"] if zeros else []
     counts = tinyface.counts
     unlike = [f"{counts[name]} {name} ({there})" for name, there in PUBLISHED_COUNTS.items() if counts[name] != there]
-    return f"not the published set, whose counts are in brackets: {', '.join(unlike)}" if unlike else None
+    if unlike:
+        notes.append(f"not the published set, whose counts are in brackets: {', '.join(unlike)}")
+    return "; ".join(notes) or None
 
 
 def _worst_cases(tinyface: TinyFace, found_at: npt.NDArray[np.int64]) -> tuple[Mapping[str, Any], ...]:

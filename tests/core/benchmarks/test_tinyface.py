@@ -222,6 +222,19 @@ def test_a_result_carries_counts_intervals_protocol_and_worst_probes():
     assert again.scores == found.scores
 
 
+@pytest.mark.parametrize("value", [0.0, 1.0])
+def test_embeddings_that_are_all_alike_have_no_ranks(value):
+    tinyface, embeddings = toy_scores()
+    found = tinyface_benchmark(tinyface, np.full_like(embeddings, value), data_sha256="cd")
+    for score in found.scores:
+        assert (score.value, score.interval) == (None, None)
+        assert "alike" in score.note
+    assert found.errors == ()
+    embeddings[3] = 0.0
+    note = tinyface_benchmark(tinyface, embeddings, data_sha256="cd").scores[0].note
+    assert note.startswith("1 embeddings are zero")
+
+
 def test_embeddings_that_are_not_finite_or_not_as_many_are_refused():
     tinyface, embeddings = toy_scores()
     with pytest.raises(ValueError, match=r"embeddings \(159, 16\) of 160 images"):

@@ -74,11 +74,11 @@ def test_two_ranks_score_as_one_does(data, tmp_path):
 
 
 def test_a_run_killed_before_its_evaluation_makes_up_for_it(data, tmp_path, monkeypatch):
-    from adadistill.core.benchmarks.suite import TinyFaceBenchmark
+    from adadistill.core.benchmarks.suite import Benchmark
 
     recipe = tiny_recipe(data, **overrides(data, checkpoint__every_epochs=1, checkpoint__keep=9))
     with monkeypatch.context() as patch:
-        patch.setattr(TinyFaceBenchmark, "evaluate", lambda *a, **k: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(Benchmark, "evaluate", lambda *a, **k: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             run_training(recipe, tmp_path / "run", ranks=Ranks())
     assert [row["set"] for row in events(tmp_path / "run")] == ["pairs", "pairs"]

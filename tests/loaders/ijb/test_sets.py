@@ -111,7 +111,11 @@ GALLERY = "ijbc_1N_gallery_G1.csv"
         (_edit(PAIRS, lambda lines: [*lines[:5], "10 100", "0 10 100 0", *lines[7:]]), IjbError, "line 6"),
         (_edit(PAIRS, lambda lines: [*lines[:5], "10 100 x", *lines[6:]]), IjbError, "line 6"),
         (_edit(PAIRS, lambda lines: [line[:-1] + "0" for line in lines]), IjbError, "all 72 pairs"),
-        (_edit(PAIRS, lambda lines: []), IjbError, "line 1"),
+        (_edit(PAIRS, lambda lines: []), IjbError, "is empty"),
+        (_edit(TID, lambda lines: ["", *lines[:3], " ", "4.jpg 7", *lines[4:]]), IjbError, "line 6: 2 columns"),
+        (_edit(PAIRS, lambda lines: ["", *lines[:5], "\t", "10 100", *lines[6:]]), IjbError, "line 8"),
+        (lambda folder: (folder / "loose_crop" / "3.jpg").write_bytes(b""), IjbError, r"3\.jpg: has 0 bytes.*1 of"),
+        (lambda folder: (folder / "meta" / TID).write_text("1.jpg 1 1", encoding="utf-16"), IjbError, "UTF-16"),
         (_edit(GALLERY, lambda lines: lines[1:]), IjbError, "not with a header"),
         (_edit(GALLERY, lambda lines: [*lines, "77777,500,a"]), IjbError, "template 77777"),
         (_edit(GALLERY, lambda lines: [*lines, "10,501,a"]), IjbError, "template 10 has subjects 500, 501"),
@@ -129,6 +133,30 @@ def test_a_broken_original_set_is_named(
     damage(folder)
     with pytest.raises(kind, match=said):
         open_ijb(folder)
+
+
+@pytest.mark.parametrize("name", [TID, POINTS, PAIRS, GALLERY, "ijbc_1N_probe_mixed.csv"])
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda text: text + "\n",
+        lambda text: text + " \t\n\n",
+        lambda text: text.removesuffix("\n"),
+        lambda text: text.replace("\n", "\r\n"),
+        lambda text: text.replace("\n", " \n\n"),
+        lambda text: text.replace(" ", "\t  "),
+        lambda text: "\ufeff" + text,
+    ],
+    ids=["blank line", "blank lines", "no last newline", "CRLF", "blank between", "tabs", "BOM"],
+)
+def test_blank_lines_ends_of_lines_and_marks_change_nothing(
+    tmp_path: Path, small: SmallIjb, name: str, change: Callable[[str], str]
+):
+    folder = write_original(tmp_path / "IJBC", small)
+    expected = open_ijb(folder).sha256()
+    path = folder / "meta" / name
+    path.write_bytes(change(path.read_text()).encode())
+    assert open_ijb(folder).sha256() == expected
 
 
 def test_an_image_listed_twice_is_named(tmp_path: Path, small: SmallIjb):

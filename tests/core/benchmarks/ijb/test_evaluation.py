@@ -21,7 +21,9 @@ import adadistill.core.benchmarks.extraction as extraction
 from adadistill.core.benchmarks.embedding_cache import EmbeddingCache, EmbeddingCacheError
 from adadistill.core.benchmarks.ijb import evaluate_ijb
 from adadistill.core.benchmarks.result import BenchmarkResult
+from adadistill.core.benchmarks.suite import BenchmarkPaths, open_benchmarks
 from adadistill.core.distributed import Ranks
+from adadistill.core.precision import resolve_precision
 from adadistill.core.verification import NonFiniteEmbeddingsError
 from adadistill.loaders.ijb import open_ijb
 
@@ -49,6 +51,19 @@ def test_both_layouts_give_the_same_numbers(original: Path, tmp_path: Path):
     assert (_values(one)["ijb.IJBC.Norm:True_Det:True_tpr_at_fpr_0.1"] or 0.0) > 0.2
     assert one.counts["probes"] == 12
     assert set(one.seconds) == {"embed", "score"}
+
+
+def test_detector_scores_of_zero_are_said_at_opening_and_end_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    small = small_ijb()
+    small.detector_scores[small.templates == small.templates[0]] = 0.0
+    folder = write_original(tmp_path / "IJBC", small)
+    (opened,) = open_benchmarks(BenchmarkPaths(ijb=(folder,)), 112, CPU)
+    assert f"templates have detector scores of 0 alone, the first is {small.templates[0]}" in caplog.text
+    precision = resolve_precision("float32", torch.device("cpu"))
+    found, _ = opened.evaluate(SmallNetwork(), ranks=CPU, batch_size=8, precision=precision)
+    assert found[found.headline].value is None
+    assert "withheld (1 templates have detector scores" in found[found.headline].line()
+    assert found["ijb.IJBC.Norm:True_Det:False_tpr_at_fpr_0.1"].value is not None
 
 
 def test_the_sum_of_both_mirror_images_is_scored(original: Path):

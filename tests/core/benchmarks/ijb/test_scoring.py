@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,7 @@ from adadistill.core.benchmarks.ijb.pair_scores import pair_scores, plan_pairs
 from adadistill.core.benchmarks.ijb.pooling import pool_templates
 from adadistill.core.benchmarks.ijb.roc import nearest_point, roc_points, thinned
 from adadistill.core.verification import NonFiniteEmbeddingsError
-from adadistill.loaders.ijb.annotations import IjbAnnotations, make_annotations
+from adadistill.loaders.ijb.annotations import IjbAnnotations, TemplateSubjects, make_annotations
 
 
 def _drawn(
@@ -212,12 +213,92 @@ def test_an_embedding_without_direction_is_named_with_its_template(value: float)
         score_ijb(embeddings, annotations, data_sha256="")
 
 
-def test_a_template_that_sums_to_zero_is_named():
-    embeddings, said, _ = _drawn(7)
-    said["detector_scores"][said["templates"] == said["templates"][0]] = 0.0
+@pytest.mark.parametrize("value", [0.0, -0.5])
+def test_detector_scores_that_serve_nobody_withhold_the_modes_that_use_them_alone(value: float):
+    embeddings, said, whole = _drawn(7)
+    said["detector_scores"][said["templates"] == said["templates"][0]] = value
     annotations = make_annotations(name="IJBC", where="drawn", **said)
-    with pytest.raises(ValueError, match=rf"template {said['templates'][0]} sums to zero with Norm:True_Det:True"):
-        score_ijb(embeddings, annotations, data_sha256="")
+    assert whole.detector_problem is None
+    assert annotations.detector_problem is not None
+    assert str(said["templates"][0]) in annotations.detector_problem
+
+    found, expected = (score_ijb(embeddings, one, data_sha256="") for one in (annotations, whole))
+
+    assert [score.key for score in found.scores] == [score.key for score in expected.scores]
+    for score in found.scores:
+        if "Det:True" in score.key:
+            assert (score.value, score.note) == (None, annotations.detector_problem)
+        else:
+            assert score == expected[score.key]
+    for drawn in (found.curves, found.histograms):
+        assert [one.name for one in drawn] == ["IJBC Norm:True_Det:False", "IJBC Norm:False_Det:False"]
+    assert found.headline == expected.headline
+
+
+def test_a_template_whose_images_cancel_is_named_and_withholds_its_modes():
+    embeddings, said, _ = _drawn(7, images=41, templates=40)
+    number = next(n for n in said["templates"] if (said["templates"] == n).sum() == 2)
+    one, other = np.flatnonzero(said["templates"] == number)
+    said["medias"][[one, other]] = 1
+    embeddings[other] = -2 * embeddings[one]
+    annotations = make_annotations(name="IJBC", where="drawn", **said)
+    found = score_ijb(embeddings, annotations, data_sha256="")
+    for score in found.scores:
+        if "Norm:False_Det:False" in score.key:
+            assert score.value is None
+            assert f"template {number}" in (score.note or "")
+    assert found["ijb.IJBC.Norm:True_Det:False_tpr_at_fpr_0.1"].value is not None
+
+
+def _identified(annotations: IjbAnnotations, probes: int) -> IjbAnnotations:
+    """With a 1:N protocol whose gallery knows every second probe."""
+    places = np.arange(probes, dtype=np.int32)
+    subjects = np.arange(probes, dtype=np.int64)
+    gallery = TemplateSubjects(name="G1", templates=places[::2], subjects=subjects[::2])
+    probe_side = TemplateSubjects(name="probe_mixed", templates=places, subjects=subjects)
+    return replace(annotations, galleries=(gallery,), probes=probe_side)
+
+
+def test_a_network_that_gives_all_images_the_same_embedding_has_no_scores():
+    embeddings, _, annotations = _drawn(3, templates=120, pairs=3000)
+    embeddings[:] = embeddings[0] * np.random.default_rng(0).uniform(1, 2, (len(embeddings), 1))
+    found = score_ijb(embeddings, _identified(annotations, 120), data_sha256="")
+    assert any("rank-1" in score.key for score in found.scores)
+    for score in found.scores:
+        assert score.value is None
+        assert "alike" in (score.note or "")
+
+
+def test_rates_that_ties_leap_over_are_withheld_and_those_of_few_pairs_say_so():
+    embeddings, _, annotations = _drawn(3, images=800, templates=400, pairs=60_000)
+    tied = embeddings.copy()
+    tied[:] = np.eye(16)[annotations.templates % 3]
+    prefix = "ijb.IJBC.Norm:True_Det:True_"
+    found, plain = (score_ijb(one, _identified(annotations, 400), data_sha256="") for one in (tied, embeddings))
+    for key in ("tpr_at_fpr_0.001", "thresh_at_fpr_0.001", "tpr_at_fpr_0.001_strict", "tpr_at_fpr_0.1"):
+        assert found[prefix + key].value is None
+        assert "have the same score" in (found[prefix + key].note or "")
+        assert plain[prefix + key].value is not None
+        assert plain[prefix + key].note is None
+    assert "1000000 are needed for FAR 1e-06" in (plain[f"{prefix}tpr_at_fpr_1e-06"].note or "")
+    assert plain[f"{prefix}tpr_at_fpr_1e-06"].value is not None
+    assert "have the same score" in (found[f"{prefix}tpir_at_fpir_0.01"].note or "")
+    assert plain[f"{prefix}tpir_at_fpir_0.01"].value is not None
+
+
+def test_too_few_strangers_withhold_the_rate_of_a_search():
+    embeddings, _, annotations = _drawn(3, templates=40)
+    found = score_ijb(embeddings, _identified(annotations, 40), data_sha256="")
+    score = found["ijb.IJBC.Norm:True_Det:True_tpir_at_fpir_0.01"]
+    assert (score.value, score.note) == (None, "20 non-mated probes, 100 are needed for FPIR 0.01")
+    assert found["ijb.IJBC.Norm:True_Det:True_tpir_at_fpir_0.1"].value is not None
+
+
+def test_who_ties_with_the_whole_gallery_finds_nobody():
+    gallery = np.eye(4)[:3]
+    probes = np.stack([np.eye(4)[3], np.ones(4) / 2, np.eye(4)[1]])
+    found = search_gallery(gallery, np.array([7, 8, 9]), probes, np.array([7, 8, 8]), ranks=[1, 2, 3])
+    assert found.hits == (1, 1, 3)
 
 
 def test_a_probe_that_ties_with_its_own_subject_is_not_passed_by_it():
