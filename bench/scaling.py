@@ -122,8 +122,8 @@ def _write_faces(folder: Path, arguments: argparse.Namespace) -> None:
 def _recipe(kind: str, records: str, folder: Path, arguments: argparse.Namespace) -> str:
     """YAML text of a kind's recipe on records of that name."""
     teacher, method = {
-        "stored": (f"{{embeddings: {folder}/{records}.npy}}", "geometry_margin: {mode: adaptive}"),
-        "network": (f"{{checkpoint: {folder}/teacher}}", "geometry_margin: {mode: adaptive}"),
+        "stored": (f"{{embeddings: {folder}/{records}.npy, check: false}}", "geometry_margin: {mode: adaptive}"),
+        "network": (f"{{checkpoint: {folder}/teacher, check: false}}", "geometry_margin: {mode: adaptive}"),
         "trainable": ("null", "geometry_margin: {mode: off}\ncentres: {kind: trainable}"),
     }[kind]
     return f"""

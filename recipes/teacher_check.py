@@ -28,10 +28,13 @@ from adadistill.core.teachers import (
 )
 from adadistill.core.teachers.colour_check import (
     ColourResult,
+    colour_advice,
     pairs_from_records,
     resolve_color,
     score_colour_orders,
+    second_witness,
 )
+from adadistill.core.teachers.knows_people import check_network
 from adadistill.core.verification import NonFiniteEmbeddingsError
 from adadistill.loaders.checked_records import CheckedRecords
 from adadistill.loaders.image_source import ImageSource
@@ -44,8 +47,6 @@ Floats: TypeAlias = npt.NDArray[np.float64]
 LEAST_COSINE = 0.999
 """Mean, of what training runs to what was loaded. Rounding to bfloat16 leaves 0.9998 of an IResNet-50; a layer that was
 folded wrongly, or that bfloat16 does not hold, leaves far less."""
-LEAST_GAP = 0.1
-"""Mean cosine within a person over that between people. A MobileFaceNet of 1 M parameters has 0.64 on faces of LFW."""
 
 _WARM_UP_CALLS = 3  # compilation, and the choice of convolution algorithms
 
@@ -146,7 +147,8 @@ def check_teacher(
             torch.backends.cudnn.benchmark = not recipe.deterministic  # as in training
         records = named_records(recipe.data)
         loaded = load_source(config, image_size=side, ranks=ranks)
-        loaded, colours = resolve_color(loaded, config, records=records, image_size=side, ranks=ranks)
+        sets = recipe.evaluation.sets
+        loaded, colours = resolve_color(loaded, config, records=records, image_size=side, ranks=ranks, sets=sets)
         precision = resolve_precision(recipe.precision, ranks.device)
         images_u8 = _sampled_images(records, side, images)
         sample = _Sample(images_u8, min(batch_size, len(images_u8)), ranks.device, loaded.identity.name)
@@ -156,6 +158,13 @@ def check_teacher(
         if colours is None:
             colours, obstacle = _scored(loaded, records, sample)
             warnings += obstacle
+        warnings += _colour_warnings(colours, recipe, loaded, sample)
+        of_records = colours if config.color_set is None else None
+        score = None if of_records is None else of_records.people(loaded.identity.preprocessing.color)
+        try:
+            check_network(loaded, records=records, image_size=side, ranks=ranks, score=score)
+        except TeacherError as error:
+            warnings += (f"training {'will refuse this teacher' if config.check else 'is not told'}: {error}",)
     return TeacherReport(
         recipe=recipe.name,
         identity=loaded.identity,
@@ -168,7 +177,7 @@ def check_teacher(
         mirror_cosine=float(_cosines(in_loop.plain, in_loop.mirrored).mean()),
         norm=_spread(_norms(as_loaded.plain)),
         colours=colours,
-        warnings=(*warnings, *_colour_warnings(colours, config, loaded)),
+        warnings=warnings,
     )
 
 
@@ -315,27 +324,23 @@ def _fit_warnings(recipe: Recipe, loaded: LoadedTeacher) -> tuple[str, ...]:
     return tuple(warnings)
 
 
-def _colour_warnings(colours: ColourResult | None, config: TeacherConfig, loaded: LoadedTeacher) -> list[str]:
-    if colours is None:
-        return []
-    warnings = []
-    used = loaded.identity.preprocessing.color
-    score = colours.of(used)
-    if colours.better is not None and colours.better != used:
-        who = "the recipe sets" if config.color == used else "its source states"
-        warnings.append(
-            f"COLOUR ORDER: {who} {used}, but this teacher tells people apart better in {colours.better} "
-            f"(z = {abs(colours.z):.1f}). Set teacher.color={colours.better}, unless you know better"
-        )
-    if colours.better is None and config.color == "auto":
-        warnings.append(f"both colour orders score alike; {used} stands, as its source states")
-    if score.same_cosine - score.different_cosine < LEAST_GAP:
-        warnings.append(
-            f"this teacher hardly tells people apart: mean cosine {score.same_cosine:.4f} within a person and "
-            f"{score.different_cosine:.4f} between people. Wrong weights, wrong normalisation, or faces that are not "
-            "aligned as it learned them?"
-        )
-    return warnings
+def _colour_warnings(
+    colours: ColourResult | None, recipe: Recipe, loaded: LoadedTeacher, sample: _Sample
+) -> tuple[str, ...]:
+    if colours is None or recipe.teacher is None:
+        return ()
+    used, auto = loaded.identity.preprocessing.color, recipe.teacher.color == "auto"
+    if colours.better is None:
+        return (f"both colour orders score alike; {used} stands, as its source states",) if auto else ()
+    if colours.better == used:
+        return ()
+    who = "the recipe sets" if recipe.teacher.color == used else "its source states"
+    sets, side = recipe.evaluation.sets, loaded.identity.image_size
+    other = second_witness(loaded, sets, image_size=side, device=sample.device)
+    return (
+        f"COLOUR ORDER: {who} {used}, but this teacher tells people apart better in {colours.better} on "
+        f"{colours.origin} (z = {abs(colours.z):.1f}). {colour_advice(colours, other, used)}",
+    )
 
 
 def _norms(rows: Floats) -> Floats:

@@ -126,10 +126,10 @@ def _data(faces: Path) -> list[str]:
 
 
 def _command(phase: str, faces: Path, own: Path, teacher: Path) -> list[str]:
-    taught = f"teacher.checkpoint={json.dumps(str(teacher))}"
+    taught = f"teacher.checkpoint={json.dumps(str(teacher))}", "teacher.check=false"
     if phase == "cache build":
         return [
-            "adadistill.recipes.cache_teacher", "demo_distilled", *_data(faces), "evaluation.sets=[]", taught,
+            "adadistill.recipes.cache_teacher", "demo_distilled", *_data(faces), "evaluation.sets=[]", *taught,
             f"teacher.cache={json.dumps(str(own))}", "--device", "cpu", "--batch-size", "1",
         ]  # fmt: skip
     pairs = json.dumps([str(faces / "pairs.bin")])
@@ -141,7 +141,7 @@ def _command(phase: str, faces: Path, own: Path, teacher: Path) -> list[str]:
     if phase != "evaluation":
         changes.append("evaluation.sets=[]")
     return [
-        "adadistill.recipes.train", "demo_distilled", *_data(faces), taught, "optim.epochs=10000", *changes,
+        "adadistill.recipes.train", "demo_distilled", *_data(faces), *taught, "optim.epochs=10000", *changes,
         "--out", str(own), "--device", "cpu", "--resume", "auto",
     ]  # fmt: skip
 

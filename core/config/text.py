@@ -23,8 +23,12 @@ def dump_config(config: Any) -> str:
 
 
 def canonical_json(config: Any) -> str:
-    """One line of JSON, the same for equal configs: sorted keys, floats by repr, ints in float fields as floats."""
-    return json.dumps(plain_values(config), sort_keys=True, separators=(",", ":"), allow_nan=False)
+    """One line of JSON, the same for equal configs: sorted keys, floats by repr, ints in float fields as floats.
+
+    A field with the metadata `hashed: if changed` is left out at its default, so that a key that is added to a config
+    does not change what was made of the configs before it.
+    """
+    return json.dumps(_hashed_values(config), sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
 def config_differences(first: Any, second: Any, prefix: str = "") -> list[str]:
@@ -49,6 +53,15 @@ def plain_values(config: Any) -> dict[str, Any]:
     """A config as dicts, lists and scalars; a whole number in a float field becomes a float, -0.0 becomes 0.0."""
     schema = config_schema(type(config))
     return {name: _plain_value(getattr(config, name), schema.types[name]) for name in schema.fields}
+
+
+def _hashed_values(config: Any) -> dict[str, Any]:
+    known = config_schema(type(config)).fields
+    return {
+        name: _hashed_values(value) if is_dataclass(value := getattr(config, name)) else plain
+        for name, plain in plain_values(config).items()
+        if known[name].metadata.get("hashed") != "if changed" or getattr(config, name) != known[name].default
+    }
 
 
 def leaf_keys(config: Any, prefix: str = "") -> Iterator[str]:

@@ -39,9 +39,10 @@ def check_teacher_files(recipe: Recipe, records: ImageSource | None, findings: F
     if config is None:
         return []
     if config.embeddings is not None and findings.will_read("teacher.embeddings", config.embeddings):
-        _check_stored(recipe, TeacherConfig(embeddings=config.embeddings), records, findings)
+        _check_stored(recipe, TeacherConfig(embeddings=config.embeddings, check=config.check), records, findings)
     if config.cache is not None and findings.will_read("teacher.cache", config.cache, a_folder=True):
-        _check_stored(recipe, TeacherConfig(cache=config.cache, cache_verify=False), records, findings)
+        stored = TeacherConfig(cache=config.cache, cache_verify=False, check=config.check)
+        _check_stored(recipe, stored, records, findings)
         if config.source is not None:
             findings.notes.append("whether teacher.cache was made by these very weights is checked when the run starts")
     if config.color == "auto" and config.color_set is not None:

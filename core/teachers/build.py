@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,8 @@ from adadistill.core.teachers.cache_views import needed_views
 from adadistill.core.teachers.cached_teacher import CachedTeacher
 from adadistill.core.teachers.colour_check import ColourResult, resolve_color
 from adadistill.core.teachers.config import TeacherConfig
-from adadistill.core.teachers.interface import ImageTeacher, RecordTeacher, TeacherError, TeacherIdentity
+from adadistill.core.teachers.interface import ImageTeacher, LoadedTeacher, RecordTeacher, TeacherError, TeacherIdentity
+from adadistill.core.teachers.knows_people import check_network, check_rows, on_rank_0
 from adadistill.core.teachers.network_teacher import in_loop_teacher
 from adadistill.core.teachers.preprocessing import Color
 from adadistill.core.teachers.sources import load_source
@@ -48,6 +49,7 @@ def build_teacher(
     embedding_dim: int,
     precision: Precision,
     ranks: Ranks,
+    sets: Sequence[str] = (),
 ) -> BuiltTeacher:
     """Load the teacher of a recipe and check that it fits student and records. All ranks call it together.
 
@@ -55,9 +57,11 @@ def build_teacher(
         records: the training images; `data` and `augmentation` say how they are read and what is done to them.
         embedding_dim: of the student.
         precision: of the run.
+        sets: verification sets of the recipe, see `resolve_color`.
 
     Raises:
-        TeacherError: it does not fit. Loading errors keep their own types, with the path in their text.
+        TeacherError: it does not fit, or does not know the people of the records. Loading errors keep
+            their own types, with the path in their text.
     """
     if config.embeddings is not None:
         if augmentation.alters_pixels:
@@ -73,9 +77,11 @@ def build_teacher(
             device=ranks.device,
             dtype=precision.dtype,
         )
-        return BuiltTeacher(stored, Path(config.embeddings).name, None)
+        built = BuiltTeacher(stored, Path(config.embeddings).name, None)
+        _check_stored(config, stored, config.embeddings, augmentation, records, ranks)
+        return built
     if config.cache is not None:
-        return _cached(
+        built = _cached(
             config,
             records=records,
             data=data,
@@ -84,15 +90,50 @@ def build_teacher(
             precision=precision,
             ranks=ranks,
         )
+        assert isinstance(built.teacher, CachedTeacher)
+        _check_stored(config, built.teacher, f"cache {config.cache}", augmentation, records, ranks)
+        return built
     loaded = load_source(config, image_size=data.image_size, ranks=ranks)
     _refuse_other_dim(loaded.identity.name, loaded.identity.embedding_dim, embedding_dim)
-    loaded, colours = resolve_color(loaded, config, records=records, image_size=data.image_size, ranks=ranks)
+    size = data.image_size
+    loaded, colours = resolve_color(loaded, config, records=records, image_size=size, ranks=ranks, sets=sets)
+    check_loaded(config, loaded, colours, records=records, image_size=size, ranks=ranks)
     if ranks.is_main:
         _announce(loaded.identity, colours)
     local_batch_size = data.global_batch_size // ranks.world_size
     batch_size = local_batch_size // data.parts(local_batch_size)
     teacher = in_loop_teacher(loaded, config, precision=precision, device=ranks.device, batch_size=batch_size)
     return BuiltTeacher(teacher, loaded.identity.name, loaded.identity.sha256)
+
+
+def check_loaded(
+    config: TeacherConfig,
+    loaded: LoadedTeacher,
+    colours: ColourResult | None,
+    *,
+    records: ImageSource,
+    image_size: int,
+    ranks: Ranks,
+) -> None:
+    """Try a network on the records, see `check_network`; not again where its colour order was found on them."""
+    if config.check:
+        score = None
+        if colours is not None and config.color_set is None:
+            score = colours.people(loaded.identity.preprocessing.color)
+        check_network(loaded, records=records, image_size=image_size, ranks=ranks, score=score)
+
+
+def _check_stored(
+    config: TeacherConfig,
+    stored: RecordTeacher,
+    name: str,
+    augmentation: Augmentation,
+    records: ImageSource,
+    ranks: Ranks,
+) -> None:
+    """Refuse rows that do not know the people of the records; rank 0 looks."""
+    if config.check:
+        on_rank_0(lambda: check_rows(stored, augmentation, name=name, records=records), ranks, "try the teacher's rows")
 
 
 def _cached(

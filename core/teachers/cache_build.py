@@ -39,8 +39,9 @@ from adadistill.core.teachers import (
     load_source,
     record_binding,
 )
+from adadistill.core.teachers.build import check_loaded
 from adadistill.core.teachers.cache_views import needed_views
-from adadistill.core.teachers.colour_check import resolve_color
+from adadistill.core.teachers.colour_check import ColourResult, resolve_color
 from adadistill.loaders.augment_policy import Augmentation
 from adadistill.loaders.batch import Batch
 from adadistill.loaders.image_source import ImageSource
@@ -160,6 +161,10 @@ def build_cache(
         pending = _pending_blocks(writer, ranks, stop)
         if ranks.is_main:
             _announce(source, header, folder, len(pending))
+        if len(pending):  # before hours of embedding; a cache that is complete is confirmed without running the network
+            size, loaded = recipe.data.image_size, source.loaded
+            with _leaving_together(stop), stop.interruptible(keeps=False):
+                check_loaded(config, loaded, source.colours, records=source.records, image_size=size, ranks=ranks)
         started = time.perf_counter()
         images = _embed_blocks(source, writer, pending[ranks.rank :: ranks.world_size], stop, report)
         with _leaving_together(stop):
@@ -215,6 +220,7 @@ class _Source:
     config: TeacherConfig
     records: ImageSource
     loaded: LoadedTeacher
+    colours: ColourResult | None
     precision: Precision
     device: torch.device
 
@@ -343,12 +349,15 @@ def _open_source(recipe: Recipe, config: TeacherConfig, ranks: Ranks) -> _Source
     size = recipe.data.image_size
     records = named_records(recipe.data)
     loaded = load_source(config, image_size=size, ranks=ranks)
-    loaded, _ = resolve_color(loaded, config, records=records, image_size=size, ranks=ranks)
+    loaded, colours = resolve_color(
+        loaded, config, records=records, image_size=size, ranks=ranks, sets=recipe.evaluation.sets
+    )
     return _Source(
         recipe=recipe,
         config=config,
         records=records,
         loaded=loaded,
+        colours=colours,
         precision=resolve_precision(recipe.precision, ranks.device),
         device=ranks.device,
     )

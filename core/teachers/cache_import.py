@@ -28,6 +28,7 @@ from adadistill.core.npy_files import NpyFileError, open_npy
 from adadistill.core.stopping.stop_signal import StopRequested, StopSignal
 from adadistill.core.teachers import record_binding
 from adadistill.core.teachers.cache_build import VIEWS, BuildProgress, CacheBuildResult, ViewChoice
+from adadistill.core.teachers.knows_people import KNOWN_GAP, couples_of, evenly_spread
 from adadistill.core.teachers.weight_source import file_sha256
 from adadistill.loaders.image_source import ImageSource
 from adadistill.loaders.teacher_cache import CacheHeader, TeacherCache, create_or_resume
@@ -35,10 +36,8 @@ from adadistill.loaders.teacher_cache import CacheHeader, TeacherCache, create_o
 logger = logging.getLogger(__name__)
 
 Floats = npt.NDArray[np.float64]
-Integers = npt.NDArray[np.int64]
 
-DEFAULT_MARGIN = 0.1
-"""Cosine. Teachers of faces give 0.4 and more for two images of a person, about 0 for two people; shuffled rows 0."""
+DEFAULT_MARGIN = KNOWN_GAP
 
 _BLOCK_RECORDS = 4096
 """8 MiB of float16 in two views of 512."""
@@ -162,7 +161,8 @@ def check_labels(
         ImportRefusedError: the mean cosine of pairs of one identity does not beat that of two by the margin, or there
             are fewer than two identities with two images.
     """
-    first, last = _ends_of_identities(records.labels())
+    couples, whole = couples_of(records.labels(), _SAMPLED_PAIRS)
+    first, last = couples[:whole].T  # first and last image of each identity
     if len(first) < 2:
         raise ImportRefusedError(
             f"{records.path} has {len(first)} identities of two images, two are needed to tell whether rows belong to "
@@ -189,7 +189,7 @@ def check_labels(
 
 def _check_views(rows: npt.NDArray[np.floating], source: Path, labels: LabelCheck | None, margin: float) -> None:
     """Refuse a second view that is not of the same images as the first."""
-    chosen = _evenly_spread(np.arange(len(rows)), _SAMPLED_PAIRS)
+    chosen = evenly_spread(np.arange(len(rows)), _SAMPLED_PAIRS)
     plain, mirrored = _unit_rows(rows[chosen, 0]), _unit_rows(rows[chosen, 1])
     alike = float(np.einsum("pd,pd->p", plain, mirrored).mean())
     if labels is not None:
@@ -264,21 +264,6 @@ def _chosen_views(rows: npt.NDArray[np.floating], source: Path, views: ViewChoic
     return rows
 
 
-def _ends_of_identities(labels: Integers) -> tuple[Integers, Integers]:
-    """(p,) first and (p,) last record ids of identities with two images or more; evenly spread ones of many."""
-    by_label = np.argsort(labels, kind="stable")  # within a label in file order
-    starts = np.flatnonzero(np.diff(labels[by_label], prepend=-1))
-    stops = np.append(starts[1:], len(by_label))
-    paired = _evenly_spread(np.flatnonzero(stops - starts >= 2), _SAMPLED_PAIRS)
-    return by_label[starts[paired]], by_label[stops[paired] - 1]
-
-
-def _evenly_spread(items: Integers, most: int) -> Integers:
-    if len(items) <= most:
-        return items
-    return items[np.linspace(0, len(items) - 1, most).astype(np.int64)]
-
-
 def _unit_rows(rows: npt.NDArray[np.floating]) -> Floats:
     """Rows (..., D) of any float type, normalised in float64."""
     wide = rows.astype(np.float64)
@@ -290,8 +275,3 @@ def _as_recorded(found: LabelCheck | None, margin: float) -> dict[str, Any] | st
     if found is None:
         return "left out"
     return {key: round(value, 4) for key, value in asdict(found).items()} | {"margin": margin}
-
-
-def _shown(value: object) -> str:
-    text = ascii(value)
-    return text if len(text) <= 120 else f"{text[:120]}..."

@@ -16,8 +16,8 @@ ten-fold accuracy on 400 pairs put the wrong order ahead.
 
 from __future__ import annotations
 
-import json
 import logging
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final
@@ -27,29 +27,35 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from adadistill.core.distributed import Ranks, broadcast_text
-from adadistill.core.evaluation import embed_images
+from adadistill.core.distributed import Ranks
 from adadistill.core.teachers.config import TeacherConfig
 from adadistill.core.teachers.interface import LoadedTeacher, TeacherError
-from adadistill.core.teachers.preprocessing import Color, TeacherNetwork
+from adadistill.core.teachers.knows_people import (
+    LEAST_PAIRS,
+    PeopleScore,
+    compared,
+    decoded_couples,
+    embeddings_of,
+    evenly_spread,
+    on_rank_0,
+    pair_cosines,
+    people_score,
+    record_couples,
+    separation,
+)
+from adadistill.core.teachers.preprocessing import Color
 from adadistill.core.verification import area_under_roc, ten_fold_accuracy
 from adadistill.loaders.image_source import ImageSource
-from adadistill.loaders.pixels import decode_image
-from adadistill.loaders.verification_pairs import VerificationPairs, decode_pairs, fit_square, read_verification_bin
+from adadistill.loaders.verification_pairs import VerificationPairs, decode_pairs, read_verification_set
 
 DECIDED_Z: Final = 3.0
 """|z| from which one order is the better one: a network blind to colour gets there once in 370 tries."""
 LEAST_GAP: Final = 0.01
 """Difference of d' under which nothing is decided whatever z says: what rounding does to a network blind to colour is
 smaller by orders of magnitude, and has a small standard error too."""
-LEAST_PAIRS: Final = 20
-"""Same pairs, and different pairs, that a score needs: a variance of fewer is a guess."""
 
 _DRAWS = 1000  # the standard error is then known to 2 %
 _SEED = 0
-_STRANGERS = 8  # raises z by half over one stranger for each face, and costs no further embedding
-_SMALLEST_DEVIATION = 1e-6  # cosines closer than float32 embeddings can tell
-_SAMPLED_RECORDS, _WINDOW = 1 << 16, 64
 
 Floats = npt.NDArray[np.float64]
 Integers = npt.NDArray[np.int64]
@@ -115,6 +121,17 @@ class ColourResult:
         """The score of one order."""
         return self.rgb if color == "rgb" else self.bgr
 
+    def people(self, color: Color) -> PeopleScore:
+        """How well people are told apart in one order."""
+        score = self.of(color)
+        return PeopleScore(
+            same=score.same_cosine,
+            different=score.different_cosine,
+            separation=score.separation,
+            same_pairs=self.same_pairs,
+            different_pairs=self.different_pairs,
+        )
+
     def summary(self) -> str:
         """Two lines for people: the decision with its evidence, both scores."""
         verdict = "undecided" if self.better is None else f"{self.better} is better"
@@ -142,6 +159,7 @@ def resolve_color(
     records: ImageSource,
     image_size: int,
     ranks: Ranks,
+    sets: Sequence[str] = (),
     batch_size: int = 64,
 ) -> tuple[LoadedTeacher, ColourResult | None]:
     """Settle the channel order of `color: auto` by trying both. All ranks call it together and agree.
@@ -151,6 +169,8 @@ def resolve_color(
     Args:
         records: the training images, from which pairs are made where the config names no `color_set`.
         image_size: side of the images, in pixels.
+        sets: verification sets of the recipe. Where the scores object to the source, they tell whether the teacher is
+            of the other order or the records have red and blue swapped; of a `color_set`, the records tell.
         batch_size: images per forward pass.
 
     Returns:
@@ -163,8 +183,24 @@ def resolve_color(
     """
     if config.color != "auto":
         return loaded, None
-    result = _on_rank_0(loaded, config, records, image_size, ranks, batch_size)
-    color = _agreed_color(result, loaded)
+
+    def score() -> dict[str, Any]:
+        result = score_colour_orders(
+            loaded,
+            colour_pairs(config, records=records, image_size=image_size),
+            device=ranks.device,
+            batch_size=batch_size,
+        )
+        other = None
+        if config.color_set is not None or result.better not in (None, loaded.stated_color):
+            witnesses = sets if config.color_set is None else records
+            other = second_witness(loaded, witnesses, image_size=image_size, device=ranks.device)
+        return {"result": result.to_json(), "other": None if other is None else other.to_json()}
+
+    found = on_rank_0(score, ranks, "score the teacher's colour order")
+    result = ColourResult.from_json(found["result"])
+    other = None if found["other"] is None else ColourResult.from_json(found["other"])
+    color = _agreed_color(result, other, loaded)
     if ranks.is_main and result.better is None:
         _log.warning(
             "teacher %s: scoring both colour orders does not tell which it was trained on; %s stands, as its source "
@@ -219,11 +255,54 @@ def score_colour_orders(
     )
 
 
+def second_witness(
+    loaded: LoadedTeacher, images: Sequence[str] | ImageSource, *, image_size: int, device: torch.device
+) -> ColourResult | None:
+    """Both orders on images of another origin, the first of some sets that decides; None where none does."""
+    for source in images if isinstance(images, Sequence) else (images,):
+        try:
+            if isinstance(source, str):
+                if not Path(source).exists():
+                    continue  # who scores it will say so
+                pairs = pairs_from_set(source, image_size=image_size, pairs=400)
+            else:
+                pairs = pairs_from_records(source, image_size=image_size)
+        except TeacherError:  # too few pairs
+            continue
+        result = score_colour_orders(loaded, pairs, device=device)
+        if result.better is not None:
+            return result
+    return None
+
+
+def colour_advice(result: ColourResult, other: ColourResult | None, stated: Color | None) -> str:
+    """What to do where scores object to an order that somebody states, or to those on images of another origin."""
+    better = result.better
+    again = "make those images again with their channels in order (OpenCV's arrays are BGR, and cv2.imwrite wants BGR)"
+    if other is None:
+        return (
+            f"Either the teacher was trained on {better}: then set teacher.color={better}. Or red and blue are swapped "
+            f"in {result.origin}: then leave it, and {again}, since the student would learn and be scored on different "
+            "colours. A look tells: `adadistill data inspect RECORDS --record 0 --save face.jpg` writes one of the "
+            "training images, and blue skin is swapped; so do evaluation.sets, on which both orders are then tried"
+        )
+    if other.better == better:
+        return f"{other.origin} says {better} too (z = {abs(other.z):.1f}): set teacher.color={better}"
+    if stated is None:
+        swapped = f"either {result.origin} or {other.origin}; see which has blue skin, and "
+    else:
+        swapped = f"{result.origin if better != stated else other.origin}. Keep teacher.color={stated}, and "
+    return (
+        f"On {other.origin} it tells people apart better in {other.better} (z = {abs(other.z):.1f}), on "
+        f"{result.origin} in {better}: red and blue are swapped in {swapped}{again}"
+    )
+
+
 def pairs_from_set(path: str | Path, *, image_size: int, pairs: int = 1000) -> ColourPairs:
     """Pairs of a verification set: all of them, or of a larger set evenly spread ones, half of them same pairs.
 
     Args:
-        path: a `.bin` file.
+        path: a `.bin` file, or CVLface's folder.
         image_size: side that the network takes, in pixels; other images are scaled and cropped to it.
         pairs: at most so many.
 
@@ -231,73 +310,43 @@ def pairs_from_set(path: str | Path, *, image_size: int, pairs: int = 1000) -> C
         OSError, VerificationSetError, ImageDecodeError: the file cannot be read.
         TeacherError: too few same or different pairs.
     """
-    found = read_verification_bin(path)
+    found = read_verification_set(path)
     kinds = [np.flatnonzero(found.same), np.flatnonzero(~found.same)]
     if min(map(len, kinds)) < LEAST_PAIRS:
         raise TeacherError(
             f"{path} holds {len(kinds[0])} same and {len(kinds[1])} different pairs; {LEAST_PAIRS} of each are needed "
             "to score a colour order"
         )
-    chosen = np.sort(np.concatenate([_evenly_spread(kind, pairs // 2) for kind in kinds]))
+    chosen = np.sort(np.concatenate([evenly_spread(kind, pairs // 2) for kind in kinds]))
     images = [image for pair in chosen.tolist() for image in found.images[2 * pair : 2 * pair + 2]]
     subset = VerificationPairs(found.name, images, found.same[chosen], found.path)
     images_u8 = torch.from_numpy(decode_pairs(subset, image_size))
     return ColourPairs(images_u8, np.arange(2 * len(chosen)).reshape(-1, 2), subset.same, found.path.name)
 
 
-def pairs_from_records(records: ImageSource, *, image_size: int, pairs: int = 400, seed: int = _SEED) -> ColourPairs:
-    """Pairs made from training records; equal arguments give equal pairs.
-
-    Couples of two images of one person are the same pairs. They take every identity once before any twice, and no image
-    twice. Different pairs are the first image of a couple with the second of each of the 8 that follow, where it shows
-    another person. Of more than 65,536 records, labels are read in evenly spread windows alone: files sorted by
-    identity and shuffled ones both have couples there, and not all of a large file is read.
+def pairs_from_records(records: ImageSource, *, image_size: int, pairs: int = 400) -> ColourPairs:
+    """Pairs made from training records (see `RecordCouples`); equal arguments give equal pairs.
 
     Args:
         image_size: side of the images, in pixels.
         pairs: same pairs, at most; twice as many images are embedded.
-        seed: of the choice.
 
     Raises:
         TeacherError: too few identities have two images.
-        RecordError, ImageDecodeError: a record is damaged.
     """
-    sample = _sampled_ids(len(records))
-    labels = np.array([records.read(record_id).label for record_id in sample.tolist()], dtype=np.int64)
-    couples = _couples(labels, pairs, np.random.Generator(np.random.PCG64(seed)))  # (U, 2) places in the sample
-    compared, same = _compared(labels[couples[:, 0]])
+    couples = record_couples(records, most=pairs)
+    images_u8, labels = decoded_couples(records, couples, image_size)
+    pairs_of, same = compared(labels)
     if min(same.sum(), (~same).sum()) < LEAST_PAIRS:
         raise TeacherError(
-            f"{records.path} gives {same.sum()} same and {(~same).sum()} different pairs ({len(sample)} records of "
-            f"{len(np.unique(labels))} identities looked at), and {LEAST_PAIRS} of each are needed to score a colour "
-            "order. Set teacher.color_set to a verification set, or teacher.color to the order it was trained on"
+            f"{records.path} gives {same.sum()} same and {(~same).sum()} different pairs ({couples.seen}), and "
+            f"{LEAST_PAIRS} of each are needed to score a colour order. Set teacher.color_set to a verification set, "
+            "or teacher.color to the order it was trained on"
         )
-    images = [_decoded(records, record_id, image_size) for record_id in sample[couples].reshape(-1).tolist()]
-    return ColourPairs(torch.from_numpy(np.stack(images)), compared, same, f"records of {records.path.name}")
+    return ColourPairs(images_u8, pairs_of, same, f"records of {records.path.name}")
 
 
-def _on_rank_0(
-    loaded: LoadedTeacher, config: TeacherConfig, records: ImageSource, image_size: int, ranks: Ranks, batch_size: int
-) -> ColourResult:
-    """What rank 0 finds, on every rank; its error too, so that no rank waits for an answer that does not come."""
-    answer, error = "", None
-    if ranks.is_main:
-        try:
-            pairs = colour_pairs(config, records=records, image_size=image_size)
-            result = score_colour_orders(loaded, pairs, device=ranks.device, batch_size=batch_size)
-            answer = json.dumps({"result": result.to_json()}, allow_nan=False)
-        except (OSError, ValueError, RuntimeError) as caught:
-            error = caught
-            answer = json.dumps({"error": f"{type(caught).__name__}: {caught}"})
-    heard = json.loads(broadcast_text(answer, ranks))
-    if error is not None:
-        raise error
-    if "error" in heard:
-        raise TeacherError(f"rank 0 could not score the teacher's colour order: {heard['error']}")
-    return ColourResult.from_json(heard["result"])
-
-
-def _agreed_color(result: ColourResult, loaded: LoadedTeacher) -> Color:
+def _agreed_color(result: ColourResult, other: ColourResult | None, loaded: LoadedTeacher) -> Color:
     name, stated = loaded.identity.name, loaded.stated_color
     if result.better is None:
         if stated is None:
@@ -306,13 +355,15 @@ def _agreed_color(result: ColourResult, loaded: LoadedTeacher) -> Color:
                 f"set teacher.color to rgb or bgr\n{result.summary()}"
             )
         return stated
+    scores = "\n".join(one.summary() for one in (result, other) if one is not None)
     if stated not in (None, result.better):
         raise TeacherError(
-            f"teacher {name}: its source states {stated}, but {result.better} tells people apart better; one of "
-            f"them is wrong. Set teacher.color to {result.better} to follow the scores, or to {stated} to follow the "
-            f"source\n"
-            f"{result.summary()}"
+            f"teacher {name}: its source states {stated}, but {result.better} tells people apart better on "
+            f"{result.origin}. {colour_advice(result, other, stated)}. To go on as the source states, set "
+            f"teacher.color={stated}\n{scores}"
         )
+    if other is not None and other.better != result.better:
+        raise TeacherError(f"teacher {name}: {colour_advice(result, other, stated)}\n{scores}")
     return result.better
 
 
@@ -320,39 +371,29 @@ def _pair_cosines(
     loaded: LoadedTeacher, pairs: ColourPairs, color: Color, device: torch.device, batch_size: int
 ) -> Floats:
     """(P,) cosine of each pair's embeddings; a zero embedding has cosine 0 to everything."""
-    network = TeacherNetwork(loaded.body, replace(loaded.identity.preprocessing, color=color)).to(device)
-    try:
-        embeddings = embed_images(network, pairs.images_u8, ranks=Ranks(device=device), batch_size=batch_size)
-    finally:
-        loaded.body.to("cpu")
-    rows = embeddings.numpy().astype(np.float64)  # (2U, D)
+    preprocessing = replace(loaded.identity.preprocessing, color=color)
+    loaded = replace(loaded, identity=replace(loaded.identity, preprocessing=preprocessing))
+    rows = embeddings_of(loaded, pairs.images_u8, device, batch_size)  # (2U, D)
     damaged = int((~np.isfinite(rows).all(axis=1)).sum())
     if damaged:
         raise TeacherError(
             f"teacher {loaded.identity.name} gives NaN or infinity for {damaged} of {len(rows)} images of "
             f"{pairs.origin}"
         )
-    norms = np.linalg.norm(rows, axis=1, keepdims=True)
-    rows /= np.where(norms == 0.0, 1.0, norms)
-    return (rows[pairs.pairs[:, 0]] * rows[pairs.pairs[:, 1]]).sum(axis=1)
+    return pair_cosines(rows, pairs.pairs)
 
 
 def _score(cosines: Floats, same: npt.NDArray[np.bool_]) -> ColourScore:
-    alike, unlike = cosines[same], cosines[~same]
-    balanced = np.sort(np.concatenate([np.flatnonzero(same), _evenly_spread(np.flatnonzero(~same), len(alike))]))
+    people = people_score(cosines, same)
+    different = np.flatnonzero(~same)
+    balanced = np.sort(np.concatenate([np.flatnonzero(same), evenly_spread(different, people.same_pairs)]))
     return ColourScore(
-        separation=float(_separation(alike.mean(), unlike.mean(), alike.var(), unlike.var())),
+        separation=people.separation,
         auc=area_under_roc(cosines, same),
         accuracy=ten_fold_accuracy(2.0 - 2.0 * cosines[balanced], same[balanced]).mean,
-        same_cosine=float(alike.mean()),
-        different_cosine=float(unlike.mean()),
+        same_cosine=people.same,
+        different_cosine=people.different,
     )
-
-
-def _separation(same_mean: Any, different_mean: Any, same_variance: Any, different_variance: Any) -> Any:
-    """d', elementwise."""
-    deviation = np.sqrt(np.maximum(0.0, same_variance + different_variance) / 2.0)
-    return (same_mean - different_mean) / np.maximum(deviation, _SMALLEST_DEVIATION)
 
 
 def _gap_error(rgb: Floats, bgr: Floats, pairs: ColourPairs) -> float:
@@ -375,47 +416,5 @@ def _gap_error(rgb: Floats, bgr: Floats, pairs: ColourPairs) -> float:
         mean = shares @ deviations  # (draws, 2)
         means.append(centre + mean)
         variances.append(shares @ deviations**2 - mean**2)
-    separations = _separation(*means, *variances)  # (draws, 2)
+    separations = separation(*means, *variances)  # (draws, 2)
     return float((separations[:, 0] - separations[:, 1]).std(ddof=1))
-
-
-def _evenly_spread(items: Integers, most: int) -> Integers:
-    if len(items) <= most:
-        return items
-    return items[np.linspace(0, len(items) - 1, most).astype(np.int64)]
-
-
-def _sampled_ids(records: int) -> Integers:
-    """All ids of a small file; of a large one evenly spread windows of neighbours."""
-    if records <= _SAMPLED_RECORDS:
-        return np.arange(records)
-    starts = np.linspace(0, records - _WINDOW, _SAMPLED_RECORDS // _WINDOW).astype(np.int64)
-    return np.unique(starts[:, None] + np.arange(_WINDOW))
-
-
-def _couples(labels: Integers, most: int, draw: np.random.Generator) -> Integers:
-    """(U, 2) places of two records of one label; no record twice, each label's first couple before any second one."""
-    shuffled = draw.permutation(len(labels))
-    by_label = shuffled[np.argsort(labels[shuffled], kind="stable")]
-    _, first, size = np.unique(labels[by_label], return_index=True, return_counts=True)
-    place_in_label = np.arange(len(labels)) - np.repeat(first, size)
-    begins = np.flatnonzero((place_in_label % 2 == 0) & (place_in_label + 1 < np.repeat(size, size)))
-    rounds = place_in_label[begins] // 2
-    chosen = begins[np.lexsort((draw.random(len(begins)), rounds))[:most]]
-    return np.stack([by_label[chosen], by_label[chosen + 1]], axis=1)
-
-
-def _compared(labels: Integers) -> tuple[Integers, npt.NDArray[np.bool_]]:
-    """Pairs (P, 2) of images of U couples with (U,) labels, and (P,) flags: each couple, then its strangers."""
-    couple = np.arange(len(labels))
-    steps = np.arange(min(_STRANGERS + 1, len(labels)))  # 0: the couple itself
-    other = (couple[:, None] + steps) % max(1, len(labels))  # (U, 9)
-    same = np.broadcast_to(steps == 0, other.shape)
-    kept = same | (labels[other] != labels[:, None])
-    pairs = np.stack([np.broadcast_to(2 * couple[:, None], other.shape), 2 * other + 1], axis=2)  # (U, 9, 2)
-    return pairs[kept], same[kept]
-
-
-def _decoded(records: ImageSource, record_id: int, image_size: int) -> npt.NDArray[np.uint8]:
-    pixels = decode_image(records.read(record_id).body, where=records.where(record_id))
-    return fit_square(pixels, image_size, where=records.where(record_id))

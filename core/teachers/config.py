@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
 from adadistill.core.backbones import BackboneName
@@ -70,6 +70,10 @@ class TeacherConfig:
     cache_verify: bool = True
     """Check the checksum of every block before training, the work shared by the ranks: seconds, and the disk is read
     once. Off: only sizes and header are checked, and a flipped bit is not found."""
+
+    check: bool = field(default=True, metadata={"hashed": "if changed"})
+    """Try the teacher, or its stored rows, on some of the records before anything is learned from it, and refuse one
+    that does not know their people. Off: for records whose labels name no people."""
 
     def __post_init__(self) -> None:
         problems = self._source_problems() + self._value_problems()

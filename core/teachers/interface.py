@@ -85,5 +85,12 @@ class LoadedTeacher:
     """What the source itself says of its colour order (metadata, publisher); None where it says nothing."""
 
     def network(self) -> nn.Module:
-        """Project images (B, 3, H, W), RGB in [-1, 1] -> raw embeddings (B, D)."""
+        """Project images (B, 3, H, W), RGB in [-1, 1] -> raw embeddings (B, D).
+
+        Raises:
+            TeacherError: the network says how it normalises images itself, and the preprocessing contradicts it.
+        """
+        own = getattr(self.body, "own_normalisation", None)
+        if own is not None:
+            own.check(self.identity.preprocessing, f"teacher {self.identity.name}")
         return TeacherNetwork(self.body, self.identity.preprocessing)

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from adadistill.core.teachers.config import Provider
 from adadistill.core.teachers.interface import LoadedTeacher, TeacherError, TeacherIdentity
+from adadistill.core.teachers.own_normalisation import OwnNormalisation, own_normalisation
 from adadistill.core.teachers.preprocessing import Preprocessing
 from adadistill.core.teachers.weight_source import file_sha256
 
@@ -71,6 +72,7 @@ def load_onnx(path: Path, *, image_size: int, device: torch.device, provider: Pr
     try:
         externals = _external_files(model, path, onnx)
         signature = _signature(model, path, image_size, onnx)
+        own = own_normalisation(model, signature.input_name, onnx)
     except UnicodeDecodeError as error:  # protobuf decodes a text when it is looked at
         raise TeacherError(f"{path}: a damaged ONNX file: a name in it is no UTF-8 ({error})") from error
     providers = _providers(provider, device, onnxruntime, path)
@@ -81,6 +83,7 @@ def load_onnx(path: Path, *, image_size: int, device: torch.device, provider: Pr
         signature,
         embedding_dim=_embedding_dim(session, signature, path, onnxruntime),
         device=device if providers[0][0] == _CUDA else torch.device("cpu"),
+        own_normalisation=own,
     ).eval()
     _try_two_images(network, path, onnxruntime)
     identity = TeacherIdentity(
@@ -114,6 +117,7 @@ class OnnxNetwork(nn.Module):
 
     Args:
         session: an `onnxruntime.InferenceSession`.
+        own_normalisation: what its graph does to images first; settings that contradict it are refused where they meet.
         device: where the session computes. Images and embeddings may live elsewhere; they are then copied.
 
     No gradient passes, and autocast does not reach into it: it computes in the file's own formats.
@@ -122,8 +126,17 @@ class OnnxNetwork(nn.Module):
     compilable = False
     """torch.compile cannot look into a session, and would only break its graph around it."""
 
-    def __init__(self, session: Any, signature: Signature, *, embedding_dim: int, device: torch.device) -> None:
+    def __init__(
+        self,
+        session: Any,
+        signature: Signature,
+        *,
+        embedding_dim: int,
+        device: torch.device,
+        own_normalisation: OwnNormalisation | None = None,
+    ) -> None:
         super().__init__()
+        self.own_normalisation = own_normalisation
         self.signature = signature
         self.embedding_dim = embedding_dim
         self._session = session

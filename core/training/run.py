@@ -92,6 +92,7 @@ _HARMLESS = (
     "name:",
     "teacher.lock:",
     "teacher.cache_verify:",
+    "teacher.check:",
 )
 
 
@@ -255,6 +256,7 @@ def _open_parts(recipe: Recipe, ranks: Ranks) -> _Parts:
             embedding_dim=recipe.student.embedding_dim,
             precision=precision,
             ranks=ranks,
+            sets=recipe.evaluation.sets,
         )
     frozen_centres = None
     if recipe.centres.path is not None:

@@ -48,6 +48,7 @@ def _recipe(data: Path, **overrides: object) -> Recipe:
     settings: dict[str, object] = {
         "teacher__embeddings": "null",
         "teacher__checkpoint": data / "teacher",
+        "teacher__check": "false",  # it is untrained
         "teacher__cache": data / "cache",
         "augment__policy": "adaface",
         "augment__views": VIEWS,

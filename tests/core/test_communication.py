@@ -48,6 +48,7 @@ def _overrides(folder: Path, packed: Path) -> dict[str, dict[str, Any]]:
             **short,
             "teacher__embeddings": "null",
             "teacher__checkpoint": str(folder / "trainable"),
+            "teacher__check": "false",
             "data__packed": str(packed),
             "data__packed_in": "device_share",
         },

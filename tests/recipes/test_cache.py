@@ -34,7 +34,7 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, seed in (("teacher", 3), ("other", 4)):
         save_network(folder / name, build_backbone(NETWORK, 32, generator=seed).eval(), NETWORK, 32)
     path = folder / "recipe.yaml"
-    teacher = {"teacher__embeddings": "null", "teacher__checkpoint": folder / "teacher"}
+    teacher = {"teacher__embeddings": "null", "teacher__checkpoint": folder / "teacher", "teacher__check": "false"}
     path.write_text(dump_recipe(tiny_recipe(folder, teacher__cache=folder / "cache", **teacher)))
     assert cache.main(["build", str(path), "--device", "cpu", "--batch-size", "10"]) == 0
     return path

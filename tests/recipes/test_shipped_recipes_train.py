@@ -84,7 +84,7 @@ def _two_steps(recipe: Recipe, files: TinyFiles) -> list[str]:
         others = ", ".join(
             f"{name}: null" for name in (*NETWORK_SOURCES, "embeddings", "cache") if name != "checkpoint"
         )
-        overrides.append(f"teacher={{checkpoint: {json.dumps(str(files.teacher(dim)))}, {others}}}")
+        overrides.append(f"teacher={{checkpoint: {json.dumps(str(files.teacher(dim)))}, check: false, {others}}}")
     return overrides
 
 

@@ -59,7 +59,13 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def _recipe(folder: Path, **overrides: object) -> Recipe:
     return tiny_recipe(
-        folder, **{"teacher__embeddings": "null", "teacher__checkpoint": f"{folder}/teacher", **overrides}
+        folder,
+        **{
+            "teacher__embeddings": "null",
+            "teacher__checkpoint": f"{folder}/teacher",
+            "teacher__check": "false",
+            **overrides,
+        },
     )
 
 

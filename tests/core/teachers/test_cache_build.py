@@ -81,7 +81,12 @@ def _images(path: Path) -> torch.Tensor:
 
 
 def _recipe(data: Path, cache: Path, **overrides: object) -> Recipe:
-    teacher = {"teacher__embeddings": "null", "teacher__checkpoint": data / "teacher", "teacher__cache": cache}
+    teacher = {
+        "teacher__embeddings": "null",
+        "teacher__checkpoint": data / "teacher",
+        "teacher__cache": cache,
+        "teacher__check": "false",
+    }
     return tiny_recipe(data, **{**teacher, **overrides})
 
 
@@ -188,7 +193,7 @@ def _launch(plan: dict, folder: Path, world_size: int) -> list[str]:
 
 def test_two_processes_finish_what_one_began_and_leave_the_same_bytes(data: Path, tmp_path: Path):
     overrides = {
-        "teacher__embeddings": "null", "teacher__checkpoint": str(data / "teacher"),
+        "teacher__embeddings": "null", "teacher__checkpoint": str(data / "teacher"), "teacher__check": "false",
         "teacher__cache": str(tmp_path / "cache"),
     }  # fmt: skip
     _, stopping = _stop_after(2)
@@ -336,7 +341,11 @@ def test_thirty_kills_at_any_moment_cost_nothing_that_was_done_and_no_byte(tmp_p
     write_tiny_records(tmp_path / "data", identities=8, images=8)
     network = build_backbone(NETWORK, 32, generator=3).eval()
     save_network(tmp_path / "data" / "teacher", network, NETWORK, 32)
-    overrides = {"teacher__embeddings": "null", "teacher__checkpoint": str(tmp_path / "data" / "teacher")}
+    overrides = {
+        "teacher__embeddings": "null",
+        "teacher__checkpoint": str(tmp_path / "data" / "teacher"),
+        "teacher__check": "false",
+    }
     plan = {
         "data": str(tmp_path / "data"), "folder": str(tmp_path), "overrides": overrides,
         "batch_size": 1, "kills": 30, "seed": 0,

@@ -32,7 +32,11 @@ SHARDED = {**TRAINABLE, "centres__placement": "sharded"}
 
 def _objectives(data: Path) -> dict[str, dict[str, Any]]:
     return {
-        "distilled": {"teacher__embeddings": "null", "teacher__checkpoint": str(data / "teacher")},
+        "distilled": {
+            "teacher__embeddings": "null",
+            "teacher__checkpoint": str(data / "teacher"),
+            "teacher__check": "false",
+        },
         "trainable": TRAINABLE,
         "sharded": SHARDED,
         "regression": {"centres__kind": "none", "geometry_margin__mode": "off", "regression__weight": 64.0},

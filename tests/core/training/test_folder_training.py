@@ -117,7 +117,7 @@ def test_a_file_that_vanishes_in_training_is_damage_and_no_crash(data: Path, fac
 def test_a_cache_of_a_folder_holds_the_same_rows_and_is_refused_once_it_changed(
     data: Path, faces: Path, tmp_path: Path
 ):
-    teacher = {"teacher__embeddings": "null", "teacher__checkpoint": data / "teacher"}
+    teacher = {"teacher__embeddings": "null", "teacher__checkpoint": data / "teacher", "teacher__check": "false"}
     for name, records in (("records", data / "train.rec"), ("folder", faces)):
         recipe = tiny_recipe(data, data__records=records, teacher__cache=tmp_path / name, **teacher)
         build_cache(recipe, ranks=Ranks(), stop=StopSignal(), batch_size=16)

@@ -395,7 +395,9 @@ def test_a_teacher_that_does_not_fit_stops_the_run_at_the_door(data: Path, tmp_p
 def test_a_checkpoint_of_ours_teaches(data: Path, tmp_path: Path):
     own = {"teacher": "null", "centres__kind": "trainable", "geometry_margin__mode": "off", "head__kind": "arcface"}
     run_training(tiny_recipe(data, **own), tmp_path / "teacher", ranks=RANKS)
-    recipe = tiny_recipe(data, teacher__embeddings="null", teacher__checkpoint=tmp_path / "teacher")
+    recipe = tiny_recipe(
+        data, teacher__embeddings="null", teacher__checkpoint=tmp_path / "teacher", teacher__check="false"
+    )
     result = run_training(recipe, tmp_path / "student", ranks=RANKS)
     assert -1.0 <= result.metrics["student_teacher_cosine"] <= 1.0
     assert "class_centres" in _newest(tmp_path / "student").row_sharded
@@ -409,7 +411,7 @@ def test_no_thread_outlives_a_run(data: Path, tmp_path: Path):
 
 def test_resuming_with_another_teacher_under_the_same_path_is_refused(data: Path, tmp_path: Path):
     backbone = BackboneConfig(arch="mobilefacenet", width=0.125, embedding_dim=16)
-    teacher = {"teacher__embeddings": "null", "teacher__checkpoint": f"{tmp_path}/teacher"}
+    teacher = {"teacher__embeddings": "null", "teacher__checkpoint": f"{tmp_path}/teacher", "teacher__check": "false"}
     recipe = tiny_recipe(data, **teacher)
     save_network(tmp_path / "teacher", build_backbone(backbone, 32, generator=1), backbone, 32)
     run_training(recipe, tmp_path / "run", ranks=RANKS)

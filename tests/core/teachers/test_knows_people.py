@@ -1,0 +1,347 @@
+"""A teacher is tried on the people of the records before anything is learned from it, wherever it comes from."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import numpy as np
+import pytest
+import simplejpeg
+import torch
+from tiny_training import tiny_recipe, write_tiny_records
+from torch import nn
+
+from adadistill.core.backbones import BackboneConfig, build_backbone
+from adadistill.core.distributed import Ranks
+from adadistill.core.network_checkpoint import save_network
+from adadistill.core.recipe import Recipe, parse_recipe, recipe_hash
+from adadistill.core.stopping.stop_signal import StopSignal
+from adadistill.core.teachers import LoadedTeacher, TeacherError, TeacherIdentity, record_binding
+from adadistill.core.teachers.cache_build import build_cache
+from adadistill.core.teachers.knows_people import check_network, couples_of, people_score, record_couples
+from adadistill.core.teachers.preprocessing import Preprocessing
+from adadistill.core.training.run import run_training
+from adadistill.loaders.image_records import ImageRecords
+from adadistill.loaders.recordio import write_insightface_records
+from adadistill.loaders.teacher_cache import (
+    MIRRORED,
+    PLAIN,
+    CacheHeader,
+    CacheIncompleteError,
+    TeacherCache,
+    create_or_resume,
+)
+
+SIDE, PEOPLE, IMAGES, DIM = 32, 60, 2, 16
+NETWORK = BackboneConfig(arch="mobilefacenet", width=0.125, embedding_dim=DIM)
+
+
+def write_faces(folder: Path, labels: list[int]) -> Path:
+    """Images of which the left half tells who it is."""
+    draw = np.random.default_rng(0)
+    who = draw.normal(size=(max(labels) + 1, 8, 4, 1))
+    samples = []
+    for label in labels:
+        grey = np.concatenate([who[label] + 0.2 * draw.normal(size=(8, 4, 1)), draw.normal(size=(8, 4, 1))], axis=1)
+        pixels = np.clip(128 + 40 * grey, 0, 255).astype(np.uint8).repeat(4, 0).repeat(4, 1).repeat(3, 2)
+        samples.append((label, simplejpeg.encode_jpeg(pixels, quality=100)))
+    folder.mkdir(parents=True, exist_ok=True)
+    return write_insightface_records(folder, samples, image_size=(SIDE, SIDE))
+
+
+class LeftHalf(nn.Module):
+    """Sees who it is: the left half in blocks, or what stands in the middle of a mirrored image."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return images[:, 0, ::4, :16:4].flatten(1)
+
+
+class Constant(nn.Module):
+    def __init__(self, value: float, spread: float = 0.0) -> None:
+        super().__init__()
+        self.value, self.spread = value, spread
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.value + self.spread * images[:, 0, ::4, :16:4].flatten(1)
+
+
+def loaded(body: nn.Module) -> LoadedTeacher:
+    identity = TeacherIdentity(
+        kind="weights", name="faces.pth", arch="mobilefacenet", sha256="0" * 64, embedding_dim=DIM, image_size=SIDE,
+        preprocessing=Preprocessing(),
+    )  # fmt: skip
+    return LoadedTeacher(body.eval(), identity, None)
+
+
+def look(body: nn.Module, records: ImageRecords) -> None:
+    check_network(loaded(body), records=records, image_size=SIDE, ranks=Ranks())
+
+
+@pytest.fixture(scope="module")
+def faces(tmp_path_factory: pytest.TempPathFactory) -> ImageRecords:
+    return ImageRecords(write_faces(tmp_path_factory.mktemp("faces"), sorted([*range(PEOPLE)] * IMAGES)))
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("tiny")
+    write_tiny_records(folder, identities=24, images=4)
+    return folder
+
+
+# --- networks ----------------------------------------------------------------------------------------------------
+
+
+def test_a_network_that_knows_them_passes(faces: ImageRecords, caplog: pytest.LogCaptureFixture):
+    caplog.set_level(logging.INFO)
+    look(LeftHalf(), faces)
+    assert "knows the people of train.rec: mean cosine" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        (Constant(1.0), "one and the same embedding for everybody: mean cosine 1.0000"),
+        (Constant(1.0, 0.01), "one and the same embedding for everybody"),
+        (Constant(0.0), "gives zero for 120 of 120 images"),
+        (Constant(float("nan")), "gives NaN or infinity for 120 of 120 images"),
+    ],
+)
+def test_a_network_that_knows_nobody_is_refused(faces: ImageRecords, body: nn.Module, message: str):
+    with pytest.raises(TeacherError, match=rf"teacher faces\.pth .*{message}"):
+        look(body, faces)
+
+
+@pytest.mark.parametrize("arch", ["mobilefacenet", "ir18"])
+def test_an_untrained_network_is_refused(tiny: Path, arch: str):
+    body = build_backbone(BackboneConfig(arch=arch, width=0.125, embedding_dim=DIM), SIDE, generator=1)  # type: ignore[arg-type]
+    with pytest.raises(TeacherError, match=r"faces\.pth does not know the people of .*teacher\.check=false"):
+        look(body, ImageRecords(tiny / "train.rec"))
+
+
+def test_labels_that_are_not_theirs_are_given_as_the_other_reason(tmp_path: Path, faces: ImageRecords):
+    order = np.random.RandomState(0).permutation(len(faces))
+    bodies = [(faces.read(place).label, faces.read(int(other)).body) for place, other in enumerate(order)]
+    mixed = ImageRecords(write_insightface_records(tmp_path, bodies, image_size=(SIDE, SIDE)))
+    with pytest.raises(TeacherError, match="or the labels are not theirs"):
+        look(LeftHalf(), mixed)
+
+
+def test_where_nobody_has_two_images_mirror_images_are_tried_and_it_is_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    singles = ImageRecords(write_faces(tmp_path, list(range(40))))
+
+    class Symmetric(LeftHalf):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return super().forward(images) + super().forward(images.flip(3))
+
+    look(Symmetric(), singles)
+    assert "no two images are of one identity (40 records of 40 identities looked at)" in caplog.text
+    with pytest.raises(TeacherError, match="not know"):
+        look(LeftHalf(), singles)  # an image and its mirror image are strangers to it
+    with pytest.raises(TeacherError, match="one and the same"):
+        look(Constant(1.0), singles)
+
+
+def test_one_identity_alone_cannot_be_tried_and_it_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    look(LeftHalf(), ImageRecords(write_faces(tmp_path, [0] * 8)))
+    assert "cannot be tried on" in caplog.text
+
+
+def test_damaged_records_are_left_out(tmp_path: Path):
+    path = write_faces(tmp_path, sorted([*range(PEOPLE)] * IMAGES))
+    content = bytearray(path.read_bytes())
+    place = content.index(b"\xff\xd8\xff")
+    content[place : place + 3] = b"\0\0\0"
+    path.write_bytes(content)
+    look(LeftHalf(), ImageRecords(path))
+
+
+# --- training and caches -----------------------------------------------------------------------------------------
+
+
+def network_recipe(folder: Path, data: Path, **more: object) -> Recipe:
+    network = build_backbone(NETWORK, SIDE, generator=3).eval()
+    save_network(folder / "untrained", network, NETWORK, SIDE)
+    teacher = {"teacher__embeddings": "null", "teacher__checkpoint": folder / "untrained"}
+    return tiny_recipe(data, **teacher, **{"optim__epochs": 1, "optim__milestones": "[]", **more})
+
+
+def test_training_refuses_it_before_there_is_a_run_folder_unless_told_not_to_ask(tiny: Path, tmp_path: Path):
+    with pytest.raises(TeacherError, match="does not know the people"):
+        run_training(network_recipe(tmp_path / "a", tiny), tmp_path / "run", ranks=Ranks())
+    assert not (tmp_path / "run").exists()
+    unasked = network_recipe(tmp_path / "b", tiny, teacher__check="false")
+    assert run_training(unasked, tmp_path / "run", ranks=Ranks()).metrics
+
+
+def test_a_cache_of_it_is_not_begun(tiny: Path, tmp_path: Path):
+    recipe = network_recipe(tmp_path, tiny, teacher__cache=tmp_path / "cache")
+    with pytest.raises(TeacherError, match="does not know the people"):
+        build_cache(recipe, ranks=Ranks(), stop=StopSignal(), batch_size=16)
+    with pytest.raises(CacheIncompleteError):
+        TeacherCache(tmp_path / "cache")
+
+
+# --- rows --------------------------------------------------------------------------------------------------------
+
+
+def rows_of(kind: str, good: np.ndarray) -> np.ndarray:
+    draw = np.random.default_rng(1)
+    noise = draw.normal(size=good.shape)
+    return {
+        "random": noise,
+        "constant": np.ones_like(good),
+        "nearly constant": 1.0 + 0.05 * noise,
+        "shuffled": good[draw.permutation(len(good))],
+        "shifted": np.roll(good, 1, axis=0),
+        "shifted back": np.roll(good, -1, axis=0),
+        "another view": np.stack([good[:, 0], good[draw.permutation(len(good)), 1]], axis=1),
+    }[kind].astype(np.float16)
+
+
+def save_cache(folder: Path, rows: np.ndarray, records: ImageRecords) -> None:
+    teacher = {"kind": "imported", "name": "x", "arch": None, "sha256": "ab" * 32, "embedding_dim": DIM}
+    header = CacheHeader(
+        num_records=len(rows), embedding_dim=DIM, views=(PLAIN, MIRRORED), block_records=64,
+        teacher={**teacher, "image_size": SIDE, "preprocessing": None}, records=record_binding(records), built={},
+    )  # fmt: skip
+    unit = rows.astype(np.float64) / np.linalg.norm(rows.astype(np.float64), axis=2, keepdims=True)
+    with create_or_resume(folder, header, main=True) as writer:
+        for block in writer.pending().tolist():
+            ids = header.block_record_range(block)
+            writer.write_block(block, unit[ids.start : ids.stop].astype(np.float16))
+
+
+@pytest.mark.parametrize("store", ["file", "cache"])
+@pytest.mark.parametrize(
+    "kind", ["random", "constant", "nearly constant", "shuffled", "shifted", "shifted back", "another view"]
+)
+def test_rows_that_know_nobody_are_refused(tiny: Path, tmp_path: Path, kind: str, store: str):
+    rows = rows_of(kind, np.load(tiny / "teacher.npy"))
+    if store == "file":
+        np.save(tmp_path / "rows.npy", rows)
+        recipe = tiny_recipe(tiny, teacher__embeddings=tmp_path / "rows.npy")
+    else:
+        save_cache(tmp_path / "cache", rows, ImageRecords(tiny / "train.rec"))
+        recipe = tiny_recipe(tiny, teacher__embeddings="null", teacher__cache=tmp_path / "cache")
+    with pytest.raises(TeacherError, match=r"one and the same|does not know the people"):
+        run_training(recipe, tmp_path / "run", ranks=Ranks())
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_shift_is_found_where_few_identities_have_many_images(tmp_path: Path):
+    write_tiny_records(tmp_path, identities=6, images=8)
+    np.save(tmp_path / "rows.npy", np.roll(np.load(tmp_path / "teacher.npy"), 1, axis=0))
+    with pytest.raises(TeacherError, match="does not know the people"):
+        run_training(tiny_recipe(tmp_path, teacher__embeddings=tmp_path / "rows.npy"), tmp_path / "run", ranks=Ranks())
+
+
+def test_random_rows_of_single_images_are_found_by_their_views(tmp_path: Path):
+    write_tiny_records(tmp_path, identities=48, images=1)
+    recipe = tiny_recipe(tmp_path, optim__epochs=1, optim__milestones="[]")
+    run_training(recipe, tmp_path / "run", ranks=Ranks())
+    np.save(tmp_path / "teacher.npy", np.random.default_rng(0).normal(size=(48, 2, DIM)).astype(np.float16))
+    with pytest.raises(TeacherError, match="does not know the people"):
+        run_training(recipe, tmp_path / "other", ranks=Ranks())
+
+
+# --- choice and judgement ----------------------------------------------------------------------------------------
+
+
+def test_couples_are_nested_and_every_identity_comes_before_any_comes_again():
+    labels = np.array([0, 0, 0, 0, 0, 1, 2, 2, 3, 3, 3, 3])
+    places, first = couples_of(labels, 10)
+    assert places.tolist() == [[0, 4], [6, 7], [8, 11], [1, 3], [9, 10]]
+    assert first == 3
+    assert couples_of(labels, 2)[0].tolist() == [[0, 4], [8, 11]]
+    assert couples_of(np.array([4, 5]), 3)[0].shape == (0, 2)
+    assert couples_of(np.array([], dtype=np.int64), 3)[0].shape == (0, 2)
+
+
+class Numbers:
+    """Labels alone, of a file that is too large for a test."""
+
+    path = Path("large.rec")
+
+    def __init__(self, labels: np.ndarray) -> None:
+        self.labels_, self.read_ = labels, 0
+
+    def __len__(self) -> int:
+        return len(self.labels_)
+
+    def read(self, record_id: int):
+        self.read_ += 1
+        return type("Image", (), {"label": int(self.labels_[record_id])})()
+
+
+@pytest.mark.parametrize("shuffled", [False, True])
+def test_of_large_files_couples_are_whole_identities_and_little_is_read(shuffled: bool):
+    labels = np.repeat(np.arange(4000), 50)
+    if shuffled:
+        labels = np.random.default_rng(0).permutation(labels)
+    records = Numbers(labels)
+    couples = record_couples(records, most=64)  # type: ignore[arg-type]
+    assert couples.first == len(np.unique(couples.labels)) == 64
+    assert (labels[couples.ids] == couples.labels[:, None]).all()
+    assert records.read_ <= 4096 + 16384
+    if not shuffled:
+        assert (couples.ids[:, 1] - couples.ids[:, 0] == 49).all(), "the first and the last of the file"
+
+
+@pytest.mark.parametrize(
+    ("same", "different", "spread", "pairs", "knows"),
+    [
+        (0.64, 0.01, 0.1, 64, True),
+        (0.45, 0.05, 0.2, 64, True),  # a small network
+        (0.48, 0.36, 0.33, 64, False),  # an untrained one: a gap of 0.12, and a d' of 0.4
+        (0.97, 0.95, 0.03, 64, False),
+        (0.5, 0.3, 0.4, 10, True),  # too few pairs to know d'
+        (0.3, 0.25, 0.4, 10, False),
+    ],
+)
+def test_the_gap_and_the_separation_decide(same: float, different: float, spread: float, pairs: int, knows: bool):
+    ends = np.tile([-spread, spread], pairs // 2)
+    score = people_score(np.concatenate([same + ends, different + ends]), np.arange(2 * pairs) < pairs)
+    assert score.knows_people == knows
+
+
+def test_the_key_changes_no_hash_until_it_is_set(tmp_path: Path):
+    recipe = tiny_recipe(tmp_path)
+    text = (
+        "teacher: {embeddings: t.npy}\nname: a\ndata: {records: t.rec}\noptim: {lr: 0.1, epochs: 1, milestones: []}\n"
+    )
+    # As it was before there was such a key.
+    assert recipe_hash(parse_recipe(text)) == "c357c7e77317728f0e130e2e6ef2caa44b94061ba5ce78144d7f17a5ad6017b7"
+    assert (
+        recipe_hash(parse_recipe(text, overrides=["teacher.check=true"]))
+        == "c357c7e77317728f0e130e2e6ef2caa44b94061ba5ce78144d7f17a5ad6017b7"
+    )
+    assert recipe_hash(recipe) != recipe_hash(tiny_recipe(tmp_path, teacher__check="false"))
+
+
+@pytest.mark.realdata
+def test_real_rows_pass_and_fail_when_moved(data_dir: Path, tmp_path: Path):
+    source = data_dir / "faces" / "teacher_embeddings.npy"
+    if not source.is_file():
+        pytest.skip(f"no {source}")
+    from adadistill.core.teachers import StoredEmbeddings
+    from adadistill.core.teachers.knows_people import check_rows
+    from adadistill.loaders.augment_policy import Augmentation, AugmentConfig
+
+    records, rows = ImageRecords(data_dir / "faces" / "train.rec"), np.load(source)
+    mirrored = Augmentation(AugmentConfig(), mirror_probability=0.5, seed=0, image_size=112)
+
+    def look_at(rows: np.ndarray) -> None:
+        np.save(tmp_path / "rows.npy", rows)
+        stored = StoredEmbeddings(
+            tmp_path / "rows.npy", num_records=len(rows), embedding_dim=512, mirrors=True, device=torch.device("cpu")
+        )
+        check_rows(stored, mirrored, name="rows", records=records)
+
+    look_at(rows)
+    for moved in (np.roll(rows, 1, axis=0), rows[np.random.RandomState(0).permutation(len(rows))]):
+        with pytest.raises(TeacherError, match="does not know the people"):
+            look_at(moved)
