@@ -8,14 +8,19 @@ PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check 
 MINUTES ?= 8
 DEMO_ARGS ?=
 TEST_ARGS ?=
+TRIALS_ARGS ?=
 
-.PHONY: demo test lint gpu-check bench-report reference clean
+.PHONY: demo test trials lint gpu-check bench-report reference clean
 
 demo: $(VENV)/.adadistill-base
 	$(BIN)/python -m adadistill.recipes.demo $(DEMO_ARGS)
 
 test: $(VENV)/.adadistill-dev
 	$(BIN)/python -m pytest -n auto --dist loadfile $(TEST_ARGS)
+
+# Damage done on purpose, many times, and what held: docs/reliability.md.
+trials: $(VENV)/.adadistill-dev
+	PYTHONPATH=$(CURDIR)/tests:$(PYTHONPATH) $(BIN)/python -m trials $(TRIALS_ARGS)
 
 lint: $(VENV)/.adadistill-dev .typecheck/adadistill
 	$(BIN)/ruff check .

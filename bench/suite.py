@@ -125,7 +125,6 @@ def _cuda_jobs(faces: Path | None) -> list[Job]:
         _job("scaling, 2 processes on the CPU", "scaling", "--device cpu --width 0.25 --steps 5", 240),
         *_faces_jobs("real faces, 3 seeds", faces, "--kinds distilled --seeds 0 1 2"),
         *_faces_jobs("real faces, baseline", faces, "--kinds baseline --seeds 0 1 2"),
-        _job("reliability, few trials", "reliability", "--small --only kills,disk", 120),
     ]
 
 
@@ -147,7 +146,6 @@ def _cpu_jobs(faces: Path | None) -> list[Job]:
         *_beside_origin(faces, "--batch-size 64 --variants 'eager float32'", 240),
         _job("scaling, 2 processes", "scaling", "--width 0.25 --steps 5", 300),
         *_faces_jobs("real faces, 1 epoch", faces, _ONE_EPOCH),
-        _job("reliability", "reliability", "", 3600),
     ]
 
 

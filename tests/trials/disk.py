@@ -22,12 +22,13 @@ import time
 from pathlib import Path
 from random import Random
 
-from adadistill.bench.trials.outcome import TrialOutcome
-from adadistill.bench.trials.small_run import SmallRun, difference, ending_of, write_small_run
-from adadistill.bench.trials.tally import Tally
-from adadistill.bench.trials.training_process import TrainingProcess, rank_environments
 from adadistill.core.checkpoints import newest_valid_checkpoint
 from adadistill.core.training.run_folder import RunFolder
+from trials.child_environment import child_environment
+from trials.outcome import TrialOutcome
+from trials.small_run import SmallRun, difference, ending_of, write_small_run
+from trials.tally import Tally
+from trials.training_process import TrainingProcess, rank_environments
 
 _ALL_TRIALS_S = 1800.0
 _RUN_S = 120.0
@@ -53,12 +54,12 @@ def run(*, tiny: bool, seed: int, folder: Path) -> list[TrialOutcome]:
     done = subprocess.run(
         [
             *(mounting or []), *(obeying or []),
-            sys.executable, "-m", "adadistill.bench.trials.disk_process", json.dumps(plan),
+            sys.executable, "-m", "trials.disk_process", json.dumps(plan),
         ],
         capture_output=True,
         text=True,
         timeout=_ALL_TRIALS_S,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        env=child_environment(),
         check=False,
     )  # fmt: skip
     if done.returncode != 0:

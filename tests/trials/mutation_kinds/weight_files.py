@@ -12,14 +12,14 @@ from typing import Any
 import torch
 from safetensors.torch import save
 
-from adadistill.bench.trials.mutation_kinds.damage import Rng, damage_bytes
-from adadistill.bench.trials.mutation_kinds.metadata_files import archive, archive_attacks
-from adadistill.bench.trials.mutation_kinds.pickle_attacks import executing_pickles, exhausting_pickles
-from adadistill.bench.trials.mutation_kinds.trial import READ, BrokenPromiseError, Ending, attack_of, judge
 from adadistill.core.backbones import BackboneConfig, build_backbone
 from adadistill.core.backbones.weight_files import WeightFileError, read_weight_file
 from adadistill.core.teachers import TeacherError
 from adadistill.core.teachers.weight_source import load_weights
+from trials.mutation_kinds.damage import Rng, damage_bytes
+from trials.mutation_kinds.metadata_files import archive, archive_attacks
+from trials.mutation_kinds.pickle_attacks import executing_pickles, exhausting_pickles
+from trials.mutation_kinds.trial import READ, BrokenPromiseError, Ending, attack_of, judge
 
 _NUMBERS: tuple[Any, ...] = (-1, 0, 1 << 31, 1 << 62, (1 << 64) - 1, 1 << 64, 1.5, "1", None, [], True)
 _DTYPES = ("F8_E4M3", "F8_E8M0", "F4", "F6_E2M3", "C64", "U64", "BOOL", "I128", "f32", "", 3)

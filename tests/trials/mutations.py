@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import collections
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -17,8 +16,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from adadistill.bench.trials.mutation_kinds.catalogue import KINDS
-from adadistill.bench.trials.outcome import TrialOutcome
+from trials.child_environment import child_environment
+from trials.mutation_kinds.catalogue import KINDS
+from trials.outcome import TrialOutcome
 
 _TRIALS, _TINY_TRIALS = 1000, 20
 _AT_ONCE = 500  # trials of one process: its start costs seconds, its end by a crash costs the rest of them
@@ -86,17 +86,21 @@ def _process_rows(name: str, seed: int, first: int, count: int, folder: Path) ->
     command = [
         sys.executable,
         "-m",
-        "adadistill.bench.trials.mutation_process",
+        "trials.mutation_process",
         name,
         str(seed),
         str(first),
         str(count),
     ]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     errors = folder / "stderr.txt"
     with errors.open("wb") as stderr:
         process = subprocess.Popen(
-            [*command, str(folder)], stdout=subprocess.PIPE, stderr=stderr, text=True, env=environment, cwd=folder
+            [*command, str(folder)],
+            stdout=subprocess.PIPE,
+            stderr=stderr,
+            text=True,
+            env=child_environment(),
+            cwd=folder,
         )
     begun: int | None = None
     with process:

@@ -17,10 +17,6 @@ from random import Random
 import torch
 from torch import Tensor
 
-from adadistill.bench.trials.outcome import TrialOutcome
-from adadistill.bench.trials.small_run import difference, ending_of, write_small_run
-from adadistill.bench.trials.tally import Tally
-from adadistill.bench.trials.training_process import TrainingProcess
 from adadistill.core.checkpoints import (
     Checkpoint,
     CheckpointError,
@@ -31,6 +27,10 @@ from adadistill.core.checkpoints import (
     newest_valid_checkpoint,
     resolve_checkpoint,
 )
+from trials.outcome import TrialOutcome
+from trials.small_run import difference, ending_of, write_small_run
+from trials.tally import Tally
+from trials.training_process import TrainingProcess
 
 Damage = Callable[[Path, Random], list[str]]
 """Does something to a file of a checkpoint; returns the names of the files that are no longer what they were."""

@@ -10,16 +10,16 @@ from pathlib import Path
 
 import torch
 
-from adadistill.bench.trials.mutation_kinds.checkpoint_folders import rewrite_state, spoil
-from adadistill.bench.trials.mutation_kinds.damage import Rng, damage_bytes, damage_text
-from adadistill.bench.trials.mutation_kinds.image_attacks import plain_jpeg
-from adadistill.bench.trials.mutation_kinds.pickle_attacks import executing_pickles
-from adadistill.bench.trials.mutation_kinds.records import SIDE, Original, record_originals
-from adadistill.bench.trials.mutation_kinds.trial import Ending
 from adadistill.core.backbones import BackboneConfig, build_backbone
 from adadistill.core.network_checkpoint import save_network
 from adadistill.loaders.verification_pairs import write_verification_bin
 from adadistill.recipes import cli
+from trials.mutation_kinds.checkpoint_folders import rewrite_state, spoil
+from trials.mutation_kinds.damage import Rng, damage_bytes, damage_text
+from trials.mutation_kinds.image_attacks import plain_jpeg
+from trials.mutation_kinds.pickle_attacks import executing_pickles
+from trials.mutation_kinds.records import SIDE, Original, record_originals
+from trials.mutation_kinds.trial import Ending
 
 _RECIPE = """
 name: tiny

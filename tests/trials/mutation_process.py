@@ -1,4 +1,4 @@
-"""The process in which mutations are tried: `python -m adadistill.bench.trials.mutation_process KIND SEED FIRST COUNT
+"""The process in which mutations are tried: `python -m trials.mutation_process KIND SEED FIRST COUNT
 FOLDER`, one line of JSON for each trial on standard output.
 
 A process of its own, because the audit hook that watches cannot be taken away again, and because a decoder in C that is
@@ -18,8 +18,8 @@ from pathlib import Path
 
 import numpy as np
 
-from adadistill.bench.trials.mutation_kinds.catalogue import KINDS
-from adadistill.bench.trials.mutation_kinds.watch import Watch
+from trials.mutation_kinds.catalogue import KINDS
+from trials.mutation_kinds.watch import Watch
 
 _MAX_DATA_BYTES = 6 << 30
 """Of the process. What asks for more gets a MemoryError instead of the machine's last page."""

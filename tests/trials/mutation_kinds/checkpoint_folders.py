@@ -10,8 +10,6 @@ from typing import Any
 
 import torch
 
-from adadistill.bench.trials.mutation_kinds.damage import Rng, damage_bytes
-from adadistill.bench.trials.mutation_kinds.trial import READ, BrokenPromiseError, Ending, judge
 from adadistill.core.backbones import BackboneConfig, build_backbone
 from adadistill.core.checkpoints import (
     Checkpoint,
@@ -22,6 +20,8 @@ from adadistill.core.checkpoints import (
     newest_valid_checkpoint,
 )
 from adadistill.core.network_checkpoint import describe_network, load_network
+from trials.mutation_kinds.damage import Rng, damage_bytes
+from trials.mutation_kinds.trial import READ, BrokenPromiseError, Ending, judge
 
 _BACKBONE = BackboneConfig(arch="mobilefacenet", embedding_dim=8, width=0.125)
 _IMAGE_SIZE = 32

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from tests_support import ROOT
 
-from adadistill.bench.trials import signals
+from trials import signals
 
 
 @pytest.mark.slow

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from adadistill.bench.trials.corruption import write_checkpoints
-from adadistill.bench.trials.disk_process import _Ended
-from adadistill.bench.trials.kills import _Victim
-from adadistill.bench.trials.small_run import Ending, SmallRun, difference
-from adadistill.bench.trials.tally import Tally
 from adadistill.core.checkpoints import list_checkpoints
 from adadistill.core.training.metrics_log import MetricsFile
+from trials.corruption import write_checkpoints
+from trials.disk_process import _Ended
+from trials.kills import _Victim
+from trials.small_run import Ending, SmallRun, difference
+from trials.tally import Tally
 
 RUN = SmallRun(Path("recipe.yaml"), epochs=2)
 

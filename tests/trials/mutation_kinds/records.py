@@ -7,12 +7,12 @@ from pathlib import Path
 
 import numpy as np
 
-from adadistill.bench.trials.mutation_kinds.image_attacks import plain_jpeg
 from adadistill.loaders.checked_records import CheckedRecords
 from adadistill.loaders.image_records import ImageRecords
 from adadistill.loaders.pixels import ImageDecodeError
 from adadistill.loaders.record_seal import SealError, write_seal
 from adadistill.loaders.recordio import RecordError, RecordFile, RecordWriter, write_insightface_records
+from trials.mutation_kinds.image_attacks import plain_jpeg
 
 IMAGES, IDENTITIES, SIDE = 24, 6, 32
 LAYOUTS = ("insightface", "im2rec", "parts")

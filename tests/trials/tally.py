@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
-from adadistill.bench.trials.outcome import TrialOutcome
+from trials.outcome import TrialOutcome
 
 _FAILURES_KEPT = 10
 _LONGEST_FAILURE = 400

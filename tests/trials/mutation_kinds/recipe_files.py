@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from adadistill.bench.trials.mutation_kinds.damage import Rng, damage_text
-from adadistill.bench.trials.mutation_kinds.trial import READ, BrokenPromiseError, Ending, judge
 from adadistill.core.config.strict_yaml import RecipeError
 from adadistill.core.config.text import leaf_keys
 from adadistill.core.recipe import Recipe, dump_recipe, load_recipe, parse_recipe, recipe_hash, shipped_recipes
+from trials.mutation_kinds.damage import Rng, damage_text
+from trials.mutation_kinds.trial import READ, BrokenPromiseError, Ending, judge
 
 _VALUES = (
     *("null", "~", "''", "true", "no", "010", "0x10", "0o17", "1:30", "1_000", "1e-4", "1e999", "-1", "-0.0", "0"),

@@ -12,10 +12,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from adadistill.bench.trials.mutation_kinds.catalogue import KINDS
-from adadistill.bench.trials.mutation_kinds.damage import damage_bytes, damage_text
-from adadistill.bench.trials.mutation_kinds.trial import BrokenPromiseError, judge
-from adadistill.bench.trials.mutations import run
+from trials.child_environment import child_environment
+from trials.mutation_kinds.catalogue import KINDS
+from trials.mutation_kinds.damage import damage_bytes, damage_text
+from trials.mutation_kinds.trial import BrokenPromiseError, judge
+from trials.mutations import run
 
 # Every so many of the thousand; odd, as every other one is an attack.
 NUMBERS = {"records": 21, "verification_sets": 17, "metadata": 23, "weights": 27, "command_lines": 110}
@@ -57,8 +58,8 @@ def test_a_watched_process_counts_what_it_tried(tmp_path: Path):
 WATCHED = """
 import os, sys
 from pathlib import Path
-from adadistill.bench.trials.mutation_kinds.trial import Ending
-from adadistill.bench.trials.mutation_kinds.watch import Watch
+from trials.mutation_kinds.trial import Ending
+from trials.mutation_kinds.watch import Watch
 outside, inside = Path(sys.argv[1]), Path(sys.argv[2])
 watch = Watch()
 for act in (
@@ -79,7 +80,8 @@ def test_what_runs_writes_elsewhere_or_takes_memory_does_not_hold(tmp_path: Path
     """The watch itself. In a process of its own: its audit hook cannot be taken away."""
     (tmp_path / "inside").mkdir()
     command = [sys.executable, "-c", WATCHED, str(tmp_path), str(tmp_path / "inside")]
-    said = subprocess.run(command, capture_output=True, text=True, timeout=300, check=True).stdout.split("\n")
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=True, env=child_environment())
+    said = done.stdout.split("\n")
     elsewhere = "reached out of its folder"
     assert said[:5] == ["executed", elsewhere, elsewhere, "too much memory", "read"]
 

@@ -10,10 +10,10 @@ from typing import Any, cast
 
 import numpy as np
 
-from adadistill.bench.trials.mutation_kinds.damage import Rng, damage_bytes
-from adadistill.bench.trials.mutation_kinds.pickle_attacks import PROTOCOLS, executing_pickles, exhausting_pickles
-from adadistill.bench.trials.mutation_kinds.trial import READ, BrokenPromiseError, Ending, attack_of, judge
 from adadistill.loaders.torch_metadata import TorchMetadataError, read_torch_metadata
+from trials.mutation_kinds.damage import Rng, damage_bytes
+from trials.mutation_kinds.pickle_attacks import PROTOCOLS, executing_pickles, exhausting_pickles
+from trials.mutation_kinds.trial import READ, BrokenPromiseError, Ending, attack_of, judge
 
 _CONTENT: dict[str, Any] = {
     "image_paths": [f"loose_crop/{index}.jpg" for index in range(20)],

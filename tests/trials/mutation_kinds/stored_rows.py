@@ -11,14 +11,14 @@ from typing import Any
 
 import numpy as np
 
-from adadistill.bench.trials.mutation_kinds.damage import Rng, damage_bytes
-from adadistill.bench.trials.mutation_kinds.records import SIDE, record_originals
-from adadistill.bench.trials.mutation_kinds.trial import READ, BrokenPromiseError, Ending, judge
 from adadistill.core.npy_files import NpyFileError, open_npy
 from adadistill.loaders.image_records import ImageRecords
 from adadistill.loaders.packed_store import PackedStore, PackError, pack_records
 from adadistill.loaders.packed_store.files import DAMAGED_NAME
 from adadistill.loaders.teacher_cache import PLAIN, CacheError, CacheHeader, TeacherCache, create_or_resume
+from trials.mutation_kinds.damage import Rng, damage_bytes
+from trials.mutation_kinds.records import SIDE, record_originals
+from trials.mutation_kinds.trial import READ, BrokenPromiseError, Ending, judge
 
 _VALUES: tuple[Any, ...] = (
     -1,

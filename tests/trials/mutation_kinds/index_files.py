@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from adadistill.bench.trials.mutation_kinds.damage import Rng, damage_text
-from adadistill.bench.trials.mutation_kinds.records import REFUSALS, Original, record_originals
-from adadistill.bench.trials.mutation_kinds.trial import READ, BrokenPromiseError, Ending, judge
 from adadistill.loaders.record_index import load_record_index
 from adadistill.loaders.recordio import RecordFile
+from trials.mutation_kinds.damage import Rng, damage_text
+from trials.mutation_kinds.records import REFUSALS, Original, record_originals
+from trials.mutation_kinds.trial import READ, BrokenPromiseError, Ending, judge
 
 
 class IndexFiles:

@@ -7,10 +7,10 @@ from random import Random
 
 import pytest
 
-from adadistill.bench.trials import corruption
-from adadistill.bench.trials.corruption import DAMAGES, damage_each_file, write_checkpoints
 from adadistill.core.checkpoints import list_checkpoints, load_checkpoint
 from adadistill.core.checkpoints.checked_files import _CheckedReader
+from trials import corruption
+from trials.corruption import DAMAGES, damage_each_file, write_checkpoints
 
 
 @pytest.fixture(scope="module")

@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from adadistill.bench.trials.mutation_kinds.damage import Rng, damage_bytes
-from adadistill.bench.trials.mutation_kinds.image_attacks import attacking_images, plain_jpeg
-from adadistill.bench.trials.mutation_kinds.pickle_attacks import PROTOCOLS, executing_pickles, exhausting_pickles
-from adadistill.bench.trials.mutation_kinds.trial import READ, BrokenPromiseError, Ending, attack_of, judge
 from adadistill.loaders.pixels import ImageDecodeError
 from adadistill.loaders.verification_pairs import VerificationSetError, decode_pairs, read_verification_bin
+from trials.mutation_kinds.damage import Rng, damage_bytes
+from trials.mutation_kinds.image_attacks import attacking_images, plain_jpeg
+from trials.mutation_kinds.pickle_attacks import PROTOCOLS, executing_pickles, exhausting_pickles
+from trials.mutation_kinds.trial import READ, BrokenPromiseError, Ending, attack_of, judge
 
 _PAIRS, _SIDE = 4, 32
 _REFUSALS = (VerificationSetError, ImageDecodeError)

@@ -23,12 +23,12 @@ from typing import Protocol
 
 import torch
 
-from adadistill.bench.trials.outcome import TrialOutcome
-from adadistill.bench.trials.small_run import Ending, SmallRun, difference, ending_of, write_small_run
-from adadistill.bench.trials.tally import Tally
 from adadistill.core.checkpoints import CheckpointError, list_checkpoints, newest_valid_checkpoint
 from adadistill.core.training.run_folder import RunFolder
 from adadistill.recipes import train
+from trials.outcome import TrialOutcome
+from trials.small_run import Ending, SmallRun, difference, ending_of, write_small_run
+from trials.tally import Tally
 
 _DISK_BYTES = 64 << 20
 _POLL_S = 0.001

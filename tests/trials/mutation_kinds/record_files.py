@@ -7,9 +7,13 @@ from pathlib import Path
 
 import numpy as np
 
-from adadistill.bench.trials.mutation_kinds.damage import Rng, damage_bytes
-from adadistill.bench.trials.mutation_kinds.image_attacks import attacking_images
-from adadistill.bench.trials.mutation_kinds.records import (
+from adadistill.loaders.checked_records import CheckedRecords
+from adadistill.loaders.image_records import ImageRecords
+from adadistill.loaders.record_verification import verify_records
+from adadistill.loaders.recordio import RecordWriter
+from trials.mutation_kinds.damage import Rng, damage_bytes
+from trials.mutation_kinds.image_attacks import attacking_images
+from trials.mutation_kinds.records import (
     IDENTITIES,
     REFUSALS,
     SIDE,
@@ -17,11 +21,7 @@ from adadistill.bench.trials.mutation_kinds.records import (
     contents,
     record_originals,
 )
-from adadistill.bench.trials.mutation_kinds.trial import READ, REFUSED, BrokenPromiseError, Ending, judge
-from adadistill.loaders.checked_records import CheckedRecords
-from adadistill.loaders.image_records import ImageRecords
-from adadistill.loaders.record_verification import verify_records
-from adadistill.loaders.recordio import RecordWriter
+from trials.mutation_kinds.trial import READ, REFUSED, BrokenPromiseError, Ending, judge
 
 _PAYLOAD_DAMAGE = "payload damage that no reader sees without a seal"
 _WORDS = (

@@ -31,7 +31,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from adadistill.bench.trials.outcome import TrialOutcome
 from adadistill.core.backbones import build_backbone
 from adadistill.core.checkpoints import newest_valid_checkpoint
 from adadistill.core.network_checkpoint import save_network
@@ -39,6 +38,7 @@ from adadistill.core.recipe import load_recipe
 from adadistill.core.training.metrics_log import read_metrics
 from adadistill.loaders.stored_blocks.slots import EMPTY_SLOT, SLOT_BYTES, SLOTS_NAME
 from adadistill.loaders.synthetic_faces import SyntheticFacesConfig, write_synthetic_pairs, write_synthetic_records
+from trials.outcome import TrialOutcome
 
 LIMIT_S = 10.0
 """From the signal to the end of the process."""

@@ -3,13 +3,13 @@
 Isolates promises, not speed: each kind of damage is done many times, drawn from a seed, to the real thing (processes
 that train, files that they wrote), and the row says how often the promise held and how the trials ended. Leaves out
 what no program can cause: power cuts, controllers that lie about what they have written. docs/reliability.md says what
-is promised and how it is tried. Trials are found by looking: every file of `trials/` with a `run` is a family.
+is promised and how it is tried. Trials are found by looking: every file beside this one with a `run` is a family.
 
 Exit codes: 0 every promise held; 1 one did not; 2 the arguments are wrong.
 
-    python -m adadistill.bench reliability                        a quarter of an hour on two cores
-    python -m adadistill.bench reliability --only kills --seed 7  one family, another draw
-    python -m adadistill.bench reliability --small                the same kinds of damage, seconds each
+    make trials                                      a quarter of an hour on two cores
+    make trials TRIALS_ARGS="--only kills --seed 7"  one family, another draw
+    make trials TRIALS_ARGS=--small                  the same kinds of damage, seconds each
 """
 
 from __future__ import annotations
@@ -31,22 +31,19 @@ from adadistill.bench.report.marked_text import replace_marked, write_whole
 from adadistill.bench.report.row_sets import machine, newest
 from adadistill.bench.row_schema import Row
 from adadistill.bench.rows import append_row, read_rows, results_folder
-from adadistill.bench.trials.outcome import TrialOutcome
+from trials.outcome import TrialOutcome
 
-TINY = "--small --only kills,disk"
-"""The other families have a share of theirs in the tests."""
-
-BEGIN = "<!-- trials: begin. Written by `python -m adadistill.bench reliability --rows FILE --markdown THIS` -->"
+BEGIN = '<!-- trials: begin. Written by `make trials TRIALS_ARGS="--rows FILE --markdown THIS"` -->'
 END = "<!-- trials: end -->"
 
-_TRIALS = Path(__file__).resolve().parent / "trials"
+_TRIALS = Path(__file__).resolve().parent
 _HEADS = ["What", "Damage", "Promise", "Held", "How the trials ended", "Peak MiB"]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Do the trials, print the table, append rows; returns the exit code."""
     parser = argparse.ArgumentParser(
-        prog="python -m adadistill.bench reliability",
+        prog="make trials",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -113,7 +110,7 @@ def _warnings_left_out() -> Iterator[None]:
 
 
 def families() -> list[str]:
-    """Files of `trials/` with a `run`, found without importing them."""
+    """Files beside this one with a `run`, found without importing them."""
     found = []
     for path in sorted(_TRIALS.glob("*.py")):
         tree = ast.parse(path.read_text(encoding="utf-8"))
@@ -146,7 +143,7 @@ def table_text(rows: Sequence[Row]) -> str:
 
 
 def _try_family(name: str, arguments: argparse.Namespace) -> list[TrialOutcome]:
-    module = importlib.import_module(f"adadistill.bench.trials.{name}")
+    module = importlib.import_module(f"trials.{name}")
     started = time.monotonic()
     with tempfile.TemporaryDirectory(prefix=f"adadistill-{name}-", dir=arguments.folder) as folder:
         outcomes: list[TrialOutcome] = module.run(tiny=arguments.small, seed=arguments.seed, folder=Path(folder))

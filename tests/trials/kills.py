@@ -18,13 +18,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 
-from adadistill.bench.trials.outcome import TrialOutcome
-from adadistill.bench.trials.small_run import Ending, SmallRun, difference, ending_of, write_small_run
-from adadistill.bench.trials.tally import Tally
-from adadistill.bench.trials.training_process import TrainingProcess, rank_environments
 from adadistill.core.checkpoints import CheckpointError, list_checkpoints, newest_valid_checkpoint
 from adadistill.core.checkpoints.files import step_of
 from adadistill.core.training.run_folder import RunFolder
+from trials.outcome import TrialOutcome
+from trials.small_run import Ending, SmallRun, difference, ending_of, write_small_run
+from trials.tally import Tally
+from trials.training_process import TrainingProcess, rank_environments
 
 _LIMIT_S = 180.0
 """Of a run that nobody kills, and of a wait for something that it does within a second on a quiet machine."""

@@ -8,9 +8,9 @@ from types import SimpleNamespace
 import pytest
 from tests_support import ROOT
 
-from adadistill.bench import reliability
 from adadistill.bench.rows import read_rows
-from adadistill.bench.trials.outcome import TrialOutcome
+from trials import __main__ as reliability
+from trials.outcome import TrialOutcome
 
 DOCUMENT = f"before\n\n{reliability.BEGIN}\nold\n{reliability.END}\n\nafter\n"
 

@@ -1,0 +1,1 @@
+"""Trials of reliability: damage done on purpose, many times, and what held: `make trials`"""
