@@ -64,8 +64,8 @@ def load_onnx(path: Path, *, image_size: int, device: torch.device, provider: Pr
         TeacherError: onnx or onnxruntime is missing, or cannot use the provider; the file is damaged, unsafe, or takes
             or gives something else; or its embeddings are not finite, or depend on the other images of a batch.
 
-    Threads: onnxruntime gets as many as torch has now. Deterministic kernels are asked for; on CUDA, convolutions may
-    use TF32, and their algorithm is chosen by rule rather than by timing.
+    Threads: onnxruntime gets as many as torch has now. Deterministic kernels are asked for; on CUDA float32 is not
+    rounded to TF32, and the algorithm of convolutions is chosen by rule rather than by timing.
     """
     onnx, onnxruntime = _import_packages()
     model, digest = _read_model(path, onnx)
@@ -76,14 +76,19 @@ def load_onnx(path: Path, *, image_size: int, device: torch.device, provider: Pr
     except UnicodeDecodeError as error:  # protobuf decodes a text when it is looked at
         raise TeacherError(f"{path}: a damaged ONNX file: a name in it is no UTF-8 ({error})") from error
     providers = _providers(provider, device, onnxruntime, path)
+    on_cuda = providers[0][0] == _CUDA
+    stream = torch.cuda.Stream(_indexed(device)) if on_cuda and torch.cuda.is_available() else None
+    if stream is not None:
+        providers[0][1]["user_compute_stream"] = str(stream.cuda_stream)
     _forget_wrong_batch(model, signature)
     session = _open_session(model, path, providers, onnxruntime)
     network = OnnxNetwork(
         session,
         signature,
         embedding_dim=_embedding_dim(session, signature, path, onnxruntime),
-        device=device if providers[0][0] == _CUDA else torch.device("cpu"),
+        device=device if on_cuda else torch.device("cpu"),
         own_normalisation=own,
+        stream=stream,
     ).eval()
     _try_two_images(network, path, onnxruntime)
     identity = TeacherIdentity(
@@ -119,6 +124,7 @@ class OnnxNetwork(nn.Module):
         session: an `onnxruntime.InferenceSession`.
         own_normalisation: what its graph does to images first; settings that contradict it are refused where they meet.
         device: where the session computes. Images and embeddings may live elsewhere; they are then copied.
+        stream: on which the session computes, as its provider was told; on CUDA only.
 
     No gradient passes, and autocast does not reach into it: it computes in the file's own formats.
     """
@@ -134,6 +140,7 @@ class OnnxNetwork(nn.Module):
         embedding_dim: int,
         device: torch.device,
         own_normalisation: OwnNormalisation | None = None,
+        stream: torch.cuda.Stream | None = None,
     ) -> None:
         super().__init__()
         self.own_normalisation = own_normalisation
@@ -141,6 +148,7 @@ class OnnxNetwork(nn.Module):
         self.embedding_dim = embedding_dim
         self._session = session
         self._device = _indexed(device)
+        self._stream = stream
 
     def forward(self, images: Tensor) -> Tensor:
         """Images as the network wants them, any floating dtype and memory format -> embeddings on the same device.
@@ -172,11 +180,9 @@ class OnnxNetwork(nn.Module):
     def _run(self, images: Tensor, embeddings: Tensor) -> None:
         """Run the session on contiguous images, into `embeddings`, both where and as it wants them: nothing is copied.
 
-        onnxruntime computes on a CUDA stream of its own. It must not start before torch has written the images, so the
-        current stream is waited for; it returns when its own stream is done, so what torch does next is in order.
+        On CUDA the session computes on `stream`, which waits on the device for what torch has queued, and torch's
+        stream for it: the host waits for neither.
         """
-        if self._device.type == "cuda":
-            torch.cuda.current_stream(self._device).synchronize()
         place = (self._device.type, self._device.index or 0)
         binding = self._session.io_binding()
         binding.bind_input(
@@ -185,8 +191,24 @@ class OnnxNetwork(nn.Module):
         binding.bind_output(
             self.signature.output_name, *place, _NUMPY[embeddings.dtype], tuple(embeddings.shape), embeddings.data_ptr()
         )
-        self._session.run_with_iobinding(binding)
-        binding.synchronize_outputs()
+        if self._stream is None:
+            self._session.run_with_iobinding(binding)
+            return
+        current = torch.cuda.current_stream(self._device)
+        self._stream.wait_stream(current)
+        for tensor in (images, embeddings):  # torch must not hand out their memory while the session uses it
+            tensor.record_stream(self._stream)
+        self._session.run_with_iobinding(binding, _without_waiting())
+        current.wait_stream(self._stream)
+
+
+def _without_waiting() -> Any:
+    """onnxruntime's options of a run that returns when all is queued."""
+    import onnxruntime
+
+    options = onnxruntime.RunOptions()
+    options.add_run_config_entry("disable_synchronize_execution_providers", "1")
+    return options
 
 
 def _import_packages() -> tuple[ModuleType, ModuleType]:
@@ -396,6 +418,7 @@ def _providers(provider: Provider, device: torch.device, onnxruntime: ModuleType
         return cpu
     options = {
         "device_id": str(_indexed(device).index),
+        "use_tf32": "0",
         "arena_extend_strategy": "kSameAsRequested",  # the default doubles, and the memory is torch's too
         "cudnn_conv_algo_search": "HEURISTIC",  # the default times all of them, for every batch size and in every run
     }
