@@ -17,6 +17,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from adadistill.loaders.first_bytes import what_it_is
+
 MAX_SIDE = 2048
 """Larger images are refused: faces are 112 pixels wide, and header fields come from strangers."""
 
@@ -95,7 +97,7 @@ def image_header(body: bytes, *, where: object) -> ImageHeader:
         height, width = int.from_bytes(body[20:24], "big"), int.from_bytes(body[16:20], "big")
         return ImageHeader("png", height, width, "", "")
     raise ImageDecodeError(
-        f"{where}: neither JPEG nor PNG ({len(body)} bytes, starts with {body[:4].hex() or 'nothing'})"
+        f"{where}: neither JPEG nor PNG ({len(body)} bytes); it {what_it_is(body) or f'starts with {body[:4].hex()}'}"
     )
 
 

@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from adadistill.loaders.face_alignment import AlignmentError, similarities_to_template
+from adadistill.loaders.first_bytes import what_it_is
 from adadistill.loaders.ijb.annotations import (
     IjbAnnotations,
     IjbError,
@@ -121,6 +122,8 @@ def _blocks(path: Path) -> Iterator[bytes]:
         raise FileNotFoundError(f"{path} is missing")
     if path.stat().st_size > MAX_TEXT_BYTES:
         raise IjbError(f"{path}: larger than {MAX_TEXT_BYTES:,} bytes")
+    if (other := what_it_is(path, "text", "empty")) is not None:
+        raise IjbError(f"{path} {other}")
     with path.open("rb") as file:
         while block := file.read(_PARSED_AT_ONCE):
             yield block + file.readline(_PARSED_AT_ONCE)

@@ -107,7 +107,7 @@ def networks_of(folder: Path, suffixes: Sequence[str] = ()) -> dict[str, Path]:
     if checkpoints:
         return {path.name: path for path in checkpoints}
     wanted = tuple(suffix.lower() for suffix in suffixes) or (*WEIGHT_SUFFIXES, ".onnx")
-    files = sorted(path for path in folder.iterdir() if path.suffix.lower() in wanted and path.is_file())
+    files = sorted(path for path in folder.iterdir() if path.name.lower().endswith(wanted) and path.is_file())
     if not files:
         raise ValueError(f"{folder} holds no checkpoint and no file that ends in {' '.join(wanted)}")
     stems = [path.stem for path in files]
