@@ -28,20 +28,10 @@ _LST_START = re.compile(rb"\d{1,19}\t[-+0-9.eE\t]+\t[^\t\n]+\n")
 _MOST_MEMBERS = 1000
 
 
-_LOOKED_INTO = {
-    "records",
-    "pickle",
-    "jpeg",
-    "png",
-    "npy",
-    "safetensors",
-    "parquet",
-    "tar",
-    "zip",
-    "onnx",
-    "json",
-    "text",
-}
+_LOOKED_INTO = (
+    *("records", "pickle", "jpeg", "png", "npy", "safetensors", "parquet", "tar"),
+    *("zip", "onnx", "json", "text"),
+)
 _KINDS_BY_SUFFIX = {
     ".rec": {"records", "empty"},
     ".idx": {"index"},

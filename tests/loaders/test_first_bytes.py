@@ -83,9 +83,15 @@ def test_every_kind_that_is_read_here_is_known_and_may_be_expected(tmp_path: Pat
     torch.save({"a": torch.ones(2)}, tmp_path / "pickle", _use_new_zipfile_serialization=False)
     save_file({"a" * 500: torch.ones(2)}, tmp_path / "safetensors")
     np.save(tmp_path / "npy.npy", np.ones(3))
-    with RecordWriter(tmp_path / "records") as writer:
+    with RecordWriter(tmp_path / "records.rec") as writer:
         writer.write(0, b"\xff\xd8", labels=0.0)
-    for name, kind in (("zip",) * 2, ("pickle",) * 2, ("safetensors",) * 2, ("npy.npy", "npy"), ("records",) * 2):
+    for name, kind in (
+        ("zip",) * 2,
+        ("pickle",) * 2,
+        ("safetensors",) * 2,
+        ("npy.npy", "npy"),
+        ("records.rec", "records"),
+    ):
         assert kind_of(tmp_path / name) == kind
         assert what_it_is(tmp_path / name, kind) is None
         assert what_it_is(tmp_path / name, "other") is not None
