@@ -42,18 +42,8 @@ _CONTAINERS: Final[tuple[str, ...]] = ("", "state_dict", "state_dict_backbone")
 _MAX_LEVELS: Final = 5
 
 _UNREADABLE: Final[tuple[type[Exception], ...]] = (
-    pickle.UnpicklingError,
-    struct.error,
-    ArithmeticError,
-    AssertionError,
-    AttributeError,
-    EOFError,
-    MemoryError,
-    OSError,
-    LookupError,
-    RuntimeError,
-    TypeError,
-    ValueError,
+    *(pickle.UnpicklingError, struct.error, ArithmeticError, AssertionError, AttributeError, EOFError, MemoryError),
+    *(OSError, LookupError, RuntimeError, TypeError, ValueError),
 )
 """What torch's restricted unpickler raises: the first for what it refuses, all of them for damaged bytes (found by
 changing and cutting bytes of small files)."""

@@ -163,13 +163,8 @@ def _optimiser(draft: RecipeDraft, *, origin: bool) -> None:
     draft.need("momentum", "optim.momentum", draft.number("momentum"))
     draft.need("weight_decay", "optim.weight_decay", draft.number("weight_decay"))
     draft.fixed("optim.clip_norm", 5.0, _SCRIPT)
-    epochs = draft.whole("num_epoch")
-    if not epochs:
-        draft.obstacle("num_epoch", "the length of the training must be said")
-    else:
-        draft.take("num_epoch", {"optim.epochs": epochs})
-    warmup = draft.number("warmup_epoch")
-    if take_step_rule(draft, epochs or 0) and not origin:
+    epochs, warmup = draft.epochs(), draft.number("warmup_epoch")
+    if take_step_rule(draft, epochs) and not origin:
         draft.harmless({"warmup_epoch": "its training script warms up by lr_func alone"})
     if "warmup_epoch" not in draft.fates:
         draft.copy("warmup_epoch", "optim.warmup_epochs", None if warmup is None else max(0, warmup))
@@ -192,15 +187,12 @@ def take_step_rule(draft: RecipeDraft, epochs: int) -> bool:
 
 
 def _evaluation(draft: RecipeDraft) -> None:
-    names, folder = draft.texts("val_targets"), draft.text("val_rec") or draft.text("rec")
-    if names is not None and folder is not None:
-        beside = posixpath.normpath(folder)
-        draft.take("val_targets", {"evaluation.sets": [posixpath.join(beside, f"{name}.bin") for name in names]})
-        draft.harmless({"val_rec": "the folder of evaluation.sets"})
+    draft.sets(draft.text("val_rec") or draft.text("rec"))
+    draft.harmless({"val_rec": "the folder of evaluation.sets"})
     draft.copy("val_eval_every_n_epoch", "evaluation.every_epochs", draft.whole("val_eval_every_n_epoch") or None)
     any_large = False
     for name, recipe_key in _LARGE:
-        root, targets = draft.text(f"{name}_root"), draft.texts(f"{name}_targets")
+        root, targets = draft.text(f"{name}_root"), draft.items(f"{name}_targets", str, "texts")
         if draft.peek(f"eval_{name}") and root is not None and targets is not None:
             any_large = True
             folders = [posixpath.join(posixpath.normpath(root), target) for target in targets]

@@ -11,10 +11,10 @@ from adadistill.core.config.schema import config_schema, section_class
 from adadistill.core.config.text import dump_value
 from adadistill.core.config.yaml_tree import show_text
 from adadistill.core.config_import.adadistill_keys import fill_from_adadistill
-from adadistill.core.config_import.errors import ConfigImportError
 from adadistill.core.config_import.insightface_keys import INSIGHTFACE_LOSSES, fill_from_insightface
 from adadistill.core.config_import.python_literals import ConfigLiterals, Unread, read_literals
 from adadistill.core.config_import.recipe_draft import DraftValue, KeyFate, RecipeDraft
+from adadistill.core.config_import.step_rule import ConfigImportError
 from adadistill.core.recipe import Recipe, parse_recipe
 
 Family = Literal["origin", "adadistill", "insightface"]

@@ -28,13 +28,12 @@ INSIGHTFACE_LOSSES: Final = {"arcface": 0.5, "cosface": 0.4}
 def fill_from_insightface(draft: RecipeDraft, *, devices: int) -> None:
     """Say what every key that is known becomes, for `devices` GPUs that share a step."""
     of_2021 = "margin_list" not in draft and any(key in draft for key in ("loss", "lr_func", "decay_epoch"))
-    draft.peek("margin_list")
     _data(draft)
     _batch_and_rate(draft, devices, of_2021=of_2021)
     _network(draft)
     _head(draft, of_2021=of_2021)
     _schedule(draft, of_2021=of_2021)
-    _evaluation(draft)
+    draft.sets(draft.text("rec"))
     draft.copy("seed", "seed", draft.whole("seed"))
     draft.copy("frequent", "log.every", draft.whole("frequent") or None)
     draft.harmless(LOGGING | {"dataset": "it chooses among the branches of the config, which was followed"})
@@ -158,12 +157,8 @@ def _schedule(draft: RecipeDraft, *, of_2021: bool) -> None:
     draft.copy("weight_decay", "optim.weight_decay", draft.number("weight_decay"))
     draft.fixed("optim.weight_decay", 5e-4, _BASE)
     draft.fixed("optim.clip_norm", 5.0, _SCRIPT)
-    epochs = draft.whole("num_epoch")
-    if not epochs:
-        draft.obstacle("num_epoch", "the length of the training must be said")
-    else:
-        draft.take("num_epoch", {"optim.epochs": epochs})
-    warmup, drops = draft.number("warmup_epoch"), draft.wholes("decay_epoch")
+    epochs = draft.epochs()
+    warmup, drops = draft.number("warmup_epoch"), draft.items("decay_epoch", int, "whole numbers")
     if not of_2021:
         draft.fixed("optim.schedule", "polynomial", _SCRIPT)
         draft.fixed("optim.power", 1.0, _SCRIPT)
@@ -173,22 +168,15 @@ def _schedule(draft: RecipeDraft, *, of_2021: bool) -> None:
     elif "lr_func" in draft and "decay_epoch" in draft:
         draft.obstacle("lr_func", "decay_epoch says the schedule too; remove the one that its script does not read")
     elif drops is not None:
-        kept = sorted(epoch for epoch in drops if 0 < epoch < (epochs or 0))
+        kept = sorted(epoch for epoch in drops if 0 < epoch < epochs)
         draft.take("decay_epoch", {"optim.milestones": kept}, "epochs from 0, at whose start the rate drops")
         draft.fixed("optim.schedule", "step", _SCRIPT)
         draft.fixed("optim.gamma", 0.1, _SCRIPT)
     elif "lr_func" not in draft:
         draft.obstacle("decay_epoch", "the rate schedule must be said: decay_epoch = [epochs], or lr_func")
-    elif take_step_rule(draft, epochs or 0):
+    elif take_step_rule(draft, epochs):
         draft.harmless({"warmup_epoch": "lr_func says how the rate warms up"})
         return
     if warmup is not None:
         draft.take("warmup_epoch", {"optim.warmup_epochs": max(0, warmup)})
     draft.fixed("optim.warmup", "linear", _SCRIPT)
-
-
-def _evaluation(draft: RecipeDraft) -> None:
-    names, folder = draft.texts("val_targets"), draft.text("rec")
-    if names is not None and folder is not None:
-        beside = posixpath.normpath(folder)
-        draft.take("val_targets", {"evaluation.sets": [posixpath.join(beside, f"{name}.bin") for name in names]})

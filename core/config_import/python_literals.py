@@ -4,7 +4,7 @@ Understood are literals assigned to one config object (`config.lr = 0.1`, `edict
 arithmetic on numbers, names and settings assigned before, `if` on whether two of them are equal, and AdaDistill's rate
 function. A setting that anything else may change loses its value, and is listed with the line and the reason.
 
-Limits: 256 KiB of UTF-8, 64 levels, 20,000 nodes; numbers of 64 bits, texts of 4,096 characters.
+Limits: 256 KiB of UTF-8, 20,000 nodes; numbers of 64 bits, texts of 4,096 characters.
 """
 
 from __future__ import annotations
@@ -18,12 +18,10 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from adadistill.core.config.yaml_tree import show_text
-from adadistill.core.config_import.errors import ConfigImportError
-from adadistill.core.config_import.step_rule import NotLiteralError, read_step_rule
+from adadistill.core.config_import.step_rule import ConfigImportError, NotLiteralError, read_step_rule
 from adadistill.loaders.first_bytes import what_it_is
 
 MAX_BYTES: Final = 1 << 18
-MAX_DEPTH: Final = 64
 MAX_NODES: Final = 20_000
 MAX_TEXT: Final = 4096
 
@@ -80,7 +78,10 @@ def read_literals(data: bytes, source: str) -> ConfigLiterals:
     """
     tree = _parse(data, source)
     reader = _Reader()
-    reader.block(tree.body)
+    try:
+        reader.block(tree.body)
+    except RecursionError:
+        raise ConfigImportError(f"{show_text(source, 300)}: is nested too deeply to be a config") from None
     found = reader.found
     if not found.settings and not found.unread:
         raise ConfigImportError(f"{show_text(source, 300)}: assigns no settings; `config.key = value` is looked for")
@@ -110,15 +111,8 @@ def _parse(data: bytes, source: str) -> ast.Module:
         raise ConfigImportError(f"{name}{where}: is not Python 3: {show_text(str(error.msg), 120)}") from None
     except (ValueError, MemoryError, RecursionError):
         raise ConfigImportError(f"{name}: is not Python, or nested too deeply to be a config") from None
-    level: list[ast.AST] = [tree]
-    nodes = depth = 0
-    while level:
-        nodes, depth = nodes + len(level), depth + 1
-        if nodes > MAX_NODES or depth > MAX_DEPTH:
-            raise ConfigImportError(
-                f"{name}: has more than {MAX_NODES:,} parts or {MAX_DEPTH} levels, too many for a config"
-            )
-        level = [child for node in level for child in ast.iter_child_nodes(node)]
+    if sum(1 for _ in ast.walk(tree)) > MAX_NODES:
+        raise ConfigImportError(f"{name}: has more than {MAX_NODES:,} parts, too many for a config")
     return tree
 
 

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import posixpath
 import reprlib
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Literal, TypeVar
 
 from adadistill.core.config.yaml_tree import show_text
-from adadistill.core.config_import.errors import ConfigImportError
 from adadistill.core.config_import.python_literals import ConfigLiterals, Setting
-from adadistill.core.config_import.step_rule import StepRule
+from adadistill.core.config_import.step_rule import ConfigImportError, StepRule
 
 Outcome = Literal["taken", "harmless", "not taken over", "dropped"]
 _SECRET: Final = ("key", "token", "secret", "passw", "credential")
@@ -64,12 +64,13 @@ class RecipeDraft:
             if key in self._settings:
                 self._fate(key, "dropped", (), "left out, as --drop says")
                 del self._settings[key]
+        self._assigned = {*self._settings, *self._unreadable}
         for one in literals.unread:
             if one.anything:
                 self.obstacles.append(f"line {one.line}: {show_text(one.reason, 200)}; it may set anything")
 
     def __contains__(self, key: str) -> bool:
-        return key in self._settings
+        return key in self._assigned  # to a value that can be read or not
 
     def peek(self, key: str) -> Any:
         """The value of a key, None where it is not set; one that could not be read stands in a recipe's way."""
@@ -80,34 +81,29 @@ class RecipeDraft:
         return self._settings[key].value if key in self._settings else None
 
     def number(self, key: str) -> float | int | None:
-        """A number; None, and spoken of, where it is something else; None where it is not set."""
-        return self._typed(key, "a number", lambda value: isinstance(value, int | float) and type(value) is not bool)
+        """A number; None, and spoken of, where it is something else; None where it is not set. So are the others."""
+        return self._typed(key, "a number", lambda value: type(value) in (int, float))
 
     def whole(self, key: str) -> int | None:
-        """A whole number of at least 0, as `number`."""
+        """A whole number of at least 0."""
         found = self._typed(
-            key, "a whole number", lambda value: type(value) in (int, float) and value >= 0 and value == int(value)
+            key, "a whole number", lambda value: type(value) in (int, float) and value >= 0 == value % 1
         )
         return None if found is None else int(found)
 
     def text(self, key: str) -> str | None:
-        """A text that is not empty, as `number`."""
+        """A text that is not empty."""
         return self._typed(key, "a text", lambda value: isinstance(value, str) and value != "")
 
     def flag(self, key: str) -> bool | None:
-        """True or False, as `number`."""
+        """True or False."""
         return self._typed(key, "True or False", lambda value: isinstance(value, bool))
 
-    def texts(self, key: str) -> list[str] | None:
-        """A list of texts, as `number`."""
-        return self._list(key, "a list of texts", lambda item: isinstance(item, str) and item != "")
-
-    def wholes(self, key: str) -> list[int] | None:
-        """A list of whole numbers, as `number`."""
-        return self._list(key, "a list of whole numbers", lambda item: type(item) is int)
-
-    def _list(self, key: str, wanted: str, fits: Callable[[Any], bool]) -> Any:
-        found = self._typed(key, wanted, lambda value: isinstance(value, list | tuple) and all(map(fits, value)))
+    def items(self, key: str, kind: type[_Kind], words: str) -> list[_Kind] | None:
+        """A list of texts, or of whole numbers."""
+        found = self._typed(
+            key, f"a list of {words}", lambda value: isinstance(value, list | tuple) and {kind} >= set(map(type, value))
+        )
         return None if found is None else list(found)
 
     def _typed(self, key: str, wanted: str, fits: Callable[[Any], bool]) -> Any:
@@ -117,6 +113,22 @@ class RecipeDraft:
         if key not in self.fates:
             self.obstacle(key, f"it is not {wanted}")
         return None
+
+    def epochs(self) -> int:
+        """The length of the training, which every script needs; 0 and an obstacle where it is not said."""
+        epochs = self.whole("num_epoch") or 0
+        if epochs:
+            self.take("num_epoch", {"optim.epochs": epochs})
+        else:
+            self.obstacle("num_epoch", "the length of the training must be said")
+        return epochs
+
+    def sets(self, folder: str | None) -> None:
+        """Verification sets, which lie in a folder."""
+        names = self.items("val_targets", str, "texts")
+        if names is not None and folder is not None:
+            beside = posixpath.normpath(folder)
+            self.take("val_targets", {"evaluation.sets": [posixpath.join(beside, f"{name}.bin") for name in names]})
 
     def take(self, key: str, values: Mapping[str, Any], why: str = "") -> None:
         """The key gives these recipe keys their values."""

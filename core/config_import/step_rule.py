@@ -13,6 +13,10 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 
+class ConfigImportError(ValueError):
+    """No recipe can be made of a config file; the text says why, and what to do."""
+
+
 class NotLiteralError(ValueError):
     """An expression that is no literal; the text says what it is instead."""
 
