@@ -86,7 +86,7 @@ def convert_public_weights(public: Mapping[str, Tensor], network: nn.Module) -> 
     heads = [] if linear is None else _heads_in(candidates, linear.shape[0])
     if heads:
         listed = ", ".join(f"{name[:80]} {list(strangers[name].shape)}" for name in heads[:8])
-        logger.warning("left out, as a head over classes is no part of the network: %s", listed)
+        logger.warning("left out, as no part of the network (a head over classes, or single numbers): %s", listed)
     problems = [f"missing {public}" for public in names.values() if public not in bare]
     problems += [f"{_NOT_EXPECTED} {name} {list(strangers[name].shape)}" for name in strangers if name not in heads]
     converted = {name: bare[public] for name, public in names.items() if public in bare}
@@ -160,12 +160,11 @@ def _as_counter(tensor: Tensor) -> Tensor:
 
 def _heads_in(strangers: Mapping[str, Tensor], embedding_dim: int) -> list[str]:
     """Names of class centres or of a classifier, (C, D) or (D, C), of its bias, (C,), and of single numbers."""
-    classes = set()
+    shapes = set[tuple[int, ...]]()
     for tensor in strangers.values():
         if tensor.ndim == 2 and tensor.shape[0] != tensor.shape[1] and embedding_dim in tensor.shape:
-            classes.add(tensor.shape[0] + tensor.shape[1] - embedding_dim)
-    shapes = {(count, embedding_dim) for count in classes} | {(embedding_dim, count) for count in classes}
-    shapes |= {(count,) for count in classes}
+            classes = tensor.shape[0] + tensor.shape[1] - embedding_dim
+            shapes |= {(classes, embedding_dim), (embedding_dim, classes), (classes,)}
     return [name for name, tensor in strangers.items() if tuple(tensor.shape) in shapes or tensor.numel() == 1]
 
 

@@ -168,7 +168,7 @@ def _state_dict(loaded: object, path: Path) -> dict[str, Tensor]:
     networks = [where for where, group in found.items() if any(map(_takes_images, group.values()))] or list(found)
     if not networks:
         shown = ", ".join(str(name)[:80] for name in list(loaded)[:8])
-        raise WeightFileError(f"{path} is no state dict: it holds no named tensors, but {shown or 'nothing'}")
+        raise WeightFileError(f"{path} holds an empty state dict: no named tensors, but {shown or 'nothing'}")
     if len(networks) > 1:
         listed = " and ".join(f"`{where or 'the top'}`" for where in networks[:8])
         raise WeightFileError(

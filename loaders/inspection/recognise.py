@@ -76,7 +76,7 @@ def inspect_path(path: Path, *, index: Path | None = None, sample: int = 2000) -
 def _inspect_file(path: Path, index: Path | None, sample: int) -> Finding:
     start = read_start(path, 4096)
     if (other := what_it_is(start, *_LOOKED_INTO)) is not None:
-        return Finding(path, "empty" if not start else "other", "not what its name says", problems=[f"{path} {other}"])
+        return Finding(path, "empty" if not start else "other", "not what its name says", problems=[f"it {other}"])
     if start.startswith(MAGIC.to_bytes(4, "little")) or (path.suffix == ".rec" and start):
         return inspect_records(path, index, sample)
     if start[:1] == b"\x80" and start[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05"):
