@@ -18,6 +18,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from adadistill.loaders.first_bytes import what_it_is
+
 _MAGIC = b"\x93NUMPY"
 _VERSIONS = (b"\x01\x00", b"\x02\x00", b"\x03\x00")
 _MAX_HEADER_BYTES = 10_000
@@ -64,6 +66,8 @@ def open_npy(path: Path) -> npt.NDArray[Any]:
 def _read_header(path: Path) -> _Header:
     with path.open("rb") as file:
         start = file.read(8)
+        if (other := what_it_is(path, "npy")) is not None:
+            raise NpyFileError(f"it {other}")
         if start[:6] != _MAGIC or start[6:] not in _VERSIONS:
             raise NpyFileError(f"no .npy file of version 1 to 3: it begins with {start.hex(' ') or 'nothing'}")
         length = int.from_bytes(file.read(2 if start[6] == 1 else 4), "little")

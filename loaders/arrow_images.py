@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from adadistill.loaders.first_bytes import what_it_is
 from adadistill.loaders.record_tools.foreign_sets import MAX_IMAGE_BYTES, ArrowMissingError
 
 MAX_BATCH_BYTES = 1 << 30
@@ -174,6 +175,8 @@ def _listed_files(folder: Path) -> tuple[Path, ...]:
             raise ValueError(f"larger than {_MAX_STATE_BYTES} bytes")
         names = [str(entry["filename"]) for entry in json.loads(text)["_data_files"]]
     except (ValueError, KeyError, TypeError, RecursionError) as error:
+        if (other := what_it_is(text, "json")) is not None:
+            raise ArrowImagesError(f"{path} {other}") from None
         raise ArrowImagesError(f"{path}: lists no Arrow files: {type(error).__name__} {str(error)[:80]}") from None
     if not names or len(names) != len(set(names)):
         raise ArrowImagesError(f"{path}: lists no Arrow files, or one of them twice")
@@ -223,6 +226,8 @@ def _check_end(path: Path) -> None:
         start = file.read(6)
         file.seek(max(0, path.stat().st_size - 8))
         end = file.read()
+    if start != b"ARROW1" and (other := what_it_is(path)) is not None:
+        raise ArrowImagesError(f"{path} {other}")
     if start == b"ARROW1":
         raise ArrowImagesError(f"{path}: is an Arrow file of the random-access format; datasets saves streams")
     if not end.endswith(_END_OF_STREAM):

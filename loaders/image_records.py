@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from adadistill.loaders.first_bytes import what_it_is
 from adadistill.loaders.image_source import EncodedImage, SealUse
 from adadistill.loaders.record_index import RecordIndex, load_record_index
 from adadistill.loaders.record_seal import RecordSeal, SealError, open_seal, seal_path
@@ -273,7 +274,10 @@ class ImageRecords:
             if flag != record.flag and payload[4 * flag :].startswith(_IMAGE_BEGINNINGS):
                 reason = f"its label count is {record.flag}, but an image begins after {flag} labels"
                 raise BadFlagError(self.path, index.offsets.item(record_id), reason, *place)
-        reason = f"its body begins like no image format: {record.body[:8].hex(' ')}"
+        other = what_it_is(record.body)
+        reason = f"its body begins like no image format: {record.body[:8].hex(' ')}" + (
+            f"; it {other}" if other else ""
+        )
         raise BadBodyError(self.path, index.offsets.item(record_id), reason, *place)
 
     def _find_num_classes(self) -> tuple[int, str]:

@@ -17,6 +17,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from adadistill.loaders.first_bytes import what_it_is
 from adadistill.loaders.orientation import EXIF_PREFIX, UPRIGHT, exif_orientation, png_orientation, upright
 
 MAX_SIDE = 2048
@@ -106,7 +107,7 @@ def image_header(body: bytes, *, where: object) -> ImageHeader:
         orientation = png_orientation(body)
         return ImageHeader("png", *_turned(height, width, orientation), "", "", orientation, is_baseline=False)
     raise ImageDecodeError(
-        f"{where}: neither JPEG nor PNG ({len(body)} bytes, starts with {body[:4].hex() or 'nothing'})"
+        f"{where}: neither JPEG nor PNG ({len(body)} bytes); it {what_it_is(body) or f'starts with {body[:4].hex()}'}"
     )
 
 

@@ -32,6 +32,8 @@ from typing import BinaryIO, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from adadistill.loaders.first_bytes import LOOKED_AT, what_it_is
+
 MAGIC = 0xCED7230A
 MAX_LABELS = 1 << 16
 """Most labels a record may announce. Real files hold 1 to a few hundred; a damaged count must not cost gigabytes."""
@@ -76,6 +78,12 @@ class BadMagicError(RecordError):
     """No record begins at this byte."""
 
     remedy = "Either the record is damaged (restore the file) or the .idx belongs to another file (delete it)"
+
+
+class NotRecordsError(BadMagicError):
+    """The file is of another kind altogether."""
+
+    remedy = "Put the record file itself in its place"
 
 
 class BadLengthError(RecordError):
@@ -322,6 +330,8 @@ class RecordFile:
         """Check one part's frame; gives its part flag and the bytes [start, stop) of its content."""
         buffer = self._open()
         size = len(buffer)
+        if offset == 0 and (other := what_it_is(buffer[:LOOKED_AT], "records", "empty")) is not None:
+            raise place.error(NotRecordsError, f"{self.path.name} {other}")
         if not 0 <= offset <= size - 8:
             raise place.error(TruncatedRecordError, f"no room for a record at byte {offset}, the file has {size}")
         magic, packed = _FRAME.unpack_from(buffer, offset)

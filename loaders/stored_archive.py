@@ -37,10 +37,13 @@ def pickle_in_archive(path: Path, *, max_members: int, max_bytes: int) -> bytes:
     try:
         with _BoundedDirectory(path, "rb") as file, zipfile.ZipFile(file) as archive:
             members = archive.infolist()
-            _check_members(members, max_members)
+            if any("/code/__torch__" in member.filename for member in members):
+                raise ArchiveError("a TorchScript program, whose code is not run")
             pickles = [member for member in members if member.filename.rpartition("/")[2] == "data.pkl"]
             if len(pickles) != 1:
-                raise ArchiveError("an archive without one data.pkl; torch.save writes one")
+                held = ", ".join(ascii(member.filename)[:60] for member in members[:4])
+                raise ArchiveError(f"an archive without one data.pkl; torch.save writes one, and here is {held}")
+            _check_members(members, max_members)
             if pickles[0].file_size > max_bytes:
                 raise ArchiveError(f"its data.pkl has more than {max_bytes:,} bytes ({pickles[0].file_size:,})")
             file.has_directory = True

@@ -15,6 +15,7 @@ from adadistill.loaders.allow_list_unpickler import (
     StoredArray,
     load_plain_pickle,
 )
+from adadistill.loaders.first_bytes import what_it_is
 from adadistill.loaders.stored_archive import ArchiveError, pickle_in_archive
 
 MAX_PICKLE_BYTES = 2 << 30
@@ -39,6 +40,8 @@ def read_torch_metadata(path: Path) -> dict[str, object]:
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing")
+    if (other := what_it_is(path, "zip")) is not None:
+        raise TorchMetadataError(f"{path} {other}")
     try:
         pickled = pickle_in_archive(path, max_members=_MAX_MEMBERS, max_bytes=MAX_PICKLE_BYTES)
         content = load_plain_pickle(pickled, metadata=True)

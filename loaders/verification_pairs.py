@@ -32,6 +32,7 @@ from adadistill.loaders.allow_list_unpickler import (
     load_plain_pickle,
 )
 from adadistill.loaders.arrow_images import ArrowImagesError, is_arrow_folder, open_arrow_images
+from adadistill.loaders.first_bytes import what_it_is
 from adadistill.loaders.pixels import ImageDecodeError, decode_image
 from adadistill.loaders.usable_cpus import usable_cpus
 
@@ -109,10 +110,13 @@ def read_verification_bin(path: str | Path) -> VerificationPairs:
         raise VerificationSetError(f"{path}: larger than {MAX_FILE_BYTES:,} bytes; verification sets are not")
     try:
         content = load_plain_pickle(data)
-    except PickleRefusedError as error:
+    except (PickleRefusedError, PickleDamagedError) as error:
+        # A pickle of protocol 0 is text too; its last byte is its last opcode.
+        if (other := what_it_is(data, "pickle", *(["text"] if data.endswith(b".") else []))) is not None:
+            raise VerificationSetError(f"{path} {other}") from None
+        if isinstance(error, PickleDamagedError):
+            raise VerificationSetError(f"{path}: not a verification set: {error}") from None
         raise UnsafePickleError(f"{path}: {error}. Hostile or damaged; nothing of it was run") from None
-    except PickleDamagedError as error:
-        raise VerificationSetError(f"{path}: not a verification set: {error}") from None
     if not isinstance(content, (tuple, list)) or len(content) != 2:
         raise VerificationSetError(f"{path}: holds {_described(content)}, not the pair (images, same flags)")
     same = _flags(content[1], path)
@@ -257,9 +261,10 @@ def _image_bytes(image: object, index: int, path: Path) -> bytes:
 
 def _checked_image(body: bytes, index: int, path: Path) -> bytes:
     if not body.startswith((_JPEG, _PNG)):
-        starts = body[:4].hex() or "nothing"
+        starts = f"starts with {body[:4].hex() or 'nothing'}"
         raise VerificationSetError(
-            f"{path}: image {index} ({len(body)} bytes, starts with {starts}) is neither JPEG nor PNG"
+            f"{path}: image {index} ({len(body)} bytes, {starts}) is neither JPEG nor PNG"
+            + (f"; it {other}" if (other := what_it_is(body, "empty")) is not None else "")
         )
     return body
 

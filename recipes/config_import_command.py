@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Collection
 from dataclasses import asdict
 from pathlib import Path
 
@@ -21,6 +22,7 @@ def import_config_file(
     name: str | None,
     devices: int | None,
     family: Family | None,
+    drop: Collection[str],
     as_json: bool,
 ) -> int:
     """Import one file; the recipe goes to `out`, else to stdout with the table on stderr. Returns the exit code.
@@ -36,7 +38,7 @@ def import_config_file(
     with path.open("rb") as file:
         data = file.read(MAX_BYTES + 1)
     stem = (out or path).stem
-    imported = import_config(data, path.name, name=name or recipe_name(stem), devices=devices, family=family)
+    imported = import_config(data, path.name, name=name or recipe_name(stem), devices=devices, family=family, drop=drop)
     if imported.yaml is not None and out is not None:
         with out.open("w" if overwrite else "x", encoding="utf-8") as file_out:
             file_out.write(imported.yaml)

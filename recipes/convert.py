@@ -118,7 +118,7 @@ def publish(source: Path, out: Path, *, publisher: Publisher) -> None:
     check_published_file(out, loaded.backbone, loaded.image_size, publisher)
     tensors = published_tensors(loaded.network, loaded.backbone, loaded.image_size, publisher)
     save_published(out, tensors, publisher)
-    written = strip_wrappers(read_weight_file(out))
+    written = strip_wrappers(read_weight_file(out), tensors)[0]
     if written.keys() != tensors.keys() or any(not torch.equal(written[name], tensors[name]) for name in tensors):
         raise OSError(f"{out} does not hold what was written to it; the disk or its memory is at fault")
     order = FORMATS[publisher].color

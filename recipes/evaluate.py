@@ -33,7 +33,7 @@ from adadistill.recipes.report import print_report
 from adadistill.recipes.scoring.benchmark_pass import Forward, score_benchmark
 from adadistill.recipes.scoring.files import Evaluation, write_evaluation
 from adadistill.recipes.scoring.scored_network import (
-    WEIGHT_SUFFIXES,
+    NAMED_SUFFIXES,
     TeacherSource,
     load_scored,
     source_kind,
@@ -272,9 +272,9 @@ def _misuse(options: argparse.Namespace) -> str | None:
         return "--all and --suffix are for a folder of networks, not for --teacher"
     if options.best_by is not None and not _many(options):
         return "--best-by chooses among several networks: add --all"
-    wrong = [suffix for suffix in options.suffix or () if suffix.lower() not in (*WEIGHT_SUFFIXES, ".onnx")]
+    wrong = [suffix for suffix in options.suffix or () if suffix.lower() not in NAMED_SUFFIXES]
     if wrong:
-        return f"--suffix {' '.join(wrong)}: weights files end in {' '.join((*WEIGHT_SUFFIXES, '.onnx'))}"
+        return f"--suffix {' '.join(wrong)}: weights files end in {' '.join(NAMED_SUFFIXES)}"
     given = [name for name in (*TEACHER_OPTIONS, "image_size") if getattr(options, name) is not None]
     if not given:
         return None

@@ -5,7 +5,7 @@
     adadistill recipes cp RECIPE FILE [--overwrite]
     adadistill recipes validate FILE ...
     adadistill recipes diff RECIPE RECIPE
-    adadistill recipes import-config CONFIG.py [--out FILE] [--devices N] [--family F]
+    adadistill recipes import-config CONFIG.py [--out FILE] [--devices N] [--family F] [--drop KEY ...]
 
 RECIPE is a YAML file or the name of a recipe that ships with the package. docs/recipe_tools.md tells more.
 
@@ -74,6 +74,13 @@ def _add_import(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--devices", type=int, help="GPUs that share a step, as batches are per GPU there")
     parser.add_argument(
         "--family", choices=("origin", "adadistill", "insightface"), help="whose config it is (default: by its keys)"
+    )
+    parser.add_argument(
+        "--drop",
+        action="append",
+        default=[],
+        metavar="KEY",
+        help="train without what this key decides; may be repeated",
     )
     parser.add_argument("--json", action="store_true", help="print what became of every key as JSON")
     parser.set_defaults(run=_import_config)
@@ -187,6 +194,7 @@ def _import_config(arguments: argparse.Namespace) -> int:
         name=arguments.name,
         devices=arguments.devices,
         family=arguments.family,
+        drop=arguments.drop,
         as_json=arguments.json,
     )
 

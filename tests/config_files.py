@@ -142,3 +142,34 @@ config.num_epoch = 20
 config.warmup_epoch = config.num_epoch // 10
 config.val_targets = []
 """
+
+INSIGHTFACE_2021 = """
+from easydict import EasyDict as edict
+config = edict()
+config.dataset = "ms1m-retinaface-t1"
+config.embedding_size = 512
+config.sample_rate = 1
+config.fp16 = False
+config.momentum = 0.9
+config.weight_decay = 5e-4
+config.batch_size = 128
+config.lr = 0.1  # for 512 images
+config.output = "ms1mv3_arcface_r50"
+config.network = "r50"
+config.loss = 'cosface'
+config.resume = False
+
+if config.dataset == "emore":
+    config.rec = "/train_tmp/faces_emore"
+    config.num_epoch = 16
+    config.warmup_epoch = -1
+    config.decay_epoch = [8, 14]
+elif config.dataset == "ms1m-retinaface-t1":
+    config.rec = "/train_tmp/ms1m-retinaface-t1"
+    config.num_classes = 93431
+    config.num_image = 5179510
+    config.num_epoch = 25
+    config.warmup_epoch = -1
+    config.decay_epoch = [11, 17, 22]
+    config.val_targets = ["lfw", "cfp_fp"]
+"""

@@ -15,7 +15,7 @@ from typing import Final, Literal, TypeAlias, get_args
 from torch import Tensor, nn
 
 from adadistill.core.backbones import BACKBONE_NAMES, BackboneConfig, BackboneName, backbone_skeleton
-from adadistill.core.backbones.public_weights import public_names, strip_wrappers
+from adadistill.core.backbones.public_weights import public_names, strip_wrappers, wrapper_prefixes
 
 Publisher: TypeAlias = Literal["adadistill", "insightface", "adaface", "cvlface"]
 
@@ -52,17 +52,34 @@ def recognise_backbone(public: Mapping[str, Tensor]) -> BackboneConfig:
     A few missing or unexpected tensors do not hide a network: the strict conversion that follows lists them.
 
     Raises:
-        ValueError: the names are those of none of our networks.
+        ValueError: the names are those of none of our networks, or of two.
     """
-    bare = strip_wrappers(public)
-    shares = {config: _shared(bare.keys(), _names_of(config).values()) for config in _KNOWN}
-    best = max(_KNOWN, key=lambda config: shares[config])
-    if shares[best] < _LEAST_SHARE:
-        shown = ", ".join(list(bare)[:4])
+    counts = {config: wrapper_prefixes(public, _names_of(config).values()) for config in _KNOWN}
+    prefixes = {
+        prefix
+        for config, found in counts.items()
+        for prefix, count in found.items()
+        if count >= _LEAST_SHARE * len(_names_of(config))
+    }
+    networks: dict[str, BackboneConfig] = {}
+    for prefix in sorted(prefixes):
+        inner = tuple(other for other in prefixes if other != prefix and other.startswith(prefix))
+        names = [name.removeprefix(prefix) for name in public if name.startswith(prefix) and not name.startswith(inner)]
+        shares = {config: _shared(names, _names_of(config).values()) for config in _KNOWN}
+        likeliest = max(_KNOWN, key=lambda config: shares[config])
+        if shares[likeliest] >= _LEAST_SHARE:
+            networks[prefix] = likeliest
+    if len(networks) > 1:
+        listed = " and ".join(f"{config.arch} under `{prefix[:80]}`" for prefix, config in networks.items())
+        raise ValueError(f"two networks are here, {listed}; save the tensors of the one that is meant alone")
+    if not networks:
+        shown = ", ".join(list(public)[:4])
         raise ValueError(
-            f"these {len(bare)} tensors ({shown}, ...) are those of no network we know: {', '.join(BACKBONE_NAMES)}; "
+            f"these {len(public)} tensors ({shown}, ...) are those of no network we know: {', '.join(BACKBONE_NAMES)}; "
             "another network can teach as an ONNX file, or through its embeddings (`adadistill cache import`)"
         )
+    best = next(iter(networks.values()))
+    bare, _ = strip_wrappers(public, _names_of(best).values())
     linear = bare.get(_names_of(best)["embed.linear.weight"])
     if linear is None or linear.ndim != 2:
         return best

@@ -31,7 +31,9 @@ because a teacher of which one layer stayed random still trains a student, only 
 Source: key names of insightface arcface_torch, AdaFace, CVLface and AdaDistill (method 5.1 to 5.4).
 """
 
+import logging
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
@@ -44,12 +46,10 @@ from adadistill.core.backbones.ir import IR
 from adadistill.core.backbones.iresnet import IResNet
 from adadistill.core.backbones.mobilefacenet import MBF, MBF_LARGE, MobileFaceNet
 
-WRAPPER_PREFIXES: Final[tuple[str, ...]] = ("module.", "_orig_mod.", "model.", "net.")
-"""What DistributedDataParallel, torch.compile, Lightning (AdaFace) and CVLface put before the names of a network."""
+logger = logging.getLogger(__name__)
 
-ADAFACE_HEAD_KEYS: Final[frozenset[str]] = frozenset({"head.kernel", "head.t", "head.batch_mean", "head.batch_std"})
-"""The margin head that an AdaFace checkpoint holds beside the network: class centres and norm statistics."""
-
+_MAX_WRAPPERS = 16
+_COUNTER = ".num_batches_tracked"
 _PROBLEMS_SHOWN = 40
 _NOT_EXPECTED = "not expected"
 _READABLE_DTYPES: Final = frozenset(
@@ -62,19 +62,33 @@ def convert_public_weights(public: Mapping[str, Tensor], network: nn.Module) -> 
 
     Args:
         public: state dict of the public implementation of the same architecture, image size and embedding length;
-            wrapper prefixes and an AdaFace head are removed first (`strip_wrappers`).
+            what wrappers put before the names is removed first (`strip_wrappers`), and a head over classes beside the
+            network is left out, with a warning.
         network: what `build_backbone` returns; may be on any device or dtype. Tensors keep the dtype they come in.
 
     Raises:
         ValueError: tensors are missing, not expected, of another shape or not finite; the text lists them.
         TypeError: `network` is none of our backbones.
     """
-    bare = strip_wrappers(public)
     own = network.state_dict()
     names = public_names(network)
-    unexpected = bare.keys() - set(names.values())
+    bare, beside = strip_wrappers(public, names.values())
+    bare = {name: _as_counter(tensor) if name.endswith(_COUNTER) else tensor for name, tensor in bare.items()}
+    # Batch norms count their batches for an average that no network here uses; not everyone saves it.
+    for public_name in names.values():
+        if public_name.endswith(_COUNTER):
+            bare.setdefault(public_name, torch.zeros((), dtype=torch.int64))
+    expected_names = set(names.values())
+    strangers = {name: tensor for name, tensor in bare.items() if name not in expected_names} | beside
+    roots = {public.partition(".")[0] for public in names.values()}
+    linear = own.get("embed.linear.weight")
+    candidates = {name: strangers[name] for name in strangers if name in beside or name.partition(".")[0] not in roots}
+    heads = [] if linear is None else _heads_in(candidates, linear.shape[0])
+    if heads:
+        listed = ", ".join(f"{name[:80]} {list(strangers[name].shape)}" for name in heads[:8])
+        logger.warning("left out, as no part of the network (a head over classes, or single numbers): %s", listed)
     problems = [f"missing {public}" for public in names.values() if public not in bare]
-    problems += [f"{_NOT_EXPECTED} {public} {list(bare[public].shape)}" for public in bare if public in unexpected]
+    problems += [f"{_NOT_EXPECTED} {name} {list(strangers[name].shape)}" for name in strangers if name not in heads]
     converted = {name: bare[public] for name, public in names.items() if public in bare}
     for name, tensor in converted.items():
         if tensor.shape != own[name].shape:
@@ -84,7 +98,7 @@ def convert_public_weights(public: Mapping[str, Tensor], network: nn.Module) -> 
             problems.append(f"{names[name]} is no plain tensor of numbers: {tensor.layout}, {tensor.dtype}")
         elif tensor.is_floating_point() != own[name].is_floating_point():
             problems.append(f"{names[name]} is {tensor.dtype}, this network needs {own[name].dtype}")
-        elif not torch.isfinite(tensor).all():
+        elif not torch.isfinite(tensor.float()).all():
             problems.append(f"{names[name]} holds values that are not finite")
     if problems:
         raise ValueError(_report(problems, len(own)))
@@ -107,20 +121,28 @@ def public_names(network: nn.Module) -> dict[str, str]:
     return {name: _public_name(name, rules, blocks_per_stage) for name in network.state_dict()}
 
 
-def strip_wrappers(public: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return `public` without the prefixes that wrappers added, and without the margin head of an AdaFace checkpoint.
+def strip_wrappers(public: Mapping[str, Tensor], names: Iterable[str]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Part `public` into the tensors of a network, without what wrappers put before their names, and those beside it.
 
-    A prefix is removed only where every name has it, but for `head.*` beside `model.*`, as AdaFace saves them. Such a
-    head is dropped only where it is exactly AdaFace's (`ADAFACE_HEAD_KEYS`); otherwise its tensors stay, to be reported
-    as not expected.
+    Args:
+        names: of the network that is looked for.
     """
-    head = {name: tensor for name, tensor in public.items() if name.startswith("head.")}
-    tensors = {name: tensor for name, tensor in public.items() if name not in head}
-    if head and not all(name.startswith("model.") for name in tensors):
-        return dict(public)
-    while prefix := _common_prefix(tensors):
-        tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
-    return tensors if "head.kernel" in head and head.keys() <= ADAFACE_HEAD_KEYS else {**tensors, **head}
+    prefixes = wrapper_prefixes(public, names)
+    prefix = min(prefixes, key=lambda prefix: (-prefixes[prefix], len(prefix)), default="")
+    inside = {name.removeprefix(prefix): tensor for name, tensor in public.items() if name.startswith(prefix)}
+    return inside, {name: tensor for name, tensor in public.items() if not name.startswith(prefix)}
+
+
+def wrapper_prefixes(public: Iterable[str], names: Iterable[str]) -> Counter[str]:
+    """How many of a network's names stand in `public` behind each prefix: `module.`, `model._orig_mod.`, any other."""
+    wanted, found = set(names), Counter[str]()
+    for name in public:
+        parts = name.split(".", _MAX_WRAPPERS)
+        for first in range(len(parts)):
+            bare = ".".join(parts[first:])
+            if bare in wanted:
+                found[name[: len(name) - len(bare)]] += 1
+    return found
 
 
 def swap_colour_order_(network: nn.Module) -> None:
@@ -130,10 +152,20 @@ def swap_colour_order_(network: nn.Module) -> None:
         weight.copy_(weight.flip(1))
 
 
-def _common_prefix(names: Iterable[str]) -> str | None:
-    names = list(names)
-    matching = (prefix for prefix in WRAPPER_PREFIXES if names and all(name.startswith(prefix) for name in names))
-    return next(matching, None)
+def _as_counter(tensor: Tensor) -> Tensor:
+    """A count of batches as the network has it; casting a state dict to a dtype casts it too."""
+    plain = tensor.numel() == 1 and tensor.dtype in _READABLE_DTYPES and not tensor.is_meta
+    return tensor.reshape(()).to(torch.int64) if plain else tensor
+
+
+def _heads_in(strangers: Mapping[str, Tensor], embedding_dim: int) -> list[str]:
+    """Names of class centres or of a classifier, (C, D) or (D, C), of its bias, (C,), and of single numbers."""
+    shapes = set[tuple[int, ...]]()
+    for tensor in strangers.values():
+        if tensor.ndim == 2 and tensor.shape[0] != tensor.shape[1] and embedding_dim in tensor.shape:
+            classes = tensor.shape[0] + tensor.shape[1] - embedding_dim
+            shapes |= {(classes, embedding_dim), (embedding_dim, classes), (classes,)}
+    return [name for name, tensor in strangers.items() if tuple(tensor.shape) in shapes or tensor.numel() == 1]
 
 
 def _report(problems: Sequence[str], expected: int) -> str:

@@ -1,20 +1,21 @@
 """Reads the tensors of a published weight file, without running anything it may contain.
 
-`.safetensors` holds only tensors. `.pth`, `.pt` and `.ckpt` are pickles, which can run any code when they are loaded;
-they go through torch's restricted unpickler and nothing else, and a file that it refuses is refused here. Lightning,
-with which AdaFace was trained, stores a few objects of its own beside the tensors: they are read as inert stand-ins, so
-that such a file opens without Lightning and without any of its code.
+Its first bytes say what it is, whatever its name. safetensors hold only tensors. What `torch.save` writes are pickles,
+which can run any code when they are loaded; they go through torch's restricted unpickler and nothing else, and a file
+that it refuses is refused here. Objects that trainers keep beside the tensors (Lightning's, numpy's, paths) are read as
+inert stand-ins, so that such a file opens without any of their code.
 """
 
 import argparse
 import io
+import logging
 import mmap
 import pickle
 import re
 import struct
 import warnings
 from collections import Counter, OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -25,9 +26,10 @@ from torch import Tensor
 
 from adadistill.core.backbones.weight_pickles import require_harmless_pickles
 from adadistill.loaders.allow_list_unpickler import PickleDamagedError, PickleRefusedError
+from adadistill.loaders.first_bytes import kind_of, what_it_is
 from adadistill.loaders.stored_archive import ArchiveError, pickle_in_archive
 
-_PICKLED_SUFFIXES: Final[tuple[str, ...]] = (".pth", ".pt", ".ckpt")
+logger = logging.getLogger(__name__)
 
 _SAFETENSORS_ERROR: Final[type[Exception]] = SafetensorError
 _ZIP: Final = b"PK\x03\x04"
@@ -35,23 +37,13 @@ _MAX_HEADER_BYTES: Final = 16 << 20
 _MAX_PICKLE_BYTES: Final = 256 << 20
 _MAX_MEMBERS: Final = 20_000
 
-_CONTAINERS: Final[tuple[str, ...]] = ("state_dict", "state_dict_backbone")
-"""Keys under which training checkpoints keep the network: Lightning's, and arcface_torch's `checkpoint_gpu_*.pt`."""
-
+_CONTAINERS: Final[tuple[str, ...]] = ("", "state_dict", "state_dict_backbone")
+"""Where the network is expected: at the top, where Lightning keeps it, and arcface_torch's `checkpoint_gpu_*.pt`."""
+_MAX_LEVELS: Final = 5
 
 _UNREADABLE: Final[tuple[type[Exception], ...]] = (
-    pickle.UnpicklingError,
-    struct.error,
-    ArithmeticError,
-    AssertionError,
-    AttributeError,
-    EOFError,
-    MemoryError,
-    OSError,
-    LookupError,
-    RuntimeError,
-    TypeError,
-    ValueError,
+    *(pickle.UnpicklingError, struct.error, ArithmeticError, AssertionError, AttributeError, EOFError, MemoryError),
+    *(OSError, LookupError, RuntimeError, TypeError, ValueError),
 )
 """What torch's restricted unpickler raises: the first for what it refuses, all of them for damaged bytes (found by
 changing and cutting bytes of small files)."""
@@ -62,37 +54,51 @@ class WeightFileError(ValueError):
 
 
 class _Inert:
-    """Stands in for Lightning's callback classes, which old checkpoints use as dictionary keys."""
+    """Stands in for what is of no use here: Lightning's callback classes, numpy's scalars and arrays, paths."""
 
+    def __init__(self, *ignored: object) -> None:
+        pass
+
+    def __setstate__(self, ignored: object) -> None:
+        pass
+
+
+_OF_NO_USE: Final = (
+    "pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint",
+    *(f"numpy.{core}.multiarray.{name}" for core in ("core", "_core") for name in ("scalar", "_reconstruct")),
+    *("numpy.dtype", "numpy.ndarray", "pathlib.PosixPath", "pathlib._local.PosixPath"),
+)
 
 _STAND_INS: Final[list[Any]] = [
     Counter,
     argparse.Namespace,
     (OrderedDict, "pytorch_lightning.utilities.parsing.AttributeDict"),
     (OrderedDict, "lightning_fabric.utilities.data.AttributeDict"),
-    (_Inert, "pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint"),
+    (OrderedDict, "easydict.EasyDict"),
+    *((_Inert, name) for name in _OF_NO_USE),
 ]
 
 
 def read_weight_file(path: Path) -> dict[str, Tensor]:
-    """Return the named tensors of a `.safetensors`, `.pth`, `.pt` or `.ckpt` file on the CPU, under their own names.
+    """Return the named tensors of a weight file on the CPU, under their own names.
 
-    A pickle may be the state dict itself, or a training checkpoint that keeps it under `state_dict` or
-    `state_dict_backbone`.
+    A pickle may be the state dict itself, or a training checkpoint that keeps it under any name; a warning tells which,
+    unless it is one of those that everybody uses.
 
     Raises:
         FileNotFoundError: there is no such file.
-        WeightFileError: another suffix, a damaged file, a pickle that asks for more than tensors and plain containers,
-            one without named tensors, or tensors larger than what the file holds of them.
+        WeightFileError: another kind of file, a damaged one, a pickle that asks for more than tensors and plain
+            containers, one without named tensors or with two networks, or tensors larger than what the file holds of
+            them.
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path} is not a file")
-    if path.suffix == ".safetensors":
+    if (other := what_it_is(path, "zip", "pickle", "safetensors")) is not None:
+        raise WeightFileError(f"{path} {other}")
+    kind = kind_of(path)
+    if kind == "safetensors" or (kind == "unknown" and path.suffix.lower() == ".safetensors"):
         return _load_safetensors(path)
-    if path.suffix in _PICKLED_SUFFIXES:
-        return _state_dict(_load_pickle(path), path)
-    suffixes = ", ".join((".safetensors", *_PICKLED_SUFFIXES))
-    raise WeightFileError(f"{path} must end in one of {suffixes}")
+    return _state_dict(_load_pickle(path), path)
 
 
 def _load_safetensors(path: Path) -> dict[str, Tensor]:
@@ -113,14 +119,15 @@ def _load_safetensors(path: Path) -> dict[str, Tensor]:
 def _load_pickle(path: Path) -> object:
     _refuse_bombs(path)
     try:
-        with torch.serialization.safe_globals(_STAND_INS), warnings.catch_warnings():
+        # An open file: of a path, torch would look at the suffix.
+        with torch.serialization.safe_globals(_STAND_INS), warnings.catch_warnings(), path.open("rb") as file:
             warnings.simplefilter("ignore")  # on pickle protocols: what cannot be read raises
-            return torch.load(path, map_location="cpu", weights_only=True)
+            return torch.load(file, map_location="cpu", weights_only=True)
     except _UNREADABLE as error:
         raise WeightFileError(
             f"{path} cannot be read by torch's restricted unpickler: {_reason(error)}\n"
-            "It is damaged, or holds objects that only code could rebuild. Where it was written, save the state dict "
-            "alone (torch.save(network.state_dict(), ...)) or as safetensors."
+            "It is damaged, or holds a whole network or other objects that only code could rebuild. Where it was "
+            "written, save the state dict alone (torch.save(network.state_dict(), ...)) or as safetensors."
         ) from error
 
 
@@ -139,7 +146,8 @@ def _refuse_bombs(path: Path) -> None:
                 require_harmless_pickles(mapped, zipped=False)
         except (ArchiveError, PickleRefusedError, PickleDamagedError) as error:
             raise WeightFileError(
-                f"{path} cannot be read: {error}. It is damaged or hostile, or no state dict; nothing of it was run"
+                f"{path} cannot be read: {error}. It is damaged, hostile, or holds a whole network instead of its "
+                "tensors (where it was written: torch.save(network.state_dict(), ...)); nothing of it was run"
             ) from None
 
 
@@ -147,6 +155,8 @@ def _reason(error: Exception) -> str:
     """torch's message is a page on how to load the file unsafely; what matters is the object that it names."""
     if refused := re.search(r"GLOBAL (\S+)", str(error)):
         return f"it asks for {refused[1]}"
+    if "TorchScript" in str(error):
+        return "it is a TorchScript program"
     lines = [line for line in str(error).strip().splitlines() if "weights_only" not in line]
     return f"{type(error).__name__} {lines[0] if lines else ''}".strip()
 
@@ -154,19 +164,52 @@ def _reason(error: Exception) -> str:
 def _state_dict(loaded: object, path: Path) -> dict[str, Tensor]:
     if not isinstance(loaded, Mapping):
         raise WeightFileError(f"{path} holds a {type(loaded).__name__}, not a state dict")
-    container = next((key for key in _CONTAINERS if isinstance(loaded.get(key), Mapping)), None)
-    entries = loaded if container is None else loaded[container]
-    if not entries:
-        raise WeightFileError(f"{path} holds an empty state dict")
-    strangers = [str(name) for name, value in entries.items() if not isinstance(value, Tensor)]
-    if strangers:
-        shown = ", ".join(name[:80] for name in strangers[:8])
-        raise WeightFileError(f"{path} is no state dict: {len(strangers)} entries are no tensors, such as {shown}")
+    found = dict(_groups_of_tensors(loaded, "", _MAX_LEVELS, set()))
+    networks = [where for where, group in found.items() if any(map(_takes_images, group.values()))] or list(found)
+    if not networks:
+        shown = ", ".join(str(name)[:80] for name in list(loaded)[:8])
+        raise WeightFileError(f"{path} holds an empty state dict: no named tensors, but {shown or 'nothing'}")
+    if len(networks) > 1:
+        listed = " and ".join(f"`{where or 'the top'}`" for where in networks[:8])
+        raise WeightFileError(
+            f"{path} holds {len(networks)} networks, under {listed}, and nothing says which is meant; where it was "
+            f"written, save the state dict of one of them alone"
+        )
+    where = networks[0]
+    entries = {name: value for name, value in found[where].items() if isinstance(value, Tensor)}
+    if where not in _CONTAINERS:
+        logger.warning("%s: the network is taken from `%s`", path, where)
+    if len(entries) < len(found[where]):
+        others = [str(name)[:80] for name in found[where] if name not in entries]
+        logger.warning("%s: left out, as they are no tensors: %s", path, ", ".join(others[:8]))
     hollow = [str(name) for name, tensor in entries.items() if not _is_plain(tensor)]
     if hollow:
         shown = ", ".join(name[:80] for name in hollow[:8])
         raise WeightFileError(f"{path} is no state dict: {len(hollow)} entries are no plain tensors, such as {shown}")
     return {str(name): tensor for name, tensor in entries.items()}
+
+
+def _groups_of_tensors(
+    group: Mapping[Any, Any], where: str, levels: int, seen: set[int]
+) -> Iterator[tuple[str, Mapping[Any, Any]]]:
+    """Mappings that hold tensors by name, each once however often it is named, with the path of keys that leads there.
+
+    Numbered entries are an optimiser's state.
+    """
+    if id(group) in seen or not levels:
+        return
+    seen.add(id(group))
+    named = {name: value for name, value in group.items() if isinstance(name, str)}
+    if any(isinstance(value, Tensor) for value in named.values()):
+        yield where, named
+    for name, value in named.items():
+        if isinstance(value, Mapping):
+            yield from _groups_of_tensors(value, f"{where}.{name[:80]}" if where else name[:80], levels - 1, seen)
+
+
+def _takes_images(value: object) -> bool:
+    """Whether this may be the first convolution of a network, which takes three colours."""
+    return isinstance(value, Tensor) and value.ndim == 4 and value.shape[1] == 3
 
 
 def _is_plain(tensor: Tensor) -> bool:

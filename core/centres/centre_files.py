@@ -41,6 +41,7 @@ from adadistill.core.checkpoints.checked_files import (
 )
 from adadistill.core.checkpoints.files import ROWS_KEY, STATE_NAME, Manifest, read_manifest, shard_name
 from adadistill.core.npy_files import NpyFileError, open_npy
+from adadistill.loaders.first_bytes import what_it_is
 from adadistill.loaders.folder_sync import sync_folder
 
 CentresFormat: TypeAlias = Literal["safetensors", "npy"]
@@ -228,7 +229,9 @@ def _read_safetensors(path: Path) -> StoredCentres:
                 raise CentresFileError("it ended early while it was read")
         records = _fingerprint(header.metadata.get("records"))
     except (ValueError, OSError) as error:
-        raise CentresFileError(f"no class centres can be taken from {path}: {error}") from error
+        other = what_it_is(path, "safetensors", "empty") if path.is_file() else None
+        reason = f"it {other}" if other is not None else error
+        raise CentresFileError(f"no class centres can be taken from {path}: {reason}") from error
     centres = stored_centres(rows, path.name, records)
     if centres.sha256 != header.metadata.get("sha256"):
         raise CentresFileError(

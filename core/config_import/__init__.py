@@ -7,7 +7,7 @@ literal assignments, `step_rule` the rate schedule that AdaDistill writes as a f
 puts it together.
 """
 
-from adadistill.core.config_import.errors import ConfigImportError
 from adadistill.core.config_import.importer import ImportedConfig, import_config
+from adadistill.core.config_import.step_rule import ConfigImportError
 
 __all__ = ["ConfigImportError", "ImportedConfig", "import_config"]

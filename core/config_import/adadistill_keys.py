@@ -20,24 +20,31 @@ _TEACHERS: Final = ("iresnet18", "iresnet34", "iresnet50", "iresnet100")
 _GEOMETRY_DEFAULTS: Final = {"geom_margin_w": 0.2, "geom_margin_k": 1.0, "geom_margin_warmup_epoch": 0}
 _LARGE: Final = (("ijb", "evaluation.ijb"), ("tinyface", "evaluation.tinyface"))
 
-_HARMLESS: Final = {
+LOGGING: Final = dict.fromkeys(
+    (
+        *("output", "log_dir", "logdir", "save_dir", "prefix", "work_dir", "run_name", "notes", "comment", "project"),
+        *("frequent", "verbose", "log_freq", "print_freq", "save_freq", "save_all_states", "save_artifacts"),
+        *("tensorboard", "using_wandb", "wandb_key", "wandb_entity", "wandb_project", "wandb_log_all", "wandb_resume"),
+        *("suffix_run_name", "num_workers", "workers", "pin_memory", "gpus", "gpu_id", "device", "local_rank"),
+        *("world_size", "dist_url", "dist_backend", "cudnn_benchmark", "resume", "global_step", "num_classes"),
+        *("num_image", "warmup_step", "total_step", "decay_step"),
+    ),
+    "of logging, files or machines, or counted here",
+)
+"""Keys of any family that need no counterpart: what is counted in the records is among them."""
+
+_HARMLESS: Final = LOGGING | {
     "dataset": "it chooses among the branches of the config, which was followed",
-    "output": "the run folder is said at launch: --out FOLDER",
-    "global_step": "a run goes on with --resume auto, at the very step",
-    "num_classes": "counted in the records",
-    "num_image": "counted in the records",
     "db_file_format": "the records say what they are",
     "sample": "images of each identity; the records say it",
     "eval_step": "evaluation is every so many epochs: evaluation.every_epochs",
     "pretrained_teacher_header_path": "only frozen centres would read it; these are adaptive",
     "teacher_cache": "downloads are kept where Hugging Face's HF_HUB_CACHE says",
     "run_eval_at_start": "adadistill evaluate scores a network without training it",
-    "ijb_batch_size": "evaluation.batch_size, which changes speed alone",
-    "ijb_num_workers": "changes speed alone",
-    "tinyface_batch_size": "evaluation.batch_size, which changes speed alone",
-    "tinyface_num_workers": "changes speed alone",
-    "geom_margin_mask": "its training script ignores it with the adaptive margin",
-    "geom_margin_baseline": "its training script ignores it with the adaptive margin",
+    **dict.fromkeys(
+        ("ijb_batch_size", "ijb_num_workers", "tinyface_batch_size", "tinyface_num_workers"), "speed alone"
+    ),
+    **dict.fromkeys(("geom_margin_mask", "geom_margin_baseline"), "its script ignores it with the adaptive margin"),
 }
 
 
@@ -55,6 +62,7 @@ def fill_from_adadistill(draft: RecipeDraft, *, devices: int, origin: bool) -> N
     _geometry(draft)
     _optimiser(draft, origin=origin)
     _evaluation(draft)
+    draft.copy("seed", "seed", draft.whole("seed"))
     draft.harmless(_HARMLESS)
 
 
@@ -107,7 +115,7 @@ def _student(draft: RecipeDraft) -> None:
     if draft.peek("SE") is True and network is not None and network.startswith("iresnet"):
         draft.take("SE", {"student.se": True})
     elif draft.peek("SE"):
-        draft.leave("SE", f"squeeze-and-excitation is an option of iresnet networks, and this is {network}")
+        draft.refuse("SE", f"squeeze-and-excitation is an option of iresnet networks, and this is {network}")
     draft.harmless({"SE": "off, as student.se is"})
 
 
@@ -155,25 +163,19 @@ def _optimiser(draft: RecipeDraft, *, origin: bool) -> None:
     draft.need("momentum", "optim.momentum", draft.number("momentum"))
     draft.need("weight_decay", "optim.weight_decay", draft.number("weight_decay"))
     draft.fixed("optim.clip_norm", 5.0, _SCRIPT)
-    epochs = draft.whole("num_epoch")
-    if not epochs:
-        draft.obstacle("num_epoch", "the length of the training must be said")
-    else:
-        draft.take("num_epoch", {"optim.epochs": epochs})
-    rule, warmup = draft.peek("lr_func"), draft.number("warmup_epoch")
-    if isinstance(rule, StepRule):
-        _schedule(draft, rule, epochs or 0)
-        if not origin:
-            draft.harmless({"warmup_epoch": "its training script warms up by lr_func alone"})
-    elif "lr_func" in draft:
-        draft.obstacle("lr_func", "it is no rate schedule that could be read")
-    else:
-        draft.obstacle("lr_func", "the rate schedule must be read from it")
+    epochs, warmup = draft.epochs(), draft.number("warmup_epoch")
+    if take_step_rule(draft, epochs) and not origin:
+        draft.harmless({"warmup_epoch": "its training script warms up by lr_func alone"})
     if "warmup_epoch" not in draft.fates:
         draft.copy("warmup_epoch", "optim.warmup_epochs", None if warmup is None else max(0, warmup))
 
 
-def _schedule(draft: RecipeDraft, rule: StepRule, epochs: int) -> None:
+def take_step_rule(draft: RecipeDraft, epochs: int) -> bool:
+    """The schedule that `lr_func` is, false and an obstacle where it is none."""
+    rule = draft.peek("lr_func")
+    if not isinstance(rule, StepRule):
+        draft.obstacle("lr_func", "the rate schedule must be read from it, and it is none that could be")
+        return False
     kept = [epoch for epoch in rule.milestones if 0 < epoch < epochs]
     values = {"optim.milestones": kept, "optim.gamma": rule.gamma}
     why = "epochs from 0, at whose start the rate drops" if kept else "no drop inside the training"
@@ -181,18 +183,16 @@ def _schedule(draft: RecipeDraft, rule: StepRule, epochs: int) -> None:
         values["optim.warmup_epochs"] = rule.warmup_epochs
         why += "; its warm-up rises by epochs there, by steps here"
     draft.take("lr_func", values, why)
+    return True
 
 
 def _evaluation(draft: RecipeDraft) -> None:
-    names, folder = draft.texts("val_targets"), draft.text("val_rec") or draft.text("rec")
-    if names is not None and folder is not None:
-        beside = posixpath.normpath(folder)
-        draft.take("val_targets", {"evaluation.sets": [posixpath.join(beside, f"{name}.bin") for name in names]})
-        draft.harmless({"val_rec": "the folder of evaluation.sets"})
+    draft.sets(draft.text("val_rec") or draft.text("rec"))
+    draft.harmless({"val_rec": "the folder of evaluation.sets"})
     draft.copy("val_eval_every_n_epoch", "evaluation.every_epochs", draft.whole("val_eval_every_n_epoch") or None)
     any_large = False
     for name, recipe_key in _LARGE:
-        root, targets = draft.text(f"{name}_root"), draft.texts(f"{name}_targets")
+        root, targets = draft.text(f"{name}_root"), draft.items(f"{name}_targets", str, "texts")
         if draft.peek(f"eval_{name}") and root is not None and targets is not None:
             any_large = True
             folders = [posixpath.join(posixpath.normpath(root), target) for target in targets]

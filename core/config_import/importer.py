@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any, Final, Literal, get_args
 
@@ -10,10 +11,10 @@ from adadistill.core.config.schema import config_schema, section_class
 from adadistill.core.config.text import dump_value
 from adadistill.core.config.yaml_tree import show_text
 from adadistill.core.config_import.adadistill_keys import fill_from_adadistill
-from adadistill.core.config_import.errors import ConfigImportError
-from adadistill.core.config_import.insightface_keys import fill_from_insightface
+from adadistill.core.config_import.insightface_keys import INSIGHTFACE_LOSSES, fill_from_insightface
 from adadistill.core.config_import.python_literals import ConfigLiterals, Unread, read_literals
 from adadistill.core.config_import.recipe_draft import DraftValue, KeyFate, RecipeDraft
+from adadistill.core.config_import.step_rule import ConfigImportError
 from adadistill.core.recipe import Recipe, parse_recipe
 
 Family = Literal["origin", "adadistill", "insightface"]
@@ -22,7 +23,7 @@ DEVICES: Final = {"origin": 1, "adadistill": 4, "insightface": 8}
 """GPUs of the published runs."""
 
 _MARKS: Final = {
-    "insightface": ("margin_list", "interclass_filtering_threshold", "sample_rate"),
+    "insightface": ("margin_list", "interclass_filtering_threshold", "sample_rate", "decay_epoch"),
     "origin": ("use_geom_margin", "geom_margin_w", "teacher_repo_id", "h", "t_alpha", "val_rec"),
     "adadistill": ("adaptive_alpha", "adaptive_weighted_alpha", "pretrained_teacher_path"),
 }
@@ -48,7 +49,13 @@ class ImportedConfig:
 
 
 def import_config(
-    data: bytes, source: str, *, name: str, devices: int | None = None, family: Family | None = None
+    data: bytes,
+    source: str,
+    *,
+    name: str,
+    devices: int | None = None,
+    family: Family | None = None,
+    drop: Collection[str] = (),
 ) -> ImportedConfig:
     """Make a recipe of a config file, which is parsed and never run.
 
@@ -58,6 +65,7 @@ def import_config(
         name: of the recipe.
         devices: GPUs that share a step, since batches are per GPU there; None takes those of the published runs.
         family: whose config it is; None tells by its keys.
+        drop: keys to leave out, though they may decide what is trained.
 
     Raises:
         ConfigImportError: it is no such file, or nothing tells whose it is.
@@ -68,7 +76,7 @@ def import_config(
     devices = DEVICES[family] if devices is None else devices
     if not 1 <= devices <= 1 << 20:
         raise ConfigImportError(f"devices must be in [1, {1 << 20}], got {devices}")
-    draft = RecipeDraft(literals)
+    draft = RecipeDraft(literals, drop)
     if family == "insightface":
         fill_from_insightface(draft, devices=devices)
     else:
@@ -99,6 +107,8 @@ def _family(literals: ConfigLiterals, source: str) -> Family:
     for family in _MARKS:
         if any(key in assigned for key in _MARKS[family]):
             return next(known for known in get_args(Family) if known == family)
+    if "loss" in literals.settings and literals.settings["loss"].value in INSIGHTFACE_LOSSES:
+        return "insightface"
     known = ", ".join(sorted(map(show_text, assigned))[:20])
     raise ConfigImportError(
         f"{show_text(source, 300)}: nothing tells whose config it is (its keys: {known or 'none'}); say it with "
@@ -116,7 +126,9 @@ def _yaml(
     unread: list[Unread],
 ) -> str:
     """The recipe as a file. Nothing of the config gets into it but values, as YAML, and names of keys."""
-    kept_out = [f"{fate.key} (line {fate.line}): {fate.why}" for fate in fates if fate.outcome == "not taken over"]
+    kept_out = [
+        f"{fate.key} (line {fate.line}): {fate.why}" for fate in fates if fate.outcome in ("not taken over", "dropped")
+    ]
     kept_out += [f"line {one.line}: {show_text(one.reason, 200)}" for one in unread]
     lines = [
         f"# Made of {show_text(source, 100)} ({family}) by `adadistill recipes import-config`, for {devices} GPU(s).",

@@ -1,11 +1,10 @@
 """The settings that a `config.py` assigns, read from its syntax tree. Nothing of the file is ever run.
 
-Understood are assignments of literals to the attributes or items of one config object (`config.lr = 0.1`), arithmetic
-on numbers, names and settings assigned before, `if` on what is known by then, and AdaDistill's rate function. A setting
-that is assigned anything else loses the value it had, since what the script would see is then not known: it is listed,
-with its line and the reason.
+Understood are literals assigned to one config object (`config.lr = 0.1`, `edict(lr=0.1)`, `config.update({...})`),
+arithmetic on numbers, names and settings assigned before, `if` on whether two of them are equal, and AdaDistill's rate
+function. A setting that anything else may change loses its value, and is listed with the line and the reason.
 
-Limits: 256 KiB of UTF-8, 64 levels, 20,000 nodes; numbers of 64 bits, texts of 4,096 characters.
+Limits: 256 KiB of UTF-8, 20,000 nodes; numbers of 64 bits, texts of 4,096 characters.
 """
 
 from __future__ import annotations
@@ -14,16 +13,15 @@ import ast
 import math
 import operator
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from adadistill.core.config.yaml_tree import show_text
-from adadistill.core.config_import.errors import ConfigImportError
-from adadistill.core.config_import.step_rule import NotLiteralError, read_step_rule
+from adadistill.core.config_import.step_rule import ConfigImportError, NotLiteralError, read_step_rule
+from adadistill.loaders.first_bytes import what_it_is
 
 MAX_BYTES: Final = 1 << 18
-MAX_DEPTH: Final = 64
 MAX_NODES: Final = 20_000
 MAX_TEXT: Final = 4096
 
@@ -37,18 +35,6 @@ _OPERATORS: Final[dict[type[ast.operator], Callable[[Any, Any], Any]]] = {
     ast.FloorDiv: operator.floordiv,
     ast.Mod: operator.mod,
     ast.Pow: operator.pow,
-}
-_COMPARISONS: Final[dict[type[ast.cmpop], Callable[[Any, Any], bool]]] = {
-    ast.Eq: operator.eq,
-    ast.NotEq: operator.ne,
-    ast.Lt: operator.lt,
-    ast.LtE: operator.le,
-    ast.Gt: operator.gt,
-    ast.GtE: operator.ge,
-    ast.Is: lambda left, right: left is right or left == right,
-    ast.IsNot: lambda left, right: not (left is right or left == right),
-    ast.In: lambda left, right: left in right,
-    ast.NotIn: lambda left, right: left not in right,
 }
 
 
@@ -68,6 +54,8 @@ class Unread:
     reason: str
     keys: tuple[str, ...]
     """Settings whose value it leaves unknown."""
+    anything: bool = False
+    """Whether it may have set any key, those too that are not named."""
 
 
 @dataclass(slots=True)
@@ -90,22 +78,26 @@ def read_literals(data: bytes, source: str) -> ConfigLiterals:
     """
     tree = _parse(data, source)
     reader = _Reader()
-    reader.block(tree.body)
-    if not reader.found.settings and not reader.found.unread:
+    try:
+        reader.block(tree.body)
+    except RecursionError:
+        raise ConfigImportError(f"{show_text(source, 300)}: is nested too deeply to be a config") from None
+    found = reader.found
+    if not found.settings and not found.unread:
         raise ConfigImportError(f"{show_text(source, 300)}: assigns no settings; `config.key = value` is looked for")
-    known = set(reader.found.settings)  # what is assigned again later is known after all
-    unread = []
-    for one in reversed(reader.found.unread):
-        unread.append(replace(one, keys=tuple(key for key in one.keys if key not in known)))
-        known.update(one.keys)
-    reader.found.unread = unread[::-1]
-    return reader.found
+    # What is assigned again later is known after all.
+    found.unread = [
+        replace(one, keys=tuple(key for key in one.keys if key not in found.settings)) for one in found.unread
+    ]
+    return found
 
 
 def _parse(data: bytes, source: str) -> ast.Module:
     name = show_text(source, 300)
     if len(data) > MAX_BYTES:
         raise ConfigImportError(f"{name}: is larger than {MAX_BYTES:,} bytes, too large for a config")
+    if data and (other := what_it_is(data, "text", "unknown")) is not None:
+        raise ConfigImportError(f"{name} {other}")
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -119,15 +111,8 @@ def _parse(data: bytes, source: str) -> ast.Module:
         raise ConfigImportError(f"{name}{where}: is not Python 3: {show_text(str(error.msg), 120)}") from None
     except (ValueError, MemoryError, RecursionError):
         raise ConfigImportError(f"{name}: is not Python, or nested too deeply to be a config") from None
-    level: list[ast.AST] = [tree]
-    nodes = depth = 0
-    while level:
-        nodes, depth = nodes + len(level), depth + 1
-        if nodes > MAX_NODES or depth > MAX_DEPTH:
-            raise ConfigImportError(
-                f"{name}: has more than {MAX_NODES:,} parts or {MAX_DEPTH} levels, too many for a config"
-            )
-        level = [child for node in level for child in ast.iter_child_nodes(node)]
+    if sum(1 for _ in ast.walk(tree)) > MAX_NODES:
+        raise ConfigImportError(f"{name}: has more than {MAX_NODES:,} parts, too many for a config")
     return tree
 
 
@@ -142,115 +127,93 @@ class _Reader:
     def block(self, statements: Iterable[ast.stmt]) -> None:
         """Take in some statements."""
         for statement in statements:
-            self._statement(statement)
+            try:
+                self._statement(statement)
+            except NotLiteralError as error:
+                self._give_up(statement, str(error))
 
     def _statement(self, node: ast.stmt) -> None:
-        if isinstance(node, ast.Assign):
-            for target in node.targets:
-                self._assign(target, node.value, node)
-        elif isinstance(node, ast.AnnAssign):
-            if node.value is not None:
-                self._assign(node.target, node.value, node)
+        called = node.value if isinstance(node, ast.Expr) else None
+        if isinstance(node, ast.Assign | ast.AnnAssign):
+            for target in node.targets if isinstance(node, ast.Assign) else [node.target]:
+                if node.value is not None:
+                    self._assign(target, node.value)
         elif isinstance(node, ast.If):
-            self._branch(node)
+            self.block(node.body if self._holds(node.test) else node.orelse)
         elif isinstance(node, ast.FunctionDef):
-            self._function(node)
-        elif isinstance(node, ast.Import | ast.ImportFrom | ast.Pass) or _is_text(node):
-            self._imported(node)
-        else:
-            self._give_up(node, f"{_words(node)}, which is not run")
+            self._names[node.name] = read_step_rule(node, self._value)
+        elif isinstance(called, ast.Call) and (content := self._updated(called)) is not None:
+            self._set(content)
+        elif isinstance(node, ast.Import | ast.ImportFrom):
+            self._imported({(alias.asname or alias.name).partition(".")[0] for alias in node.names})
+        elif not isinstance(node, ast.Pass) and not isinstance(called, ast.Constant):
+            raise NotLiteralError(f"{_words(node)}, which is not run")
 
-    def _imported(self, node: ast.stmt) -> None:
+    def _imported(self, names: set[str]) -> None:
         """A module's name stands for nothing that is known here; a config from elsewhere may hold anything."""
-        for alias in getattr(node, "names", ()):
-            name = (alias.asname or alias.name).partition(".")[0]
+        for name in names:
             self._names.pop(name, None)
-            if name in self._configs or (not self._configs and name in _CONFIG_NAMES):
-                self._configs = {name}
-                self._forget(tuple(sorted(self.found.settings)), node, "settings of another file, which is not read")
+        configs = names & (self._configs or set(_CONFIG_NAMES))
+        if configs or "*" in names:
+            self._configs |= configs
+            raise NotLiteralError("settings of another file, which is not read; put them into this one")
 
-    def _assign(self, target: ast.expr, value: ast.expr, node: ast.stmt) -> None:
-        if isinstance(target, ast.Name):
-            self._assign_name(target.id, value, node)
+    def _assign(self, target: ast.expr, value: ast.expr) -> None:
+        if not isinstance(target, ast.Name):
+            key = self._key(target)
+            if key is None:
+                raise NotLiteralError("an assignment to something other than a setting")
+            if _content(value) != []:  # else an empty group of settings
+                self._set([(key, value)])
             return
-        key = self._key(target)
-        if key is None:
-            self._give_up(node, "an assignment to something other than a setting")
-            return
-        if _makes_config(value) and not _content(value):
-            return  # an empty group of settings
-        try:
-            self.found.settings[key] = Setting(self._value(value), node.lineno)
-        except NotLiteralError as error:
-            self._forget((key,), node, str(error))
-
-    def _assign_name(self, name: str, value: ast.expr, node: ast.stmt) -> None:
-        if _makes_config(value) and (not self._configs or name in self._configs):
+        name, content = target.id, _content(value)
+        if content is not None and (not self._configs or name in (*self._configs, *_CONFIG_NAMES)):
             self.found.settings.clear()
             self._configs = {name}
             self._names.pop(name, None)
-            for key, item in _content(value):
-                try:
-                    self.found.settings[key] = Setting(self._value(item), item.lineno)
-                except NotLiteralError as error:
-                    self._forget((key,), item, str(error))
-            return
-        if isinstance(value, ast.Name) and value.id in self._configs:
+            self._set(content)
+        elif isinstance(value, ast.Name) and value.id in self._configs:
             self._configs.add(name)
-            return
-        if name in self._configs:
-            self._give_up(node, "the config is replaced by something that is not known")
-            return
-        try:
+        elif name in self._configs:
+            raise NotLiteralError("the config is replaced by something that is not known")
+        else:
             self._names[name] = self._value(value)
-        except NotLiteralError as error:
-            self._names.pop(name, None)
-            self.found.unread.append(Unread(node.lineno, f"{name}: {error}", ()))
 
-    def _branch(self, node: ast.If) -> None:
-        try:
-            holds = bool(self._value(node.test))
-        except NotLiteralError as error:
-            self._give_up(node, f"an `if` whose condition is not known: {error}")
-            return
-        self.block(node.body if holds else node.orelse)
-
-    def _function(self, node: ast.FunctionDef) -> None:
-        try:
-            self._names[node.name] = read_step_rule(node, self._value)
-        except NotLiteralError as error:
-            self._names.pop(node.name, None)
-            self.found.unread.append(Unread(node.lineno, f"function {show_text(node.name)}: {error}", ()))
+    def _set(self, content: Iterable[tuple[str, ast.expr]]) -> None:
+        for key, node in content:
+            try:
+                self.found.settings[key] = Setting(self._value(node), node.lineno)
+            except NotLiteralError as error:
+                self._forget({key}, node, str(error))
 
     def _give_up(self, node: ast.stmt, reason: str) -> None:
         """What a statement may have changed is not known any more; where it may be anything, nothing is."""
-        touched = [child for child in ast.walk(node) if isinstance(child, ast.Attribute | ast.Subscript | ast.Name)]
-        keys = {key for child in touched if _is_written(child) and (key := self._key(child)) is not None}
-        whole = self._hands_over_config(node)
-        for child in ast.walk(node):
-            if isinstance(child, ast.Name) and _is_written(child):
-                self._names.pop(child.id, None)
-            elif isinstance(child, ast.FunctionDef | ast.ClassDef):
-                self._names.pop(child.name, None)
-            elif isinstance(child, ast.alias):
-                self._names.pop((child.asname or child.name).partition(".")[0], None)
-        self._forget(tuple(sorted(self.found.settings)) if whole else tuple(sorted(keys)), node, reason)
+        keys, inside = set[str](), set[int]()
+        anything = isinstance(node, ast.ImportFrom | ast.Import)
+        for child in ast.walk(node):  # from the outside in
+            written = isinstance(getattr(child, "ctx", None), ast.Store | ast.Del)
+            if isinstance(child, ast.Call) and isinstance(child.func, ast.Attribute):
+                anything |= isinstance(child.func.value, ast.Name) and child.func.value.id in self._configs
+            if isinstance(child, ast.Attribute | ast.Subscript) and (key := self._key(child)) is not None:
+                setting = self.found.settings.get(key)
+                if written or (setting is not None and isinstance(setting.value, list | dict)):
+                    keys.add(key)
+                inside.add(id(child.value))
+            elif isinstance(child, ast.Name):
+                anything |= child.id in self._configs and id(child) not in inside
+            if written or isinstance(child, ast.FunctionDef | ast.ClassDef):
+                self._names.pop(getattr(child, "id", getattr(child, "name", "")), None)
+        self._forget(set(self.found.settings) if anything else keys, node, reason, anything=anything)
 
-    def _hands_over_config(self, node: ast.stmt) -> bool:
-        """Whether a statement uses the config other than by its settings, or writes it: anything may come of it."""
-        inside = {id(child.value) for child in ast.walk(node) if isinstance(child, ast.Attribute | ast.Subscript)}
-        called = {id(child.func) for child in ast.walk(node) if isinstance(child, ast.Call)}
-        for child in ast.walk(node):
-            if isinstance(child, ast.Name) and child.id in self._configs and id(child) not in inside:
-                return True
-            if id(child) in called and isinstance(child, ast.Attribute) and self._key(child) is not None:
-                return True  # config.update(...)
-        return False
-
-    def _forget(self, keys: tuple[str, ...], node: ast.stmt | ast.expr, reason: str) -> None:
+    def _forget(self, keys: set[str], node: ast.stmt | ast.expr, reason: str, *, anything: bool = False) -> None:
         for key in keys:
             self.found.settings.pop(key, None)
-        self.found.unread.append(Unread(node.lineno, reason, keys))
+        self.found.unread.append(Unread(node.lineno, reason, tuple(sorted(keys)), anything))
+
+    def _updated(self, node: ast.Call) -> list[tuple[str, ast.expr]] | None:
+        """What `config.update(...)` sets, None for another call."""
+        whose = node.func.value if isinstance(node.func, ast.Attribute) else None
+        return _content(node, "update") if isinstance(whose, ast.Name) and whose.id in self._configs else None
 
     def _key(self, node: ast.expr) -> str | None:
         """The dotted key of a setting (`config.a.b`, `config["a"]`), None for anything else."""
@@ -258,25 +221,28 @@ class _Reader:
         while not isinstance(node, ast.Name):
             if isinstance(node, ast.Attribute):
                 parts.append(node.attr)
-                node = node.value
             elif isinstance(node, ast.Subscript) and isinstance(node.slice, ast.Constant):
                 if not isinstance(node.slice.value, str) or len(node.slice.value) > 100:
                     return None
                 parts.append(node.slice.value)
-                node = node.value
             else:
                 return None
+            node = node.value
         return ".".join(reversed(parts)) if parts and node.id in self._configs else None
+
+    def _holds(self, node: ast.expr) -> bool:
+        if isinstance(node, ast.Compare) and len(node.ops) == 1 and isinstance(node.ops[0], ast.Eq | ast.NotEq):
+            same = self._value(node.left) == self._value(node.comparators[0])
+            return bool(same) is isinstance(node.ops[0], ast.Eq)
+        raise NotLiteralError("an `if` on something other than whether two literals are equal")
 
     def _value(self, node: ast.expr) -> Any:
         """The value of an expression of literals. Raises NotLiteralError for any other."""
         if isinstance(node, ast.Constant):
             return _bounded(node.value)
-        if isinstance(node, ast.Name):
-            if node.id in self._names:
-                return self._names[node.id]
-            raise NotLiteralError(f"the name {show_text(node.id)} is not known")
-        if isinstance(node, ast.Attribute | ast.Subscript):
+        if isinstance(node, ast.Name) and node.id in self._names:
+            return self._names[node.id]
+        if isinstance(node, ast.Name | ast.Attribute | ast.Subscript):
             key = self._key(node)
             if key is not None and key in self.found.settings:
                 return self.found.settings[key].value
@@ -284,39 +250,19 @@ class _Reader:
         if isinstance(node, ast.List | ast.Tuple):
             items = [_item(self._value(item)) for item in node.elts]
             return items if isinstance(node, ast.List) else tuple(items)
-        if isinstance(node, ast.Dict):
-            pairs = zip(node.keys, node.values, strict=True)
-            return {self._key_of(key): _item(self._value(item)) for key, item in pairs}
-        if isinstance(node, ast.UnaryOp | ast.BinOp):
+        if isinstance(node, ast.Dict) and (content := _content(node)) is not None:
+            return {_bounded(key): _item(self._value(item)) for key, item in content}
+        if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub | ast.UAdd):
+            value = self._value(node.operand)
+            if _is_number(value):
+                return -value if isinstance(node.op, ast.USub) else value
+        if isinstance(node, ast.BinOp):
             return self._arithmetic(node)
-        if isinstance(node, ast.Compare):
-            return self._comparison(node)
-        if isinstance(node, ast.BoolOp):
-            value = self._value(node.values[0])
-            for operand in node.values[1:]:
-                if bool(value) is isinstance(node.op, ast.Or):
-                    return value
-                value = self._value(operand)
-            return value
-        if isinstance(node, ast.IfExp):
-            return self._value(node.body if self._value(node.test) else node.orelse)
         if isinstance(node, ast.Lambda):
             return read_step_rule(node, self._value)
         raise NotLiteralError(f"{_words(node)}, which is not run")
 
-    def _key_of(self, node: ast.expr | None) -> Any:
-        if isinstance(node, ast.Constant) and isinstance(node.value, str | int):
-            return _bounded(node.value)
-        raise NotLiteralError("a mapping whose keys are no literals")
-
-    def _arithmetic(self, node: ast.UnaryOp | ast.BinOp) -> Any:
-        if isinstance(node, ast.UnaryOp):
-            value = self._value(node.operand)
-            if isinstance(node.op, ast.Not):
-                return not value
-            if not _is_number(value) or isinstance(node.op, ast.Invert):
-                raise NotLiteralError("arithmetic on something other than numbers")
-            return -value if isinstance(node.op, ast.USub) else value
+    def _arithmetic(self, node: ast.BinOp) -> Any:
         left, right, how = self._value(node.left), self._value(node.right), _OPERATORS.get(type(node.op))
         texts = isinstance(left, str) and isinstance(right, str) and isinstance(node.op, ast.Add)
         if how is None or not (texts or (_is_number(left) and _is_number(right))):
@@ -327,22 +273,6 @@ class _Reader:
             return _bounded(how(left, right))
         except (ArithmeticError, ValueError, TypeError):
             raise NotLiteralError("arithmetic without a result") from None
-
-    def _comparison(self, node: ast.Compare) -> bool:
-        left = self._value(node.left)
-        for how, operand in zip(node.ops, node.comparators, strict=True):
-            right = self._value(operand)
-            try:
-                if not _COMPARISONS[type(how)](left, right):
-                    return False
-            except TypeError:
-                raise NotLiteralError("a comparison of values that cannot be compared") from None
-            left = right
-        return True
-
-
-def _is_text(node: ast.stmt) -> bool:
-    return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
 
 
 def _is_number(value: object) -> bool:
@@ -372,51 +302,28 @@ def _item(value: Any) -> Any:
     return value
 
 
-def _makes_config(node: ast.expr) -> bool:
+def _content(node: ast.expr, *makers: str) -> list[tuple[str, ast.expr]] | None:
+    """Keys and expressions of `{...}` and of calls like `edict({...}, key=value)`; None for anything else."""
     if isinstance(node, ast.Dict):
-        return all(isinstance(key, ast.Constant) and isinstance(key.value, str) for key in node.keys)
+        keys = [key.value if isinstance(key, ast.Constant) else None for key in node.keys]
+        named = [key for key in keys if isinstance(key, str)]
+        return list(zip(named, node.values, strict=True)) if len(named) == len(keys) else None
     if not isinstance(node, ast.Call):
-        return False
+        return None
     name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", None)
-    if name not in _MAKERS or len(node.args) > 1 or any(keyword.arg is None for keyword in node.keywords):
-        return False
-    return all(isinstance(argument, ast.Dict) and _makes_config(argument) for argument in node.args)
-
-
-def _content(node: ast.expr) -> Iterator[tuple[str, ast.expr]]:
-    """Key and expression of what a config is made with."""
-    if isinstance(node, ast.Dict):
-        for key, value in zip(node.keys, node.values, strict=True):
-            assert isinstance(key, ast.Constant), "checked by _makes_config"
-            yield str(key.value), value
-    elif isinstance(node, ast.Call):
-        for argument in node.args:
-            yield from _content(argument)
-        for keyword in node.keywords:
-            assert keyword.arg is not None, "checked by _makes_config"
-            yield keyword.arg, keyword.value
-
-
-def _is_written(node: ast.expr) -> bool:
-    return isinstance(getattr(node, "ctx", None), ast.Store | ast.Del)
+    given = [_content(argument) for argument in node.args if isinstance(argument, ast.Dict)]
+    named = [keyword.arg for keyword in node.keywords if keyword.arg is not None]
+    if name not in (makers or _MAKERS) or len(given) < len(node.args) or len(named) < len(node.keywords):
+        return None
+    if len(given) > 1 or None in given:
+        return None
+    first = given[0] if given and given[0] is not None else []
+    return first + [(key, keyword.value) for key, keyword in zip(named, node.keywords, strict=True)]
 
 
 def _words(node: ast.AST) -> str:
     """What a piece of Python is, for people."""
     if isinstance(node, ast.Expr):
         return _words(node.value)
-    kind = type(node).__name__
-    known = {
-        "Call": "a call",
-        "AugAssign": "an update in place",
-        "For": "a loop",
-        "While": "a loop",
-        "With": "a `with` block",
-        "Try": "a `try` block",
-        "Delete": "a `del`",
-        "ClassDef": "a class",
-        "JoinedStr": "a formatted string",
-        "ListComp": "a comprehension",
-        "Assert": "an assertion",
-    }
-    return known.get(kind, f"Python's {kind}")
+    known = {"Call": "a call", "AugAssign": "an update in place", "For": "a loop", "JoinedStr": "a formatted string"}
+    return known.get(type(node).__name__, f"Python's {type(node).__name__}")

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import posixpath
 import reprlib
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Literal, TypeVar
 
 from adadistill.core.config.yaml_tree import show_text
 from adadistill.core.config_import.python_literals import ConfigLiterals, Setting
-from adadistill.core.config_import.step_rule import StepRule
+from adadistill.core.config_import.step_rule import ConfigImportError, StepRule
 
-Outcome = Literal["taken", "harmless", "not taken over"]
+Outcome = Literal["taken", "harmless", "not taken over", "dropped"]
 _SECRET: Final = ("key", "token", "secret", "passw", "credential")
 _Kind = TypeVar("_Kind")
 
@@ -43,74 +44,91 @@ class RecipeDraft:
 
     Args:
         literals: the settings.
+        drop: keys to leave out, as if the config did not set them.
+
+    Raises:
+        ConfigImportError: one of `drop` is set nowhere.
     """
 
-    def __init__(self, literals: ConfigLiterals) -> None:
-        self._settings = literals.settings
-        self._unreadable = {key: one.line for one in literals.unread for key in one.keys}
+    def __init__(self, literals: ConfigLiterals, drop: Collection[str] = ()) -> None:
+        self._unreadable = {key: one for one in literals.unread for key in one.keys}
+        self._settings = dict(literals.settings)
         self.values: dict[str, DraftValue] = {}
         self.fates: dict[str, KeyFate] = {}
+        self._spoken_of: set[str] = set()
         self.obstacles: list[str] = []
         """Why no recipe can be made of it, a sentence each."""
-        self._lost: set[str] = set()
+        for key in drop:
+            if self._unreadable.pop(key, None) is None and key not in self._settings:
+                raise ConfigImportError(f"--drop {show_text(key)}: the config does not set it")
+            if key in self._settings:
+                self._fate(key, "dropped", (), "left out, as --drop says")
+                del self._settings[key]
+        self._assigned = {*self._settings, *self._unreadable}
+        for one in literals.unread:
+            if one.anything:
+                self.obstacles.append(f"line {one.line}: {show_text(one.reason, 200)}; it may set anything")
 
     def __contains__(self, key: str) -> bool:
-        return key in self._settings
+        return key in self._assigned  # to a value that can be read or not
 
     def peek(self, key: str) -> Any:
         """The value of a key, None where it is not set; one that could not be read stands in a recipe's way."""
-        if key in self._settings:
-            return self._settings[key].value
         if key in self._unreadable:
-            self.obstacles.append(f"{key}: what it is set to in line {self._unreadable.pop(key)} could not be read")
-            self._lost.add(key)
-        return None
+            one = self._unreadable.pop(key)
+            self.obstacles.append(f"{key}: what it is set to in line {one.line} could not be read: {one.reason}")
+            self._spoken_of.add(key)
+        return self._settings[key].value if key in self._settings else None
 
     def number(self, key: str) -> float | int | None:
-        """A number; None, and spoken of, where it is something else; None where it is not set."""
-        value = self.peek(key)
-        if value is None or (isinstance(value, int | float) and not isinstance(value, bool)):
-            return value
-        self._refuse_type(key, "a number")
-        return None
+        """A number; None, and spoken of, where it is something else; None where it is not set. So are the others."""
+        return self._typed(key, "a number", lambda value: type(value) in (int, float))
 
     def whole(self, key: str) -> int | None:
-        """A whole number of at least 0, as `number`."""
-        value = self.peek(key)
-        if value is None or (type(value) is int and value >= 0):
-            return value
-        if isinstance(value, float) and value >= 0 and value.is_integer():
-            return int(value)
-        self._refuse_type(key, "a whole number")
-        return None
+        """A whole number of at least 0."""
+        found = self._typed(
+            key, "a whole number", lambda value: type(value) in (int, float) and value >= 0 == value % 1
+        )
+        return None if found is None else int(found)
 
     def text(self, key: str) -> str | None:
-        """A text that is not empty, as `number`."""
-        value = self.peek(key)
-        if value is None or (isinstance(value, str) and value):
-            return value
-        self._refuse_type(key, "a text")
-        return None
+        """A text that is not empty."""
+        return self._typed(key, "a text", lambda value: isinstance(value, str) and value != "")
 
     def flag(self, key: str) -> bool | None:
-        """True or False, as `number`."""
+        """True or False."""
+        return self._typed(key, "True or False", lambda value: isinstance(value, bool))
+
+    def items(self, key: str, kind: type[_Kind], words: str) -> list[_Kind] | None:
+        """A list of texts, or of whole numbers."""
+        found = self._typed(
+            key, f"a list of {words}", lambda value: isinstance(value, list | tuple) and {kind} >= set(map(type, value))
+        )
+        return None if found is None else list(found)
+
+    def _typed(self, key: str, wanted: str, fits: Callable[[Any], bool]) -> Any:
         value = self.peek(key)
-        if value is None or isinstance(value, bool):
+        if value is None or fits(value):
             return value
-        self._refuse_type(key, "True or False")
-        return None
-
-    def texts(self, key: str) -> list[str] | None:
-        """A list of texts, as `number`."""
-        value = self.peek(key)
-        if value is None or (isinstance(value, list | tuple) and all(isinstance(item, str) and item for item in value)):
-            return None if value is None else list(value)
-        self._refuse_type(key, "a list of texts")
-        return None
-
-    def _refuse_type(self, key: str, wanted: str) -> None:
         if key not in self.fates:
             self.obstacle(key, f"it is not {wanted}")
+        return None
+
+    def epochs(self) -> int:
+        """The length of the training, which every script needs; 0 and an obstacle where it is not said."""
+        epochs = self.whole("num_epoch") or 0
+        if epochs:
+            self.take("num_epoch", {"optim.epochs": epochs})
+        else:
+            self.obstacle("num_epoch", "the length of the training must be said")
+        return epochs
+
+    def sets(self, folder: str | None) -> None:
+        """Verification sets, which lie in a folder."""
+        names = self.items("val_targets", str, "texts")
+        if names is not None and folder is not None:
+            beside = posixpath.normpath(folder)
+            self.take("val_targets", {"evaluation.sets": [posixpath.join(beside, f"{name}.bin") for name in names]})
 
     def take(self, key: str, values: Mapping[str, Any], why: str = "") -> None:
         """The key gives these recipe keys their values."""
@@ -130,31 +148,44 @@ class RecipeDraft:
         self.copy(key, name, value)
 
     def harmless(self, keys: Mapping[str, str]) -> None:
-        """These keys need no counterpart; the reasons say why. Those not set are passed over."""
+        """These keys need no counterpart, nor a value that can be read; the reasons say why."""
         for key, why in keys.items():
+            self._unreadable.pop(key, None)
             if key in self._settings and key not in self.fates:
                 self._fate(key, "harmless", (), why)
 
     def leave(self, key: str, why: str) -> None:
-        """The key has no counterpart, and that changes what is trained or kept."""
+        """The key has no counterpart, and what is trained does not depend on it."""
         if key in self._settings and key not in self.fates:
             self._fate(key, "not taken over", (), why)
 
     def obstacle(self, key: str, why: str) -> None:
         """Without this key's meaning there is no recipe."""
-        if key in self._lost or (key in self.fates and self.fates[key].outcome == "not taken over"):
-            return  # said already
+        if key in self._spoken_of:
+            return
+        self._spoken_of.add(key)
+        if key not in self._settings:
+            self.obstacles.append(f"{key} is not set; {why}")
+            return
         self.leave(key, why)
-        self.obstacles.append(f"{key}: {why}" if key in self._settings else f"{key} is not set; {why}")
+        self.obstacles.append(f"{key}: {why} (line {self._settings[key].line})")
+
+    def refuse(self, key: str, why: str) -> None:
+        """The key is set, has no counterpart, and decides what is trained; whoever can do without it says so."""
+        if key in self._settings and key not in self.fates:
+            self.obstacle(key, f"{why}; to train without it: --drop {show_text(key)}")
 
     def fixed(self, name: str, value: Any, source: str) -> None:
         """A value that the config does not say: the script's own, or a base's."""
         self.values.setdefault(name, DraftValue(value, source))
 
     def finish(self) -> list[KeyFate]:
-        """Every key's fate by line, those that nobody spoke of among them."""
+        """Every key's fate by line. Those that nobody spoke of stand in a recipe's way: they may decide anything."""
         for key in self._settings:
-            self.leave(key, "no key that is known here; see docs/recipe_reference.md for what there is")
+            self.refuse(key, "no key that is known here; see docs/recipe_reference.md for what there is")
+        for key, one in self._unreadable.items():
+            why = f"no key that is known here, set in line {one.line}; to train without it"
+            self.obstacles.append(f"{key}: {why}: --drop {show_text(key)}")
         return sorted(self.fates.values(), key=lambda fate: (fate.line, fate.key))
 
     def _fate(self, key: str, outcome: Outcome, becomes: tuple[str, ...], why: str) -> None:

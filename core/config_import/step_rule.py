@@ -1,4 +1,4 @@
-"""AdaDistill's rate schedule, which its configs write as a function of the epoch, recognised from the syntax tree:
+"""AdaDistill's rate schedule, and insightface's of 2021, written as a function of the epoch, recognised by its syntax:
 
     ((epoch + 1) / (W + 1)) ** 2 if epoch < W else 0.1 ** len([m for m in MILESTONES if m - 1 <= epoch])
 
@@ -10,7 +10,11 @@ from __future__ import annotations
 import ast
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
+
+
+class ConfigImportError(ValueError):
+    """No recipe can be made of a config file; the text says why, and what to do."""
 
 
 class NotLiteralError(ValueError):
@@ -29,7 +33,20 @@ class StepRule:
     """Length of its squared warm-up; 0 for none."""
 
 
-_OTHER = "another function than AdaDistill's rate schedule, which is not run"
+_OTHER: Final = "another function than AdaDistill's rate schedule, which is not run; write it with its milestones"
+
+
+def _pattern(text: str) -> ast.expr:
+    return ast.parse(text, mode="eval").body
+
+
+# Words in capitals stand for any expression, the same one wherever they stand.
+_BRANCH: Final = _pattern("WARM if EPOCH < LENGTH else REST")
+_SQUARED: Final = _pattern("((EPOCH + 1) / END) ** 2")
+_DROPS: Final = (
+    _pattern("GAMMA ** len([M for M in MILESTONES if M - EARLIER <= EPOCH])"),
+    _pattern("GAMMA ** len([M for M in MILESTONES if M <= EPOCH])"),
+)
 
 
 def read_step_rule(function: ast.FunctionDef | ast.Lambda, value: Callable[[ast.expr], Any]) -> StepRule:
@@ -41,98 +58,62 @@ def read_step_rule(function: ast.FunctionDef | ast.Lambda, value: Callable[[ast.
     Raises:
         NotLiteralError: it is another function.
     """
-    arguments = function.args
-    if len(arguments.args) != 1 or arguments.vararg or arguments.kwarg or arguments.kwonlyargs or arguments.posonlyargs:
+    arguments = [*function.args.posonlyargs, *function.args.args]
+    if len(arguments) != 1 or function.args.vararg or function.args.kwarg or function.args.kwonlyargs:
         raise NotLiteralError(_OTHER)
-    epoch, body = arguments.args[0].arg, _returned(function)
-    if not isinstance(body, ast.IfExp):
-        milestones, gamma = _drops(body, epoch, value)
-        return StepRule(milestones, gamma, 0.0)
-    milestones, gamma = _drops(body.orelse, epoch, value)
-    return StepRule(milestones, gamma, _warm_up(body, epoch, value))
+    bound: dict[str, ast.AST] = {"EPOCH": ast.Name(arguments[0].arg)}
+    rest, warmup = _returned(function), 0.0
+    if _matches(_BRANCH, rest, bound):
+        rest, warmup = _bound(bound, "REST"), max(0.0, _number(value(_bound(bound, "LENGTH"))))
+        # Where it is never reached, whatever it says does not matter.
+        if warmup and not _matches(_SQUARED, bound["WARM"], bound):
+            raise NotLiteralError(_OTHER)
+        if warmup and _number(value(_bound(bound, "END"))) != warmup + 1:
+            raise NotLiteralError(f"a warm-up of {warmup:g} epochs that does not end at the full rate")
+    for pattern in _DROPS:
+        tried = dict(bound)
+        if _matches(pattern, rest, tried):
+            listed = value(_bound(tried, "MILESTONES"))
+            earlier = value(_bound(tried, "EARLIER")) if "EARLIER" in tried else 0
+            if not isinstance(listed, list | tuple) or not all(type(m) is int for m in (*listed, earlier)):
+                break
+            gamma = _number(value(_bound(tried, "GAMMA")))
+            return StepRule(tuple(sorted(m - earlier for m in listed)), gamma, warmup)
+    raise NotLiteralError(_OTHER)
 
 
 def _returned(function: ast.FunctionDef | ast.Lambda) -> ast.expr:
     if isinstance(function, ast.Lambda):
         return function.body
-    statements = [
-        node for node in function.body if not (isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant))
-    ]
-    if len(statements) == 1 and isinstance(statements[0], ast.Return) and statements[0].value is not None:
-        return statements[0].value
-    raise NotLiteralError(_OTHER)
-
-
-def _warm_up(node: ast.IfExp, epoch: str, value: Callable[[ast.expr], Any]) -> float:
-    """W of `((epoch + 1) / (W + 1)) ** 2 if epoch < W`."""
-    test, squared = node.test, node.body
-    if not (
-        isinstance(test, ast.Compare)
-        and _is_name(test.left, epoch)
-        and len(test.ops) == 1
-        and isinstance(test.ops[0], ast.Lt)
+    last = function.body[-1]
+    others = function.body[:-1]
+    if (
+        isinstance(last, ast.Return)
+        and last.value is not None
+        and not function.decorator_list
+        and all(isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) for node in others)
     ):
-        raise NotLiteralError(_OTHER)
-    length = _number(value(test.comparators[0]))
-    if length <= 0.0:
-        return 0.0  # never reached, whatever it says
-    if not (isinstance(squared, ast.BinOp) and isinstance(squared.op, ast.Pow) and _number(value(squared.right)) == 2):
-        raise NotLiteralError(_OTHER)
-    ratio = squared.left
-    if not (isinstance(ratio, ast.BinOp) and isinstance(ratio.op, ast.Div) and _is_next(ratio.left, epoch)):
-        raise NotLiteralError(_OTHER)
-    if _number(value(ratio.right)) != length + 1:
-        raise NotLiteralError(f"a warm-up of {length:g} epochs that does not end at the full rate")
-    return length
-
-
-def _drops(node: ast.expr, epoch: str, value: Callable[[ast.expr], Any]) -> tuple[tuple[int, ...], float]:
-    """`gamma ** len([m for m in MILESTONES if m - 1 <= epoch])`."""
-    if not (isinstance(node, ast.BinOp) and isinstance(node.op, ast.Pow) and isinstance(node.right, ast.Call)):
-        raise NotLiteralError(_OTHER)
-    call = node.right
-    if not (_is_name(call.func, "len") and len(call.args) == 1 and not call.keywords):
-        raise NotLiteralError(_OTHER)
-    counted = call.args[0]
-    if not (isinstance(counted, ast.ListComp) and len(counted.generators) == 1):
-        raise NotLiteralError(_OTHER)
-    loop = counted.generators[0]
-    if not (isinstance(loop.target, ast.Name) and _is_name(counted.elt, loop.target.id) and len(loop.ifs) == 1):
-        raise NotLiteralError(_OTHER)
-    earlier = _offset(loop.ifs[0], loop.target.id, epoch, value)
-    listed = value(loop.iter)
-    if not (isinstance(listed, list | tuple) and all(type(m) is int for m in listed)):
-        raise NotLiteralError(_OTHER)
-    return tuple(sorted(m - earlier for m in listed)), _number(value(node.left))
-
-
-def _offset(node: ast.expr, name: str, epoch: str, value: Callable[[ast.expr], Any]) -> int:
-    """k of `m - k <= epoch`; 0 of `m <= epoch`."""
-    if isinstance(node, ast.Compare) and len(node.ops) == 1 and isinstance(node.ops[0], ast.LtE):
-        left = node.left
-        if _is_name(node.comparators[0], epoch):
-            if _is_name(left, name):
-                return 0
-            if isinstance(left, ast.BinOp) and isinstance(left.op, ast.Sub) and _is_name(left.left, name):
-                offset = value(left.right)
-                if type(offset) is int:
-                    return offset
+        return last.value
     raise NotLiteralError(_OTHER)
 
 
-def _is_next(node: ast.expr, epoch: str) -> bool:
-    """`epoch + 1`."""
-    return (
-        isinstance(node, ast.BinOp)
-        and isinstance(node.op, ast.Add)
-        and _is_name(node.left, epoch)
-        and isinstance(node.right, ast.Constant)
-        and node.right.value == 1
+def _matches(pattern: Any, node: Any, bound: dict[str, ast.AST]) -> bool:
+    """Whether a syntax tree has the shape of a pattern; binds what its words in capitals stand for."""
+    if isinstance(pattern, ast.Name) and pattern.id.isupper():
+        return ast.unparse(bound.setdefault(pattern.id, node)) == ast.unparse(node)
+    if isinstance(pattern, list):
+        return len(pattern) == len(node) and all(_matches(*pair, bound) for pair in zip(pattern, node, strict=True))
+    if not isinstance(pattern, ast.AST):
+        return bool(pattern == node)
+    return type(pattern) is type(node) and all(
+        _matches(getattr(pattern, name), getattr(node, name), bound) for name in pattern._fields if name != "ctx"
     )
 
 
-def _is_name(node: ast.expr, name: str) -> bool:
-    return isinstance(node, ast.Name) and node.id == name
+def _bound(bound: dict[str, ast.AST], word: str) -> ast.expr:
+    found = bound[word]
+    assert isinstance(found, ast.expr), "patterns are expressions"
+    return found
 
 
 def _number(found: Any) -> float:

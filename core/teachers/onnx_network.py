@@ -26,6 +26,7 @@ from adadistill.core.teachers.interface import LoadedTeacher, TeacherError, Teac
 from adadistill.core.teachers.own_normalisation import OwnNormalisation, own_normalisation
 from adadistill.core.teachers.preprocessing import Preprocessing
 from adadistill.core.teachers.weight_source import file_sha256
+from adadistill.loaders.first_bytes import what_it_is
 
 MAX_MODEL_BYTES: Final = (1 << 31) - 1
 """What a protobuf can hold; larger networks keep their weights in external data."""
@@ -235,10 +236,12 @@ def _read_model(path: Path, onnx: ModuleType) -> tuple[Any, str]:
         raise TeacherError(
             f"{path}: more than {MAX_MODEL_BYTES:,} bytes, which no protobuf can hold; export with external data"
         )
+    if (other := what_it_is(data, "onnx")) is not None:
+        raise TeacherError(f"{path}: not an ONNX file: it {other}")
     try:
         model = onnx.load_model_from_string(data)
     except DecodeError as error:
-        raise TeacherError(f"{path}: not an ONNX file, or a damaged one: {_one_line(error)}") from error
+        raise TeacherError(f"{path}: not an ONNX file, or one damaged or cut short: {_one_line(error)}") from error
     # A few bytes of anything often decode as a message without fields.
     if not model.ir_version or not model.graph.node or not model.opset_import:
         raise TeacherError(f"{path}: not an ONNX file: it has no graph, or no version of ONNX or of its operators")
@@ -307,6 +310,8 @@ def _check_extent(fields: Mapping[str, str], file: Path, where: str) -> None:
         if not (text.isascii() and text.isdigit() and len(text) <= 18):
             raise TeacherError(f"{where}: {key} must be a number of bytes, got {text[:40]!r}")
         extent[key] = int(text)
+    if (other := what_it_is(file, "unknown")) is not None and not other.startswith(("is text", "is zeros")):
+        raise TeacherError(f"{where}: {file} {other}")
     size = file.stat().st_size
     stop = extent["offset"] + extent["length"]
     if stop > size:

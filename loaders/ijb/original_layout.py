@@ -21,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from adadistill.loaders.face_alignment import AlignmentError, similarities_to_template
+from adadistill.loaders.first_bytes import what_it_is
 from adadistill.loaders.folders import ImageFolderError, entries_of
 from adadistill.loaders.ijb.annotations import (
     IjbAnnotations,
@@ -125,6 +126,8 @@ def _blocks(path: Path) -> Iterator[bytes]:
         raise FileNotFoundError(f"{path} is missing")
     if path.stat().st_size > MAX_TEXT_BYTES:
         raise IjbError(f"{path}: larger than {MAX_TEXT_BYTES:,} bytes")
+    if (other := what_it_is(path, "text", "empty")) is not None:
+        raise IjbError(f"{path} {other}")
     with path.open("rb") as file:
         start = file.read(len(codecs.BOM_UTF8))
         if start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):

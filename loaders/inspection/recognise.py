@@ -6,6 +6,7 @@ import re
 import tarfile
 from pathlib import Path
 
+from adadistill.loaders.first_bytes import what_it_is
 from adadistill.loaders.folders import leads_through_litter
 from adadistill.loaders.inspection.finding import Finding, printable, read_start
 from adadistill.loaders.inspection.folders import inspect_folder
@@ -28,6 +29,10 @@ _LST_START = re.compile(rb"\d{1,19}\t[-+0-9.eE\t]+\t[^\t\n]+\n")
 _MOST_MEMBERS = 1000
 
 
+_LOOKED_INTO = (
+    *("records", "pickle", "jpeg", "png", "npy", "safetensors", "parquet", "tar"),
+    *("zip", "onnx", "json", "text"),
+)
 _KINDS_BY_SUFFIX = {
     ".rec": {"records", "empty"},
     ".idx": {"index"},
@@ -37,6 +42,8 @@ _KINDS_BY_SUFFIX = {
     ".parquet": {"parquet"},
     ".npy": {"array"},
     ".safetensors": {"safetensors"},
+    ".pth": {"zip", "pickle"},
+    ".onnx": {"onnx"},
     ".seal": {"seal"},
     ".jpg": {"image"},
     ".jpeg": {"image"},
@@ -69,6 +76,8 @@ def inspect_path(path: Path, *, index: Path | None = None, sample: int = 2000) -
 
 def _inspect_file(path: Path, index: Path | None, sample: int) -> Finding:
     start = read_start(path, 4096)
+    if (other := what_it_is(start, *_LOOKED_INTO)) is not None:
+        return Finding(path, "empty" if not start else "other", "not what its name says", problems=[f"it {other}"])
     if start.startswith(MAGIC.to_bytes(4, "little")) or (path.suffix == ".rec" and start):
         return inspect_records(path, index, sample)
     if start[:1] == b"\x80" and start[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05"):
@@ -79,8 +88,6 @@ def _inspect_file(path: Path, index: Path | None, sample: int) -> Finding:
 
 
 def _by_signature(path: Path, start: bytes) -> Finding | None:
-    if not start:
-        return Finding(path, "empty", "empty file", problems=["it has no bytes: a copy that failed?"])
     if start.startswith(b"ADRSEAL1"):
         records = path.with_name(path.name.removesuffix(".seal"))
         return Finding(

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from adadistill.loaders.first_bytes import what_it_is
 from adadistill.loaders.folders import IMAGE_SUFFIXES, leads_through_litter
 from adadistill.loaders.pixels import image_size
 from adadistill.loaders.recordio import MAX_EXACT_FLOAT, write_insightface_records
@@ -161,6 +162,9 @@ def _samples(path: Path) -> Iterator[tuple[str, dict[str, tarfile.TarInfo]]]:
         if parts:
             yield current, parts
     except tarfile.TarError as error:
+        other = what_it_is(path, "tar")
+        if other is not None:
+            raise ForeignSetError(f"{path}: no plain tar file: it {other}") from None
         raise ForeignSetError(f"{path}: no plain tar file, or it is damaged: {error}") from None
 
 
@@ -212,6 +216,8 @@ def _parquet_files(paths: Sequence[Path], label_key: str) -> LabelledImages:
                     labels.append(_whole(value, f"{path}, row {row} of group {group}"))
                     places.append((number, group, row))
         except (pyarrow.ArrowException, OSError) as error:
+            if (other := what_it_is(path, "parquet")) is not None:
+                raise ForeignSetError(f"{path} {other}") from None
             raise ForeignSetError(f"{path}: cannot be read as parquet: {error}") from None
     held: dict[tuple[int, int], Any] = {}
 

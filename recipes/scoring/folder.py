@@ -111,7 +111,7 @@ def networks_of(folder: Path, suffixes: Sequence[str] = ()) -> dict[str, Path]:
     files = [
         folder / entry.name
         for entry in entries_of(folder)[0]
-        if Path(entry.name).suffix.lower() in wanted and entry.is_file()
+        if entry.name.lower().endswith(wanted) and entry.is_file()
     ]
     if not files:
         raise ValueError(f"{folder} holds no checkpoint and no file that ends in {' '.join(wanted)}")

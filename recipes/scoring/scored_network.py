@@ -22,7 +22,9 @@ if TYPE_CHECKING:
 
 SourceKind: TypeAlias = Literal["checkpoint", "weights", "cvlface", "onnx"]
 
-WEIGHT_SUFFIXES = (".pth", ".pt", ".ckpt", ".safetensors")
+WEIGHT_SUFFIXES = (".pth", ".pt", ".ckpt", ".safetensors", ".pth.tar")
+NAMED_SUFFIXES = (*WEIGHT_SUFFIXES, ".bin", ".pkl", ".onnx")
+"""Those that --suffix can ask for; files that end in .bin or .pkl are more often something else."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -56,8 +58,8 @@ class ScoredNetwork:
 def source_kind(network: str, revision: str | None = None) -> SourceKind:
     """Which field of `TeacherConfig` names such a network.
 
-    Folders are told by what lies in them, files by their suffix. What is neither is a checkpoint that is missing,
-    unless its name is like CVLface's or a revision goes with it.
+    Folders are told by what lies in them, files are ONNX networks by their suffix, else weights. What is not there
+    is a checkpoint that is missing, unless its name is like CVLface's or a revision goes with it.
     """
     path = Path(network)
     if path.is_dir():
@@ -65,7 +67,7 @@ def source_kind(network: str, revision: str | None = None) -> SourceKind:
         return "cvlface" if like_cvlface else "checkpoint"
     if path.suffix.lower() == ".onnx":
         return "onnx"
-    if path.suffix.lower() in WEIGHT_SUFFIXES:
+    if path.is_file() or path.name.lower().endswith(NAMED_SUFFIXES):
         return "weights"
     if not path.exists() and (revision is not None or path.name.startswith("cvlface_")):
         return "cvlface"

@@ -129,16 +129,34 @@ def test_import_config_writes_a_recipe_that_loads_and_a_table(
     config, out = tmp_path / "config.py", tmp_path / "mine.yaml"
     config.write_text(ORIGIN + "\nconfig.brand_new = 1\n")
 
-    assert recipes("import-config", config, "--out", out) == 0
+    assert recipes("import-config", config, "--out", out) == 2, "what brand_new decides is not known"
+    assert "brand_new: no key that is known" in capsys.readouterr().err
+    assert not out.exists()
+    assert recipes("import-config", config, "--out", out, "--drop", "brand_new") == 0
     table = capsys.readouterr().out
     assert load_recipe(out).name == "mine"
     rows = [line.split() for line in table.splitlines()]
     assert ["batch_size", "384", "taken", "data.global_batch_size"] in [row[1:5] for row in rows]
     assert ["num_classes", "85742", "harmless"] in [row[1:4] for row in rows]
-    assert ["brand_new", "1", "not", "taken", "over"] in [row[1:6] for row in rows]
+    assert ["brand_new", "1", "dropped"] in [row[1:4] for row in rows]
 
-    assert recipes("import-config", config, "--out", out) == 2, "it is there"
-    assert recipes("import-config", config, "--out", out, "--overwrite", "--devices", "2", "--name", "two") == 0
+    assert recipes("import-config", config, "--out", out, "--drop", "brand_new") == 2, "it is there"
+    assert (
+        recipes(
+            "import-config",
+            config,
+            "--out",
+            out,
+            "--drop",
+            "brand_new",
+            "--overwrite",
+            "--devices",
+            "2",
+            "--name",
+            "two",
+        )
+        == 0
+    )
     assert (load_recipe(out).name, load_recipe(out).data.global_batch_size) == ("two", 768)
 
 

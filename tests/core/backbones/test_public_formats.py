@@ -39,6 +39,18 @@ def test_wrappers_do_not_hide_a_network(prefix: str):
     assert recognise_backbone(_public("ir18", prefix)).arch == "ir18"
 
 
+@pytest.mark.parametrize(
+    ("first", "second"), [("student.", "teacher."), ("", "ema."), ("module.online.", "module.target.")]
+)
+@pytest.mark.parametrize("other", ["ir18", "mobilefacenet", "iresnet34"])
+def test_two_networks_in_one_file_are_refused_and_both_named(first: str, second: str, other: str):
+    both = _public("ir18", first) | _public(other, second)
+    with pytest.raises(ValueError, match="two networks") as error:
+        recognise_backbone(both)
+    assert f"ir18 under `{first}`" in str(error.value)
+    assert f"{other} under `{second}`" in str(error.value)
+
+
 @pytest.mark.golden
 @pytest.mark.parametrize("path", golden_files("backbone_*[!s].npz"), ids=lambda path: path.stem)
 def test_public_implementations_are_recognised(path):

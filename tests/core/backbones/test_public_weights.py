@@ -9,11 +9,9 @@ from torch import nn
 
 from adadistill.core.backbones import BackboneConfig, build_backbone
 from adadistill.core.backbones.public_weights import (
-    ADAFACE_HEAD_KEYS,
     convert_public_weights,
     load_public_weights,
     public_names,
-    strip_wrappers,
     swap_colour_order_,
 )
 
@@ -90,26 +88,72 @@ def test_wrapper_prefixes_are_stripped(arch, prefix):
         assert torch.equal(target.state_dict()[name], tensor), name
 
 
-def test_prefix_that_only_some_names_have_is_kept():
-    mixed = {"module.conv1.weight": torch.zeros(1), "bn1.weight": torch.zeros(1)}
-    assert strip_wrappers(mixed) == mixed
+@pytest.mark.parametrize("prefix", ["backbone.", "model._orig_mod.", "a.b.c.", "student.encoder."])
+def test_any_common_prefix_is_stripped(prefix):
+    source = small("ir18")
+    wrapped = {prefix + name: tensor for name, tensor in public_state_dict(source).items()}
+    assert convert_public_weights(wrapped, small("ir18")).keys() == source.state_dict().keys()
 
 
-def test_head_of_an_adaface_checkpoint_is_dropped():
+def test_prefix_that_only_some_names_of_the_network_have_is_an_error():
     network = small("ir18")
-    checkpoint = {f"model.{name}": tensor for name, tensor in public_state_dict(network).items()}
-    checkpoint |= {name: torch.zeros(1) for name in ADAFACE_HEAD_KEYS}
+    mixed = dict(public_state_dict(network))
+    mixed["module.input_layer.0.weight"] = mixed.pop("input_layer.0.weight")
+    with pytest.raises(
+        ValueError, match=r"missing input_layer\.0\.weight\n  not expected module\.input_layer\.0\.weight"
+    ):
+        convert_public_weights(mixed, network)
+
+
+HEADS = {
+    "AdaFace's": {
+        "head.kernel": (16, 5), "head.t": (1,), "head.batch_mean": (1,), "head.batch_std": (1,),
+    },
+    "a margin": {"head.kernel": (16, 5), "head.margin": ()},
+    "a classifier": {"classifier.weight": (7, 16), "classifier.bias": (7,)},
+    "named as a layer of other networks": {"fc.weight": (5, 16)},
+    "of weight averaging": {"n_averaged": ()},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("prefix", ["model.", "backbone.", ""])
+@pytest.mark.parametrize("head", HEADS.values(), ids=HEADS)
+def test_a_head_beside_the_network_is_left_out_with_a_word(head, prefix, caplog):
+    network = small("ir18")
+    checkpoint = {f"{prefix}{name}": tensor for name, tensor in public_state_dict(network).items()}
+    checkpoint |= {name: torch.zeros(shape) for name, shape in head.items()}
     assert convert_public_weights(checkpoint, network).keys() == network.state_dict().keys()
+    (record,) = caplog.records
+    assert all(name in record.getMessage() for name in head)
 
 
-def test_head_is_kept_and_reported_when_anything_else_stands_beside_the_network():
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [
+        ("neck.conv.weight", (16, 16, 1, 1)),
+        ("projection.weight", (16, 16)),
+        ("classifier.weight", (7, 24)),
+        ("body.0.se.weight", (7, 16)),
+    ],
+)
+def test_what_is_no_head_is_reported(name, shape):
     network = small("ir18")
-    checkpoint = {f"model.{name}": tensor for name, tensor in public_state_dict(network).items()}
-    checkpoint |= {"head.kernel": torch.zeros(16, 5), "head.margin": torch.zeros(1)}
-    with pytest.raises(ValueError, match="2 problems") as error:
-        convert_public_weights(checkpoint, network)
-    assert "not expected head.kernel [16, 5]" in str(error.value)
-    assert "not expected head.margin [1]" in str(error.value)
+    with pytest.raises(ValueError, match=f"1 problems:\n  not expected {name}"):
+        convert_public_weights({**public_state_dict(network), name: torch.zeros(shape)}, network)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_other_floats_and_counters_that_were_cast_or_left_out_change_nothing(dtype):
+    source = small("mobilefacenet")
+    public = {name: tensor.to(dtype) for name, tensor in public_state_dict(source).items()}
+    counters = [name for name in public if name.endswith("num_batches_tracked")]
+    for name in counters[::2]:
+        del public[name]
+    target = build_backbone(BackboneConfig(arch="mobilefacenet", embedding_dim=16, width=0.125), 32, generator=2)
+    load_public_weights(target, public)
+    for name, tensor in source.state_dict().items():
+        if not name.endswith("num_batches_tracked"):
+            assert torch.equal(target.state_dict()[name], tensor.to(dtype).to(tensor.dtype)), name
 
 
 @pytest.mark.parametrize("arch", FAMILIES)

@@ -10,7 +10,7 @@ from golden_weights import golden_state_dict
 from tests_support import golden_files
 
 from adadistill.core.backbones import BackboneConfig, backbone_skeleton, build_backbone
-from adadistill.core.backbones.public_weights import load_public_weights, public_names, strip_wrappers
+from adadistill.core.backbones.public_weights import load_public_weights, public_names
 from adadistill.core.backbones.published_form import check_published_file, published_tensors, save_published
 from adadistill.core.backbones.weight_files import read_weight_file
 
@@ -80,7 +80,7 @@ def test_files_hold_the_names_that_each_project_strips(tmp_path: Path, publisher
     # AdaFace feeds BGR: its first convolution takes the colours the other way round.
     assert torch.equal(read[first], stem.flip(1) if publisher == "adaface" else stem)
     assert [path.name for path in tmp_path.iterdir()] == [file]
-    assert all(tensor.is_contiguous() for tensor in strip_wrappers(read).values())
+    assert all(tensor.is_contiguous() for tensor in read.values())
 
 
 @pytest.mark.parametrize(

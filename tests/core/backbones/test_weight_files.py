@@ -8,6 +8,7 @@ import types
 import zipfile
 from collections import Counter, OrderedDict
 
+import numpy
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -108,12 +109,77 @@ def test_files_without_named_tensors_are_refused(tmp_path, content):
         read_weight_file(tmp_path / "other.pt")
 
 
-def test_unknown_suffix_and_absent_file_are_named(tmp_path):
-    (tmp_path / "weights.onnx").write_bytes(b"x")
-    with pytest.raises(WeightFileError, match=r"weights.onnx must end in one of .safetensors, .pth, .pt, .ckpt"):
-        read_weight_file(tmp_path / "weights.onnx")
+def test_an_absent_file_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"absent.pth"):
         read_weight_file(tmp_path / "absent.pth")
+
+
+@pytest.mark.parametrize("name", ["w.pth.tar", "W.PTH", "pytorch_model.bin", "w.pkl", "weights", "w.safetensors"])
+@pytest.mark.parametrize("zipped", [True, False])
+def test_the_first_bytes_say_what_it_is_not_the_name(tmp_path, name, zipped):
+    torch.save(TENSORS, tmp_path / name, _use_new_zipfile_serialization=zipped)
+    assert_same(read_weight_file(tmp_path / name))
+
+
+def test_safetensors_under_another_name(tmp_path):
+    save_file(TENSORS, tmp_path / "w.pth")
+    assert_same(read_weight_file(tmp_path / "w.pth"))
+
+
+NETWORK = {"conv1.weight": torch.ones(4, 3, 3, 3), "bn1.bias": torch.zeros(4)}
+KEYS = ("model", "net", "network", "student", "module", "model_state_dict", "ema", "weights", "anything at all")
+
+
+@pytest.mark.parametrize("key", KEYS)
+def test_the_only_network_is_found_and_named(tmp_path, key, caplog):
+    training = {
+        "epoch": 3,
+        "best": numpy.float64(0.5),
+        "args": argparse.Namespace(lr=0.1),
+        "loss": torch.tensor(0.5),
+        "head": {"weight": torch.ones(10, 512)},
+        key: OrderedDict(NETWORK),
+        "optimizer": {"state": {0: {"momentum_buffer": torch.ones(4, 3, 3, 3)}}, "param_groups": [{"lr": 0.1}]},
+    }
+    torch.save(training, tmp_path / "w.pth")
+    assert read_weight_file(tmp_path / "w.pth").keys() == NETWORK.keys()
+    assert f"taken from `{key}`" in caplog.text
+
+
+def test_a_network_deeper_down_is_found(tmp_path, caplog):
+    torch.save({"state": {"model": NETWORK, "step": 3}}, tmp_path / "w.pth")
+    assert read_weight_file(tmp_path / "w.pth").keys() == NETWORK.keys()
+    assert "taken from `state.model`" in caplog.text
+
+
+def test_entries_that_are_no_tensors_are_left_out_with_a_word(tmp_path, caplog):
+    torch.save({**NETWORK, "epoch": 3, "optimizer": {"lr": 0.1}}, tmp_path / "w.pth")
+    assert read_weight_file(tmp_path / "w.pth").keys() == NETWORK.keys()
+    assert "epoch, optimizer" in caplog.text
+
+
+@pytest.mark.parametrize(("one", "other"), [("model", "ema"), ("state_dict", "state_dict_ema"), ("student", "teacher")])
+def test_two_networks_are_refused_and_both_named(tmp_path, one, other):
+    torch.save({one: NETWORK, other: dict(NETWORK), "epoch": 1}, tmp_path / "w.pth")
+    with pytest.raises(WeightFileError, match=f"2 networks, under `{one}` and `{other}`"):
+        read_weight_file(tmp_path / "w.pth")
+
+
+def test_one_network_under_two_names_is_one(tmp_path):
+    torch.save({"model": NETWORK, "ema": NETWORK}, tmp_path / "w.pth")
+    assert read_weight_file(tmp_path / "w.pth").keys() == NETWORK.keys()
+
+
+def test_a_whole_pickled_network_is_refused_with_what_to_do(tmp_path):
+    torch.save(torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3)), tmp_path / "w.pth")
+    with pytest.raises(WeightFileError, match=r"a whole network(.|\n)*state_dict\(\)"):
+        read_weight_file(tmp_path / "w.pth")
+
+
+def test_a_torchscript_program_is_named(tmp_path):
+    torch.jit.script(torch.nn.Conv2d(3, 4, 3)).save(str(tmp_path / "w.pt"))
+    with pytest.raises(WeightFileError, match="TorchScript"):
+        read_weight_file(tmp_path / "w.pt")
 
 
 def repacked(path, change):

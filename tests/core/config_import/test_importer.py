@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from config_files import ADADISTILL, INSIGHTFACE_MS1MV2_R50, INSIGHTFACE_WF12M_R50, ORIGIN
+from config_files import ADADISTILL, INSIGHTFACE_2021, INSIGHTFACE_MS1MV2_R50, INSIGHTFACE_WF12M_R50, ORIGIN
 
 from adadistill.core.config_import import ConfigImportError, ImportedConfig, import_config
 from adadistill.core.config_import.importer import recipe_name
@@ -14,6 +14,7 @@ ALL = {
     "adadistill": ADADISTILL,
     "insightface arcface": INSIGHTFACE_MS1MV2_R50,
     "insightface cosface": INSIGHTFACE_WF12M_R50,
+    "insightface of 2021": INSIGHTFACE_2021,
 }
 
 
@@ -118,24 +119,117 @@ def test_the_yaml_reads_back_and_says_where_each_value_is_from(text: str) -> Non
     assert all("  # " in line for line in values)
 
 
+def test_what_is_not_trained_differently_is_left_out_and_listed_with_its_line() -> None:
+    found = imported(f"{ORIGIN}\nconfig.ijb_flip = False\n")
+
+    (fate,) = (fate for fate in found.fates if fate.key == "ijb_flip")
+    assert (fate.outcome, fate.line) == ("not taken over", len(ORIGIN.splitlines()) + 2)
+    assert "fused" in fate.why
+    assert found.yaml is not None
+    assert f"ijb_flip (line {fate.line})" in found.yaml
+
+
+DECISIVE = {
+    "SE": (ORIGIN, "True"),
+    "brand_new": (ORIGIN, "3"),
+    "wandb_token": (ORIGIN, "'abc'"),
+    "optimizer": (INSIGHTFACE_WF12M_R50, "'adamw'"),
+    "sample_rate": (INSIGHTFACE_WF12M_R50, "0.1"),
+    "interclass_filtering_threshold": (INSIGHTFACE_WF12M_R50, "0.4"),
+    "gradient_acc": (INSIGHTFACE_WF12M_R50, "4"),
+    "lr_func": (INSIGHTFACE_WF12M_R50, "lambda epoch: 0.1 ** len([m for m in [8] if m - 1 <= epoch])"),
+    "decay_epoch": (INSIGHTFACE_WF12M_R50, "[8, 14]"),
+    "loss": (INSIGHTFACE_WF12M_R50, "'arcface'"),
+    "label_smoothing": (INSIGHTFACE_2021, "0.1"),
+    "image_size": (INSIGHTFACE_2021, "compute()"),
+}
+
+
+@pytest.mark.parametrize("key", DECISIVE)
+def test_a_key_that_decides_what_is_trained_is_refused_with_its_line_unless_it_is_dropped(key: str) -> None:
+    text, value = DECISIVE[key]
+    config = f"{text}\nconfig.{key} = {value}\n"
+    found = imported(config)
+
+    line = len(text.splitlines()) + 2
+    assert (found.recipe, found.yaml) == (None, None)
+    (obstacle,) = found.obstacles
+    assert obstacle.startswith(f"{key}: ")
+    assert f"line {line}" in obstacle
+    assert f"--drop {key}" in obstacle
+
+    dropped = imported(config, drop=[key])
+    assert dropped.recipe is not None
+    assert dropped.yaml is not None
+    assert key == "image_size" or f"{key} (line {line}): left out, as --drop says" in dropped.yaml
+
+
+def test_what_is_dropped_must_be_there() -> None:
+    with pytest.raises(ConfigImportError, match="--drop sample_rat: the config does not set it"):
+        imported(INSIGHTFACE_WF12M_R50, drop=["sample_rat"])
+
+
+@pytest.mark.parametrize(("loss", "kind", "margin"), [("cosface", "cosface", 0.4), ("arcface", "arcface", 0.5)])
+def test_insightfaces_configs_of_2021_keep_their_head_and_their_steps(loss: str, kind: str, margin: float) -> None:
+    found = imported(INSIGHTFACE_2021.replace("cosface", loss))
+
+    assert found.family == "insightface"
+    wanted = f"""
+name: it
+data: {{records: /train_tmp/ms1m-retinaface-t1/train.rec, global_batch_size: 1024, decoder: cpu}}
+student: {{arch: iresnet50, embedding_dim: 512}}
+head: {{kind: {kind}, margin: {margin}, logit_scale: 64.0}}
+centres: {{kind: trainable, placement: sharded}}
+optim:
+  {{lr: 0.1, lr_batch_size: 512, epochs: 25, milestones: [11, 17, 22], warmup_epochs: 0, warmup: linear,
+   momentum: 0.9, weight_decay: 5e-4, clip_norm: 5.0}}
+precision: float32
+evaluation: {{sets: [/train_tmp/ms1m-retinaface-t1/lfw.bin, /train_tmp/ms1m-retinaface-t1/cfp_fp.bin]}}
+"""
+    assert differences(found, wanted) == []
+
+
+STEPS = "return 0.1 ** len([m for m in [11, 17, 22] if m - 1 <= epoch])"
+
+
 @pytest.mark.parametrize(
-    ("line", "key", "why"),
+    "schedule",
     [
-        ("config.SE = True", "SE", "squeeze-and-excitation"),
-        ("config.ijb_flip = False", "ijb_flip", "fused"),
-        ("config.brand_new = 3", "brand_new", "no key that is known"),
-        ("config.wandb_token = 'abc'", "wandb_token", "no key"),
+        f"def lr_step_func(epoch):\n    {STEPS}\nconfig.lr_func = lr_step_func",
+        f"config.lr_func = lambda epoch: {STEPS.removeprefix('return ')}",
+        f"config.lr_func = lambda e: 1.0 if e < -1 else {STEPS.removeprefix('return ').replace('epoch', 'e')}",
     ],
 )
-def test_what_has_no_counterpart_is_listed_with_its_line(line: str, key: str, why: str) -> None:
-    found = imported(f"{ORIGIN}\n{line}\n")
+def test_insightfaces_rate_function_of_2021_is_a_schedule_of_steps(schedule: str) -> None:
+    lines = [line for line in INSIGHTFACE_2021.splitlines() if "decay_epoch" not in line]
+    found = imported("\n".join([*lines, schedule]))
 
-    fate = next(fate for fate in found.fates if fate.key == key)
-    assert fate.outcome == "not taken over"
-    assert why in fate.why
-    assert fate.line == len(ORIGIN.splitlines()) + 2
-    assert found.yaml is not None
-    assert f"{key} (line {fate.line})" in found.yaml
+    assert found.recipe is not None
+    optim = found.recipe.optim
+    assert (optim.schedule, optim.milestones, optim.gamma, optim.lr_batch_size) == ("step", (10, 16, 21), 0.1, 512)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (("config.loss = ", "config.other = "), "loss is not set; the head must be said"),
+        (("'cosface'", "'curricularface'"), "loss: the head must be said; known are arcface, cosface"),
+        (("    config.decay_epoch = [11, 17, 22]\n", ""), "decay_epoch is not set; the rate schedule must be said"),
+        (("[11, 17, 22]", "[11.5]"), "decay_epoch: it is not a list of whole numbers"),
+        (("[11, 17, 22]", "steps()"), "decay_epoch: what it is set to in line"),
+        (("decay_epoch = [11, 17, 22]", "lr_func = lambda e: 0.5"), "lr_func: what it is set to in line"),
+        (("decay_epoch =", "lr_func = lambda e: 0.1 ** len([m for m in [8] if m <= e])\n    config.decay_epoch ="),
+         "lr_func: decay_epoch says the schedule too"),
+        (('"ms1m-retinaface-t1"\nconfig.em', 'choose()\nconfig.em'), "rec: what it is set to"),
+        (("config = edict()", "from base import config"), "line 3: settings of another file"),
+    ],
+)  # fmt: skip
+def test_no_default_stands_in_for_what_a_config_of_2021_says(change: tuple[str, str], said: str) -> None:
+    assert change[0] in INSIGHTFACE_2021
+    found = imported(INSIGHTFACE_2021.replace(*change))
+
+    assert found.recipe is None
+    assert any(obstacle.startswith(said) for obstacle in found.obstacles), found.obstacles
 
 
 def test_squeeze_and_excitation_goes_to_the_networks_that_have_it() -> None:
@@ -184,8 +278,10 @@ def test_secrets_are_shown_nowhere() -> None:
         ("config.lr_func = lambda epoch: 0.5", "lr_func: what it is set to in line"),
         ("config.m = float('nan')", "m: what it is set to in line"),
         ("for config.s in range(3): pass", "s: what it is set to in line"),
-        ("config.update(m=3)", "loss: what it is set to in line"),
-        ("setattr(config, 'm', 3)", "loss: what it is set to in line"),
+        ("config.update(changes)", "loss: what it is set to in line"),
+        ("config.pop('m')", "loss: what it is set to in line"),
+        ("setattr(config, 'm', 3)", "line 61: a call, which is not run; it may set anything"),
+        ("config.val_targets.append('lfw')", "val_targets: what it is set to in line"),
         ("from elsewhere import config", "lr: what it is set to in line"),
         ("del config.m", "m: what it is set to in line"),
         ("config.m += 0.1", "m: what it is set to in line"),

@@ -305,8 +305,8 @@ def test_what_the_hub_states_is_checked_and_nothing_is_locked(hub: FakeHub, here
 
 
 def test_a_network_that_does_not_load_is_not_locked(hub: FakeHub, here: Path, published: Published):
-    hub.add(FIRST, _repository(published, **{SAFETENSORS: _safetensors(published.tensors, "backbone.")}))
-    with pytest.raises(TeacherError, match=r"missing input_layer\.0\.weight"):
+    hub.add(FIRST, _repository(published, **{SAFETENSORS: _safetensors(_without(published.tensors, LINEAR), "net.")}))
+    with pytest.raises(TeacherError, match=rf"missing {LINEAR}"):
         _load(REPO, hub)
     assert not (here / "lock.json").exists()
 
@@ -524,7 +524,7 @@ def test_a_pickled_payload_is_refused_and_does_not_run(here: Path, published: Pu
     zipped = [_pickled(_Payload(canary)), _pickled({**_prefixed(published.tensors, "net."), "x": _Payload(canary)})]
     for number, body in enumerate(payloads + zipped):
         _write(here / f"evil{number}", {"model.yaml": DESCRIPTION.encode(), "model.pt": body})
-        with pytest.raises(TeacherError, match=r"cannot be read by torch's restricted unpickler"):
+        with pytest.raises(TeacherError, match=r"cannot be read by torch's restricted unpickler|is text"):  # protocol 0
             _load(f"evil{number}")
     assert not canary.exists()
     assert not (here / "lock.json").exists()
@@ -551,7 +551,7 @@ def _header(text: bytes, length: int | None = None) -> bytes:
 )
 def test_damaged_safetensors_are_refused(here: Path, body: bytes):
     _write(here / "ours", {YAML: DESCRIPTION.encode(), SAFETENSORS: body})
-    with pytest.raises(TeacherError, match=r"model\.safetensors is not a readable safetensors file"):
+    with pytest.raises(TeacherError, match=r"model\.safetensors is (not a readable safetensors file|empty)"):
         _load("ours")
 
 
@@ -565,7 +565,10 @@ LINEAR = "output_layer.3.weight"
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda t: _prefixed(t, "backbone."), r"(?s)358 problems:.*missing input_layer\.0\.weight.* and \d+ more"),
+        (
+            lambda t: {f"x.{name}.y": tensor for name, tensor in t.items()},
+            r"(?s) problems:.*missing input_layer\.0\.weight.* and \d+ more",
+        ),
         (
             lambda t: _without(_prefixed(t, "net."), "net.body.3.res_layer.0.bias"),
             r"missing body\.3\.res_layer\.0\.bias",
@@ -580,7 +583,7 @@ LINEAR = "output_layer.3.weight"
             lambda t: _prefixed({**t, LINEAR: torch.zeros(8, 512).to_sparse()}, "net."),
             rf"model\.pt is no state dict: 1 entries are no plain tensors, such as net\.{LINEAR}",
         ),
-        (lambda t: {**_prefixed(t, "net."), "stray": torch.zeros(1)}, r"missing input_layer\.0\.weight"),
+        (lambda t: {**_prefixed(t, "net."), "stray": torch.zeros(3)}, r"1 problems:\n  not expected stray \[3\]"),
         (lambda t: {}, "empty state dict"),
         (lambda t: [1], "holds a list, not a state dict"),
     ],

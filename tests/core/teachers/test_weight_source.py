@@ -108,8 +108,8 @@ def _without(public: dict, name: str) -> dict:
         (lambda public: {**public, "fc.extra": torch.zeros(1)}, "not expected fc.extra"),
         (lambda public: {**public, "fc.weight": torch.zeros(8, 9)}, r"fc.weight is \[8, 9\]"),
         (lambda public: {**public, "bn1.weight": torch.full((64,), float("nan"))}, "not finite"),
-        (lambda public: {"wrong." + name: tensor for name, tensor in public.items()}, "no network we know"),
-        (lambda public: {"module.x." + name: tensor for name, tensor in public.items()}, "no network we know"),
+        (lambda public: {name + ".x": tensor for name, tensor in public.items()}, "no network we know"),
+        (lambda public: {f"{number}.{name}": public[name] for number, name in enumerate(public)}, "no network we know"),
     ],
 )
 def test_weights_that_do_not_fit_are_refused_with_the_list(tmp_path: Path, damage, message: str):
