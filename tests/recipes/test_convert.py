@@ -60,7 +60,8 @@ def test_adaface_checkpoint_is_turned_from_bgr_to_rgb_and_loses_its_head(tmp_pat
     assert convert(tmp_path / "adaface.ckpt", tmp_path / "teacher", "ir18") == 0
     loaded = load_network(tmp_path / "teacher", device=CPU)
     # The original sees BGR: it must say of a BGR image what the converted network says of the RGB one.
-    torch.testing.assert_close(embeddings(loaded.network), embeddings(network, bgr=True))
+    # Sums over channels in another order; with the colours as they were, they differ by tenths.
+    torch.testing.assert_close(embeddings(loaded.network), embeddings(network, bgr=True), rtol=0.0, atol=2e-4)
     assert "ir18 (adaface, trained on bgr" in capsys.readouterr().out
 
 

@@ -81,7 +81,7 @@ def _metrics(folder: Path, event: str) -> list[dict[str, object]]:
 
 
 def test_a_run_leaves_a_whole_folder_and_learns(data: Path, tmp_path: Path):
-    recipe = tiny_recipe(data, optim__epochs=6, optim__milestones="[5]", optim__lr_batch_size=8)
+    recipe = tiny_recipe(data, optim__epochs=6, optim__milestones="[5]", optim__lr_batch_size=128)
     result = run_training(recipe, tmp_path / "run", ranks=RANKS)
 
     folder = tmp_path / "run"
