@@ -105,7 +105,7 @@ def _student(recipe: Recipe) -> str:
 def _teacher(recipe: Recipe) -> str:
     if recipe.teacher is None:
         return "-"
-    named = recipe.teacher.cvlface or recipe.teacher.checkpoint or recipe.teacher.weights or recipe.teacher.onnx
+    named = None if recipe.teacher.source is None else getattr(recipe.teacher, recipe.teacher.source)
     text = f"`{named or recipe.teacher.embeddings or recipe.teacher.cache}`"
     return f"{text}, cached" if named and recipe.teacher.cache else text
 

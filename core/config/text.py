@@ -23,8 +23,11 @@ def dump_config(config: Any) -> str:
 
 
 def canonical_json(config: Any) -> str:
-    """One line of JSON, the same for equal configs: sorted keys, floats by repr, ints in float fields as floats."""
-    return json.dumps(plain_values(config), sort_keys=True, separators=(",", ":"), allow_nan=False)
+    """One line of JSON, the same for equal configs: sorted keys, floats by repr, ints in float fields as floats.
+
+    Fields with the metadata `HASHED_WHERE_SET` are left out at their default.
+    """
+    return json.dumps(plain_values(config, hashed=True), sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
 def config_differences(first: Any, second: Any, prefix: str = "") -> list[str]:
@@ -45,10 +48,17 @@ def config_differences(first: Any, second: Any, prefix: str = "") -> list[str]:
     return differences
 
 
-def plain_values(config: Any) -> dict[str, Any]:
-    """A config as dicts, lists and scalars; a whole number in a float field becomes a float, -0.0 becomes 0.0."""
+def plain_values(config: Any, *, hashed: bool = False) -> dict[str, Any]:
+    """A config as dicts, lists and scalars; a whole number in a float field becomes a float, -0.0 becomes 0.0.
+
+    With `hashed`, what `canonical_json` leaves out is left out.
+    """
     schema = config_schema(type(config))
-    return {name: _plain_value(getattr(config, name), schema.types[name]) for name in schema.fields}
+    return {
+        name: _plain_value(getattr(config, name), schema.types[name], hashed=hashed)
+        for name, field in schema.fields.items()
+        if not (hashed and field.metadata.get("hashed_where_set") and getattr(config, name) == field.default)
+    }
 
 
 def leaf_keys(config: Any, prefix: str = "") -> Iterator[str]:
@@ -83,9 +93,9 @@ def dump_value(value: Any) -> str:
     return '"' + "".join(c if c.isprintable() else f"\\U{ord(c):08x}" for c in escaped) + '"'
 
 
-def _plain_value(value: Any, kind: Any) -> Any:
+def _plain_value(value: Any, kind: Any, *, hashed: bool = False) -> Any:
     if is_dataclass(value):
-        return plain_values(value)
+        return plain_values(value, hashed=hashed)
     members = alternatives(kind)
     if isinstance(value, (tuple, list)):
         element = next((get_args(member)[0] for member in members if get_origin(member) is tuple), None)

@@ -7,8 +7,8 @@ import torch
 from golden_weights import golden_shapes
 from tests_support import golden_files
 
-from adadistill.core.backbones import BACKBONE_NAMES, BackboneConfig, backbone_skeleton
-from adadistill.core.backbones.public_formats import recognise_backbone, resolve_publisher
+from adadistill.core.backbones import BACKBONES, BackboneConfig, backbone_skeleton
+from adadistill.core.backbones.public_formats import FORMATS, recognise_backbone, resolve_publisher
 from adadistill.core.backbones.public_weights import public_names
 
 
@@ -18,9 +18,14 @@ def _public(arch: str, prefix: str = "") -> dict[str, torch.Tensor]:
     return {prefix + public: own[name] for name, public in public_names(network).items()}
 
 
-@pytest.mark.parametrize("arch", BACKBONE_NAMES)
+@pytest.mark.parametrize("arch", [arch for arch, known in BACKBONES.items() if known.names is not None])
 def test_every_network_is_recognised_by_its_tensors(arch: str):
     assert recognise_backbone(_public(arch)) == BackboneConfig(arch=arch, embedding_dim=24)
+
+
+def test_every_publisher_that_a_network_names_has_a_format():
+    assert {publisher for known in BACKBONES.values() for publisher in known.publishers} == FORMATS.keys()
+    assert not [arch for arch, known in BACKBONES.items() if known.publishers and known.names is None]
 
 
 def test_squeeze_and_excitation_is_recognised_as_adadistills():
