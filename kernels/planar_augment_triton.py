@@ -15,7 +15,14 @@ import triton.language as tl
 from adadistill.kernels.augment_parameters import TAPS, Column
 from adadistill.kernels.pixel_rules import NUMBERS, PIXEL_RULES
 
-RULES = tuple(triton.jit(rule.apply) for rule in PIXEL_RULES.values()) or None
+# Triton's interpreter, in which `jit` makes something else, takes a plain function as it is.
+RULES = (
+    tuple(
+        made if isinstance(made := triton.jit(rule.apply), triton.JITFunction) else rule.apply
+        for rule in PIXEL_RULES.values()
+    )
+    or None
+)
 RULES_KEY = "".join(inspect.getsource(rule.apply) for rule in PIXEL_RULES.values())
 """Triton finds a compiled kernel by the names of functions in a tuple, which an edit of a rule leaves alone."""
 

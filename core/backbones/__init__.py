@@ -150,5 +150,5 @@ def backbone_skeleton(config: BackboneConfig, image_size: int) -> nn.Module:
             **({"se": True} if config.se else {}),
         )
     assert isinstance(network, nn.Module), f"{config.arch} makes a {type(network).__name__}"
-    network.name_rules = backbone.names
+    network.name_rules = backbone.names  # type: ignore[assignment]
     return network

@@ -19,11 +19,16 @@ from adadistill.core.backbones.public_weights import public_names, strip_wrapper
 
 Publisher: TypeAlias = Literal["adadistill", "insightface", "adaface", "cvlface"]
 
-_KNOWN: Final[tuple[BackboneConfig, ...]] = (
-    *(BackboneConfig(arch=arch) for arch, known in BACKBONES.items() if known.names is not None),
-    *(BackboneConfig(arch=arch, se=True) for arch, known in BACKBONES.items() if known.takes_se),
-)
 
+def known_configs() -> tuple[BackboneConfig, ...]:
+    """Every network that a public file can hold."""
+    return (
+        *(BackboneConfig(arch=arch) for arch, known in BACKBONES.items() if known.names is not None),
+        *(BackboneConfig(arch=arch, se=True) for arch, known in BACKBONES.items() if known.names and known.takes_se),
+    )
+
+
+_KNOWN: Final = known_configs()
 _IMAGE_SIZE = 112  # changes shapes, not names
 _LEAST_SHARE = 0.5
 

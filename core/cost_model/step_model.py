@@ -173,7 +173,7 @@ class StepModel:
         self.inputs: list[Input] = []
         if runs_teacher(recipe):
             arch = self._teacher_arch()
-            self.teacher = network_cost(BackboneConfig(arch=arch), recipe.data.image_size)  # type: ignore[arg-type]
+            self.teacher = network_cost(BackboneConfig(arch=arch), recipe.data.image_size)
 
     @property
     def images(self) -> int:
