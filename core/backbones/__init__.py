@@ -95,8 +95,8 @@ class BackboneConfig:
     """Squeeze and excitation at the end of every block of an `iresnet*`, as AdaDistill's copy of it can have."""
 
     def __post_init__(self) -> None:
-        if self.arch not in BACKBONE_NAMES:
-            raise ValueError(f"arch must be one of {', '.join(BACKBONE_NAMES)}, got {self.arch!r}")
+        if self.arch not in BACKBONES:
+            raise ValueError(f"arch must be one of {', '.join(BACKBONES)}, got {self.arch!r}")
         if not 1 <= self.embedding_dim <= MAX_EMBEDDING_DIM:
             raise ValueError(f"embedding_dim must be in [1, {MAX_EMBEDDING_DIM}], got {self.embedding_dim}")
         if not 0.0 < self.width <= 8.0:
