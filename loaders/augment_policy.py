@@ -124,11 +124,13 @@ class AugmentConfig:
         return any(self.probability(operation) > 0.0 for operation in OPERATIONS)
 
 
-_KEYLESS = PIXEL_RULES.keys() - {key.name for key in fields(AugmentConfig) if key.metadata.get("hashed_where_set")}
+_KEYLESS = PIXEL_RULES.keys() - {
+    key.name for key in fields(AugmentConfig) if key.metadata.get("hashed") == "if changed"
+}
 if _KEYLESS:
     raise ImportError(
         f"pixel rules without a key: AugmentConfig of loaders/augment_policy.py needs, for each of {sorted(_KEYLESS)}, "
-        '`NAME: float | None = field(default=None, metadata={"hashed_where_set": True})`'
+        '`NAME: float | None = field(default=None, metadata={"hashed": "if changed"})`'
     )
 
 

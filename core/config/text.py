@@ -25,9 +25,10 @@ def dump_config(config: Any) -> str:
 def canonical_json(config: Any) -> str:
     """One line of JSON, the same for equal configs: sorted keys, floats by repr, ints in float fields as floats.
 
-    Fields with the metadata `HASHED_WHERE_SET` are left out at their default.
+    A field with the metadata `hashed: if changed` is left out at its default, so that a key that is added to a config
+    does not change what was made of the configs before it.
     """
-    return json.dumps(plain_values(config, hashed=True), sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return json.dumps(_hashed_values(config), sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
 def config_differences(first: Any, second: Any, prefix: str = "") -> list[str]:
@@ -48,16 +49,18 @@ def config_differences(first: Any, second: Any, prefix: str = "") -> list[str]:
     return differences
 
 
-def plain_values(config: Any, *, hashed: bool = False) -> dict[str, Any]:
-    """A config as dicts, lists and scalars; a whole number in a float field becomes a float, -0.0 becomes 0.0.
-
-    With `hashed`, what `canonical_json` leaves out is left out.
-    """
+def plain_values(config: Any) -> dict[str, Any]:
+    """A config as dicts, lists and scalars; a whole number in a float field becomes a float, -0.0 becomes 0.0."""
     schema = config_schema(type(config))
+    return {name: _plain_value(getattr(config, name), schema.types[name]) for name in schema.fields}
+
+
+def _hashed_values(config: Any) -> dict[str, Any]:
+    known = config_schema(type(config)).fields
     return {
-        name: _plain_value(getattr(config, name), schema.types[name], hashed=hashed)
-        for name, field in schema.fields.items()
-        if not (hashed and field.metadata.get("hashed_where_set") and getattr(config, name) == field.default)
+        name: _hashed_values(value) if is_dataclass(value := getattr(config, name)) else plain
+        for name, plain in plain_values(config).items()
+        if known[name].metadata.get("hashed") != "if changed" or getattr(config, name) != known[name].default
     }
 
 
@@ -93,9 +96,9 @@ def dump_value(value: Any) -> str:
     return '"' + "".join(c if c.isprintable() else f"\\U{ord(c):08x}" for c in escaped) + '"'
 
 
-def _plain_value(value: Any, kind: Any, *, hashed: bool = False) -> Any:
+def _plain_value(value: Any, kind: Any) -> Any:
     if is_dataclass(value):
-        return plain_values(value, hashed=hashed)
+        return plain_values(value)
     members = alternatives(kind)
     if isinstance(value, (tuple, list)):
         element = next((get_args(member)[0] for member in members if get_origin(member) is tuple), None)
