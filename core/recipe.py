@@ -28,7 +28,7 @@ from adadistill.core.config.strict_yaml import (
 from adadistill.core.config.text import canonical_json, config_differences, dump_config
 from adadistill.core.evaluation import EvaluationConfig
 from adadistill.core.objectives.geometry_margin import GeometryMarginConfig
-from adadistill.core.objectives.heads import HeadConfig
+from adadistill.core.objectives.heads import HEADS, HeadConfig
 from adadistill.core.objectives.regression import RegressionConfig
 from adadistill.core.precision import PrecisionName
 from adadistill.core.seeding import derive_seed
@@ -146,8 +146,9 @@ class Recipe:
         if mode == "off":
             return []
         problems = []
-        if self.head.kind != "adaface":
-            problems.append(f"geometry_margin.mode {mode} needs head.kind adaface, got {self.head.kind}")
+        if not HEADS[self.head.kind].takes_geometry:
+            heeding = " or ".join(name for name, head in HEADS.items() if head.takes_geometry)
+            problems.append(f"geometry_margin.mode {mode} needs head.kind {heeding}, got {self.head.kind}")
         if mode == "headroom" and kind != "adaptive":
             problems.append(
                 f"geometry_margin.mode headroom needs centres.kind adaptive, got {kind}: it replaces the confidence of "

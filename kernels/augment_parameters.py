@@ -13,6 +13,7 @@ An image of S x S pixels goes through these steps; each ends in uint8, and its c
     grey         all channels become grey(r, g, b)                                               (0: off)
     photometric  three blends in the order FIRST, SECOND, THIRD (BRIGHTNESS 0, CONTRAST 1, SATURATION 2), factors in
                  1/65536: out = clip((65536 d + factor (in - d)) >> 16), d = 0, the image's mean grey, or the pixel's
+    rules        those of pixel_rules.py, by six columns each, the first at RULES                (all 0: off)
     mirror       columns reversed
 
     grey(r, g, b) = (19595 r + 38470 g + 7471 b + 2^15) >> 16,   mean grey = (sum of grey + S S / 2) // (S S)
@@ -36,6 +37,8 @@ from functools import lru_cache
 import numpy as np
 import numpy.typing as npt
 
+from adadistill.kernels.pixel_rules import NUMBERS, PIXEL_RULES
+
 TAPS = 8
 WEIGHT_ONE = 2048
 """A tap weight of 1."""
@@ -47,7 +50,7 @@ MAX_AUGMENTED_SIDE = 512
 
 
 class Column(IntEnum):
-    """Columns of the (B, len(Column)) int32 parameters."""
+    """Columns of the (B, len_columns()) int32 parameters."""
 
     MIRROR = 0
     CROP_TOP = 1
@@ -68,6 +71,8 @@ class Column(IntEnum):
     """First of the three factors: brightness, contrast, saturation."""
     CONTRAST = 23
     SATURATION = 24
+    RULES = 25
+    """First of six for each pixel rule, if there are any."""
 
 
 class Interpolation(IntEnum):
@@ -108,7 +113,7 @@ class ResampleTables:
 
 
 def identity_parameters(count: int, size: int) -> npt.NDArray[np.int32]:
-    """(count, len(Column)) int32 that leave images of `size` x `size` pixels as they are."""
+    """(count, len_columns()) int32 that leave images of `size` x `size` pixels as they are."""
     parameters = np.zeros((count, len_columns()), dtype=np.int32)
     parameters[:, Column.CROP_HEIGHT] = parameters[:, Column.CROP_WIDTH] = size
     parameters[:, Column.DOWN_TABLE] = parameters[:, Column.UP_TABLE] = parameters[:, Column.BLUR_TABLE] = -1
@@ -120,7 +125,7 @@ def identity_parameters(count: int, size: int) -> npt.NDArray[np.int32]:
 
 def len_columns() -> int:
     """Number of columns, P."""
-    return Column.SATURATION + 1
+    return Column.RULES + NUMBERS * len(PIXEL_RULES)
 
 
 def least_low_side(size: int) -> int:

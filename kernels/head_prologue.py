@@ -33,8 +33,9 @@ Source    AdaFace, arXiv:2204.00964; ArcFace and CosFace as in AdaDistill, arXiv
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, Final, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -42,7 +43,6 @@ from torch import Tensor
 from adadistill.kernels.margin_softmax import MarginGrad, TargetColumn, target_column
 from adadistill.kernels.triton_use import runs_triton
 
-HeadKind = Literal["arcface", "cosface", "adaface"]
 GeometryMode = Literal["off", "adaptive", "static"]
 
 LEAST_DIRECTED_NORM = 1e-8
@@ -56,10 +56,52 @@ ADAFACE_EPS = 1e-3
 
 
 @dataclass(frozen=True, slots=True)
+class HeadLimits:
+    """Where a head cuts cosines and angles; beyond, no gradient passes."""
+
+    cosine_limit: float = 1.0
+    """Every cosine is cut to [-limit, limit]."""
+    angle_limits: tuple[float, float] | None = None
+    """Radians the margined angle is clipped to, or None."""
+
+
+@dataclass(frozen=True, slots=True)
+class QualityFacts:
+    """What a head may make its margins of, without gradient. Norms are (B,), within [0.001, 100]."""
+
+    norms: Tensor
+    mean: Tensor
+    """0-dim, of the norms' statistics with this batch in them, in the dtype of the norms; `std` likewise."""
+    std: Tensor
+    geometry: Tensor | None
+    """(B,) geometry term, in the dtype of the norms; None where the geometry margin is off."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Head:
+    """One kind of margin head: all that tells it from the others. `core/objectives/heads.py` registers them."""
+
+    title: str
+    """What pages call it."""
+    margins: Callable[[HeadRule, QualityFacts], Margins]
+    """Margins of a batch, in plain torch."""
+    in_triton: bool
+    """Whether `prologue_kernel` has a branch for it, and so `HEADS_IN_TRITON` a line. Where not, torch does its whole
+    prologue on CUDA too: some sixty small launches a step in place of one."""
+    takes_geometry: bool = False
+    """Whether the margins heed the geometry term; else the geometry margin is refused."""
+    limits: HeadLimits = HeadLimits()
+    straight_through_limits: HeadLimits = HeadLimits()
+    """With `margin_grad: straight_through`."""
+
+
+@dataclass(frozen=True, slots=True)
 class HeadRule:
     """Numbers of a head."""
 
-    kind: HeadKind
+    kind: str
+    """Its name, by which the kernel knows it if it does."""
+    head: Head
     margin: float
     """m, in [0, 1)."""
     quality_concentration: float
@@ -126,6 +168,11 @@ class Margins:
     """AdaFace's q in [-1, 1]; zeros for the other heads."""
     clipped: Tensor
     """Bool, q was outside [-1, 1] before its clip."""
+
+    @staticmethod
+    def unscaled(angular: Tensor, additive: Tensor) -> Margins:
+        """Those of a head without a quality scaler."""
+        return Margins(angular, additive, torch.zeros_like(angular), torch.zeros_like(angular, dtype=torch.bool))
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,22 +241,60 @@ def geometry_values(rule: GeometryRule, confidence: Tensor, cosine: Tensor) -> T
     if rule.mode == "static":
         gap = torch.where(cosine < rule.mask, (rule.scale * (1.0 - cosine)).clamp(0.0, 1.0), 0.0)
         return rule.weight * (gap - rule.baseline).clamp(min=0.0)
+    if rule.mode != "off":
+        raise ValueError(f"no formula is known for geometry mode {rule.mode!r}")
     return torch.zeros_like(confidence)
 
 
 def margins_of(rule: HeadRule, norms: Tensor, mean: Tensor, std: Tensor, geometry: Tensor | None) -> Margins:
-    """Margins from (B,) norms and, for adaface, the statistics and a (B,) geometry term."""
+    """Margins from (B,) norms, the statistics and a (B,) geometry term.
+
+    Raises:
+        ValueError: the head returned another shape or dtype than that of the norms.
+    """
     norms = clipped_norms(norms)
-    zeros = torch.zeros_like(norms)
-    if rule.kind != "adaface":
-        angular, additive = (rule.margin, 0.0) if rule.kind == "arcface" else (0.0, rule.margin)
-        return Margins(zeros + angular, zeros + additive, zeros, zeros.bool())
-    spread = std.to(norms.dtype) + ADAFACE_EPS
-    raw = rule.quality_concentration * (norms - mean.to(norms.dtype)) / spread
-    if geometry is not None:
-        raw = raw + geometry.to(raw.dtype)
+    term = None if geometry is None else geometry.to(norms.dtype)
+    made = rule.head.margins(rule, QualityFacts(norms, mean.to(norms.dtype), std.to(norms.dtype), term))
+    for name in ("angular", "additive", "scaler", "clipped"):
+        value, dtype = getattr(made, name), torch.bool if name == "clipped" else norms.dtype
+        if value.shape != norms.shape or value.dtype != dtype:  # a (B, 1) or a number would broadcast
+            raise ValueError(
+                f"head {rule.kind} must give {name} as {tuple(norms.shape)} {dtype}, got {tuple(value.shape)} "
+                f"{value.dtype}"
+            )
+    return made
+
+
+def _arcface(rule: HeadRule, facts: QualityFacts) -> Margins:
+    zeros = torch.zeros_like(facts.norms)
+    return Margins.unscaled(zeros + rule.margin, zeros)
+
+
+def _cosface(rule: HeadRule, facts: QualityFacts) -> Margins:
+    zeros = torch.zeros_like(facts.norms)
+    return Margins.unscaled(zeros, zeros + rule.margin)
+
+
+def _adaface(rule: HeadRule, facts: QualityFacts) -> Margins:
+    raw = rule.quality_concentration * (facts.norms - facts.mean) / (facts.std + ADAFACE_EPS)
+    if facts.geometry is not None:
+        raw = raw + facts.geometry
     scaler = raw.clamp(-1.0, 1.0)
     return Margins(-rule.margin * scaler, rule.margin * (1.0 + scaler), scaler, raw.abs() > 1.0)
+
+
+HEADS_IN_TRITON: Final[dict[str, Head]] = {
+    "arcface": Head(title="ArcFace", margins=_arcface, in_triton=True),
+    "cosface": Head(title="CosFace", margins=_cosface, in_triton=True),
+    "adaface": Head(
+        title="AdaFace",
+        margins=_adaface,
+        in_triton=True,
+        takes_geometry=True,
+        limits=HeadLimits(1.0 - ADAFACE_EPS, (ADAFACE_EPS, math.pi - ADAFACE_EPS)),
+    ),
+}
+"""Heads that `prologue_kernel` computes: each has a branch there, and any other kind is refused when it is compiled."""
 
 
 def unit_rows(rows: Tensor) -> Tensor:
@@ -412,15 +497,16 @@ def head_prologue(
             confidence, or the margin is not in [0, 1).
     """
     _check_inputs(student, labels, confidence, global_quality, global_labels, store)
-    if geometry.mode != "off" and head.kind != "adaface":
-        raise ValueError(f"the geometry margin needs the adaface head, got a geometry term for {head.kind}")
+    if geometry.mode != "off" and not head.head.takes_geometry:
+        raise ValueError(f"the geometry margin needs a head that heeds it, got a geometry term for {head.kind}")
     if geometry.mode != "off" and confidence is None:
         raise ValueError(f"confidence must be given for the geometry margin, mode {geometry.mode}")
     if not 0.0 <= head.margin < 1.0:
         raise ValueError(f"margin must be in [0, 1), got {head.margin}")
     own = (student.unit_embeddings, student.quality, student.teacher_cosine)
     given = [*own, global_quality, store.centres, *([] if confidence is None else [confidence])]
-    if not runs_triton(student.unit_embeddings) or any(tensor.dtype == torch.float64 for tensor in given):
+    in_torch = not head.head.in_triton or any(tensor.dtype == torch.float64 for tensor in given)
+    if in_torch or not runs_triton(student.unit_embeddings):
         return head_prologue_reference(
             student, labels, confidence=confidence, global_quality=global_quality, global_labels=global_labels,
             norm_mean=norm_mean, norm_std=norm_std, store=store, head=head, geometry=geometry,

@@ -201,10 +201,12 @@ def prologue_kernel(
         if GEOMETRY == "adaptive":
             confidence, cosine = tl.load(confidences + row), tl.load(cosines + row)
             term = gain * confidence * _at_least(confidence - cosine, 0.0)
-        if GEOMETRY == "static":
+        elif GEOMETRY == "static":
             cosine = tl.load(cosines + row)
             gap = tl.where(cosine < MASK, _between(GEOMETRY_SCALE * (1.0 - cosine), 0.0, 1.0), 0.0)
             term = gain * _at_least(gap - BASELINE, 0.0)
+        else:
+            tl.static_assert(GEOMETRY == "off", "no formula is known for this geometry mode")
         tl.store(geometry + row, term)
         angular, additive, scaler, beyond = 0.0, 0.0, 0.0, False
         if KIND == "adaface":
@@ -215,10 +217,12 @@ def prologue_kernel(
             scaler = _between(raw, -1.0, 1.0)
             beyond = tl.abs(raw) > 1.0
             angular, additive = -MARGIN * scaler, MARGIN * (1.0 + scaler)
-        if KIND == "arcface":
+        elif KIND == "arcface":
             angular += MARGIN
-        if KIND == "cosface":
+        elif KIND == "cosface":
             additive += MARGIN
+        else:
+            tl.static_assert(False, "no margin is known for this kind of head")
         tl.store(angulars + row, angular)
         tl.store(additives + row, additive)
         tl.store(scalers + row, scaler)

@@ -35,6 +35,7 @@ from torch import Tensor
 
 from adadistill.kernels.augment_parameters import FACTOR_ONE, TAPS, Column, ResampleTables, len_columns
 from adadistill.kernels.device_copy import copied_to
+from adadistill.kernels.pixel_rules import NUMBERS, PixelRule, rules_from
 from adadistill.kernels.triton_use import runs_triton
 
 Layout = Literal["planes", "rgb"]
@@ -238,7 +239,7 @@ def _launch(
     weight: Tensor | None,
 ) -> None:
     """Fill `out`, (B, 3, S, S) of any strides."""
-    from adadistill.kernels.planar_augment_triton import augment_kernel
+    from adadistill.kernels.planar_augment_triton import RULES, RULES_KEY, augment_kernel
 
     count, _, size, _ = out.shape
     if count == 0:
@@ -270,7 +271,7 @@ def _launch(
         out, store, rows.contiguous(), flips, moved, slots, index, weight, *scratch,
         store.shape[1], len_columns(), *out.stride(),
         S=size, PLANES=layout == "planes", AUGMENTS=parameters is not None, NORMALISES=out.dtype != torch.uint8,
-        WIDE=out.dtype == torch.float64, BLOCK=BLOCK,
+        WIDE=out.dtype == torch.float64, BLOCK=BLOCK, RULES=RULES, RULES_KEY=RULES_KEY,
     )  # fmt: skip
 
 
@@ -328,7 +329,18 @@ def _augmented(images: Tensor, parameters: Tensor, tables: DeviceTables) -> Tens
         operation = parameters[:, place].long()
         factor = parameters[rows, Column.BRIGHTNESS + operation][:, None, None, None]
         images = _blended(images, operation[:, None, None, None], factor)
+    for first, rule in rules_from(Column.RULES):
+        numbers = parameters[:, first : first + NUMBERS]
+        images = torch.where(numbers.any(1)[:, None, None, None], _ruled(images, rule, numbers), images)
     return images
+
+
+def _ruled(images: Tensor, rule: PixelRule, numbers: Tensor) -> Tensor:
+    place = torch.arange(images.shape[2], dtype=torch.int32, device=images.device)
+    of_image = (numbers[:, number, None, None] for number in range(NUMBERS))  # (B, 1, 1) each
+    channels = rule.apply(*images.unbind(1), place[:, None], place[None], *of_image)
+    made = [torch.as_tensor(channel, device=images.device).expand_as(images[:, 0]) for channel in channels]
+    return torch.stack(made, dim=1).clamp(0, 255).to(torch.int32)
 
 
 def _cropped(images: Tensor, parameters: Tensor) -> Tensor:

@@ -7,10 +7,24 @@ writes a stage, waits for its own threads at a barrier, and reads it back. Progr
 
 from __future__ import annotations
 
+import inspect
+
 import triton
 import triton.language as tl
 
 from adadistill.kernels.augment_parameters import TAPS, Column
+from adadistill.kernels.pixel_rules import NUMBERS, PIXEL_RULES
+
+# Triton's interpreter, in which `jit` makes something else, takes a plain function as it is.
+RULES = (
+    tuple(
+        made if isinstance(made := triton.jit(rule.apply), triton.JITFunction) else rule.apply
+        for rule in PIXEL_RULES.values()
+    )
+    or None
+)
+RULES_KEY = "".join(inspect.getsource(rule.apply) for rule in PIXEL_RULES.values())
+"""Triton finds a compiled kernel by the names of functions in a tuple, which an edit of a rule leaves alone."""
 
 # Triton takes numbers from outside a kernel as constexpr only.
 _TAPS = tl.constexpr(TAPS)
@@ -25,6 +39,8 @@ _GREY = tl.constexpr(int(Column.GREY))
 _FIRST = tl.constexpr(int(Column.FIRST))
 _BRIGHTNESS = tl.constexpr(int(Column.BRIGHTNESS))
 _CONTRAST = tl.constexpr(1)
+_RULES = tl.constexpr(int(Column.RULES))
+_NUMBERS = tl.constexpr(NUMBERS)
 
 
 @triton.jit
@@ -149,6 +165,25 @@ def _recoloured(r, g, b, row, mean, until, STEPS: tl.constexpr):
 
 
 @triton.jit
+def _ruled(r, g, b, pixel, row, S: tl.constexpr, RULES: tl.constexpr):
+    """The pixel rules, in order."""
+    for place in tl.static_range(len(RULES)):
+        n = row + _RULES + _NUMBERS * place
+        n0, n1, n2, n3, n4, n5 = (
+            tl.load(n),
+            tl.load(n + 1),
+            tl.load(n + 2),
+            tl.load(n + 3),
+            tl.load(n + 4),
+            tl.load(n + 5),
+        )
+        x, y, z = RULES[place](r, g, b, pixel // S, pixel % S, n0, n1, n2, n3, n4, n5)
+        on = (n0 | n1 | n2 | n3 | n4 | n5) != 0
+        r, g, b = tl.where(on, _clipped(x), r), tl.where(on, _clipped(y), g), tl.where(on, _clipped(z), b)
+    return r, g, b
+
+
+@triton.jit
 def _pixels(image, scratch, pixel, row, slot, S: tl.constexpr, PLANES: tl.constexpr):
     """(r, g, b) after cropping and resampling, from scratch where the image was resampled (it has a slot)."""
     # Bounds rather than `mask & scalar`, which Triton's interpreter turns into integers.
@@ -179,7 +214,7 @@ def augment_kernel(
     image_bytes, num_columns,
     out_image, out_channel, out_row, out_column,
     S: tl.constexpr, PLANES: tl.constexpr, AUGMENTS: tl.constexpr, NORMALISES: tl.constexpr, WIDE: tl.constexpr,
-    BLOCK: tl.constexpr,
+    BLOCK: tl.constexpr, RULES: tl.constexpr, RULES_KEY: tl.constexpr,
 ):  # fmt: skip
     """One image: `out[i]` from `store[rows[i]]`."""
     number = tl.program_id(0).to(tl.int64)
@@ -233,6 +268,8 @@ def augment_kernel(
         if AUGMENTS:
             r, g, b = _pixels(image, a, pixel, row, slot, S, PLANES)
             r, g, b = _recoloured(r, g, b, row, mean, 3, 3)
+            if RULES is not None:
+                r, g, b = _ruled(r, g, b, pixel, row, S, RULES)
         else:
             r, g, b = _stored(image, pixel, mask, S, PLANES)
         column = pixel % S

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from adadistill.kernels.augment_parameters import FACTOR_ONE, Column, ResampleTables
+from adadistill.kernels.pixel_rules import NUMBERS, PixelRule, rules_from
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -42,11 +43,20 @@ def augment_image(pixels: Pixels, parameters: npt.NDArray[np.int32], tables: Res
         factor = int(parameters[Column.BRIGHTNESS + operation])
         if factor != FACTOR_ONE:
             image = _blended(image, operation, factor)
+    for first, rule in rules_from(Column.RULES):
+        if parameters[first : first + NUMBERS].any():
+            image = _ruled(image, rule, parameters[first : first + NUMBERS])
     if parameters[Column.MIRROR]:
         for channel in range(3):
             out[:, :, channel] = image[:, ::-1, channel]
     else:
         out[...] = image
+
+
+def _ruled(image: Pixels, rule: PixelRule, numbers: npt.NDArray[np.int32]) -> Pixels:
+    row, column = np.indices(image.shape[:2], dtype=np.int32)
+    channels = rule.apply(*image.transpose(2, 0, 1).astype(np.int32), row, column, *numbers)
+    return np.clip(np.stack(np.broadcast_arrays(*channels, row)[:3], axis=2), 0, 255).astype(np.uint8)
 
 
 def _cropped(pixels: Pixels, parameters: npt.NDArray[np.int32]) -> Pixels:

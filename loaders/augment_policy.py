@@ -14,7 +14,9 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, fields
+from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -29,6 +31,7 @@ from adadistill.kernels.augment_parameters import (
     identity_parameters,
     resample_tables,
 )
+from adadistill.kernels.pixel_rules import NUMBERS, PIXEL_RULES, PixelRule, rules_from
 from adadistill.loaders.augmentation import mirror_flags, uniform_draws
 
 __all__ = ["MAX_AUGMENTED_SIDE", "OPERATIONS", "AugmentConfig", "Augmentation"]
@@ -40,7 +43,8 @@ Parameters = npt.NDArray[np.int32]
 DRAWS_VERSION = 1
 """Part of what a cache of augmented views says of itself: raised when the same seed would draw other images."""
 
-OPERATIONS = ("crop", "low_resolution", "photometric", "blur", "hsv", "grey")
+_FIRST_OPERATIONS = ("crop", "low_resolution", "photometric", "blur", "hsv", "grey")
+OPERATIONS = (*_FIRST_OPERATIONS, *PIXEL_RULES)
 _PROBABILITIES: dict[str, dict[str, float]] = {
     "none": {},
     "adaface": {"crop": 0.2, "low_resolution": 0.2, "photometric": 0.2},
@@ -120,6 +124,16 @@ class AugmentConfig:
         return any(self.probability(operation) > 0.0 for operation in OPERATIONS)
 
 
+_KEYLESS = PIXEL_RULES.keys() - {
+    key.name for key in fields(AugmentConfig) if key.metadata.get("hashed") == "if changed"
+}
+if _KEYLESS:
+    raise ImportError(
+        f"pixel rules without a key: AugmentConfig of loaders/augment_policy.py needs, for each of {sorted(_KEYLESS)}, "
+        '`NAME: float | None = field(default=None, metadata={"hashed": "if changed"})`'
+    )
+
+
 class Augmentation:
     """Draws the parameters of every record, mirroring included.
 
@@ -168,6 +182,7 @@ class Augmentation:
             ("blur", _BLUR, self._fill_blur),
             ("hsv", _HSV, _fill_hsv),
             ("grey", _GREY, _fill_grey),
+            *self._rule_fills(),
         ):
             probability = self.config.probability(operation)
             if probability > 0.0:
@@ -184,13 +199,22 @@ class Augmentation:
             "image_size": self.image_size,
             "mirror": self.mirror_probability,
             "style": self.config.policy if self.config.probability("low_resolution") > 0.0 else None,
-            **{operation: self.config.probability(operation) for operation in OPERATIONS},
+            **{operation: self.config.probability(operation) for operation in _FIRST_OPERATIONS},
+            **{rule: share for rule in PIXEL_RULES if (share := self.config.probability(rule)) > 0.0},
         }
         return json.dumps(values, sort_keys=True, separators=(",", ":"))
 
     def _key(self, epoch: int) -> int:
         view = self.view(epoch)
         return epoch if view is None else view
+
+    def _rule_fills(self) -> Iterator[tuple[str, int, Callable[[Parameters, _Draws], Parameters]]]:
+        for name, (first, rule) in zip(PIXEL_RULES, rules_from(Column.RULES), strict=True):
+            yield name, rule.stream, partial(self._fill_rule, first, rule)
+
+    def _fill_rule(self, first: int, rule: PixelRule, rows: Parameters, draw: _Draws) -> Parameters:
+        rows[:, first : first + NUMBERS] = rule.draw(lambda number: draw(rule.stream + 1 + number), self.image_size)
+        return rows
 
     def _fill_crop(self, rows: Parameters, draw: _Draws) -> Parameters:
         """torchvision's RandomResizedCrop: the first of ten tries that fits, else the whole (square) image."""

@@ -13,6 +13,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from adadistill.core.objectives.heads import HEADS
 from adadistill.core.recipe import Recipe, load_recipe, shipped_recipes
 from adadistill.recipes.recipe_header import read_recipe_header
 
@@ -32,7 +33,6 @@ DATASETS = {
 """First part of a recipe's name -> the dataset as its readers know it, in the order of the page."""
 
 _COLUMNS = ("Recipe", "Student", "Teacher", "Head", "Centres", "Schedule", "Aims at", "Result")
-_HEADS = {"arcface": "ArcFace", "cosface": "CosFace", "adaface": "AdaFace"}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -105,7 +105,7 @@ def _student(recipe: Recipe) -> str:
 def _teacher(recipe: Recipe) -> str:
     if recipe.teacher is None:
         return "-"
-    named = recipe.teacher.cvlface or recipe.teacher.checkpoint or recipe.teacher.weights or recipe.teacher.onnx
+    named = None if recipe.teacher.source is None else getattr(recipe.teacher, recipe.teacher.source)
     text = f"`{named or recipe.teacher.embeddings or recipe.teacher.cache}`"
     return f"{text}, cached" if named and recipe.teacher.cache else text
 
@@ -113,7 +113,7 @@ def _teacher(recipe: Recipe) -> str:
 def _head(recipe: Recipe) -> str:
     if recipe.centres.kind == "none":
         return "-"
-    text = f"{_HEADS[recipe.head.kind]} {recipe.head.margin:g}"
+    text = f"{HEADS[recipe.head.kind].title} {recipe.head.margin:g}"
     geometry = recipe.geometry_margin
     if geometry.mode == "off":
         return text

@@ -6,53 +6,74 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Final, Literal, TypeAlias, get_args
+from typing import TYPE_CHECKING, Any, Final, Literal, Protocol, TypeAlias
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from adadistill.core.backbones.ir import IR
 from adadistill.core.backbones.iresnet import IResNet
 from adadistill.core.backbones.mobilefacenet import MBF, MBF_LARGE, MOBILEFACENET, MobileFaceNet
+from adadistill.core.backbones.public_weights import IR_NAMES, IRESNET_NAMES, MBF_NAMES, MOBILEFACENET_NAMES, NameRules
 
-BackboneName: TypeAlias = Literal[
-    "mobilefacenet",
-    "mbf",
-    "mbf_large",
-    "iresnet18",
-    "iresnet34",
-    "iresnet50",
-    "iresnet100",
-    "iresnet200",
-    "ir18",
-    "ir34",
-    "ir50",
-    "ir101",
-]
 
-BACKBONE_NAMES: Final[tuple[str, ...]] = get_args(BackboneName)
+class Network(Protocol):
+    """What a registered class makes: an `nn.Module` from images to raw embeddings, and its initialisation."""
 
-_Network: TypeAlias = MobileFaceNet | IResNet | IR
+    def __call__(self, images: Tensor, /) -> Any: ...
 
-_CONSTRUCTORS: Final[dict[str, Callable[..., _Network]]] = {
-    "mobilefacenet": partial(MobileFaceNet, MOBILEFACENET),
-    "mbf": partial(MobileFaceNet, MBF),
-    "mbf_large": partial(MobileFaceNet, MBF_LARGE),
-    "iresnet18": partial(IResNet, 18),
-    "iresnet34": partial(IResNet, 34),
-    "iresnet50": partial(IResNet, 50),
-    "iresnet100": partial(IResNet, 100),
-    "iresnet200": partial(IResNet, 200),
-    "ir18": partial(IR, 18),
-    "ir34": partial(IR, 34),
-    "ir50": partial(IR, 50),
-    "ir101": partial(IR, 100),
+    def initialise_(self, generator: torch.Generator | None = None) -> None:
+        """Set every parameter and buffer, which may be uninitialised memory, drawing from the generator alone."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Backbone:
+    """One registered architecture: all that anything else asks about it."""
+
+    make: Callable[..., Network]
+    """Takes image_size, embedding_dim, width and dropout by name, and `se` where `takes_se`."""
+    names: NameRules | None
+    """How public files name its tensors. None: no public file holds it, and none is taken for it."""
+    publishers: tuple[str, ...] = ()
+    """Keys of `public_formats.FORMATS`: who publishes weights of it."""
+    dropout: float = 0.0
+    """Where the config leaves it out."""
+    takes_se: bool = False
+
+
+BACKBONES: Final[dict[str, Backbone]] = {
+    "mobilefacenet": Backbone(
+        make=partial(MobileFaceNet, MOBILEFACENET), names=MOBILEFACENET_NAMES, publishers=("adadistill",)
+    ),
+    "mbf": Backbone(make=partial(MobileFaceNet, MBF), names=MBF_NAMES, publishers=("insightface",)),
+    "mbf_large": Backbone(make=partial(MobileFaceNet, MBF_LARGE), names=MBF_NAMES, publishers=("insightface",)),
+    **{
+        f"iresnet{depth}": Backbone(
+            make=partial(IResNet, depth),
+            names=IRESNET_NAMES,
+            # AdaDistill's copy ends at 100.
+            publishers=("insightface",) if depth > 100 else ("adadistill", "insightface"),
+            takes_se=True,
+        )
+        for depth in (18, 34, 50, 100, 200)
+    },
+    **{
+        # 101 is how they name the one of 100; the dropout is what AdaFace and CVLface train with.
+        f"ir{name}": Backbone(make=partial(IR, depth), names=IR_NAMES, publishers=("adaface", "cvlface"), dropout=0.4)
+        for name, depth in {18: 18, 34: 34, 50: 50, 101: 100}.items()
+    },
 }
+"""Every architecture by the name that recipes give it; docs/extending.md adds one."""
+
+BACKBONE_NAMES: Final[tuple[str, ...]] = tuple(BACKBONES)
+if TYPE_CHECKING:
+    BackboneName: TypeAlias = str
+else:
+    BackboneName = Literal[BACKBONE_NAMES]
 
 MAX_EMBEDDING_DIM: Final = 16384
 """Eight times the longest embedding that is published; beyond it a typing slip would take all memory there is."""
-
-_IR_DROPOUT = 0.4  # what AdaFace and CVLface train with
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -74,15 +95,15 @@ class BackboneConfig:
     """Squeeze and excitation at the end of every block of an `iresnet*`, as AdaDistill's copy of it can have."""
 
     def __post_init__(self) -> None:
-        if self.arch not in BACKBONE_NAMES:
-            raise ValueError(f"arch must be one of {', '.join(BACKBONE_NAMES)}, got {self.arch!r}")
+        if self.arch not in BACKBONES:
+            raise ValueError(f"arch must be one of {', '.join(BACKBONES)}, got {self.arch!r}")
         if not 1 <= self.embedding_dim <= MAX_EMBEDDING_DIM:
             raise ValueError(f"embedding_dim must be in [1, {MAX_EMBEDDING_DIM}], got {self.embedding_dim}")
         if not 0.0 < self.width <= 8.0:
             raise ValueError(f"width must be in (0, 8], got {self.width}")
         if self.dropout is not None and not 0.0 <= self.dropout < 1.0:
             raise ValueError(f"dropout must be in [0, 1) or null, got {self.dropout}")
-        if self.se and not self.arch.startswith("iresnet"):
+        if self.se and not BACKBONES[self.arch].takes_se:
             raise ValueError(
                 f"se is an option of the iresnet networks, arch is {self.arch}; set one of them, or se: false"
             )
@@ -108,28 +129,26 @@ def build_backbone(
         generator = torch.Generator().manual_seed(generator)
     network = backbone_skeleton(config, image_size)
     network.to_empty(device="cpu")
-    network.initialise_(generator)
+    network.initialise_(generator)  # type: ignore[operator]
     return network
 
 
-def backbone_skeleton(config: BackboneConfig, image_size: int) -> _Network:
+def backbone_skeleton(config: BackboneConfig, image_size: int) -> nn.Module:
     """Return the network on the meta device: names and shapes without memory, drawn from no generator.
 
     Raises:
         ValueError: image_size is no positive multiple of 16.
     """
+    backbone = BACKBONES[config.arch]
     # Modules initialise themselves from the global generator when they are made; on the meta device that draws nothing.
     with torch.device("meta"):
-        return _CONSTRUCTORS[config.arch](
+        network = backbone.make(
             image_size=image_size,
             embedding_dim=config.embedding_dim,
             width=config.width,
-            dropout=_dropout(config),
+            dropout=backbone.dropout if config.dropout is None else config.dropout,
             **({"se": True} if config.se else {}),
         )
-
-
-def _dropout(config: BackboneConfig) -> float:
-    if config.dropout is not None:
-        return config.dropout
-    return _IR_DROPOUT if config.arch.startswith("ir") and not config.arch.startswith("iresnet") else 0.0
+    assert isinstance(network, nn.Module), f"{config.arch} makes a {type(network).__name__}"
+    network.name_rules = backbone.names  # type: ignore[assignment]
+    return network

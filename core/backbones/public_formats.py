@@ -10,20 +10,25 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
-from typing import Final, Literal, TypeAlias, get_args
+from typing import Final, Literal, TypeAlias
 
 from torch import Tensor, nn
 
-from adadistill.core.backbones import BACKBONE_NAMES, BackboneConfig, BackboneName, backbone_skeleton
+from adadistill.core.backbones import BACKBONE_NAMES, BACKBONES, BackboneConfig, backbone_skeleton
 from adadistill.core.backbones.public_weights import public_names, strip_wrappers, wrapper_prefixes
 
 Publisher: TypeAlias = Literal["adadistill", "insightface", "adaface", "cvlface"]
 
-_KNOWN: Final[tuple[BackboneConfig, ...]] = (
-    *(BackboneConfig(arch=arch) for arch in get_args(BackboneName)),
-    *(BackboneConfig(arch=arch, se=True) for arch in get_args(BackboneName) if arch.startswith("iresnet")),
-)
 
+def known_configs() -> tuple[BackboneConfig, ...]:
+    """Every network that a public file can hold."""
+    return (
+        *(BackboneConfig(arch=arch) for arch, known in BACKBONES.items() if known.names is not None),
+        *(BackboneConfig(arch=arch, se=True) for arch, known in BACKBONES.items() if known.names and known.takes_se),
+    )
+
+
+_KNOWN: Final = known_configs()
 _IMAGE_SIZE = 112  # changes shapes, not names
 _LEAST_SHARE = 0.5
 
@@ -32,17 +37,15 @@ _LEAST_SHARE = 0.5
 class PublicFormat:
     """One project's way of publishing networks."""
 
-    families: tuple[str, ...]
-    """Our architectures, without the depth, whose weights it publishes."""
     color: Literal["rgb", "bgr"]
     """Channel order of the images that it feeds them."""
 
 
 FORMATS: Final[Mapping[Publisher, PublicFormat]] = {
-    "adadistill": PublicFormat(families=("mobilefacenet", "iresnet"), color="rgb"),
-    "insightface": PublicFormat(families=("mbf", "mbf_large", "iresnet"), color="rgb"),
-    "adaface": PublicFormat(families=("ir",), color="bgr"),  # reads images with OpenCV and keeps its order
-    "cvlface": PublicFormat(families=("ir",), color="rgb"),
+    "adadistill": PublicFormat(color="rgb"),
+    "insightface": PublicFormat(color="rgb"),
+    "adaface": PublicFormat(color="bgr"),  # reads images with OpenCV and keeps its order
+    "cvlface": PublicFormat(color="rgb"),
 }
 
 
@@ -90,27 +93,30 @@ def publishers_of(config: BackboneConfig) -> list[Publisher]:
     """Who publishes weights of such a network."""
     if config.se:
         return ["adadistill"]
-    if config.arch == "iresnet200":  # AdaDistill's copy ends at 100
-        return ["insightface"]
-    family = config.arch.rstrip("0123456789")
-    return [publisher for publisher, format in FORMATS.items() if family in format.families]
+    return [publisher for publisher in FORMATS if publisher in BACKBONES[config.arch].publishers]
 
 
 def resolve_publisher(wanted: str, config: BackboneConfig, names: Iterable[str]) -> Publisher | None:
     """Who published weights of a network: as `wanted` says, or with `auto` by the names; None where nothing tells.
 
     Raises:
-        ValueError: `wanted` does not publish this architecture.
+        ValueError: `wanted` does not publish this architecture, or no public file can hold it.
     """
     candidates = publishers_of(config)
+    if BACKBONES[config.arch].names is None:
+        raise ValueError(
+            f"no public names are known for {config.arch}, so no public file holds it; its weights are read from "
+            "checkpoints of ours"
+        )
     if wanted != "auto":
         chosen = next((publisher for publisher in candidates if publisher == wanted), None)
         if chosen is None:
-            raise ValueError(f"{wanted} publishes no {config.arch}; its format must be one of {', '.join(candidates)}")
+            known = ", ".join(candidates) or "auto, as nobody publishes it"
+            raise ValueError(f"{wanted} publishes no {config.arch}; its format must be one of {known}")
         return chosen
     if "adaface" not in candidates:
         # AdaDistill's iresnets are insightface's, name by name and colour by colour.
-        return candidates[-1]
+        return candidates[-1] if candidates else None
     names = list(names)
     if any(name.startswith(("net.", "model.net.")) for name in names):
         return "cvlface"

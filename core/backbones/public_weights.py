@@ -35,16 +35,12 @@ import logging
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import product
 from typing import Final
 
 import torch
 from torch import Tensor, nn
-
-from adadistill.core.backbones.ir import IR
-from adadistill.core.backbones.iresnet import IResNet
-from adadistill.core.backbones.mobilefacenet import MBF, MBF_LARGE, MobileFaceNet
 
 logger = logging.getLogger(__name__)
 
@@ -116,8 +112,10 @@ def public_names(network: nn.Module) -> dict[str, str]:
     Raises:
         TypeError: `network` is none of our backbones.
     """
-    rules = _rules_for(network)
-    blocks_per_stage = [len(list(stage.children())) for stage in network.get_submodule("stages").children()]
+    rules = getattr(network, "name_rules", None)  # as `backbone_skeleton` found them in the registry
+    if not isinstance(rules, NameRules):
+        raise TypeError(f"no public names are known for {type(network).__name__}")
+    blocks_per_stage = [len(list(stage.children())) for stage in getattr(network, "stages", ())]
     return {name: _public_name(name, rules, blocks_per_stage) for name in network.state_dict()}
 
 
@@ -181,20 +179,20 @@ def _report(problems: Sequence[str], expected: int) -> str:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class _NameRules:
+class NameRules:
     """How one public implementation names the modules of a network."""
 
     outside: Mapping[str, str]
     """Modules outside the stages: our path -> public path."""
-    block: Callable[[int, int, Sequence[int]], str]
+    block: Callable[[int, int, Sequence[int]], str] = "stages.{}.{}".format
     """(stage, index in it, blocks of every stage) -> public path of a block."""
-    inside: Mapping[str, str]
+    inside: Mapping[str, str] = field(default_factory=dict)
     """Modules inside a block: our path below the block -> public path below it."""
     stem_block: str = ""
     """Public path of the blocks of a stem that has some, without their number."""
 
 
-def _public_name(name: str, rules: _NameRules, blocks_per_stage: Sequence[int]) -> str:
+def _public_name(name: str, rules: NameRules, blocks_per_stage: Sequence[int]) -> str:
     path, _, leaf = name.rpartition(".")
     in_stage = re.fullmatch(r"stages\.(\d+)\.(\d+)\.(.+)", path)
     in_stem = re.fullmatch(r"stem_grouped\.(\d+)\.(.+)", path)
@@ -204,16 +202,6 @@ def _public_name(name: str, rules: _NameRules, blocks_per_stage: Sequence[int]) 
         return f"{rules.outside[path]}.{leaf}"
     stage, index, below = int(in_stage[1]), int(in_stage[2]), in_stage[3]
     return f"{rules.block(stage, index, blocks_per_stage)}.{rules.inside[below]}.{leaf}"
-
-
-def _rules_for(network: nn.Module) -> _NameRules:
-    if isinstance(network, MobileFaceNet):
-        return _MBF_RULES if network.shape in (MBF, MBF_LARGE) else _MOBILEFACENET_RULES
-    if isinstance(network, IResNet):
-        return _IRESNET_RULES
-    if isinstance(network, IR):
-        return _IR_RULES
-    raise TypeError(f"no public names are known for {type(network).__name__}")
 
 
 def _nested(units: Mapping[str, str], parts: Mapping[str, str]) -> dict[str, str]:
@@ -237,7 +225,7 @@ def _mbf_block(stage: int, index: int, blocks_per_stage: Sequence[int]) -> str:
     return f"layers.{2 * stage + 2}" if index == 0 else f"layers.{2 * stage + 3}.layers.{index - 1}"
 
 
-_IRESNET_RULES = _NameRules(
+IRESNET_NAMES = NameRules(
     outside={
         "stem.conv": "conv1",
         "stem.norm": "bn1",
@@ -261,7 +249,7 @@ _IRESNET_RULES = _NameRules(
     },
 )
 
-_IR_RULES = _NameRules(
+IR_NAMES = NameRules(
     outside={
         "stem.conv": "input_layer.0",
         "stem.norm": "input_layer.1",
@@ -285,7 +273,7 @@ _IR_RULES = _NameRules(
 
 _ADADISTILL_UNIT = {"conv": "conv", "norm": "bn", "act": "prelu"}
 
-_MOBILEFACENET_RULES = _NameRules(
+MOBILEFACENET_NAMES = NameRules(
     outside={
         **_nested(
             {"stem": "conv1", "stem_grouped": "conv2_dw", "final": "conv_6_sep", "pool": "output_layer.conv_6_dw"},
@@ -300,7 +288,7 @@ _MOBILEFACENET_RULES = _NameRules(
 
 _MBF_UNIT = {"conv": "layers.0", "norm": "layers.1", "act": "layers.2"}
 
-_MBF_RULES = _NameRules(
+MBF_NAMES = NameRules(
     outside={
         **_nested(
             {"stem": "layers.0", "stem_grouped": "layers.1", "final": "conv_sep", "pool": "features.layers.0"},

@@ -117,7 +117,8 @@ def _public_config(config: BackboneConfig, image_size: int, publisher: Publisher
     if form is None:
         takers = [name for name in FORMATS if _form_at(name, config) is not None]
         network = f"{config.arch} with squeeze and excitation" if config.se else config.arch
-        raise ValueError(f"{publisher} has no exact form of {network}; choose {' or '.join(takers)}")
+        advice = f"choose {' or '.join(takers)}" if takers else "nobody publishes it"
+        raise ValueError(f"{publisher} has no exact form of {network}; {advice}")
     return form
 
 

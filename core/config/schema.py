@@ -8,7 +8,10 @@ from __future__ import annotations
 
 from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
 from types import UnionType
-from typing import Any, Union, get_args, get_origin, get_type_hints
+from typing import Any, Final, Union, get_args, get_origin, get_type_hints
+
+HASHED_WHERE_SET: Final = {"hashed": "if changed"}
+"""Metadata of a field that is newer than saved runs: at its default it is no part of the hash, so that they resume."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -47,6 +47,7 @@ from adadistill.core.cost_model.devices import (
 from adadistill.core.cost_model.measured_rows import MeasuredRows
 from adadistill.core.cost_model.network_cost import NetworkCost, network_cost
 from adadistill.core.recipe import Recipe
+from adadistill.core.training.optimiser import parts_like_parameters
 
 Basis = Literal["measured", "assumed"]
 
@@ -172,7 +173,7 @@ class StepModel:
         self.inputs: list[Input] = []
         if runs_teacher(recipe):
             arch = self._teacher_arch()
-            self.teacher = network_cost(BackboneConfig(arch=arch), recipe.data.image_size)  # type: ignore[arg-type]
+            self.teacher = network_cost(BackboneConfig(arch=arch), recipe.data.image_size)
 
     @property
     def images(self) -> int:
@@ -232,7 +233,7 @@ class StepModel:
         parts = {
             "student weights": weights,
             "gradients": parameters,
-            "momentum": parameters,
+            **dict.fromkeys(parts_like_parameters(self.recipe.optim), parameters),
             "activations": self.at_once
             * (self.student.saved_values + 2 * self.student.largest_values)
             * self.image_bytes,
@@ -253,8 +254,9 @@ class StepModel:
         centres, kind = self.launch.identities * self.recipe.student.embedding_dim, self.recipe.centres.kind
         if kind == "none":
             return 0.0
-        if kind == "trainable":  # values, gradient, momentum, unit rows and their gradient
-            return 5.0 * self.value_bytes * centres / (self.launch.ranks if self.placement == "sharded" else 1)
+        if kind == "trainable":  # values, gradient, unit rows and their gradient, the optimiser's state
+            held = 4.0 + len(parts_like_parameters(self.recipe.optim))
+            return held * self.value_bytes * centres / (self.launch.ranks if self.placement == "sharded" else 1)
         if self.recipe.centres.half is not None:
             return 4.0 * centres
         if kind == "frozen" and self.device.is_cpu:  # the softmax reads the very rows

@@ -14,6 +14,7 @@ from adadistill.core.checkpoints import CheckpointConfig, list_checkpoints
 from adadistill.core.cost_model.network_cost import network_cost
 from adadistill.core.launch_check.findings import Findings, stat_of
 from adadistill.core.recipe import Recipe
+from adadistill.core.training.optimiser import parts_like_parameters
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -67,12 +68,14 @@ def checkpoint_parts(recipe: Recipe, identities: int) -> dict[str, int]:
     kind, half = recipe.centres.kind, recipe.centres.half
     parts = {
         "student": (network.parameters + network.running_statistics) * exact.itemsize,
-        "momentum": network.parameters * exact.itemsize,
     }
+    kept = parts_like_parameters(recipe.optim)
+    parts |= dict.fromkeys(kept, network.parameters * exact.itemsize)
     if kind == "adaptive":
         parts["class centres"] = centres * (exact if half is None else getattr(torch, half)).itemsize
     elif kind == "trainable":
-        parts["class centres"] = parts["momentum of the centres"] = centres * exact.itemsize
+        of_centres = ("class centres", *(f"{part} of the centres" for part in kept))
+        parts |= dict.fromkeys(of_centres, centres * exact.itemsize)
     if recipe.geometry_margin.mode == "headroom":
         parts["slow centres"] = centres * slow_centres_dtype(half, exact).itemsize
     return parts

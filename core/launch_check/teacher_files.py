@@ -21,6 +21,7 @@ from adadistill.core.npy_files import open_npy
 from adadistill.core.precision import resolve_precision
 from adadistill.core.recipe import Recipe, recipe_augmentation
 from adadistill.core.teachers import TeacherConfig, build_teacher
+from adadistill.core.teachers.config import NETWORK_SOURCES
 from adadistill.core.teachers.cvlface import existing_folder, repository_id
 from adadistill.core.teachers.cvlface_files import KNOWN_PINS, PUBLISHED_FILES, folder_files
 from adadistill.core.teachers.hub_files import HubRepository
@@ -49,12 +50,10 @@ def check_teacher_files(recipe: Recipe, records: ImageSource | None, findings: F
         findings.will_read("teacher.color_set", config.color_set)
     if config.checkpoint is not None:
         _check_checkpoint(config.checkpoint, recipe, findings)
-    if config.weights is not None:
-        findings.will_read("teacher.weights", config.weights)
-    if config.onnx is not None:
-        findings.will_read("teacher.onnx", config.onnx)
-        if importlib.util.find_spec("onnxruntime") is None:
-            findings.problems.append("teacher.onnx needs onnxruntime, which is not installed: pip install '.[onnx]'")
+    if config.source is not None and NETWORK_SOURCES[config.source].is_file:
+        findings.will_read(f"teacher.{config.source}", getattr(config, config.source))
+    if config.onnx is not None and importlib.util.find_spec("onnxruntime") is None:
+        findings.problems.append("teacher.onnx needs onnxruntime, which is not installed: pip install '.[onnx]'")
     return [] if config.cvlface is None else _check_cvlface(config, findings)
 
 

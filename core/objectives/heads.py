@@ -18,21 +18,35 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
 from torch import Tensor
 
 from adadistill.core.objectives.norm_statistics import NormStatistics, flat_norms
-from adadistill.kernels.head_prologue import ADAFACE_EPS, HeadRule, Margins, margins_of
+from adadistill.kernels.head_prologue import HEADS_IN_TRITON, Head, HeadLimits, HeadRule, Margins, margins_of
 from adadistill.kernels.head_prologue import Directions as Directions  # offered here too: norms are a head's input
 from adadistill.kernels.head_prologue import directions as directions
+
+HEADS: Final[dict[str, Head]] = {
+    **HEADS_IN_TRITON,
+}
+"""Every kind of head by the name that recipes give it; docs/extending.md adds one."""
+
+_UNBRANCHED = [name for name, head in HEADS.items() if head.in_triton != (HEADS_IN_TRITON.get(name) is head)]
+if _UNBRANCHED:
+    raise ImportError(f"in_triton of {', '.join(_UNBRANCHED)} contradicts HEADS_IN_TRITON of kernels/head_prologue.py")
+
+if TYPE_CHECKING:
+    HeadName: TypeAlias = str
+else:
+    HeadName = Literal[tuple(HEADS)]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class HeadConfig:
     """Margin head of the student."""
 
-    kind: Literal["arcface", "cosface", "adaface"] = "adaface"
+    kind: HeadName = "adaface"
     """Which margins. `adaface` adapts them to the norm of the embedding."""
     margin: float = 0.4
     """Base margin: radians for arcface, cosine for cosface, both parts for adaface. In [0, 1)."""
@@ -46,8 +60,8 @@ class HeadConfig:
     """`exact` differentiates the margin; `straight_through` does not, as in insightface and CVLface."""
 
     def __post_init__(self) -> None:
-        if self.kind not in ("arcface", "cosface", "adaface"):
-            raise ValueError(f"kind must be arcface, cosface or adaface, got {self.kind!r}")
+        if self.kind not in HEADS:
+            raise ValueError(f"kind must be one of {', '.join(HEADS)}, got {self.kind!r}")
         if not 0.0 <= self.margin < 1.0:
             raise ValueError(f"margin must be in [0, 1), got {self.margin}")
         if not 0.0 < self.logit_scale < math.inf:
@@ -60,25 +74,14 @@ class HeadConfig:
             raise ValueError(f"margin_grad must be exact or straight_through, got {self.margin_grad!r}")
 
 
-@dataclass(frozen=True, slots=True)
-class HeadLimits:
-    """Where a head cuts cosines and angles; beyond, no gradient passes."""
-
-    cosine_limit: float
-    """Every cosine is cut to [-limit, limit]."""
-    angle_limits: tuple[float, float] | None
-    """Radians the margined angle is clipped to, or None."""
-
-
 def head_limits(config: HeadConfig) -> HeadLimits:
     """Limits of the public implementation that `config` stands for.
 
     AdaFace cuts cosines to 1 - 1e-3 and clips the angle; AdaDistill's ArcFace and CosFace, insightface's, and AdaFace
     as CVLface has it (straight_through) only cut cosines to 1.
     """
-    if config.kind == "adaface" and config.margin_grad == "exact":
-        return HeadLimits(1.0 - ADAFACE_EPS, (ADAFACE_EPS, math.pi - ADAFACE_EPS))
-    return HeadLimits(1.0, None)
+    head = HEADS[config.kind]
+    return head.limits if config.margin_grad == "exact" else head.straight_through_limits
 
 
 def head_rule(config: HeadConfig) -> HeadRule:
@@ -86,6 +89,7 @@ def head_rule(config: HeadConfig) -> HeadRule:
     limits = head_limits(config)
     return HeadRule(
         kind=config.kind,
+        head=HEADS[config.kind],
         margin=config.margin,
         quality_concentration=config.quality_concentration,
         norm_momentum=config.norm_momentum,
@@ -104,8 +108,9 @@ def margins(
     Args:
         config: the head.
         quality: (B,) or (B, 1) norms of the student's raw embeddings. Detached here.
-        statistics: of the global batch, already updated with this step's norms; adaface needs them, others ignore them.
-        geometry: (B,) or (B, 1) geometry term, see `core/objectives/geometry_margin.py`; adaface only.
+        statistics: of the global batch, already updated with this step's norms; only a head that does not read them
+            (arcface, cosface) does without.
+        geometry: (B,) or (B, 1) geometry term, see `core/objectives/geometry_margin.py`; for heads that heed it.
 
     Returns:
         Margins in float32, or float64 when the quality is.
@@ -117,14 +122,14 @@ def margins(
     norms = flat_norms(quality).detach()  # (B,)
     term = None
     if geometry is not None:
-        if config.kind != "adaface":
-            raise ValueError(f"the geometry margin needs the adaface head, got a geometry term for {config.kind}")
+        if not HEADS[config.kind].takes_geometry:
+            raise ValueError(f"the geometry margin needs a head that heeds it, got a geometry term for {config.kind}")
         term = geometry.detach().squeeze(1) if geometry.ndim == 2 and geometry.shape[1] == 1 else geometry.detach()
         if term.shape != norms.shape:
             raise ValueError(f"geometry must be {tuple(norms.shape)}, got {tuple(geometry.shape)}")
-    if statistics is None:
-        if config.kind == "adaface":
-            raise ValueError("the adaface head needs norm statistics")
-        unread = norms.new_zeros(())
-        return margins_of(head_rule(config), norms, unread, unread, term)
-    return margins_of(head_rule(config), norms, statistics.mean, statistics.std, term)
+    mean = std = norms.new_full((), math.nan)  # what reads statistics that are not there shows it
+    if statistics is not None:
+        mean, std = statistics.mean, statistics.std
+    elif HEADS[config.kind].takes_geometry:
+        raise ValueError(f"the {config.kind} head needs norm statistics")
+    return margins_of(head_rule(config), norms, mean, std, term)

@@ -42,6 +42,7 @@ from adadistill.core.teachers import (
 from adadistill.core.teachers.build import check_loaded
 from adadistill.core.teachers.cache_views import needed_views
 from adadistill.core.teachers.colour_check import ColourResult, resolve_color
+from adadistill.core.teachers.config import NETWORK_SOURCES
 from adadistill.loaders.augment_policy import Augmentation
 from adadistill.loaders.batch import Batch
 from adadistill.loaders.image_source import ImageSource
@@ -327,7 +328,7 @@ def _on_its_way_to_host(rows: Tensor) -> Callable[[], npt.NDArray[np.floating]]:
 def _config_of_network(recipe: Recipe) -> TeacherConfig:
     if recipe.teacher is None or recipe.teacher.source is None:
         raise TeacherError(
-            f"recipe {recipe.name} names no network to embed with; set teacher.checkpoint, weights, cvlface or onnx. "
+            f"recipe {recipe.name} names no network to embed with; set teacher.{', '.join(NETWORK_SOURCES)}. "
             "Embeddings that exist already become a cache with: adadistill cache import"
         )
     return recipe.teacher

@@ -1,18 +1,17 @@
-"""The `teacher` section of a recipe: one network from one of four sources, its embeddings on disk, or both."""
+"""The `teacher` section of a recipe: a network from one of the sources, its embeddings on disk, or both."""
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
-from typing import Literal, TypeAlias
+from dataclasses import dataclass, field, fields
+from typing import Final, Literal, TypeAlias
 
 from adadistill.core.backbones import BackboneName
 from adadistill.core.teachers.preprocessing import check_statistics
+from adadistill.core.teachers.sources import CHECKPOINT, CVLFACE, ONNX, WEIGHTS, NetworkSource, from_source
 
 WeightFormat: TypeAlias = Literal["auto", "adadistill", "insightface", "adaface", "cvlface"]
 Provider: TypeAlias = Literal["auto", "cpu", "cuda"]
-
-NETWORK_SOURCES = ("checkpoint", "weights", "cvlface", "onnx")
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -22,14 +21,14 @@ _COMMIT = re.compile(r"[0-9a-f]{40}")
 class TeacherConfig:
     """Source of the teacher's embeddings: a network (checkpoint, weights, cvlface or onnx), rows on disk, or both."""
 
-    checkpoint: str | None = None
+    checkpoint: str | None = from_source(CHECKPOINT, hashed=True)
     """A checkpoint of ours: its directory, or a run folder, whose newest valid checkpoint is taken."""
-    weights: str | None = None
+    weights: str | None = from_source(WEIGHTS, hashed=True)
     """Public weights: insightface's `.pth`/`.pt`, AdaFace's `.ckpt`, AdaDistill's, or `.safetensors` of any of them."""
-    cvlface: str | None = None
+    cvlface: str | None = from_source(CVLFACE, hashed=True)
     """A CVLface IR network: a repository on the Hugging Face Hub (`minchul/cvlface_adaface_ir50_webface4m`), a folder
     laid out like one, or the short names `cvlface_ir50` and `cvlface_ir101`."""
-    onnx: str | None = None
+    onnx: str | None = from_source(ONNX, hashed=True)
     """An ONNX file with one image input and one embedding output; needs the extra onnx, and `color`, `mean`, `std`."""
     embeddings: str | None = None
     """`.npy` file of stored embeddings, (N, V, D) floating point: row = record id, view 0 as stored, view 1 mirrored.
@@ -85,6 +84,11 @@ class TeacherConfig:
         """Name of the field that says where the network comes from, None where there is only a cache or embeddings."""
         return next((name for name in NETWORK_SOURCES if getattr(self, name) is not None), None)
 
+    @property
+    def network_source(self) -> NetworkSource | None:
+        """What `source` stands for."""
+        return None if self.source is None else NETWORK_SOURCES[self.source]
+
     def _source_problems(self) -> list[str]:
         named = [name for name in (*NETWORK_SOURCES, "embeddings") if getattr(self, name) is not None]
         problems = []
@@ -101,30 +105,22 @@ class TeacherConfig:
 
     def _value_problems(self) -> list[str]:
         problems = []
-        belongs = {
-            "arch": ("weights",),
-            "revision": ("cvlface",),
-            "color": NETWORK_SOURCES,
-            "mean": NETWORK_SOURCES,
-            "std": NETWORK_SOURCES,
-            "sha256": NETWORK_SOURCES,
-            "compile": ("checkpoint", "weights", "cvlface"),
-        }
-        for name, sources in belongs.items():
-            if getattr(self, name) is not None and self.source not in sources:
+        takes: dict[str, list[str]] = {name: list(NETWORK_SOURCES) for name in ("color", "mean", "std", "sha256")}
+        for source, known in NETWORK_SOURCES.items():
+            for name in known.options:
+                takes.setdefault(name, []).append(source)
+        left_out = {known.name: known.default for known in fields(self)}
+        for name, sources in takes.items():
+            if getattr(self, name) != left_out[name] and self.source not in sources:
                 problems.append(f"{name} is for {', '.join(sources)}, got it with {self.source or 'no network'}")
-        if self.format != "auto" and self.source != "weights":
-            problems.append(f"format is for weights, got it with {self.source or 'no network'}")
-        if self.provider != "auto" and self.source != "onnx":
-            problems.append(f"provider is for onnx, got it with {self.source or 'no network'}")
         if self.color_set is not None and self.color != "auto":
             problems.append("color_set is what color: auto scores on; set color to auto, or remove it")
-        if self.onnx is not None:
-            missing = [name for name in ("color", "mean", "std") if getattr(self, name) is None]
-            if missing:
+        missing = [name for name in ("color", "mean", "std") if getattr(self, name) is None]
+        for source, known in NETWORK_SOURCES.items():
+            if getattr(self, source) is not None and not known.states_input and missing:
                 problems.append(
-                    f"an ONNX file does not say how it wants its images: {', '.join(missing)} missing. insightface's "
-                    "files take color: rgb, mean: [0.5, 0.5, 0.5], std: [0.5, 0.5, 0.5]"
+                    f"{source} does not say how the network wants its images: {', '.join(missing)} missing. "
+                    "insightface's files take color: rgb, mean: [0.5, 0.5, 0.5], std: [0.5, 0.5, 0.5]"
                 )
         if (self.mean is None) != (self.std is None):
             problems.append("mean and std belong together, got one of them")
@@ -140,3 +136,9 @@ class TeacherConfig:
         if self.cache is None and (self.cache_on_device or not self.cache_verify):
             problems.append("cache_on_device and cache_verify are about a cache, and there is none")
         return problems
+
+
+NETWORK_SOURCES: Final[dict[str, NetworkSource]] = {
+    known.name: known.metadata["source"] for known in fields(TeacherConfig) if "source" in known.metadata
+}
+"""Where a network can come from, by the field that names it; docs/extending.md adds one."""

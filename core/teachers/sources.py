@@ -6,17 +6,45 @@ sha256, and how it wants its images.
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from adadistill.core.checkpoints.files import MODEL_NAME, read_manifest
+from adadistill.core.config.schema import HASHED_WHERE_SET
 from adadistill.core.distributed import Ranks
 from adadistill.core.network_checkpoint import load_network
-from adadistill.core.teachers.config import TeacherConfig
 from adadistill.core.teachers.interface import LoadedTeacher, TeacherError, TeacherIdentity
 from adadistill.core.teachers.preprocessing import Preprocessing
+
+if TYPE_CHECKING:
+    from adadistill.core.teachers.config import TeacherConfig
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class NetworkSource:
+    """One place that a teacher's network can come from. A field of `TeacherConfig` registers it, see `from_source`."""
+
+    load: Callable[[TeacherConfig, int, Ranks], LoadedTeacher]
+    """Reads the network that the config's field names, for images of so many pixels a side. All ranks call it."""
+    options: tuple[str, ...] = ("compile",)
+    """Fields of `TeacherConfig` that say something of it, beside `color`, `mean`, `std` and `sha256`."""
+    states_input: bool = True
+    """Whether it says how it wants its images; else `color`, `mean` and `std` must."""
+    is_file: bool = True
+    """Whether the field names one file, whose presence is then all that a dry run looks for."""
+
+
+def from_source(source: NetworkSource, *, hashed: bool = False) -> Any:
+    """The field of `TeacherConfig` that makes a source known by the field's name; left out by default.
+
+    Args:
+        hashed: whether the recipe's hash holds the field where it is left out, as it does those of the first sources.
+    """
+    return field(default=None, metadata={"source": source, **({} if hashed else HASHED_WHERE_SET)})
 
 
 def load_source(config: TeacherConfig, *, image_size: int, ranks: Ranks) -> LoadedTeacher:
@@ -30,10 +58,9 @@ def load_source(config: TeacherConfig, *, image_size: int, ranks: Ranks) -> Load
         TeacherError: it cannot be read, is not that network, or takes other images. FileNotFoundError, CheckpointError,
             WeightFileError: with the path in their text.
     """
-    loaders = {"checkpoint": _checkpoint, "weights": _weights, "cvlface": _cvlface, "onnx": _onnx}
-    if config.source is None:
+    if config.network_source is None:
         raise TeacherError("the recipe names no network as its teacher, only embeddings on disk")
-    loaded = loaders[config.source](config, image_size, ranks)
+    loaded = config.network_source.load(config, image_size, ranks)
     if loaded.identity.image_size != image_size:
         raise TeacherError(
             f"teacher {loaded.identity.name} takes {loaded.identity.image_size} x {loaded.identity.image_size} images, "
@@ -95,3 +122,9 @@ def _onnx(config: TeacherConfig, image_size: int, ranks: Ranks) -> LoadedTeacher
 
     assert config.onnx is not None
     return load_onnx(Path(config.onnx), image_size=image_size, device=ranks.device, provider=config.provider)
+
+
+CHECKPOINT = NetworkSource(load=_checkpoint, is_file=False)
+WEIGHTS = NetworkSource(load=_weights, options=("arch", "format", "compile"))
+CVLFACE = NetworkSource(load=_cvlface, options=("revision", "compile"), is_file=False)
+ONNX = NetworkSource(load=_onnx, options=("provider",), states_input=False)

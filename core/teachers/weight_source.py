@@ -12,7 +12,7 @@ from pathlib import Path
 
 from torch import nn
 
-from adadistill.core.backbones import BackboneConfig, BackboneName, build_backbone
+from adadistill.core.backbones import BACKBONES, BackboneConfig, BackboneName, build_backbone
 from adadistill.core.backbones.public_formats import FORMATS, Publisher, recognise_backbone, resolve_publisher
 from adadistill.core.backbones.public_weights import load_public_weights
 from adadistill.core.backbones.weight_files import WeightFileError, read_weight_file
@@ -88,7 +88,7 @@ def read_public_network(path: Path, *, arch: BackboneName | None, weight_format:
     backbone = recognise_backbone(public)
     if arch is not None:
         backbone = BackboneConfig(
-            arch=arch, embedding_dim=backbone.embedding_dim, se=backbone.se and arch.startswith("iresnet")
+            arch=arch, embedding_dim=backbone.embedding_dim, se=backbone.se and BACKBONES[arch].takes_se
         )
     publisher = resolve_publisher(weight_format, backbone, public)
     network = build_backbone(backbone, image_size, generator=0)

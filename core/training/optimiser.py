@@ -1,21 +1,84 @@
 """The student's optimiser and its learning rate as a function of the position in training.
 
 SGD with momentum and weight decay, on every parameter unless told otherwise (AdaDistill, method 1.4), by torch's fused
-implementation or by NVIDIA apex. Both skip their update on the device where a step was not finite, so that no host has
-to look (see `core/training/non_finite.py`).
+implementation or by NVIDIA apex; others as OPTIMISERS names them. All skip their update on the device where a step was
+not finite, so that no host has to look (see `core/training/non_finite.py`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
+from adadistill.core.config.schema import HASHED_WHERE_SET
 from adadistill.core.training.apex_sgd import apex_sgd, step_apex_where_finite
+
+Groups: TypeAlias = list[dict[str, Any]]
+
+
+def step_by_found_inf(optimiser: torch.optim.Optimizer, finite: Tensor) -> None:
+    """One update of a fused optimiser of torch where `finite` (0-dim bool) holds, by the protocol that torch's gradient
+    scaler has with them: `found_inf` of 1 leaves parameters and state as they are."""
+    optimiser.grad_scale = None  # type: ignore[attr-defined]
+    optimiser.found_inf = (~finite).to(torch.float32)  # type: ignore[attr-defined]
+    optimiser.step()
+
+
+@torch.no_grad()
+def step_or_undo(optimiser: torch.optim.Optimizer, finite: Tensor) -> None:
+    """One update of any optimiser, undone where `finite` does not hold. Copies parameters and state every step."""
+    held = [tensor for group in optimiser.param_groups for p in group["params"]
+            for tensor in (p, *optimiser.state[p].values())]  # fmt: skip
+    before = [tensor.clone() for tensor in held]
+    optimiser.step()
+    for tensor, old in zip(held, before, strict=True):
+        tensor.copy_(torch.where(finite, tensor, old))
+
+
+def _sgd(groups: Groups, config: OptimConfig) -> torch.optim.Optimizer:
+    """Momentum of zero from the start equals the lazy start of both backends (the first buffer is the first gradient),
+    and is finite even when the very first step is skipped."""
+    make = apex_sgd if config.backend == "apex" else partial(torch.optim.SGD, fused=True)
+    optimiser: torch.optim.Optimizer = make(
+        groups, lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay
+    )
+    for group in optimiser.param_groups:
+        for parameter in group["params"]:
+            optimiser.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+    return optimiser
+
+
+def _step_sgd(optimiser: torch.optim.Optimizer, finite: Tensor) -> None:
+    step = step_by_found_inf if isinstance(optimiser, torch.optim.SGD) else step_apex_where_finite
+    step(optimiser, finite)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Optimiser:
+    """One registered kind of optimiser: how it is made, what it keeps, how a step of it is left out."""
+
+    make: Callable[[Groups, OptimConfig], torch.optim.Optimizer]
+    """From groups of parameters, each with its `weight_decay`. All of its state is there when it returns."""
+    state: Mapping[str, str]
+    """All that it keeps of a parameter, tensors alone: name in checkpoints -> key in `optimiser.state[parameter]`."""
+    step: Callable[[torch.optim.Optimizer, Tensor], None] = step_or_undo
+    """One update on the device where a 0-dim bool holds, which leaves parameters and state alone elsewhere."""
+
+
+OPTIMISERS: Final[dict[str, Optimiser]] = {
+    "sgd": Optimiser(make=_sgd, state={"momentum": "momentum_buffer"}, step=_step_sgd),
+}
+"""Every kind by the name that recipes give it; docs/extending.md adds one."""
+
+if TYPE_CHECKING:
+    OptimiserName: TypeAlias = str
+else:
+    OptimiserName = Literal[tuple(OPTIMISERS)]
 
 _CHOICES = {
     "schedule": ("step", "polynomial"),
@@ -29,6 +92,8 @@ _CHOICES = {
 class OptimConfig:
     """Optimiser, learning-rate schedule and length of training."""
 
+    kind: OptimiserName = field(default="sgd", metadata=HASHED_WHERE_SET)
+    """Which optimiser."""
     epochs: int
     """Passes over the records. Positive."""
     lr: float = 0.1
@@ -81,6 +146,10 @@ class OptimConfig:
         for name, allowed in _CHOICES.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} must be {' or '.join(allowed)}, got {getattr(self, name)!r}")
+        if self.kind not in OPTIMISERS:
+            raise ValueError(f"kind must be one of {', '.join(OPTIMISERS)}, got {self.kind!r}")
+        if self.backend != "torch" and self.kind != "sgd":
+            raise ValueError(f"backend {self.backend} is for kind sgd, got {self.kind}; set backend: torch")
         if self.schedule == "polynomial" and self.milestones:
             raise ValueError(
                 f"milestones {list(self.milestones)} belong to schedule step, this one is polynomial; remove them ([])"
@@ -118,23 +187,37 @@ def _warm_up(config: OptimConfig, done: int, steps_per_epoch: int) -> float:
 
 
 def build_optimiser(parameters: Iterable[nn.Parameter], config: OptimConfig) -> torch.optim.Optimizer:
-    """SGD over all trainable parameters, momentum starting at zero.
-
-    Zero momentum from the start equals the lazy start of both backends (the first buffer is the first gradient), and is
-    finite even when the very first step is skipped.
+    """The optimiser of a config over all trainable parameters, its state made, after a trial of its kind.
 
     Raises:
         ApexError: the backend is apex, and it is not there, not NVIDIA's, or the parameters are not on CUDA.
+        ValueError: the kind keeps other state than it declares, or keeps part of a step that was not finite.
     """
     trained = [parameter for parameter in parameters if parameter.requires_grad]
-    make = apex_sgd if config.backend == "apex" else partial(torch.optim.SGD, fused=True)
-    optimiser: torch.optim.Optimizer = make(
-        _decay_groups(trained, config), lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay
-    )
-    for group in optimiser.param_groups:
-        for parameter in group["params"]:
-            optimiser.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
-    return optimiser
+    if config.backend == "torch":  # apex has a trial of its own
+        _try_kind(config, trained[0].device if trained else torch.device("cpu"))
+    return OPTIMISERS[config.kind].make(_decay_groups(trained, config), config)
+
+
+def _try_kind(config: OptimConfig, device: torch.device) -> None:
+    """Train two numbers: what is not declared would be lost in a resume, what is not undone would stay broken."""
+    parameter = nn.Parameter(torch.tensor([[1.0], [-2.0]], device=device))
+    optimiser = OPTIMISERS[config.kind].make(_decay_groups([parameter], config), config)
+    seen: list[list[Tensor]] = []
+    settings: list[list[Any]] = []
+    for gradient in (None, 1.0, torch.nan):
+        if gradient is not None:
+            parameter.grad = torch.full_like(parameter, gradient)
+            step_where_finite(optimiser, config, lr=config.lr, finite=torch.tensor(gradient == 1.0, device=device))
+        held = state_tensors(optimiser, config, {parameter: "trial"})
+        seen.append([parameter.detach().clone(), *(by_name["trial"].clone() for by_name in held.values())])
+        settings.append([group[key] for group in optimiser.param_groups for key in sorted(group) if key != "params"])
+    if not settings[0] == settings[1] == settings[2]:
+        raise ValueError(f"optimiser {config.kind} keeps numbers in param_groups, which checkpoints do not hold")
+    if torch.equal(seen[0][0], seen[1][0]):
+        raise ValueError(f"optimiser {config.kind} leaves a parameter with a gradient as it is")
+    if not all(map(torch.equal, seen[1], seen[2])):
+        raise ValueError(f"optimiser {config.kind} keeps something of a step that is not finite; see Optimiser.step")
 
 
 def _decay_groups(parameters: list[nn.Parameter], config: OptimConfig) -> list[dict[str, Any]]:
@@ -145,40 +228,58 @@ def _decay_groups(parameters: list[nn.Parameter], config: OptimConfig) -> list[d
     return [{"params": members, "weight_decay": decay} for members, decay in groups if members]
 
 
-def step_where_finite(optimiser: torch.optim.Optimizer, *, lr: float, finite: Tensor) -> None:
-    """One update at rate `lr`, done on the device only where `finite` (0-dim bool) holds; no host sync.
-
-    With torch it uses the protocol between its gradient scaler and its fused optimisers: `found_inf` of 1 leaves
-    parameters and momentum as they are.
-    """
+def step_where_finite(optimiser: torch.optim.Optimizer, config: OptimConfig, *, lr: float, finite: Tensor) -> None:
+    """One update at rate `lr`, done on the device only where `finite` (0-dim bool) holds; no host sync."""
     for group in optimiser.param_groups:
         group["lr"] = lr
-    if not isinstance(optimiser, torch.optim.SGD):
-        step_apex_where_finite(optimiser, finite)
-        return
-    optimiser.grad_scale = None  # type: ignore[attr-defined]
-    optimiser.found_inf = (~finite).to(torch.float32)  # type: ignore[attr-defined]
-    optimiser.step()
+    OPTIMISERS[config.kind].step(optimiser, finite)
 
 
-def momentum_tensors(optimiser: torch.optim.Optimizer, names: dict[nn.Parameter, str]) -> dict[str, Tensor]:
-    """Momentum buffers by parameter name, for a checkpoint."""
-    return {
-        names[p]: optimiser.state[p]["momentum_buffer"] for group in optimiser.param_groups for p in group["params"]
-    }
+def state_tensors(
+    optimiser: torch.optim.Optimizer, config: OptimConfig, names: dict[nn.Parameter, str]
+) -> dict[str, dict[str, Tensor]]:
+    """Everything the optimiser keeps, for a checkpoint: by the part's name there, then by parameter name.
+
+    Raises:
+        ValueError: it keeps something else than its kind declares.
+    """
+    parts = OPTIMISERS[config.kind].state
+    held: dict[str, dict[str, Tensor]] = {part: {} for part in parts}
+    for p in (p for group in optimiser.param_groups for p in group["params"]):
+        kept = optimiser.state[p]
+        if kept.keys() != set(parts.values()) or not all(isinstance(value, Tensor) for value in kept.values()):
+            found = {key: type(value).__name__ for key, value in kept.items()}
+            raise ValueError(f"optimiser {config.kind} declares the tensors {sorted(parts.values())}, it keeps {found}")
+        for part, key in parts.items():
+            held[part][names[p]] = kept[key]
+    return held
 
 
-def load_momentum(optimiser: torch.optim.Optimizer, names: dict[nn.Parameter, str], saved: dict[str, Tensor]) -> None:
-    """Put saved momentum buffers back, strictly.
+def parts_like_parameters(config: OptimConfig) -> tuple[str, ...]:
+    """Names of those parts of the state that are as large as the parameters."""
+    parameter = nn.Parameter(torch.zeros(2, 3))
+    config = replace(config, backend="torch")
+    held = state_tensors(build_optimiser([parameter], config), config, {parameter: "any"})
+    return tuple(part for part, by_name in held.items() if by_name["any"].shape == parameter.shape)
+
+
+def load_state(
+    optimiser: torch.optim.Optimizer,
+    config: OptimConfig,
+    names: dict[nn.Parameter, str],
+    saved: Mapping[str, Mapping[str, Tensor]],
+) -> None:
+    """Put saved state back, strictly; `saved` as of `state_tensors`.
 
     Raises:
         ValueError: names or shapes differ from this optimiser's.
     """
-    current = momentum_tensors(optimiser, names)
-    if current.keys() != saved.keys():
-        differing = sorted(current.keys() ^ saved.keys())
-        raise ValueError(f"optimiser state does not fit, these momentum buffers are on one side only: {differing}")
-    for name, buffer in current.items():
-        if buffer.shape != saved[name].shape:
-            raise ValueError(f"momentum of {name} is {tuple(saved[name].shape)}, expected {tuple(buffer.shape)}")
-        buffer.copy_(saved[name])
+    for part, current in state_tensors(optimiser, config, names).items():
+        found = saved.get(part, {})
+        if current.keys() != found.keys():
+            differing = sorted(current.keys() ^ found.keys())
+            raise ValueError(f"optimiser state does not fit, {part} of these is on one side only: {differing}")
+        for name, tensor in current.items():
+            if tensor.shape != found[name].shape:
+                raise ValueError(f"{part} of {name} is {tuple(found[name].shape)}, expected {tuple(tensor.shape)}")
+            tensor.copy_(found[name])

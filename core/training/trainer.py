@@ -31,7 +31,7 @@ from adadistill.core.stopping.stop_signal import StopRequested, StopSignal
 from adadistill.core.training.lagged_readback import LaggedReadback
 from adadistill.core.training.metrics_log import MetricsFile, ProgressBar, StepMetrics, log_line
 from adadistill.core.training.non_finite import NonFiniteError
-from adadistill.core.training.optimiser import learning_rate, load_momentum, momentum_tensors
+from adadistill.core.training.optimiser import OPTIMISERS, learning_rate, load_state, state_tensors
 from adadistill.core.training.replica_agreement import require_equal_replicas
 from adadistill.core.training.training_step import TrainingStep
 from adadistill.core.verification import VerificationResult
@@ -42,10 +42,6 @@ from adadistill.loaders.pipeline import ImagePipeline
 from adadistill.loaders.sample_order import SampleOrder
 
 logger = logging.getLogger(__name__)
-
-# In a checkpoint: momentum of a small parameter, and of a row-sharded array, which is divided as the array is.
-_MOMENTUM_OF = "momentum."
-_OWN_MOMENTUM = "_momentum"
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,23 +175,24 @@ class Trainer:
         self._heed_all()  # a checkpoint must not hide a rejected step behind it
         started = time.perf_counter()
         objective = self.step.objective
-        momentum = momentum_tensors(self.step.optimiser, self.step.parameter_names())
+        small: dict[str, Tensor] = {}
         arrays = objective.row_sharded()
+        large = dict(arrays)
+        state = state_tensors(self.step.optimiser, self.step.optim, self.step.parameter_names())
+        for part, by_name in state.items():
+            for name, tensor in by_name.items():
+                if name in arrays and tensor.ndim:  # what is too large to be held whole has state just as large
+                    large[f"{name}_{part}"] = _divided_as(arrays[name], tensor)
+                else:
+                    small[f"{part}.{name}"] = tensor
         model = self.step.student.state_dict()
-        small = {
-            **{f"{_MOMENTUM_OF}{name}": value for name, value in momentum.items() if name not in arrays},
-            **objective.tensors(),
-        }
+        small |= objective.tensors()
         whole = {name: array for name, array in arrays.items() if isinstance(array, Tensor)}
         require_equal_replicas({**model, **small, **whole}, self._ranks)
         snapshot = Snapshot(
             model=model,
             optimiser=small,
-            # What is too large to be held whole has momentum just as large.
-            row_sharded={
-                **arrays,
-                **{f"{n}{_OWN_MOMENTUM}": _divided_as(a, momentum[n]) for n, a in arrays.items() if n in momentum},
-            },
+            row_sharded=large,
             rank_state=random_state(self._ranks.device),
             state={
                 **self._state,
@@ -220,15 +217,18 @@ class Trainer:
         """
         with torch.no_grad():
             self.step.student.load_state_dict(checkpoint.model, strict=True)
-        small, large = checkpoint.optimiser, checkpoint.row_sharded
-        others = {name: tensor for name, tensor in small.items() if not name.startswith(_MOMENTUM_OF)}
-        arrays = {name: array for name, array in large.items() if not name.endswith(_OWN_MOMENTUM)}
-        momentum = {name.removeprefix(_MOMENTUM_OF): small[name] for name in small.keys() - others.keys()}
-        for name in large.keys() - arrays.keys():
-            array = large[name]
-            momentum[name.removesuffix(_OWN_MOMENTUM)] = array.rows if isinstance(array, OwnRows) else array
-        self.step.objective.load(row_sharded=arrays, tensors=others)
-        load_momentum(self.step.optimiser, self.step.parameter_names(), momentum)
+        small, large = dict(checkpoint.optimiser), dict(checkpoint.row_sharded)
+        names = self.step.parameter_names()
+        state: dict[str, dict[str, Tensor]] = {}
+        for part in OPTIMISERS[self.step.optim.kind].state:
+            lead = f"{part}."
+            found = {key.removeprefix(lead): small.pop(key) for key in list(small) if key.startswith(lead)}
+            for name in names.values():
+                if (array := large.pop(f"{name}_{part}", None)) is not None:
+                    found[name] = array.rows if isinstance(array, OwnRows) else array
+            state[part] = found
+        self.step.objective.load(row_sharded=large, tensors=small)
+        load_state(self.step.optimiser, self.step.optim, names, state)
         self.step.running_statistics.remember()
         self.position = Position(**checkpoint.state["position"])
         if len(checkpoint.rank_states) == self._ranks.world_size:

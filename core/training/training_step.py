@@ -96,7 +96,7 @@ class TrainingStep:
             finite = self.guard.admit(
                 finite_samples=step.finite_samples, gradient_norm=gradient_norm, global_step=global_step
             )
-            step_where_finite(self.optimiser, lr=lr, finite=finite)
+            step_where_finite(self.optimiser, self.optim, lr=lr, finite=finite)
         self.objective.commit_(finite)
         self.running_statistics.commit_(finite)
         signals = torch.stack(

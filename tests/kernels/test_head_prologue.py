@@ -12,11 +12,16 @@ from hypothesis import strategies as st
 from torch.nn.functional import normalize
 
 from adadistill.kernels.head_prologue import (
+    HEADS_IN_TRITON,
     LEAST_DIRECTED_NORM,
     CentreStore,
     Directions,
+    GeometryRule,
+    Head,
+    Margins,
     directions,
     directions_reference,
+    geometry_values,
     head_prologue,
     head_prologue_reference,
 )
@@ -168,7 +173,7 @@ def test_the_shortest_embedding_with_a_direction_is_where_gradients_begin():
         ({"confidence": None}, "confidence must be given for the geometry margin, mode adaptive"),
         ({"global_quality": torch.zeros(5)}, r"global_quality \(5,\) and global_labels \(4,\) must both be \(G,\)"),
         ({"store": CentreStore(torch.zeros(3, 9), unit=True)}, r"centres must be \(C, 16\) with C >= 1, got \(3, 9\)"),
-        ({"head": VARIANTS["arcface"][0]}, "geometry margin needs the adaface head, got a geometry term for arcface"),
+        ({"head": VARIANTS["arcface"][0]}, "needs a head that heeds it, got a geometry term for arcface"),
         ({"head": replace(VARIANTS["adaface, adaptive"][0], margin=1.5)}, r"margin must be in \[0, 1\), got 1.5"),
         ({"student": Directions(torch.zeros(16), torch.zeros(1), torch.zeros(1))}, r"unit_embeddings must be \(B, D\)"),
     ],
@@ -178,6 +183,32 @@ def test_what_does_not_fit_is_refused_by_name(change: dict[str, object], message
     inputs = case.inputs(directions(case.embeddings, case.teacher), "adaface, adaptive", unit=False)
     with pytest.raises(ValueError, match=message):
         head_prologue(**{**inputs, **change})
+
+
+@pytest.mark.parametrize(
+    ("made", "message"),
+    [
+        (lambda norms: Margins.unscaled(norms[:, None], norms), r"head own must give angular .* got \(4, 1\)"),
+        (lambda norms: Margins.unscaled(norms, norms.float()), r"additive .* got \(4,\) torch.float32"),
+        (lambda norms: Margins.unscaled(norms, norms.mean()), r"additive .* got \(\) torch.float64"),
+    ],
+)
+def test_margins_of_another_shape_or_dtype_are_refused_before_they_broadcast(made, message: str):
+    case = make_case(4, 16)
+    head = Head(title="Own", margins=lambda rule, facts: made(facts.norms), in_triton=False)
+    rule = replace(VARIANTS["arcface"][0], kind="own", head=head)
+    inputs = case.inputs(directions(case.embeddings, case.teacher), "arcface", unit=False)
+    with pytest.raises(ValueError, match=message):
+        head_prologue(**{**inputs, "head": rule})
+
+
+def test_a_geometry_mode_without_a_formula_is_refused():
+    with pytest.raises(ValueError, match="no formula is known for geometry mode 'curved'"):
+        geometry_values(GeometryRule("curved"), torch.zeros(2), torch.zeros(2))
+
+
+def test_every_head_with_a_branch_in_triton_is_among_the_variants_that_are_compared():
+    assert {head.kind for head, _ in VARIANTS.values()} == HEADS_IN_TRITON.keys()
 
 
 def test_a_teacher_of_another_shape_is_refused():

@@ -126,6 +126,19 @@ def test_hopper_code_does_not_spill_and_divides_exactly(
     assert used["STACK"] == used["LOCAL"] == 0, used
 
 
+@pytest.mark.parametrize(("key", "message"), [("KIND", "no margin is known"), ("GEOMETRY", "no formula is known")])
+def test_a_kind_or_mode_without_a_branch_does_not_compile(key: str, message: str):
+    """It trained without a margin."""
+    from adadistill.kernels.head_prologue_triton import prologue_kernel
+
+    constants = {**VARIANTS["arcface"], **LIMITS, **NUMBERS, "UNIT": False, "D": 16, "WIDE": 16, key: "own"}
+    known = {"labels": "*i64", "all_labels": "*i64", "clipped": "*i1", "clamped": "*i1", "gain": "fp32"}
+    others = {*constants, "batch", "count"}
+    types = {name: known.get(name, "*fp32") for name in prologue_kernel.arg_names if name not in others}
+    with pytest.raises(Exception, match=message):
+        compile_for_hopper(prologue_kernel, types, constants)
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @pytest.mark.parametrize("name", OBJECTIVES)

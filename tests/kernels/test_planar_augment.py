@@ -112,7 +112,8 @@ def test_the_triton_kernel_compiles_for_hopper(augments: bool, tmp_path: Path, m
         "out": "*bf16", "store": "*u8", "rows": "*i64", "mirrored": "*u8", "parameters": "*i32", "slots": "*i32",
         "index": "*i16", "weight": "*i16", "pixels_a": "*u8", "pixels_b": "*u8", "middle": "*i32",
     }  # fmt: skip
-    constants = {"S": 112, "PLANES": True, "AUGMENTS": augments, "NORMALISES": True, "WIDE": False, "BLOCK": BLOCK}
+    constants = {"S": 112, "PLANES": True, "AUGMENTS": augments, "NORMALISES": True, "WIDE": False, "BLOCK": BLOCK,
+                 "RULES": None, "RULES_KEY": ""}  # fmt: skip
     compiled = compile_for_hopper(augment_kernel, pointers, constants)
     used = registers_of(compiled, tmp_path)
     assert used["STACK"] == used["LOCAL"] == 0, used

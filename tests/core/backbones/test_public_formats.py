@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from golden_weights import golden_shapes
 from tests_support import golden_files
 
-from adadistill.core.backbones import BACKBONE_NAMES, BackboneConfig, backbone_skeleton
-from adadistill.core.backbones.public_formats import recognise_backbone, resolve_publisher
+from adadistill.core.backbones import BACKBONES, BackboneConfig, backbone_skeleton, public_formats
+from adadistill.core.backbones.public_formats import FORMATS, recognise_backbone, resolve_publisher
 from adadistill.core.backbones.public_weights import public_names
 
 
@@ -18,9 +20,14 @@ def _public(arch: str, prefix: str = "") -> dict[str, torch.Tensor]:
     return {prefix + public: own[name] for name, public in public_names(network).items()}
 
 
-@pytest.mark.parametrize("arch", BACKBONE_NAMES)
+@pytest.mark.parametrize("arch", [arch for arch, known in BACKBONES.items() if known.names is not None])
 def test_every_network_is_recognised_by_its_tensors(arch: str):
     assert recognise_backbone(_public(arch)) == BackboneConfig(arch=arch, embedding_dim=24)
+
+
+def test_every_publisher_that_a_network_names_has_a_format():
+    assert {publisher for known in BACKBONES.values() for publisher in known.publishers} == FORMATS.keys()
+    assert not [arch for arch, known in BACKBONES.items() if known.publishers and known.names is None]
 
 
 def test_squeeze_and_excitation_is_recognised_as_adadistills():
@@ -90,3 +97,21 @@ def test_publishers(wanted: str, arch: str, names: list[str], publisher: str | N
 def test_a_publisher_of_other_networks_is_refused():
     with pytest.raises(ValueError, match="insightface publishes no ir50; its format must be one of adaface, cvlface"):
         resolve_publisher("insightface", BackboneConfig(arch="ir50"), [])
+
+
+def test_a_network_without_public_names_hides_no_other_and_says_that_it_has_none(monkeypatch):
+    """Recognition of every file died of one such network in the table."""
+    monkeypatch.setitem(BACKBONES, "own", replace(BACKBONES["mbf"], names=None, publishers=()))
+    monkeypatch.setattr(public_formats, "_KNOWN", public_formats.known_configs())  # gathered at import
+    assert recognise_backbone(_public("ir18")).arch == "ir18"
+    with pytest.raises(ValueError, match="no public names are known for own, so no public file holds it"):
+        resolve_publisher("auto", BackboneConfig(arch="own"), [])
+    with pytest.raises(TypeError, match="no public names are known for MobileFaceNet"):
+        public_names(backbone_skeleton(BackboneConfig(arch="own"), 112))
+
+
+def test_a_network_that_nobody_publishes_has_no_publisher(monkeypatch):
+    monkeypatch.setitem(BACKBONES, "own", replace(BACKBONES["mbf"], publishers=()))
+    assert resolve_publisher("auto", BackboneConfig(arch="own"), []) is None
+    with pytest.raises(ValueError, match="insightface publishes no own; its format must be one of auto"):
+        resolve_publisher("insightface", BackboneConfig(arch="own"), [])

@@ -84,7 +84,7 @@ def test_inputs_that_do_not_fit_are_refused():
         margins(ADAFACE, quality)
     with pytest.raises(ValueError, match=r"geometry must be \(2,\), got \(3,\)"):
         margins(ADAFACE, quality, NormStatistics.start(), torch.zeros(3))
-    with pytest.raises(ValueError, match="geometry margin needs the adaface head, got a geometry term for arcface"):
+    with pytest.raises(ValueError, match="geometry margin needs a head that heeds it, got a geometry term for arcface"):
         margins(HEADS[1], quality, geometry=torch.zeros(2))
     with pytest.raises(ValueError, match=r"norms must be \(B,\) or \(B, 1\)"):
         margins(ADAFACE, quality[None], NormStatistics.start())

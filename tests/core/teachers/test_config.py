@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from adadistill.core.config.schema import config_schema
 from adadistill.core.teachers import TeacherConfig
+from adadistill.core.teachers.config import NETWORK_SOURCES
 
 ONNX = {"onnx": "a.onnx", "color": "rgb", "mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
 
@@ -59,3 +61,8 @@ def test_all_problems_are_said_at_once():
     with pytest.raises(ValueError) as caught:
         TeacherConfig(weights="a", onnx="b", revision="c")
     assert len(str(caught.value).splitlines()) == 4
+
+
+def test_every_option_of_a_source_is_a_key():
+    options = {option for source in NETWORK_SOURCES.values() for option in source.options}
+    assert options <= config_schema(TeacherConfig).fields.keys()

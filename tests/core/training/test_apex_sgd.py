@@ -111,10 +111,11 @@ def test_the_real_apex_trains_as_torch_does():
     for backend in ("torch", "apex"):
         torch.manual_seed(0)
         network = nn.Linear(64, 64, device="cuda")
-        optimiser = build_optimiser(network.parameters(), OptimConfig(epochs=1, backend=backend))
+        config = OptimConfig(epochs=1, backend=backend)
+        optimiser = build_optimiser(network.parameters(), config)
         for _ in range(5):
             optimiser.zero_grad()
             network(torch.ones(2, 64, device="cuda")).square().mean().backward()
-            step_where_finite(optimiser, lr=0.1, finite=torch.tensor(True, device="cuda"))
+            step_where_finite(optimiser, config, lr=0.1, finite=torch.tensor(True, device="cuda"))
         ends.append(network.weight.detach())
     assert torch.allclose(*ends, rtol=1e-5, atol=1e-7)

@@ -8,14 +8,22 @@ import pytest
 import torch
 from torch import nn
 
+from adadistill.core.config.text import canonical_json
 from adadistill.core.training.optimiser import (
+    OPTIMISERS,
     OptimConfig,
+    Optimiser,
     build_optimiser,
     learning_rate,
-    load_momentum,
-    momentum_tensors,
+    load_state,
+    parts_like_parameters,
+    state_tensors,
+    step_by_found_inf,
+    step_or_undo,
     step_where_finite,
 )
+
+SGD = OptimConfig(epochs=1)
 
 
 def _rate(config: OptimConfig, epoch: int, step: int = 0, *, batch: int = 512, steps: int = 100) -> float:
@@ -73,11 +81,11 @@ def test_only_matrices_decay_when_told_so():
     optimiser = build_optimiser(network.parameters(), OptimConfig(epochs=1, decay="matrices", weight_decay=0.1))
     for parameter in network.parameters():
         parameter.grad = torch.zeros_like(parameter)
-    step_where_finite(optimiser, lr=0.5, finite=torch.tensor(True))
+    step_where_finite(optimiser, SGD, lr=0.5, finite=torch.tensor(True))
     moved = [name for name, value in network.named_parameters() if not torch.equal(value, before[name])]
     assert moved == ["0.weight"]
     names = {parameter: name for name, parameter in network.named_parameters()}
-    assert momentum_tensors(optimiser, names).keys() == before.keys()
+    assert state_tensors(optimiser, SGD, names)["momentum"].keys() == before.keys()
 
 
 @pytest.mark.parametrize(
@@ -119,7 +127,7 @@ def test_steps_equal_plain_sgd():
             network.zero_grad()
             network(inputs).square().sum().backward()
             if update is None:
-                step_where_finite(optimiser, lr=0.1, finite=torch.tensor(True))
+                step_where_finite(optimiser, SGD, lr=0.1, finite=torch.tensor(True))
             else:
                 update.step()
     assert all(
@@ -134,15 +142,17 @@ def test_a_rejected_step_changes_neither_parameters_nor_momentum(steps_before: i
     for _ in range(steps_before):
         network.zero_grad()
         network(torch.ones(2, 5)).sum().backward()
-        step_where_finite(optimiser, lr=0.1, finite=torch.tensor(True))
+        step_where_finite(optimiser, SGD, lr=0.1, finite=torch.tensor(True))
     names = {parameter: name for name, parameter in network.named_parameters()}
-    before = {k: v.clone() for k, v in {**network.state_dict(), **momentum_tensors(optimiser, names)}.items()}
+    before = {
+        k: v.clone() for k, v in {**network.state_dict(), **state_tensors(optimiser, SGD, names)["momentum"]}.items()
+    }
 
     for parameter in network.parameters():
         parameter.grad = torch.full_like(parameter, math.nan)
-    step_where_finite(optimiser, lr=0.1, finite=torch.tensor(False))
+    step_where_finite(optimiser, SGD, lr=0.1, finite=torch.tensor(False))
 
-    after = {**network.state_dict(), **momentum_tensors(optimiser, names)}
+    after = {**network.state_dict(), **state_tensors(optimiser, SGD, names)["momentum"]}
     assert all(torch.equal(before[name], after[name]) for name in before)
 
 
@@ -157,8 +167,110 @@ def test_momentum_of_another_network_is_refused():
     network = _network()
     optimiser = build_optimiser(network.parameters(), OptimConfig(epochs=1))
     names = {parameter: name for name, parameter in network.named_parameters()}
-    saved = momentum_tensors(optimiser, names)
+    saved = state_tensors(optimiser, SGD, names)["momentum"]
     with pytest.raises(ValueError, match="bias"):
-        load_momentum(optimiser, names, {"weight": saved["weight"]})
+        load_state(optimiser, SGD, names, {"momentum": {"weight": saved["weight"]}})
     with pytest.raises(ValueError, match="weight"):
-        load_momentum(optimiser, names, {**saved, "weight": torch.zeros(1)})
+        load_state(optimiser, SGD, names, {"momentum": {**saved, "weight": torch.zeros(1)}})
+
+
+class Plain(torch.optim.Optimizer):
+    """Heavy-ball, with what a kind can forget switched on by name."""
+
+    def __init__(self, groups, forgets: str = "") -> None:
+        super().__init__(groups, {"lr": 0.1})
+        self.forgets = forgets
+        for parameter in (p for group in self.param_groups for p in group["params"]):
+            self.state[parameter]["velocity"] = torch.zeros_like(parameter)
+            if forgets == "a part":
+                self.state[parameter]["square"] = torch.zeros_like(parameter)
+            if forgets == "a number":
+                self.state[parameter]["steps"] = 0
+
+    @torch.no_grad()
+    def step(self, closure=None) -> None:
+        for group in self.param_groups:
+            if self.forgets == "the groups":
+                group["steps"] = group.get("steps", 0) + 1
+            for p in group["params"]:
+                velocity = self.state[p]["velocity"].mul(0.9).add(p.grad)
+                if self.forgets == "a late part":
+                    self.state[p]["late"] = velocity.clone()
+                if self.forgets == "the tensor":
+                    self.state[p]["velocity"] = velocity
+                self.state[p]["velocity"].copy_(velocity)
+                if self.forgets != "to move":
+                    p.sub_(velocity, alpha=group["lr"])
+
+
+def _register(monkeypatch: pytest.MonkeyPatch, **changed: object) -> OptimConfig:
+    kind = {"make": lambda groups, config: Plain(groups), "state": {"speed": "velocity"}, **changed}
+    monkeypatch.setitem(OPTIMISERS, "plain", Optimiser(**kind))
+    return OptimConfig(epochs=1, kind="plain")
+
+
+@pytest.mark.parametrize(
+    ("forgets", "message"),
+    [
+        ("a part", r"plain declares the tensors \['velocity'\], it keeps .*square"),
+        ("a late part", "it keeps .*late"),
+        ("a number", "it keeps .*'steps': 'int'"),
+        ("the tensor", "keeps something of a step that is not finite"),
+        ("the groups", "numbers in param_groups|steps"),
+        ("to move", "leaves a parameter with a gradient as it is"),
+    ],
+)
+def test_a_kind_that_forgets_something_is_refused_before_it_trains(forgets: str, message: str, monkeypatch):
+    config = _register(monkeypatch, make=lambda groups, config: Plain(groups, forgets))
+    with pytest.raises(ValueError, match=message):
+        build_optimiser(_network().parameters(), config)
+
+
+def test_a_kind_that_does_not_leave_a_step_out_is_refused(monkeypatch):
+    config = _register(monkeypatch, step=lambda optimiser, finite: optimiser.step())
+    with pytest.raises(ValueError, match="keeps something of a step that is not finite"):
+        build_optimiser(_network().parameters(), config)
+
+
+def _adam(groups, config: OptimConfig) -> torch.optim.Optimizer:
+    optimiser = torch.optim.AdamW(groups, lr=config.lr, fused=True)
+    for parameter in (p for group in optimiser.param_groups for p in group["params"]):
+        zeros = {key: torch.zeros_like(parameter) for key in ("exp_avg", "exp_avg_sq")}
+        optimiser.state[parameter] |= {"step": torch.zeros((), dtype=torch.float32), **zeros}
+    return optimiser
+
+
+@pytest.mark.parametrize("step", [step_by_found_inf, step_or_undo])
+def test_fused_adam_leaves_out_what_is_not_finite_and_goes_on_from_its_state_bit_for_bit(step, monkeypatch):
+    """A state of three parts, one of which is a single number, and a step that is not finite on either side."""
+    state = {"steps": "step", "mean": "exp_avg", "square": "exp_avg_sq"}
+    config = _register(monkeypatch, make=_adam, state=state, step=step)
+    whole, part, rest = _network(), _network(), _network()
+    assert parts_like_parameters(config) == ("mean", "square")
+
+    def train(network: nn.Module, optimiser: torch.optim.Optimizer, steps: range) -> None:
+        for number in steps:
+            network.zero_grad()
+            network(torch.randn(4, 5, generator=torch.Generator().manual_seed(number))).square().sum().backward()
+            if number % 3 == 1:
+                network.weight.grad.fill_(math.nan)
+            step_where_finite(optimiser, config, lr=0.01, finite=torch.tensor(number % 3 != 1))
+
+    optimisers = [build_optimiser(network.parameters(), config) for network in (whole, part, rest)]
+    names = [{parameter: name for name, parameter in network.named_parameters()} for network in (whole, part, rest)]
+    train(whole, optimisers[0], range(8))
+    train(part, optimisers[1], range(4))
+    rest.load_state_dict(part.state_dict())
+    load_state(optimisers[2], config, names[2], state_tensors(optimisers[1], config, names[1]))
+    train(rest, optimisers[2], range(4, 8))
+    assert all(map(torch.equal, whole.parameters(), rest.parameters()))
+    ends = [state_tensors(optimisers[i], config, names[i]) for i in (0, 2)]
+    assert float(ends[0]["steps"]["weight"]) == 5.0
+    assert all(torch.equal(ends[0][part][name], ends[1][part][name]) for part in state for name in ("weight", "bias"))
+
+
+def test_the_kind_is_no_part_of_the_hash_where_it_is_the_default(monkeypatch):
+    _register(monkeypatch)
+    assert canonical_json(SGD) == canonical_json(OptimConfig(epochs=1, kind="sgd"))
+    assert "kind" not in canonical_json(SGD)
+    assert '"kind":"plain"' in canonical_json(OptimConfig(epochs=1, kind="plain"))
