@@ -106,7 +106,7 @@ def build_step(
     """A training step and a batch of noise to run it on."""
     formats = resolve_precision(precision, device)  # type: ignore[arg-type]
     ranks = Ranks(device=device)
-    backbone = BackboneConfig(arch=arch, width=width)  # type: ignore[arg-type]
+    backbone = BackboneConfig(arch=arch, width=width)
     generator = torch.Generator().manual_seed(0)
     centres = initial_centres(identities, backbone.embedding_dim, generator=generator).to(device)
     step = TrainingStep(

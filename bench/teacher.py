@@ -129,7 +129,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def random_teacher(arch: str, width: float, image_size: int, device: torch.device) -> nn.Module:
     """A network with random weights, float32, in evaluation mode, whose norms hold the statistics of some noise."""
     # Without dropout: it would shift what the last norm sees from training to evaluation.
-    config = BackboneConfig(arch=arch, width=width, dropout=0.0)  # type: ignore[arg-type]
+    config = BackboneConfig(arch=arch, width=width, dropout=0.0)
     network = build_backbone(config, image_size, generator=0).to(device).train()
     for module in network.modules():
         if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):

@@ -313,7 +313,8 @@ def _thread_trial(recipe: Recipe, parts: _Parts, ranks: Ranks) -> Callable[[], o
     batch = min(parts.order.local_batch_size(ranks.world_size), largest)
     images = torch.rand(batch, 3, side, side, dtype=precision.dtype, generator=torch.Generator().manual_seed(0))
     if precision.channels_last:
-        network, images = network.to(memory_format=torch.channels_last), images.to(memory_format=torch.channels_last)
+        network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        images = images.to(memory_format=torch.channels_last)
 
     def work() -> None:
         with torch.autocast("cpu", precision.autocast_dtype, enabled=precision.autocast_dtype is not None):
