@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -22,6 +22,8 @@ from adadistill.core.checkpoints.files import row_range
 from adadistill.core.stopping.heartbeat import beat
 from adadistill.core.training.restarts import store_of_restart
 from adadistill.kernels.margin_softmax import ClassShard
+
+T = TypeVar("T")
 
 COLLECTIVE_TIMEOUT = datetime.timedelta(minutes=20)
 """Longer than any evaluation or checkpoint between two collectives, short enough that a dead rank ends the run."""
@@ -194,6 +196,22 @@ def broadcast_text(text: str, ranks: Ranks) -> str:
     return box[0]
 
 
+def run_on_main(action: Callable[[], T], ranks: Ranks) -> T:
+    """What rank 0's call gives, or raises, on every rank: nobody waits for a rank that was refused."""
+    if ranks.world_size == 1:
+        return action()
+    box: list[Any] = [None, None]
+    if ranks.is_main:
+        try:
+            box[0] = action()
+        except Exception as error:
+            box[1] = error
+    dist.broadcast_object_list(box, src=0)
+    if box[1] is not None:
+        raise box[1]
+    return box[0]
+
+
 def gather_texts(text: str, ranks: Ranks) -> list[str]:
     """Every rank's text, in rank order, on every rank."""
     if ranks.world_size == 1:
@@ -214,6 +232,8 @@ def _ranks_from_environment() -> tuple[int, int, int]:
     present = [name for name in names if name in os.environ]
     if not present or ("WORLD_SIZE" not in present and "RANK" not in present):
         return 0, 1, 0
+    if os.environ.get("WORLD_SIZE") == "1" and os.environ.get("RANK", "0") == "0" and "LOCAL_RANK" not in present:
+        return 0, 1, 0  # as notebooks and job systems set them for one process: nothing is left to be told
     if len(present) < len(names):
         missing = ", ".join(name for name in names if name not in present)
         raise LaunchError(f"{missing} missing from the environment beside {', '.join(present)}; launch with torchrun")

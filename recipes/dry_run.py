@@ -67,6 +67,7 @@ def dry_run(arguments: argparse.Namespace) -> int:
         kind=arguments.gpu,
         resume=arguments.resume,
         resume_allow=arguments.resume_allow,
+        take_over=arguments.take_over,
         profiles=profiles,
         findings=findings,
     )

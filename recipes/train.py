@@ -73,6 +73,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 ranks=ranks,
                 resume=arguments.resume,
                 resume_allow=arguments.resume_allow,
+                take_over=arguments.take_over,
                 profile=profile,
             )
             if ranks.is_main:
@@ -117,6 +118,9 @@ def _parser() -> argparse.ArgumentParser:
         default=[],
         metavar="KEY",
         help="recipe key that may have changed",
+    )
+    parser.add_argument(
+        "--take-over", action="store_true", help="the launch on another machine that owns the run folder is dead"
     )
     parser.add_argument("--device", help="cpu, cuda or cuda:N (default: CUDA where there is one)")
     add_profile_options(parser)

@@ -13,6 +13,7 @@ from adadistill.core.launch_check.findings import Findings
 from adadistill.core.launch_check.memory_estimate import MemoryEstimate, estimate_memory
 from adadistill.core.launch_check.other_files import (
     check_centres,
+    check_compilers,
     check_copies,
     check_evaluation,
     check_optimiser,
@@ -25,6 +26,8 @@ from adadistill.core.launch_check.teacher_files import check_teacher_files
 from adadistill.core.launch_check.written_files import WrittenPath, check_run_folder, written_paths
 from adadistill.core.recipe import Recipe, recipe_hash
 from adadistill.core.seeding import derive_seed
+from adadistill.core.training.run import refuse_other_beginning
+from adadistill.core.training.run_folder import RunFolder
 from adadistill.loaders.sample_order import SampleOrder
 
 
@@ -74,6 +77,7 @@ def check_launch(
     kind: str | None = None,
     resume: str = "none",
     resume_allow: Sequence[str] = (),
+    take_over: bool = False,
     profiles: bool = False,
     findings: Findings | None = None,
 ) -> LaunchCheck:
@@ -82,7 +86,7 @@ def check_launch(
     Args:
         loaded: of `resolve_recipe`.
         device: as `--device`; kind: of device to estimate memory for, None for the launch's own.
-        resume: as `run_training`, with `resume_allow`.
+        resume: as `run_training`, with `resume_allow` and `take_over`.
         profiles: whether steps are to be profiled.
         findings: of what was looked at before; problems of it count.
     """
@@ -95,15 +99,20 @@ def check_launch(
         records, summary = opened if opened is not None else (None, None)
         steps = None if summary is None else _steps(recipe, summary, ranks, findings)
         check_optimiser(recipe, ranks.device, findings)
+        check_compilers(recipe, ranks.device, findings)
         check_copies(recipe, findings)
         check_pixel_source(recipe, records, ranks.device, findings)
         of_the_teacher = check_teacher_files(recipe, records, findings)
         check_centres(recipe, findings)
         check_evaluation(recipe, findings)
-        check_run_folder(folder, resuming=resume != "none", findings=findings)
+        check_run_folder(folder, resuming=resume != "none", take_over=take_over, findings=findings)
         choice = choose_checkpoint(
             recipe, folder, resume=resume, resume_allow=resume_allow, records=records, findings=findings
         )
+        if resume != "none":
+            found = None if choice.checkpoint is None else Path(choice.checkpoint)
+            with findings.collected():
+                refuse_other_beginning(recipe, RunFolder(folder), found, resume_allow)
         memory, space = None, None
         if summary is not None and steps is not None:
             memory = _memory(recipe, summary, ranks, kind, findings)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from adadistill.core.compiler_check import training_switches, try_compilers
 from adadistill.core.launch_check.findings import Findings, stat_of
 from adadistill.core.recipe import Recipe
 from adadistill.core.training.apex_sgd import require_apex
@@ -37,6 +38,12 @@ def check_optimiser(recipe: Recipe, device: torch.device, findings: Findings) ->
     if recipe.optim.backend == "apex":
         with findings.collected():
             require_apex(device)
+
+
+def check_compilers(recipe: Recipe, device: torch.device, findings: Findings) -> None:
+    """What compiles the networks of the run, tried on a few lines."""
+    with findings.collected():
+        try_compilers(training_switches(recipe, device), device)
 
 
 def check_copies(recipe: Recipe, findings: Findings) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from adadistill.core.launch_check.checkpoint_space import existing_ancestor
 from adadistill.core.launch_check.findings import Findings, stat_of
 from adadistill.core.recipe import Recipe
+from adadistill.core.training.folder_owner import owner_file, refuse_owned, this_launch
 from adadistill.core.training.run_folder import RunFolder
 
 
@@ -22,9 +23,11 @@ class WrittenPath:
     """There already: added to or replaced, as a resume does."""
 
 
-def check_run_folder(folder: Path, *, resuming: bool, findings: Findings) -> None:
-    """Refuse a run folder as the run would: another run in it, a file in its place, no right to write there."""
+def check_run_folder(folder: Path, *, resuming: bool, take_over: bool, findings: Findings) -> None:
+    """Refuse a run folder as the run would: its owner, another run in it, a file in its place, no right to write."""
     with findings.collected():
+        if reason := refuse_owned(folder, this_launch(""), take_over=take_over):
+            findings.notes.append(reason)
         RunFolder(folder).refuse_other_run(resuming=resuming)
     ancestor = existing_ancestor(folder)
     if not ancestor.is_dir():
@@ -44,6 +47,7 @@ def written_paths(
         (run.recipe, "the resolved recipe"),
         (run.environment, "versions, devices, command"),
         (run.metrics, "a line every log.every steps" + (" and each evaluation" if evaluates else "")),
+        (owner_file(folder), "who works here; renamed when it leaves, and numbered on"),
         (run.checkpoints, _when_saved(recipe)),
         (run.report, "results of the evaluations" if evaluates else "a folder for reports"),
     ]

@@ -38,6 +38,7 @@ from typing import Any
 
 from adadistill.core.distributed import Ranks
 from adadistill.core.stopping.heartbeat import HEARTBEAT, TRAINING, beat
+from adadistill.core.stopping.stop_signal import end_process
 
 HANG_EXIT_CODE = 75
 """Of a run in which a rank stopped answering: EX_TEMPFAIL of sysexits.h, "try again"."""
@@ -157,7 +158,7 @@ class Watchdog:
         os.write(2, f"rank {own.rank}: HangError: {text}\n".encode())
         if self._ranks.is_main and self._ranks.world_size > 1:
             time.sleep(2 * pause_s)  # a launcher ends the other ranks when the first one leaves: let them write theirs
-        os._exit(HANG_EXIT_CODE)
+        end_process(HANG_EXIT_CODE)
 
     def _tell_others(self, own: Note, verdict: str) -> None:
         try:

@@ -23,6 +23,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from adadistill.core.compiler_check import require_compilers, teacher_switches
 from adadistill.core.distributed import Ranks, broadcast_text, gather_rows
 from adadistill.core.evaluation import rank_share
 from adadistill.core.precision import Precision, resolve_precision
@@ -347,6 +348,7 @@ def _open_source(recipe: Recipe, config: TeacherConfig, ranks: Ranks) -> _Source
         torch.use_deterministic_algorithms(True)
     elif ranks.device.type == "cuda":
         torch.backends.cudnn.benchmark = True
+    require_compilers(teacher_switches(config, ranks.device), ranks)
     size = recipe.data.image_size
     records = named_records(recipe.data)
     loaded = load_source(config, image_size=size, ranks=ranks)

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from adadistill.core.compiler_check import compile_failures_told
 from adadistill.core.precision import Precision
 from adadistill.core.teachers.batch_norm_folding import fold_batch_norms_
 from adadistill.core.teachers.config import TeacherConfig
@@ -108,6 +109,7 @@ class NetworkTeacher:
         graph even where the caller is in inference mode.
 
         Raises:
+            CompileError: the network cannot be compiled here.
             RuntimeError: the compiled network would have to be compiled again for this call.
         """
         # What is made in inference mode cannot enter a graph, so only the network runs in it.
@@ -134,7 +136,8 @@ class NetworkTeacher:
 
     def _run_compiled(self, images: Tensor) -> Tensor:
         if self._compiled_shape is None:
-            embeddings = self._compiled(images)
+            with compile_failures_told(["teacher.compile=false"]):
+                embeddings = self._compiled(images)
             self._compiled_shape = images.shape
             return embeddings
         try:

@@ -34,7 +34,8 @@ def agent_token() -> str:
     if launch is None:
         return ""
     parent = os.getppid()
-    facts = [launch, str(parent), _text_of("/proc/sys/kernel/random/boot_id"), _start_of(parent)]
+    fields = process_fields(parent)
+    facts = [launch, str(parent), text_of("/proc/sys/kernel/random/boot_id"), fields[19] if fields else ""]
     return hashlib.blake2b("\0".join(facts).encode(), digest_size=16).hexdigest()
 
 
@@ -55,13 +56,16 @@ def store_of_restart(timeout: datetime.timedelta) -> dist.Store | None:
     return dist.PrefixStore(f"adadistill/restart-{restarts}", store)
 
 
-def _start_of(process: int) -> str:
-    """When a process began, in ticks since boot, as its number may be used again; empty where the system hides it."""
-    _, _, fields = _text_of(f"/proc/{process}/stat").rpartition(")")  # a name before it may hold anything
-    return fields.split()[19] if len(fields.split()) > 19 else ""
+def process_fields(process: int) -> list[str]:
+    """What `/proc/PID/stat` says after the name: [0] is the state, [19] when it began, in ticks since boot, which tells
+    it from an earlier process of its number. Empty where the system hides it.
+    """
+    _, _, fields = text_of(f"/proc/{process}/stat").rpartition(")")  # a name before it may hold anything
+    return fields.split() if len(fields.split()) > 19 else []
 
 
-def _text_of(path: str) -> str:
+def text_of(path: str) -> str:
+    """A file of the system, stripped; empty where there is none."""
     try:
         return Path(path).read_text(encoding="utf-8", errors="replace").strip()
     except OSError:  # no Linux

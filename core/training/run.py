@@ -7,7 +7,10 @@ from __future__ import annotations
 
 import logging
 import secrets
+import shlex
+import sys
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,8 +33,9 @@ from adadistill.core.checkpoints import (
     resolve_checkpoint,
 )
 from adadistill.core.checkpoints.files import row_range
+from adadistill.core.compiler_check import compile_failures_told, require_compilers, training_switches
 from adadistill.core.cpu_threads import recorded_threads, settle_threads
-from adadistill.core.distributed import Ranks, barrier, broadcast_text, exchange_rows, gather_texts
+from adadistill.core.distributed import Ranks, broadcast_text, exchange_rows, gather_texts, run_on_main
 from adadistill.core.evaluation import VerificationSets
 from adadistill.core.metrics_mirror import MetricsMirror, MirrorConfig
 from adadistill.core.network_checkpoint import describe_network
@@ -41,7 +45,7 @@ from adadistill.core.objectives.interface import Objective
 from adadistill.core.objectives.norm_statistics import NormStatistics
 from adadistill.core.objectives.regression_alone import RegressionObjective
 from adadistill.core.precision import Precision, resolve_precision
-from adadistill.core.profiling import ProfileRequest, open_profile
+from adadistill.core.profiling import ProfileRequest, StepProfile, open_profile
 from adadistill.core.recipe import (
     Recipe,
     dump_recipe,
@@ -51,15 +55,17 @@ from adadistill.core.recipe import (
     recipe_hash,
 )
 from adadistill.core.seeding import derive_seed, seed_process, stream
+from adadistill.core.stopping.heartbeat import HEARTBEAT
 from adadistill.core.stopping.stop_signal import listen_for_stop
 from adadistill.core.stopping.watchdog import Watchdog
 from adadistill.core.teachers import BuiltTeacher, build_teacher
 from adadistill.core.training.apex_sgd import require_apex
+from adadistill.core.training.folder_owner import Launch, owned_folder, refuse_owned, this_launch
 from adadistill.core.training.metrics_log import MetricsFile
 from adadistill.core.training.non_finite import NonFiniteGuard
 from adadistill.core.training.record_agreement import require_same_records, require_sound_labels
 from adadistill.core.training.restarts import agent_token, restart_count
-from adadistill.core.training.run_folder import RunFolder, describe_environment
+from adadistill.core.training.run_folder import RunFolder, describe_environment, redact_arguments, redact_urls
 from adadistill.core.training.trainer import LoopConfig, Trainer, TrainingResult
 from adadistill.core.training.training_step import TrainingStep
 from adadistill.loaders.augment_policy import Augmentation
@@ -125,10 +131,11 @@ def run_training(
     ranks: Ranks,
     resume: str = "none",
     resume_allow: Sequence[str] = (),
+    take_over: bool = False,
     student: nn.Module | None = None,
     profile: ProfileRequest | None = None,
 ) -> TrainingResult:
-    """Train what a recipe describes into a run folder.
+    """Train what a recipe describes into a run folder, which is this launch's alone meanwhile.
 
     Started again by torchrun (`--max-restarts`), it goes on from the newest checkpoint in the folder if this launch has
     worked there before; where there is none, it begins as it was told to.
@@ -138,43 +145,90 @@ def run_training(
             one where the folder holds no checkpoint; a path goes on from that checkpoint, or from the newest valid one
             of that run folder.
         resume_allow: dotted recipe keys that may differ from the checkpoint's recipe.
+        take_over: an owner of the folder on another machine is dead; see `folder_owner.refuse_owned`.
         student: a network to train instead of the recipe's, images -> (B, embedding_dim); for tests and experiments.
         profile: steps of this call to be profiled into the folder; results do not change.
 
     Raises:
-        ResumeError: the checkpoint belongs to another recipe, or fits this run in no way.
+        RunFolderError: another launch works in the folder, it holds another run, or it cannot be written.
+        CompileError: what the recipe compiles cannot be compiled on one of the machines; nothing was trained.
+        ResumeError: checkpoint or folder belong to another recipe, or the checkpoint fits this run in no way.
         CheckpointError: there are checkpoints, but none verifies; or one cannot be written.
         MetricsFileError: the run is over, but the disk took not all of its lines.
         NonFiniteError, StopRequested: see `Trainer.run`.
     """
     run_folder = RunFolder(folder)
+    launch = _this_launch(ranks)
+    run_on_main(lambda: refuse_owned(run_folder.path, launch, take_over=take_over), ranks)
+    switches = training_switches(recipe, ranks.device)
+    require_compilers(switches, ranks)
     step_profile = open_profile(profile, run_folder.profile, ranks)
     parts = _open_parts(recipe, ranks)
-    own_rows_of = (ranks.rank, ranks.world_size) if recipe.centres.placement == "sharded" else None
-    agents = sorted(set(gather_texts(agent_token(), ranks)) - {""})
-    restarted = _is_restart(run_folder, agents, ranks)
-    checkpoint = _find_checkpoint(run_folder, resume, own_rows_of, ranks, restarted=restarted)
+    restarted = _is_restart(run_folder, launch, ranks)
+    resuming = resume != "none" or restarted
+    run_on_main(lambda: run_folder.refuse_other_run(resuming=resuming), ranks)
+    with ExitStack() as owned:
+        run_on_main(lambda: owned.enter_context(owned_folder(run_folder.path, launch, take_over=take_over)), ranks)
+        goes_on_from = _fitting_checkpoint(
+            recipe, run_folder, parts, ranks, resume=resume, resume_allow=resume_allow, restarted=restarted
+        )
+        started = goes_on_from[0].path.parents[1] if goes_on_from else run_folder.path
+        recorded = recorded_threads(started / "environment.json")
+        trial = _thread_trial(recipe, parts, ranks) if recorded is None and student is None else None
+        settle_threads(recorded, trial, ranks)
+        first = HEARTBEAT.step = goes_on_from[0].step if goes_on_from else 0
+        environment = {
+            **describe_environment(world_size=ranks.world_size),
+            "device": str(ranks.device),
+            **({"launch": launch.agents} if launch.agents else {}),
+        }
+        is_new = run_on_main(
+            lambda: run_folder.start(recipe_yaml=dump_recipe(recipe), environment=environment, resuming=resuming), ranks
+        )
+        try:
+            with compile_failures_told(switches):
+                return _train(recipe, run_folder, parts, ranks, goes_on_from, student=student, profile=step_profile)
+        except Exception:
+            # What a mistake or an unfit machine ended before its first step is no run that the next start must go on.
+            if is_new and ranks.is_main and HEARTBEAT.step <= first:
+                run_folder.withdraw()
+            raise
+
+
+def _fitting_checkpoint(
+    recipe: Recipe,
+    run_folder: RunFolder,
+    parts: _Parts,
+    ranks: Ranks,
+    *,
+    resume: str,
+    resume_allow: Sequence[str],
+    restarted: bool,
+) -> list[Checkpoint]:
+    """The checkpoint to go on from, or none, found to be of this recipe and these files, as is a folder without any."""
+    checkpoint = _find_checkpoint(recipe, run_folder, resume, ranks, restarted=restarted)
     if checkpoint is not None:
         _refuse_other_recipe(recipe, checkpoint, resume_allow)
         _refuse_other_records(parts.records, checkpoint)
         _refuse_other_centres(parts.frozen_centres, checkpoint)
         _refuse_other_teacher(parts.teacher, checkpoint)
-    started = run_folder.path if checkpoint is None else checkpoint.path.parents[1]
-    recorded = recorded_threads(started / "environment.json")
-    trial = _thread_trial(recipe, parts, ranks) if recorded is None and student is None else None
-    settle_threads(recorded, trial, ranks)
-    run_folder.start(
-        recipe_yaml=dump_recipe(recipe),
-        environment={
-            **describe_environment(world_size=ranks.world_size),
-            "device": str(ranks.device),
-            **({"launch": agents} if agents else {}),
-        },
-        resuming=resume != "none" or restarted,
-        rank=ranks.rank,
-    )
-    barrier(ranks)
+    path = None if checkpoint is None else checkpoint.path
+    run_on_main(lambda: refuse_other_beginning(recipe, run_folder, path, resume_allow), ranks)
+    return [] if checkpoint is None else [checkpoint]
 
+
+def _train(
+    recipe: Recipe,
+    run_folder: RunFolder,
+    parts: _Parts,
+    ranks: Ranks,
+    goes_on_from: list[Checkpoint],
+    *,
+    student: nn.Module | None,
+    profile: StepProfile,
+) -> TrainingResult:
+    """Build the networks and train them in a folder that has been begun; takes the checkpoint out of its list."""
+    checkpoint = goes_on_from.pop() if goes_on_from else None
     seed_process(recipe.seed, rank=ranks.rank)
     step = _build_step(recipe, parts, ranks, student)
     pipeline = _build_pipeline(recipe, parts, ranks)
@@ -206,7 +260,7 @@ def run_training(
                 large=parts.large,
                 folder=run_folder.path,
                 state=_identity(recipe, parts),
-                profile=step_profile,
+                profile=profile,
             )
             if checkpoint is not None:
                 _restore(trainer, checkpoint, ranks)
@@ -444,24 +498,31 @@ def _loop_config(recipe: Recipe, parts: _Parts, device: torch.device) -> LoopCon
     )
 
 
-def _is_restart(run_folder: RunFolder, launch: Sequence[str], ranks: Ranks) -> bool:
+def _this_launch(ranks: Ranks) -> Launch:
+    agents = sorted(set(gather_texts(agent_token(), ranks)) - {""})
+    restarts = sum(map(int, gather_texts(str(restart_count()), ranks)))
+    return this_launch(shlex.join(redact_arguments(sys.argv)), agents=agents, restarts=restarts)
+
+
+def _is_restart(run_folder: RunFolder, launch: Launch, ranks: Ranks) -> bool:
     """Whether torchrun has started this launch again, after it had begun or continued the run in this folder.
 
     Where it had not, because it was refused or died before, the restart is told nothing new and begins as the first.
     """
-    restarts = max(map(int, gather_texts(str(restart_count()), ranks)))
-    if restarts == 0:
+    if launch.restarts == 0:
         return False
-    own = bool(broadcast_text("own" if ranks.is_main and run_folder.belongs_to(launch) else "", ranks))
+    own = run_on_main(lambda: run_folder.belongs_to(launch.agents), ranks)
     if own and ranks.is_main:
-        logger.info("torchrun has started this launch again (restart %d); %s is its own", restarts, run_folder.path)
+        count = restart_count() or launch.restarts
+        logger.info("torchrun has started this launch again (restart %d); %s is its own", count, run_folder.path)
     return own
 
 
 def _find_checkpoint(
-    run_folder: RunFolder, resume: str, own_rows_of: tuple[int, int] | None, ranks: Ranks, *, restarted: bool
+    recipe: Recipe, run_folder: RunFolder, resume: str, ranks: Ranks, *, restarted: bool
 ) -> Checkpoint | None:
     """The checkpoint to go on from; all ranks take the one that rank 0 found."""
+    own_rows_of = (ranks.rank, ranks.world_size) if recipe.centres.placement == "sharded" else None
     if restarted:
         found = _newest_checkpoint(run_folder, own_rows_of, ranks)
         if found is not None or resume == "auto":
@@ -474,24 +535,46 @@ def _find_checkpoint(
 
 
 def _newest_checkpoint(run_folder: RunFolder, own_rows_of: tuple[int, int] | None, ranks: Ranks) -> Checkpoint | None:
-    path, refusal, found = "", "", None
-    if ranks.is_main:
-        found, skipped = newest_valid_checkpoint(run_folder.path, own_rows_of=own_rows_of)
+    found: list[Checkpoint] = []
+
+    def find() -> str:
+        newest, skipped = newest_valid_checkpoint(run_folder.path, own_rows_of=own_rows_of)
         for bad, reason in skipped:
             logger.warning("checkpoint %s is passed over: %s", bad, reason)
-        path = "" if found is None else str(found.path)
-        if found is None and skipped:
-            refusal = (
+        if newest is None and skipped:
+            raise CheckpointError(
                 f"{run_folder.path} holds {len(skipped)} checkpoint(s) and none is valid:\n  "
                 + "\n  ".join(reason for _, reason in skipped)
                 + "\n  Restore one of them, or move them away to start the run anew"
             )
-    if refusal := broadcast_text(refusal, ranks):
-        raise CheckpointError(refusal)
-    path = broadcast_text(path, ranks)
+        found.extend([] if newest is None else [newest])
+        return "" if newest is None else str(newest.path)
+
+    path = run_on_main(find, ranks)
     if ranks.is_main or not path:
-        return found
+        return found[0] if found else None
     return load_checkpoint(path, own_rows_of=own_rows_of)
+
+
+def refuse_other_beginning(
+    recipe: Recipe, run_folder: RunFolder, checkpoint: Path | None, resume_allow: Sequence[str]
+) -> None:
+    """Hold a recipe to the run that a folder holds, where the checkpoint that is gone on from is none of that run.
+
+    Raises:
+        ResumeError: the folder holds the run of another recipe.
+    """
+    if checkpoint is not None and checkpoint.resolve().is_relative_to(run_folder.path.resolve()):
+        return
+    try:
+        begun = parse_recipe(run_folder.recipe.read_text(encoding="utf-8"), source=str(run_folder.recipe))
+    except FileNotFoundError:
+        return
+    except ValueError as error:  # kept beside the new one, see `RunFolder.start`
+        logger.warning("%s cannot be read and is not compared with this run's recipe: %s", run_folder.recipe, error)
+        return
+    now = parse_recipe(redact_urls(dump_recipe(recipe)), source="the recipe")
+    _refuse_differences(f"{run_folder.path} holds a run that was begun", begun, now, resume_allow)
 
 
 def refuse_other_run(
@@ -516,14 +599,18 @@ def _refuse_other_recipe(recipe: Recipe, checkpoint: Checkpoint, resume_allow: S
     saved = checkpoint.state.get("recipe")
     if not isinstance(saved, str):
         raise ResumeError(f"{checkpoint.path} is no training checkpoint: it holds no recipe")
-    allowed = (*_HARMLESS, *(f"{key}:" for key in resume_allow))
     saved_recipe = parse_recipe(saved, source=str(checkpoint.path))
-    differences = [line for line in recipe_differences(saved_recipe, recipe) if not line.startswith(allowed)]
+    _refuse_differences(f"{checkpoint.path} was saved", saved_recipe, recipe, resume_allow)
+
+
+def _refuse_differences(what: str, saved: Recipe, now: Recipe, resume_allow: Sequence[str]) -> None:
+    allowed = (*_HARMLESS, *(f"{key}:" for key in resume_allow))
+    differences = [line for line in recipe_differences(saved, now) if not line.startswith(allowed)]
     if differences:
         raise ResumeError(
-            f"{checkpoint.path} was saved by another recipe; differences (checkpoint != now):\n  "
+            f"{what} by another recipe; differences (saved != now):\n  "
             + "\n  ".join(differences)
-            + "\n  Use the recipe it was saved with (recipe.resolved.yaml), or allow keys with --resume-allow KEY"
+            + "\n  Use that recipe (recipe.resolved.yaml), or another --out, or allow keys with --resume-allow KEY"
         )
 
 

@@ -4,13 +4,15 @@
     environment.json       versions, devices, commit, command line, date of the start; `resumed`: those of each resume;
                            under torchrun `launch`, by which a restart knows its own folder (see `restarts.py`)
     metrics.jsonl          one line per logged step
+    owner-N.json           which launch works here; owner-N.released once it has left, see `folder_owner.py`
     checkpoints/           see `checkpoints/files.py`
     report/                tables and figures
     heartbeat/             what each rank last did; hang/: stacks of a launch that hung, see `watchdog.py`
     profile/               of a launch with --profile, see `profiling/torch_recorder.py`
 
 A folder holds one run: starting another one in it is refused. Run folders get shared, so nothing of the process
-environment is written, and passwords in URLs and secret-looking arguments are blotted out. Only rank 0 writes.
+environment is written but the owner's host while it works, and passwords in URLs and secret-looking arguments are
+blotted out. Only rank 0 writes.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -106,7 +109,7 @@ class RunFolder:
         written = [start.get("launch") for start in starts if isinstance(start, dict)]
         return any(token in tokens for tokens in written if isinstance(tokens, list) for token in launch)
 
-    def start(self, *, recipe_yaml: str, environment: Mapping[str, Any], resuming: bool, rank: int = 0) -> None:
+    def start(self, *, recipe_yaml: str, environment: Mapping[str, Any], resuming: bool, rank: int = 0) -> bool:
         """Create the folder and write what is known at the start. Ranks other than 0 do nothing.
 
         A resume adds to `environment.json` and keeps a recipe that has since changed as `recipe.before-resume-N.yaml`.
@@ -118,12 +121,16 @@ class RunFolder:
             resuming: whether a run already in the folder is to be continued.
             rank: of this process.
 
+        Returns:
+            Whether a run begins in it.
+
         Raises:
             RunFolderError: the folder holds another run, is no folder, or cannot be written.
         """
         if rank != 0:
-            return
+            return False
         self.refuse_other_run(resuming=resuming)
+        is_new = not self.traces_of_a_run()
         try:
             self.checkpoints.mkdir(parents=True, exist_ok=True)
             self.report.mkdir(exist_ok=True)
@@ -133,6 +140,15 @@ class RunFolder:
             raise RunFolderError(
                 f"cannot write the run folder {self.path}: {error}. Give another path, or make room"
             ) from error
+        return is_new
+
+    def withdraw(self) -> None:
+        """Take back what `start` wrote for a new run that has trained nothing: the folder holds none any more."""
+        for path in (self.metrics, self.recipe, self.environment):
+            path.unlink(missing_ok=True)
+        for folder in (self.checkpoints, self.report):
+            with suppress(OSError):  # not empty
+                folder.rmdir()
 
     def _write_recipe(self, recipe_yaml: str) -> None:
         text = redact_urls(recipe_yaml)

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import logging
 import os
 import re
@@ -26,6 +25,7 @@ from types import TracebackType
 import numpy as np
 import numpy.typing as npt
 
+from adadistill.loaders.file_lock import try_lock
 from adadistill.loaders.folder_sync import sync_folder
 from adadistill.loaders.packed_store.block_sums import block_crc32, image_span, label_span
 from adadistill.loaders.packed_store.errors import PackError, PackMismatchError
@@ -56,7 +56,6 @@ logger = logging.getLogger(__name__)
 _BEGUN_NAME = re.compile(r"header\.json\.partial|shard-\d{5}\.npy|labels\.npy|blocks\.bin")
 """What a packing that was killed as it began leaves behind."""
 _PARTIAL_DAMAGED = f"{DAMAGED_NAME}.partial-"
-_NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.EBADF)  # NFS locks no folders: EBADF
 _NO_RESERVATION = (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS)
 _NO_LINK = os.O_NOFOLLOW | os.O_CLOEXEC  # a link planted in the folder must not lead a write elsewhere
 
@@ -243,13 +242,10 @@ def _begin(folder: Path, header: PackedHeader, opened: contextlib.ExitStack) -> 
     folder.mkdir(parents=True, exist_ok=True)
     handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     opened.callback(os.close, handle)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise PackError(f"{folder}: another packing is running in this folder; wait for it, or stop it") from None
-    except OSError as error:
-        if error.errno not in _NO_LOCKS:
-            raise
+    locked = try_lock(handle)
+    if locked is False:
+        raise PackError(f"{folder}: another packing is running in this folder; wait for it, or stop it")
+    if locked is None:
         logger.warning("%s: this file system has no locks; see that no other packing writes this folder", folder)
     for stale in folder.glob(f"{_PARTIAL_DAMAGED}*"):
         stale.unlink(missing_ok=True)

@@ -12,8 +12,6 @@ then the journal goes. Whatever stops that, the next attempt finishes it.
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import hashlib
 import json
 import os
@@ -24,6 +22,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO
 
+from adadistill.loaders.file_lock import try_lock
 from adadistill.loaders.folder_sync import sync_folder
 from adadistill.loaders.record_folder.errors import RecordFolderError
 from adadistill.loaders.recordio import SEAL_SUFFIX, RecordError, RecordFile, write_text_atomically
@@ -32,7 +31,6 @@ from adadistill.loaders.stored_blocks.json_text import parse_json
 _FORMAT = "adadistill-record-journal 1"
 _SAFE_POINT_BYTES = 64 << 20
 _CHUNK = 8 << 20
-_NO_LOCKS = (errno.ENOTSUP, errno.ENOLCK, errno.ENOSYS)
 _MAX_JOURNAL = 64 << 20
 
 
@@ -150,13 +148,8 @@ class ResumableRecords:
         self._journal_path.unlink(missing_ok=True)
 
     def _lock(self, journal: BinaryIO) -> None:
-        try:
-            fcntl.flock(journal, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise RecordFolderError(f"{self.target}: another process is writing it; wait for it, or stop it") from None
-        except OSError as error:
-            if error.errno not in _NO_LOCKS:
-                raise
+        if try_lock(journal) is False:
+            raise RecordFolderError(f"{self.target}: another process is writing it; wait for it, or stop it")
 
     def _resume(self, journal: BinaryIO) -> None:
         points = self._safe_points(journal)

@@ -25,6 +25,7 @@ from types import TracebackType
 import numpy as np
 import numpy.typing as npt
 
+from adadistill.loaders.file_lock import try_lock
 from adadistill.loaders.folder_sync import sync_folder
 from adadistill.loaders.stored_blocks.files import (
     HEADER_NAME,
@@ -53,7 +54,6 @@ NORM_TOLERANCE = 5e-3
 
 _CHECKED_ROWS = 2048  # rows widened to float32 at a time
 _OPEN_ATTEMPTS = 100
-_NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP)
 _NO_RESERVATION = (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS)
 _NO_LINK = os.O_NOFOLLOW | os.O_CLOEXEC  # a link planted in the folder must not lead a write elsewhere
 
@@ -235,7 +235,7 @@ def _begin(folder: Path, header: CacheHeader, text: bytes, opened: contextlib.Ex
     opened.callback(_release, handle, os.getpid())
     if path.name == PARTIAL_HEADER_NAME:
         _create_files(folder, header, text, handle, remove_folder=is_new)
-    _lock(handle, fcntl.LOCK_SH, folder)
+    _lock(handle, folder, shared=True)
     return handle
 
 
@@ -244,7 +244,7 @@ def _join(folder: Path, opened: contextlib.ExitStack) -> int:
     read_header_bytes(folder, KIND)  # says what is wrong where there is none
     handle = os.open(folder / HEADER_NAME, os.O_RDONLY | _NO_LINK)
     opened.callback(_release, handle, os.getpid())
-    _lock(handle, fcntl.LOCK_SH, folder)
+    _lock(handle, folder, shared=True)
     return handle
 
 
@@ -261,7 +261,7 @@ def _open_alone(folder: Path) -> tuple[int, Path]:
         except FileNotFoundError:
             continue
         try:
-            _lock(handle, fcntl.LOCK_EX, folder)
+            _lock(handle, folder)
             if _is_named(handle, path):
                 if not creating or not (folder / HEADER_NAME).exists():
                     return handle, path
@@ -334,14 +334,11 @@ def _allocate(path: Path, size: int) -> None:
         os.close(handle)
 
 
-def _lock(handle: int, kind: int, folder: Path) -> None:
-    try:
-        fcntl.flock(handle, kind | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise CacheError(f"{folder}: another build is running in this folder; wait for it, or stop it") from None
-    except OSError as error:
-        if error.errno not in _NO_LOCKS:
-            raise
+def _lock(handle: int, folder: Path, *, shared: bool = False) -> None:
+    locked = try_lock(handle, shared=shared)
+    if locked is False:
+        raise CacheError(f"{folder}: another build is running in this folder; wait for it, or stop it")
+    if locked is None:
         logger.warning("%s: this file system has no locks; see that no other build writes this folder", folder)
 
 
