@@ -509,13 +509,9 @@ def margin_softmax(
 
 
 def _checked_form(
-    form: Form,
-    embeddings: Tensor,
-    centres: Tensor,
-    accumulate: torch.dtype,
-    largest_logit: float,
+    form: Form, embeddings: Tensor, centres: Tensor, accumulate: torch.dtype, largest_logit: float,
     product_dtype: torch.dtype | None,
-) -> Literal["torch", "chunks", "fused"]:
+) -> Literal["torch", "chunks", "fused"]:  # fmt: skip
     """The form that runs. Raises ValueError where the one asked for cannot take these inputs."""
     if form not in get_args(Form):
         raise ValueError(f"form must be one of {', '.join(get_args(Form))}, got {form!r}")
@@ -621,12 +617,9 @@ def _check_target(
 
 
 def _check_operands(
-    unit_centres: Tensor,
-    target_centres: Tensor | None,
-    inverse_lengths: Tensor | None,
-    product_dtype: torch.dtype | None,
-    accumulate: torch.dtype,
-) -> None:
+    unit_centres: Tensor, target_centres: Tensor | None, inverse_lengths: Tensor | None,
+    product_dtype: torch.dtype | None, accumulate: torch.dtype,
+) -> None:  # fmt: skip
     if inverse_lengths is not None:
         if inverse_lengths.shape != unit_centres.shape[:1] or inverse_lengths.dtype != torch.float32:
             raise ValueError(

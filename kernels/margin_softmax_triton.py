@@ -251,16 +251,9 @@ def fused_sweep_kernel(
 
 @torch.library.custom_op("adadistill::sweep_chunks", mutates_args=())
 def sweep_chunks(
-    embeddings: Tensor,
-    centres: Tensor,
-    labels: Tensor,
-    scale: float,
-    limit: float,
-    chunk_classes: int,
-    weighted: bool,
-    operands: torch.dtype,
-    inverse_lengths: Tensor | None,
-) -> tuple[Tensor, Tensor]:
+    embeddings: Tensor, centres: Tensor, labels: Tensor, scale: float, limit: float, chunk_classes: int, weighted: bool,
+    operands: torch.dtype, inverse_lengths: Tensor | None,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Sums over all classes but the target: library products with one Triton pass between them.
 
     Args:
@@ -283,7 +276,7 @@ def sweep_chunks(
     for chunk in class_chunks(centres, chunk_classes, operands):
         cosines = product(operand, chunk.rows.T, embeddings.dtype)  # (B, n)
         weights = class_weights(
-            cosines, totals, labels, inverse_lengths, chunk=chunk, scale=scale, limit=limit, dtype=operands
+            cosines, chunk, labels, inverse_lengths, scale=scale, limit=limit, dtype=operands, totals=totals
         )
         if weighted:
             sums.add_(product(weights, chunk.rows, embeddings.dtype))
@@ -292,14 +285,9 @@ def sweep_chunks(
 
 @torch.library.custom_op("adadistill::sweep_fused", mutates_args=())
 def sweep_fused(
-    embeddings: Tensor,
-    centres: Tensor,
-    labels: Tensor,
-    scale: float,
-    limit: float,
-    weighted: bool,
+    embeddings: Tensor, centres: Tensor, labels: Tensor, scale: float, limit: float, weighted: bool,
     inverse_lengths: Tensor | None,
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     """As `sweep_chunks`, by `fused_sweep`, for centres of which `fused_misfit` has nothing to say."""
     device, dim = centres.device, centres.shape[1]
     tile = tile_of(dim, shared_memory(device))
@@ -321,44 +309,31 @@ def sweep_fused(
 
 @torch.library.custom_op("adadistill::sweep_chunks_gradients", mutates_args=())
 def sweep_chunks_gradients(
-    embeddings: Tensor,
-    centres: Tensor,
-    labels: Tensor,
-    lse: Tensor,
-    target: Tensor,
-    factor: Tensor,
-    scale: float,
-    limit: float,
-    chunk_classes: int,
-    operands: torch.dtype,
-) -> tuple[Tensor, Tensor]:
+    embeddings: Tensor, centres: Tensor, labels: Tensor, lse: Tensor, target: Tensor, factor: Tensor, scale: float,
+    limit: float, chunk_classes: int, operands: torch.dtype,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Gradients of the loss to the embeddings (B, D) and to the centres (C, D), as `gradients_by_chunks`.
 
-    Arguments as `sweep_chunks` and `class_gradients`.
+    Arguments as `sweep_chunks` and `class_weights`.
     """
     labels, lse, target, factor = (vector.contiguous() for vector in (labels, lse, target, factor))
 
     def cosine_gradients(cosines: Tensor, chunk: ClassChunk) -> Tensor:
-        return class_gradients(
-            cosines, labels, lse, target, factor, chunk=chunk, scale=scale, limit=limit, dtype=operands
-        )
+        row = (lse, target, factor)
+        return class_weights(cosines, chunk, labels, None, scale=scale, limit=limit, dtype=operands, gradient=row)
 
     return gradients_by_chunks(embeddings, centres, chunk_classes, operands, cosine_gradients)
 
 
 @sweep_chunks.register_fake
-def _(
-    embeddings: Tensor, centres: Tensor, labels: Tensor, scale: float, limit: float, chunk_classes: int, weighted: bool,
-    operands: torch.dtype, inverse_lengths: Tensor | None,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
+def _(embeddings: Tensor, centres: Tensor, labels: Tensor, scale: float, limit: float, chunk_classes: int,
+      weighted: bool, *others: Any) -> tuple[Tensor, Tensor]:  # fmt: skip
     return _fake_sums(embeddings, weighted)
 
 
 @sweep_fused.register_fake
-def _(
-    embeddings: Tensor, centres: Tensor, labels: Tensor, scale: float, limit: float, weighted: bool,
-    inverse_lengths: Tensor | None,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
+def _(embeddings: Tensor, centres: Tensor, labels: Tensor, scale: float, limit: float, weighted: bool,
+      inverse_lengths: Tensor | None) -> tuple[Tensor, Tensor]:  # fmt: skip
     return _fake_sums(embeddings, weighted)
 
 
@@ -373,90 +348,39 @@ def _(embeddings: Tensor, centres: Tensor, *others: Any) -> tuple[Tensor, Tensor
 
 
 def class_weights(
-    cosines: Tensor,
-    totals: Tensor,
-    labels: Tensor,
-    inverse_lengths: Tensor | None,
-    *,
-    chunk: ClassChunk,
-    scale: float,
-    limit: float,
-    dtype: torch.dtype,
-) -> Tensor:
-    """Weights of a block of classes for the second product of the sweep.
+    cosines: Tensor, chunk: ClassChunk, labels: Tensor, inverse_lengths: Tensor | None, *, scale: float, limit: float,
+    dtype: torch.dtype, totals: Tensor | None = None, gradient: tuple[Tensor, Tensor, Tensor] | None = None,
+) -> Tensor:  # fmt: skip
+    """Weights of a block of classes for the second product of a sweep, or the loss's gradient to its cosines.
 
     Args:
-        cosines: (B, n) float32, rows contiguous; overwritten where `dtype` is float32.
-        totals: (B,) float32; sums of exp(logit) over the classes other than the target are added.
-        labels: (B,) int64.
-        inverse_lengths: as `margin_softmax`.
-        chunk: the columns' classes.
-        scale, limit: of the logits; `needs_no_shift` must hold.
-        dtype: of the weights.
+        cosines: (B, n) float32, rows contiguous; overwritten where `dtype`, that of the result, is float32.
+        chunk: the columns' classes; `labels`: (B,) int64; `inverse_lengths`: as `margin_softmax`.
+        scale, limit: of the logits; `needs_no_shift` must hold for weights.
+        totals: for weights, (B,) float32; sums of exp(logit) over the classes other than the target are added.
+        gradient: for the gradient, (B,) float32 each: log-sum-exp over all classes, what stands in the target's column,
+            and what multiplies each row.
 
     Returns:
-        (B, n) exp(logit), 0 for the target and where the cosine is cut.
+        (B, n) exp(logit), 0 for the target and where the cosine is cut, or the gradient.
     """
     weights = cosines if dtype == torch.float32 else torch.empty_like(cosines, dtype=dtype)
+    unread = labels  # in place of what the kernel does not touch
+    lse, target, factor = gradient or (unread, unread, unread)
     if len(cosines):
         class_weights_kernel[(len(cosines),)](
-            cosines, weights, totals, labels, totals, totals, totals,
-            totals if inverse_lengths is None else inverse_lengths, chunk.first, chunk.classes, cosines.shape[1],
-            cosines.stride(0), weights.stride(0), scale, limit, GRADIENT=False, SCALED=inverse_lengths is not None,
-            BLOCK=_BLOCK_COLUMNS, num_warps=4,
-        )  # fmt: skip
-    return weights
-
-
-def class_gradients(
-    cosines: Tensor,
-    labels: Tensor,
-    lse: Tensor,
-    target: Tensor,
-    factor: Tensor,
-    *,
-    chunk: ClassChunk,
-    scale: float,
-    limit: float,
-    dtype: torch.dtype,
-) -> Tensor:
-    """Gradient of the loss with respect to a block of cosines.
-
-    Args:
-        cosines: (B, n) float32, rows contiguous; overwritten where `dtype` is float32.
-        labels: (B,) int64.
-        lse: (B,) float32 log-sum-exp over all classes.
-        target: (B,) float32, what stands in the target's column.
-        factor: (B,) float32, multiplies each row.
-        chunk: the columns' classes.
-        scale, limit: of the logits.
-        dtype: of the result.
-
-    Returns:
-        (B, n).
-    """
-    weights = cosines if dtype == torch.float32 else torch.empty_like(cosines, dtype=dtype)
-    if len(cosines):
-        class_weights_kernel[(len(cosines),)](
-            cosines, weights, lse, labels, lse, target, factor, lse, chunk.first, chunk.classes, cosines.shape[1],
-            cosines.stride(0), weights.stride(0), scale, limit, GRADIENT=True, SCALED=False, BLOCK=_BLOCK_COLUMNS,
-            num_warps=4,
+            cosines, weights, unread if totals is None else totals, labels, lse, target, factor,
+            unread if inverse_lengths is None else inverse_lengths, chunk.first, chunk.classes, cosines.shape[1],
+            cosines.stride(0), weights.stride(0), scale, limit, GRADIENT=gradient is not None,
+            SCALED=inverse_lengths is not None, BLOCK=_BLOCK_COLUMNS, num_warps=4,
         )  # fmt: skip
     return weights
 
 
 def fused_sweep(
-    embeddings: Tensor,
-    centres: Tensor,
-    labels: Tensor,
-    inverse_lengths: Tensor | None = None,
-    *,
-    tile: Tile,
-    scale: float,
-    limit: float,
-    weighted: bool,
-    splits: int,
-) -> tuple[Tensor, Tensor | None]:
+    embeddings: Tensor, centres: Tensor, labels: Tensor, inverse_lengths: Tensor | None = None, *, tile: Tile,
+    scale: float, limit: float, weighted: bool, splits: int,
+) -> tuple[Tensor, Tensor | None]:  # fmt: skip
     """Sums over all classes but the target, without a block of cosines anywhere.
 
     Args:

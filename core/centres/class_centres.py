@@ -336,17 +336,11 @@ class AdaptiveCentres:
         """(C,) float32 that make `unit_centres` unit rows, live; None where they are."""
         return None if self.config.half is None else self._derived
 
-    @torch.no_grad()
-    def target_centres(self, labels: Tensor) -> Tensor | None:
-        """(B, D) unit rows of the labels' centres from the master, or None where the unit copy is as precise as that.
+    def target_store(self) -> CentreStore:
+        """Where target rows are read: the master, or the unit copy where it is as precise.
 
         A bfloat16 row is off by up to 0.25 in a logit of scale 64, which matters for the target alone.
         """
-        store = self.target_store()
-        return None if store.unit else store.rows_of(labels)
-
-    def target_store(self) -> CentreStore:
-        """Where those rows are read; the unit copy where it is as precise as the master."""
         if self._derived.dtype == self.class_centres.dtype and self.config.half is None:
             return CentreStore(self._derived, unit=True)
         return CentreStore(self.class_centres, unit=False)
@@ -391,10 +385,6 @@ class TrainableCentres:
     def unit_centres(self) -> Tensor:
         """(C, D) unit rows, with gradient to the parameter."""
         return trained_unit_rows(self.class_centres)
-
-    def target_centres(self, labels: Tensor) -> None:
-        """None: the softmax takes its target rows from `unit_centres`, so that they get their gradient."""
-        return None
 
     def state_dict(self) -> dict[str, RowArray]:
         """What a checkpoint stores: the live (C, D) centres."""

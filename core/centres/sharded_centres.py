@@ -77,10 +77,6 @@ class ShardedCentres:
         """(rows of this rank, D) unit rows, with gradient to the parameter."""
         return trained_unit_rows(self.class_centres)
 
-    def target_centres(self, labels: Tensor) -> None:
-        """None, as `TrainableCentres`."""
-        return None
-
     def state_dict(self) -> dict[str, RowArray]:
         """What a checkpoint stores: this rank's live rows."""
         return {"class_centres": OwnRows(self.class_centres.detach(), self.shard.num_classes)}

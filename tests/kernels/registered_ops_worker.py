@@ -142,7 +142,7 @@ def compiled_step(form: str) -> None:
         centres: AdaptiveCentres, teacher: Tensor, ok: Tensor, embeddings: Tensor, labels: Tensor, *margin: Tensor
     ) -> tuple[Tensor, ...]:
         proposed = centres.propose_update(teacher, labels, (embeddings.detach() * teacher).sum(-1))
-        target, unit_centres = centres.target_centres(labels), centres.unit_centres()
+        target, unit_centres = centres.target_store().rows_of(labels), centres.unit_centres()
         result = margin_softmax(embeddings, unit_centres, labels, *margin, form=form, target_centres=target, **ADAFACE)
         loss = result.loss.mean()
         proposed.commit_(ok & torch.isfinite(loss.detach()))

@@ -150,10 +150,10 @@ def test_a_row_normalises_to_the_same_bits_alone_as_among_all(dim):
 def test_a_coarser_copy_comes_with_target_rows_from_the_master():
     centres = AdaptiveCentres(WEIGHTED, units(5, 8, 7) * 0.3, unit_dtype=torch.bfloat16)
     assert centres.unit_centres().dtype == torch.bfloat16
-    target = centres.target_centres(torch.tensor([4, -1, 2]))
-    assert target is not None
+    target = centres.target_store().rows_of(torch.tensor([4, -1, 2]))
     torch.testing.assert_close(target[[0, 2]], unit_rows(centres.class_centres[[4, 2]]))
-    assert AdaptiveCentres(WEIGHTED, units(5, 8, 7)).target_centres(torch.tensor([4])) is None
+    plain = AdaptiveCentres(WEIGHTED, units(5, 8, 7))
+    assert plain.target_store().centres is plain.unit_centres()
 
 
 def test_state_is_loaded_in_place_with_its_unit_copy():
@@ -275,7 +275,6 @@ def test_trained_centres_learn_through_their_normalisation():
     torch.testing.assert_close(unit.norm(dim=1), torch.ones(3, dtype=torch.float64))
     (gradient,) = torch.autograd.grad(unit.square().sum(), centres.class_centres)
     torch.testing.assert_close(gradient, torch.zeros(3, 4, dtype=torch.float64))
-    assert centres.target_centres(torch.tensor([0])) is None
     assert list(centres.state_dict()) == ["class_centres"]
 
 
@@ -329,9 +328,7 @@ def test_half_precision_centres_stay_beside_float32_ones(half: str, drift: float
         if step in (99, 399):
             off = 1.0 - (unit_rows(narrow.class_centres) * unit_rows(wide.class_centres)).sum(1)
             assert off.max() <= drift
-    target = narrow.target_centres(labels)
-    assert target is not None
-    assert target.dtype == torch.float32
+    assert narrow.target_store().rows_of(labels).dtype == torch.float32
 
 
 @settings(max_examples=25, deadline=None)
