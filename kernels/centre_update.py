@@ -26,6 +26,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+LEAST_SCALED_LENGTH = 1e-4
+"""A shorter centre is scaled up no further, so that softmax weights times inverse lengths stay within float16."""
+
 
 @dataclass(frozen=True, slots=True)
 class CentreUpdate:

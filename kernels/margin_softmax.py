@@ -39,7 +39,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from adadistill.kernels.class_products import chunk_cosines, gradients_by_chunks, product_operand, weighted_rows
+from adadistill.kernels.class_products import ClassChunk, class_chunks, gradients_by_chunks, operand_dtype, product
 from adadistill.kernels.triton_use import runs_triton
 
 MarginGrad = Literal["exact", "straight_through"]
@@ -54,6 +54,9 @@ _FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 _BLOCK_VALUES = {"cpu": 2**18, "cuda": 2**22}
 # Narrower chunks waste the GEMMs, however large the batch is.
 _LEAST_CHUNK = 256
+# Widths are multiples of this. CUDA: rows of a (B, chunk) block start where tensor cores can load them, and no tile of
+# the library's is cut but in the last chunk. On the CPU it buys nothing.
+_CHUNK_STEP = {"cpu": 1, "cuda": 128}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -177,6 +180,8 @@ class _Settings(NamedTuple):
     cosine_limit: float
     chunk_classes: int
     form: Literal["torch", "chunks", "fused"]
+    operands: torch.dtype
+    inverse_lengths: Tensor | None
 
 
 class TargetColumn(NamedTuple):
@@ -226,10 +231,10 @@ def target_column(
 class _Columns:
     """Where each row's target lies in a chunk of classes, found without asking the device anything."""
 
-    def __init__(self, labels: Tensor, first: int, width: int) -> None:
-        local = labels - first
-        self.inside = ((local >= 0) & (local < width))[:, None]  # (B, 1)
-        self.column = local.clamp(0, width - 1)[:, None]  # (B, 1)
+    def __init__(self, labels: Tensor, chunk: ClassChunk) -> None:
+        local = labels - chunk.first
+        self.inside = ((local >= 0) & (local < chunk.classes))[:, None]  # (B, 1)
+        self.column = local.clamp(0, chunk.classes - 1)[:, None]  # (B, 1)
 
     def replace_(self, block: Tensor, value: Tensor | float) -> Tensor:
         """Overwrite the target entry of rows whose target lies in this chunk; the others write back what they hold."""
@@ -252,11 +257,11 @@ def _sweep_classes(embeddings: Tensor, centres: Tensor, labels: Tensor, settings
     # One registered operator each, opaque to torch.compile: their Triton launches are no torch operations to trace.
     from adadistill.kernels.margin_softmax_triton import sweep_chunks, sweep_fused
 
-    scale, limit, width, form = settings
+    scale, limit, width, form, operands, lengths = settings
     if form == "chunks":
-        totals, weighted = sweep_chunks(embeddings, centres, labels, scale, limit, width, rows)
+        totals, weighted = sweep_chunks(embeddings, centres, labels, scale, limit, width, rows, operands, lengths)
     else:
-        totals, weighted = sweep_fused(embeddings, centres, labels, scale, limit, rows)
+        totals, weighted = sweep_fused(embeddings, centres, labels, scale, limit, rows, lengths)
     return _Sweep(torch.log(totals), None, weighted if rows else None)
 
 
@@ -266,23 +271,29 @@ def _sweep_online(embeddings: Tensor, centres: Tensor, labels: Tensor, settings:
     It starts at the least possible logit, so it is finite even when a row has no other class.
     """
     accumulate = embeddings.dtype
-    scale, limit, width, _ = settings
+    scale, limit, width, _, operands, lengths = settings
     shift = torch.full_like(embeddings[:, 0], -scale * limit)  # (B,)
     total = torch.zeros_like(shift)
     weighted = torch.zeros_like(embeddings) if rows else None
-    operand = product_operand(embeddings, centres)
-    for first in range(0, len(centres), width):
-        chunk = centres[first : first + width]
-        block = chunk_cosines(operand, chunk, accumulate)  # (B, n)
+    operand = embeddings.to(operands)
+    for chunk in class_chunks(centres, width, operands):
+        block = product(operand, chunk.rows.T, accumulate)  # (B, n)
+        columns = None if lengths is None else lengths[chunk.first : chunk.first + chunk.classes].to(accumulate)
+        if columns is not None:
+            block[:, : chunk.classes].mul_(columns)
         passes = None if weighted is None else block.abs() <= limit
         block = block.clamp_(-limit, limit).mul_(scale)
-        _Columns(labels, first, len(chunk)).replace_(block, float("-inf"))
+        _Columns(labels, chunk).replace_(block, float("-inf"))
+        block[:, chunk.classes :] = float("-inf")
         new_shift = torch.maximum(shift, block.amax(1))
         decay = torch.exp(shift - new_shift)
         block = block.sub_(new_shift[:, None]).exp_()
         total = total * decay + block.sum(1)
         if weighted is not None and passes is not None:
-            weighted = weighted.mul_(decay[:, None]).add_(weighted_rows(block.mul_(passes), chunk, accumulate))
+            block = block.mul_(passes)
+            if columns is not None:
+                block[:, : chunk.classes].mul_(columns)
+            weighted = weighted.mul_(decay[:, None]).add_(product(block.to(operands), chunk.rows, accumulate))
         shift = new_shift
     return _Sweep(shift + torch.log(total), shift, weighted)
 
@@ -354,24 +365,27 @@ class _TrainedCentres(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, loss_grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         embeddings, centres, labels, lse, pull = ctx.saved_tensors
-        scale, limit, width, form = ctx.settings
+        scale, limit, width, form, operands, _ = ctx.settings
         row_factor = scale * loss_grad  # (B,)
         with torch.autocast(embeddings.device.type, enabled=False):
             if form == "torch":
 
-                def cosine_gradients(block: Tensor, first: int) -> Tensor:
+                def cosine_gradients(block: Tensor, chunk: ClassChunk) -> Tensor:
                     passes = block.abs() <= limit
                     block = block.clamp_(-limit, limit).mul_(scale).sub_(lse[:, None]).exp_().mul_(passes)
                     # The target's weight goes into the block, so no scattered sum is needed: deterministic.
-                    _Columns(labels, first, block.shape[1]).replace_(block, pull[:, None])
+                    _Columns(labels, chunk).replace_(block, pull[:, None])
+                    block[:, chunk.classes :] = 0.0
                     return block.mul_(row_factor[:, None])
 
-                embedding_grad, centre_grad = gradients_by_chunks(embeddings, centres, width, cosine_gradients)
+                embedding_grad, centre_grad = gradients_by_chunks(
+                    embeddings, centres, width, operands, cosine_gradients
+                )
             else:
                 from adadistill.kernels.margin_softmax_triton import sweep_chunks_gradients
 
                 embedding_grad, centre_grad = sweep_chunks_gradients(
-                    embeddings, centres, labels, lse, pull, row_factor, scale, limit, width
+                    embeddings, centres, labels, lse, pull, row_factor, scale, limit, width, operands
                 )
         if ctx.shard is not None:
             embedding_grad = ctx.shard.all_reduce(embedding_grad, "sum")
@@ -403,6 +417,8 @@ def margin_softmax(
     form: Form = "auto",
     shard: ClassShard | None = None,
     target: TargetColumn | None = None,
+    inverse_lengths: Tensor | None = None,
+    product_dtype: torch.dtype | None = None,
 ) -> MarginSoftmax:
     """Per-sample margin softmax loss against all centres, by chunks of classes.
 
@@ -428,6 +444,10 @@ def margin_softmax(
             the gradient to the embeddings; that to the centres is the shard's own. Not together with target_centres.
         target: the target's column where it was made before (`head_prologue.py`), of these inputs and options; with it
             come `target_centres` that are 0 for ignored rows, unless the centres require a gradient. Not with a shard.
+        inverse_lengths: (C,) float32 that make `unit_centres`, which are then of any length, unit rows; they are
+            multiplied into the columns, so that no second copy of the centres is needed. With `target_centres`.
+        product_dtype: bfloat16 rounds float32 operands of every product to it, sums stay float32; None reads embeddings
+            and centres as they are. The target's column is never rounded.
 
     Raises:
         ValueError: shapes, dtypes or options disagree, or the form cannot take them.
@@ -439,13 +459,15 @@ def margin_softmax(
     _check_target(target, labels, unit_centres, target_centres, shard)
     _check_options(cosine_limit, angle_limits, margin_grad, chunk_classes)
     dtype = torch.promote_types(torch.promote_types(unit_embeddings.dtype, unit_centres.dtype), torch.float32)
-    form = _checked_form(form, unit_embeddings, unit_centres, dtype, logit_scale * cosine_limit)
+    _check_operands(unit_centres, target_centres, inverse_lengths, product_dtype, dtype)
+    form = _checked_form(form, unit_embeddings, unit_centres, dtype, logit_scale * cosine_limit, product_dtype)
     if chunk_classes is None:
         rows = len(unit_embeddings)
         if form == "torch" and torch.compiler.is_compiling():
             rows = _rounded_batch(rows)
         chunk_classes = default_chunk_classes(rows, len(unit_centres), unit_embeddings.device.type)
-    settings = _Settings(logit_scale, cosine_limit, chunk_classes, form)
+    operands = operand_dtype(unit_centres, dtype, product_dtype)
+    settings = _Settings(logit_scale, cosine_limit, chunk_classes, form, operands, inverse_lengths)
     with torch.autocast(unit_embeddings.device.type, enabled=False):
         valid = labels >= 0
         # An ignored row may hold anything, NaN included, and 0 * NaN would reach the centres' gradient.
@@ -487,8 +509,9 @@ def margin_softmax(
 
 
 def _checked_form(
-    form: Form, embeddings: Tensor, centres: Tensor, accumulate: torch.dtype, largest_logit: float
-) -> Literal["torch", "chunks", "fused"]:
+    form: Form, embeddings: Tensor, centres: Tensor, accumulate: torch.dtype, largest_logit: float,
+    product_dtype: torch.dtype | None,
+) -> Literal["torch", "chunks", "fused"]:  # fmt: skip
     """The form that runs. Raises ValueError where the one asked for cannot take these inputs."""
     if form not in get_args(Form):
         raise ValueError(f"form must be one of {', '.join(get_args(Form))}, got {form!r}")
@@ -499,7 +522,7 @@ def _checked_form(
             f"form {form} runs on CUDA or in Triton's interpreter, unless ADADISTILL_KERNELS=torch; these tensors are "
             f"on {embeddings.device}"
         )
-    from adadistill.kernels.margin_softmax_triton import fits_dtype, fits_fused_sweep, needs_no_shift
+    from adadistill.kernels.margin_softmax_triton import fits_dtype, fused_misfit, needs_no_shift
 
     fits = (
         accumulate == torch.float32 and fits_dtype(centres.dtype) and needs_no_shift(largest_logit, 1.0, len(centres))
@@ -511,18 +534,16 @@ def _checked_form(
             f"form {form} sums exp(logit) in float32: not for {centres.dtype} centres and logits up to "
             f"{largest_logit:g} over {len(centres)} classes; take form torch"
         )
-    if form == "fused" and not fits_fused_sweep(centres.shape[1], centres.dtype):
-        raise ValueError(
-            f"form fused takes bfloat16 centres with D a multiple of 16 up to 512, got {centres.dtype} and D "
-            f"{centres.shape[1]}; take form chunks"
-        )
+    if form == "fused" and (misfit := fused_misfit(centres, product_dtype)):
+        raise ValueError(f"form fused takes {misfit}; take form chunks")
     return form
 
 
 def default_chunk_classes(batch: int, classes: int, device_type: str) -> int:
     """Classes per chunk such that the (batch, chunk) block has the device's number of values."""
     block = _BLOCK_VALUES.get(device_type, _BLOCK_VALUES["cpu"])
-    return min(classes, max(_LEAST_CHUNK, block // max(batch, 1)))
+    width = max(_LEAST_CHUNK, block // max(batch, 1))
+    return min(classes, width - width % _CHUNK_STEP.get(device_type, 1))
 
 
 def _rounded_batch(batch: int) -> int:
@@ -593,6 +614,26 @@ def _check_target(
     for name, column in zip(target._fields, target, strict=True):
         if column.shape != labels.shape:
             raise ValueError(f"target.{name} must be {tuple(labels.shape)}, got {tuple(column.shape)}")
+
+
+def _check_operands(
+    unit_centres: Tensor, target_centres: Tensor | None, inverse_lengths: Tensor | None,
+    product_dtype: torch.dtype | None, accumulate: torch.dtype,
+) -> None:  # fmt: skip
+    if inverse_lengths is not None:
+        if inverse_lengths.shape != unit_centres.shape[:1] or inverse_lengths.dtype != torch.float32:
+            raise ValueError(
+                f"inverse_lengths must be ({len(unit_centres)},) float32, got {tuple(inverse_lengths.shape)} "
+                f"{inverse_lengths.dtype}"
+            )
+        if target_centres is None:
+            raise ValueError("inverse_lengths need target_centres beside them: the centres' own rows are not unit")
+    if product_dtype not in (None, torch.bfloat16):
+        raise ValueError(f"product_dtype must be bfloat16 or None, got {product_dtype}")
+    if product_dtype is not None and (unit_centres.dtype, accumulate) != (torch.float32, torch.float32):
+        raise ValueError(
+            f"product_dtype is for float32 centres and sums, got {unit_centres.dtype} centres and {accumulate} sums"
+        )
 
 
 def _check_options(

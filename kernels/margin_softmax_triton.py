@@ -27,6 +27,7 @@ from __future__ import annotations
 import math
 import os
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import triton
@@ -34,13 +35,7 @@ import triton.language as tl
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from adadistill.kernels.class_products import (
-    chunk_cosines,
-    gradients_by_chunks,
-    product_operand,
-    reads_half,
-    weighted_rows,
-)
+from adadistill.kernels.class_products import ClassChunk, class_chunks, gradients_by_chunks, product
 
 _LOG2_E = tl.constexpr(1.4426950408889634)
 _LOG2_E_REST = tl.constexpr(1.9259629911783e-08)  # what float32 leaves of it
@@ -50,13 +45,15 @@ _INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 """Triton's interpreter would multiply the bits of bfloat16 as whole numbers; there tiles are widened first."""
 _BLOCK_COLUMNS = 1024
 """Columns of a row that `class_weights` works on at a time: 8 for each of 128 threads. Not tuned on a GPU."""
+_HOPPERS_SHARED, _LEAST_SHARED = 227 * 1024, 99 * 1024
+"""What programs get on compute capability 9.0 and 10.0, and on the least of 8 and 12."""
 _EXPONENT_RANGE = 160.0
 """Of float32, e^-87 to e^88, less a margin for sums of products."""
 
 
 @dataclass(frozen=True, slots=True)
 class Tile:
-    """Shape of a program of `fused_sweep`. Not tuned on a GPU: chosen by the registers it takes."""
+    """Shape of a program of `fused_sweep`. Not tuned on a GPU: chosen by the registers and the memory it takes."""
 
     rows: int
     classes: int
@@ -74,18 +71,37 @@ def fits_dtype(dtype: torch.dtype) -> bool:
     return dtype in (torch.float32, torch.bfloat16)
 
 
-def fits_fused_sweep(dim: int, dtype: torch.dtype) -> bool:
-    """Whether `fused_sweep` can hold its sums in registers: bfloat16, whose tiles are half as large; the interpreter
-    has no registers."""
-    return dim % 16 == 0 and 16 <= dim <= 512 and (dtype == torch.bfloat16 or _INTERPRETED)
+def fused_misfit(centres: Tensor, product_dtype: torch.dtype | None = None) -> str | None:
+    """What `fused_sweep` would take instead of these centres; None where it takes them.
 
-
-def tile_of(dim: int) -> Tile:
-    """The program shape for embeddings of `dim` values.
-
-    64 x 512 sums are half of an SM's registers. With 32 classes a tile the rest fits beside them without spilling (251
-    of 255 registers on sm_90; 64 classes spill in the loop), and three tiles in flight take 160 KB of shared memory.
+    Its sums stay in registers, so that tiles must be bfloat16, half as large as float32; the interpreter has none.
     """
+    dim, dtype = centres.shape[1], centres.dtype
+    fits = product_dtype is None and (dtype == torch.bfloat16 or _INTERPRETED)
+    if not fits or dim % 16 or not 16 <= dim <= 512:
+        return f"bfloat16 centres with D a multiple of 16 up to 512, got {dtype} and D {dim}"
+    if tile_of(dim, own := shared_memory(centres.device)) is None:
+        return f"{_LEAST_SHARED} bytes of shared memory a program, {centres.device} has {own}"
+    return None
+
+
+def shared_memory(device: torch.device) -> int:
+    """Bytes of it that one program may have."""
+    if device.type != "cuda":
+        return _HOPPERS_SHARED  # the interpreter's is the host's
+    properties: Any = torch.cuda.get_device_properties(device)  # torch's stubs lack the field
+    return int(properties.shared_memory_per_block_optin)
+
+
+def tile_of(dim: int, shared: int) -> Tile | None:
+    """The program shape for embeddings of `dim` values where a program may have `shared` bytes; None where none fits.
+
+    64 x 512 sums are half of an SM's registers. With 32 classes a tile the rest fits beside them without spilling (64
+    classes spill in the loop with some compilers), and three tiles in flight take 164 KB. Where there is less memory,
+    products take their operands from registers too, which leaves room for half the rows.
+    """
+    if shared < _HOPPERS_SHARED:
+        return Tile(32, 32, 8, 2) if shared >= _LEAST_SHARED else None
     return Tile(64, 32, 8, 3) if dim > 256 else Tile(64, 64, 4, 3)
 
 
@@ -107,18 +123,23 @@ def class_weights_kernel(
     lse,
     target,
     factor,
+    lengths,
     first,
+    count,
     width,
     cosine_row,
     weight_row,
     scale,
     limit,
     GRADIENT: tl.constexpr,
+    SCALED: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     """One row a program. Without GRADIENT: exp(z), summed into `totals`, cut cosines and the target weighing nothing.
 
-    With GRADIENT: probabilities exp(z - lse) times `factor`, the target's weight replaced by `target`.
+    With GRADIENT: probabilities exp(z - lse) times `factor`, the target's weight replaced by `target`. Of `width`
+    columns, those from `count` on are nobody's and weigh nothing. SCALED columns are multiplied by `lengths` on the way
+    in and, as what they weigh has that length, on the way out.
     """
     row = tl.program_id(0).to(tl.int64)
     own = tl.load(labels + row) - first
@@ -130,7 +151,11 @@ def class_weights_kernel(
     for start in range(0, width, BLOCK):
         column = start + tl.arange(0, BLOCK)
         inside = column < width
+        lives = column < count
         cosine = tl.load(cosines + row * cosine_row + column, mask=inside, other=0.0)
+        if SCALED:
+            length = tl.load(lengths + first + column, mask=lives, other=0.0)
+            cosine *= length
         passes = tl.abs(cosine) <= limit
         # A NaN must stay one: min and max alone would let the other operand through.
         cut = tl.where(cosine != cosine, cosine, tl.minimum(tl.maximum(cosine, -limit), limit))
@@ -139,11 +164,14 @@ def class_weights_kernel(
             weight = _exp(logit - shift)
             weight = tl.where(passes | (cosine != cosine), weight, 0.0)
             weight = tl.where(column == own, own_weight, weight) * row_factor
+            weight = tl.where(lives, weight, 0.0)
         else:
             weight = _exp(logit)
-            weight = tl.where(inside & (column != own), weight, 0.0)
+            weight = tl.where(lives & (column != own), weight, 0.0)
             total += tl.sum(weight, axis=0)
             weight = tl.where(passes | (cosine != cosine), weight, 0.0)
+        if SCALED:
+            weight *= length
         tl.store(weights + row * weight_row + column, weight.to(weights.dtype.element_ty), mask=inside)
     if not GRADIENT:
         # One program a row and one launch after the other: added in the same order every time.
@@ -155,6 +183,7 @@ def fused_sweep_kernel(
     tiles,
     embeddings,
     labels,
+    lengths,
     totals,
     weighted,
     batch,
@@ -167,6 +196,8 @@ def fused_sweep_kernel(
     ROWS: tl.constexpr,
     CLASSES: tl.constexpr,
     WEIGHTED: tl.constexpr,
+    SCALED: tl.constexpr,
+    SPREADS: tl.constexpr,
     WIDENS: tl.constexpr,
 ):
     """ROWS embeddings against one part of the classes; WIDE is D rounded up to a power of two."""
@@ -191,7 +222,17 @@ def fused_sweep_kernel(
         tile = tiles.load([first, 0])
         if WIDENS:
             tile = tile.to(tl.float32)
-        cosine = tl.dot(own_rows, tl.trans(tile))
+        if SPREADS:
+            # Always taken, which the compiler cannot know. Where it sees one product flow into the next, it gives every
+            # warp 16 rows of its own: with more warps than that, it would make this product several times over.
+            cosine = tl.zeros((ROWS, CLASSES), dtype=tl.float32)
+            if limit > 0.0:
+                cosine = tl.dot(own_rows, tl.trans(tile))
+        else:
+            cosine = tl.dot(own_rows, tl.trans(tile))
+        if SCALED:
+            length = tl.load(lengths + first + tile_column, mask=tile_column < stop - first, other=0.0)
+            cosine *= length[None, :]
         cut = tl.where(cosine != cosine, cosine, tl.minimum(tl.maximum(cosine, -limit), limit))
         weight = tl.exp2(cut * (scale * _LOG2_E))
         others = (tile_column < stop - first)[None, :] & (tile_column[None, :] != (own - first)[:, None])
@@ -199,6 +240,8 @@ def fused_sweep_kernel(
         total += tl.sum(weight, axis=1)
         if WEIGHTED:
             weight = tl.where(tl.abs(cosine) > limit, 0.0, weight)
+            if SCALED:
+                weight *= length[None, :]
             sums = tl.dot(weight.to(tile.dtype), tile, sums)
     part = split.to(tl.int64) * batch
     tl.store(totals + part + row, total, mask=lives)
@@ -208,8 +251,9 @@ def fused_sweep_kernel(
 
 @torch.library.custom_op("adadistill::sweep_chunks", mutates_args=())
 def sweep_chunks(
-    embeddings: Tensor, centres: Tensor, labels: Tensor, scale: float, limit: float, chunk_classes: int, weighted: bool
-) -> tuple[Tensor, Tensor]:
+    embeddings: Tensor, centres: Tensor, labels: Tensor, scale: float, limit: float, chunk_classes: int, weighted: bool,
+    operands: torch.dtype, inverse_lengths: Tensor | None,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Sums over all classes but the target: library products with one Triton pass between them.
 
     Args:
@@ -219,80 +263,77 @@ def sweep_chunks(
         scale, limit: of the logits; `needs_no_shift` must hold.
         chunk_classes: classes at a time, at least 1.
         weighted: also give the weighted rows.
+        operands: dtype of the products' operands.
+        inverse_lengths: as `margin_softmax`.
 
     Returns:
-        (B,) float32 sums of exp(logit); (B, D) float32 sums of exp(logit) times centre where the cosine is not cut, or
-        no rows where they are not asked for.
+        (B,) float32 sums of exp(logit); (B, D) float32 sums of exp(logit) times unit centre where the cosine is not
+        cut, or no rows where they are not asked for.
     """
     totals = embeddings.new_zeros(len(embeddings))
     sums = torch.zeros_like(embeddings) if weighted else embeddings.new_empty(0, embeddings.shape[1])
-    operand, labels = product_operand(embeddings, centres), labels.contiguous()
-    dtype = centres.dtype if reads_half(centres, embeddings.dtype) else torch.float32
-    for first in range(0, len(centres), chunk_classes):
-        chunk = centres[first : first + chunk_classes]
-        cosines = chunk_cosines(operand, chunk, embeddings.dtype)  # (B, n)
-        weights = class_weights(cosines, totals, labels, first=first, scale=scale, limit=limit, dtype=dtype)
+    operand, labels = embeddings.to(operands), labels.contiguous()
+    for chunk in class_chunks(centres, chunk_classes, operands):
+        cosines = product(operand, chunk.rows.T, embeddings.dtype)  # (B, n)
+        weights = class_weights(
+            cosines, chunk, labels, inverse_lengths, scale=scale, limit=limit, dtype=operands, totals=totals
+        )
         if weighted:
-            sums.add_(weighted_rows(weights, chunk, embeddings.dtype))
+            sums.add_(product(weights, chunk.rows, embeddings.dtype))
     return totals, sums
 
 
 @torch.library.custom_op("adadistill::sweep_fused", mutates_args=())
 def sweep_fused(
-    embeddings: Tensor, centres: Tensor, labels: Tensor, scale: float, limit: float, weighted: bool
-) -> tuple[Tensor, Tensor]:
-    """As `sweep_chunks`, by `fused_sweep`, for centres of which `fits_fused_sweep` holds."""
+    embeddings: Tensor, centres: Tensor, labels: Tensor, scale: float, limit: float, weighted: bool,
+    inverse_lengths: Tensor | None,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """As `sweep_chunks`, by `fused_sweep`, for centres of which `fused_misfit` has nothing to say."""
     device, dim = centres.device, centres.shape[1]
+    tile = tile_of(dim, shared_memory(device))
+    assert tile is not None, "fused_misfit was asked"
     processors = torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 4
     totals, sums = fused_sweep(
         embeddings.to(centres.dtype).contiguous(),
         centres.contiguous(),
         labels.contiguous(),
+        inverse_lengths,
+        tile=tile,
         scale=scale,
         limit=limit,
         weighted=weighted,
-        splits=default_splits(len(embeddings), len(centres), tile_of(dim), processors),
+        splits=default_splits(len(embeddings), len(centres), tile, processors),
     )
     return totals, embeddings.new_empty(0, dim) if sums is None else sums
 
 
 @torch.library.custom_op("adadistill::sweep_chunks_gradients", mutates_args=())
 def sweep_chunks_gradients(
-    embeddings: Tensor,
-    centres: Tensor,
-    labels: Tensor,
-    lse: Tensor,
-    target: Tensor,
-    factor: Tensor,
-    scale: float,
-    limit: float,
-    chunk_classes: int,
-) -> tuple[Tensor, Tensor]:
+    embeddings: Tensor, centres: Tensor, labels: Tensor, lse: Tensor, target: Tensor, factor: Tensor, scale: float,
+    limit: float, chunk_classes: int, operands: torch.dtype,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Gradients of the loss to the embeddings (B, D) and to the centres (C, D), as `gradients_by_chunks`.
 
-    Arguments as `sweep_chunks` and `class_gradients`.
+    Arguments as `sweep_chunks` and `class_weights`.
     """
     labels, lse, target, factor = (vector.contiguous() for vector in (labels, lse, target, factor))
 
-    def cosine_gradients(cosines: Tensor, first: int) -> Tensor:
-        return class_gradients(
-            cosines, labels, lse, target, factor, first=first, scale=scale, limit=limit, dtype=torch.float32
-        )
+    def cosine_gradients(cosines: Tensor, chunk: ClassChunk) -> Tensor:
+        row = (lse, target, factor)
+        return class_weights(cosines, chunk, labels, None, scale=scale, limit=limit, dtype=operands, gradient=row)
 
-    return gradients_by_chunks(embeddings, centres, chunk_classes, cosine_gradients)
+    return gradients_by_chunks(embeddings, centres, chunk_classes, operands, cosine_gradients)
 
 
 @sweep_chunks.register_fake
-def _(
-    embeddings: Tensor, centres: Tensor, labels: Tensor, scale: float, limit: float, chunk_classes: int, weighted: bool
-) -> tuple[Tensor, Tensor]:
+def _(embeddings: Tensor, centres: Tensor, labels: Tensor, scale: float, limit: float, chunk_classes: int,
+      weighted: bool, *others: Any) -> tuple[Tensor, Tensor]:  # fmt: skip
     return _fake_sums(embeddings, weighted)
 
 
 @sweep_fused.register_fake
-def _(
-    embeddings: Tensor, centres: Tensor, labels: Tensor, scale: float, limit: float, weighted: bool
-) -> tuple[Tensor, Tensor]:
+def _(embeddings: Tensor, centres: Tensor, labels: Tensor, scale: float, limit: float, weighted: bool,
+      inverse_lengths: Tensor | None) -> tuple[Tensor, Tensor]:  # fmt: skip
     return _fake_sums(embeddings, weighted)
 
 
@@ -302,90 +343,52 @@ def _fake_sums(embeddings: Tensor, weighted: bool) -> tuple[Tensor, Tensor]:
 
 
 @sweep_chunks_gradients.register_fake
-def _(
-    embeddings: Tensor,
-    centres: Tensor,
-    labels: Tensor,
-    lse: Tensor,
-    target: Tensor,
-    factor: Tensor,
-    scale: float,
-    limit: float,
-    chunk_classes: int,
-) -> tuple[Tensor, Tensor]:
+def _(embeddings: Tensor, centres: Tensor, *others: Any) -> tuple[Tensor, Tensor]:
     return torch.empty_like(embeddings), torch.empty_like(centres)
 
 
 def class_weights(
-    cosines: Tensor, totals: Tensor, labels: Tensor, *, first: int, scale: float, limit: float, dtype: torch.dtype
-) -> Tensor:
-    """Weights of a block of classes for the second product of the sweep.
+    cosines: Tensor, chunk: ClassChunk, labels: Tensor, inverse_lengths: Tensor | None, *, scale: float, limit: float,
+    dtype: torch.dtype, totals: Tensor | None = None, gradient: tuple[Tensor, Tensor, Tensor] | None = None,
+) -> Tensor:  # fmt: skip
+    """Weights of a block of classes for the second product of a sweep, or the loss's gradient to its cosines.
 
     Args:
-        cosines: (B, n) float32, rows contiguous; overwritten where `dtype` is float32.
-        totals: (B,) float32; sums of exp(logit) over the classes other than the target are added.
-        labels: (B,) int64.
-        first: class of the first column.
-        scale, limit: of the logits; `needs_no_shift` must hold.
-        dtype: of the weights.
+        cosines: (B, n) float32, rows contiguous; overwritten where `dtype`, that of the result, is float32.
+        chunk: the columns' classes; `labels`: (B,) int64; `inverse_lengths`: as `margin_softmax`.
+        scale, limit: of the logits; `needs_no_shift` must hold for weights.
+        totals: for weights, (B,) float32; sums of exp(logit) over the classes other than the target are added.
+        gradient: for the gradient, (B,) float32 each: log-sum-exp over all classes, what stands in the target's column,
+            and what multiplies each row.
 
     Returns:
-        (B, n) exp(logit), 0 for the target and where the cosine is cut.
+        (B, n) exp(logit), 0 for the target and where the cosine is cut, or the gradient.
     """
     weights = cosines if dtype == torch.float32 else torch.empty_like(cosines, dtype=dtype)
+    unread = labels  # in place of what the kernel does not touch
+    lse, target, factor = gradient or (unread, unread, unread)
     if len(cosines):
         class_weights_kernel[(len(cosines),)](
-            cosines, weights, totals, labels, totals, totals, totals, first, cosines.shape[1], cosines.stride(0),
-            weights.stride(0), scale, limit, GRADIENT=False, BLOCK=_BLOCK_COLUMNS, num_warps=4,
-        )  # fmt: skip
-    return weights
-
-
-def class_gradients(
-    cosines: Tensor,
-    labels: Tensor,
-    lse: Tensor,
-    target: Tensor,
-    factor: Tensor,
-    *,
-    first: int,
-    scale: float,
-    limit: float,
-    dtype: torch.dtype,
-) -> Tensor:
-    """Gradient of the loss with respect to a block of cosines.
-
-    Args:
-        cosines: (B, n) float32, rows contiguous; overwritten where `dtype` is float32.
-        labels: (B,) int64.
-        lse: (B,) float32 log-sum-exp over all classes.
-        target: (B,) float32, what stands in the target's column.
-        factor: (B,) float32, multiplies each row.
-        first: class of the first column.
-        scale, limit: of the logits.
-        dtype: of the result.
-
-    Returns:
-        (B, n).
-    """
-    weights = cosines if dtype == torch.float32 else torch.empty_like(cosines, dtype=dtype)
-    if len(cosines):
-        class_weights_kernel[(len(cosines),)](
-            cosines, weights, lse, labels, lse, target, factor, first, cosines.shape[1], cosines.stride(0),
-            weights.stride(0), scale, limit, GRADIENT=True, BLOCK=_BLOCK_COLUMNS, num_warps=4,
+            cosines, weights, unread if totals is None else totals, labels, lse, target, factor,
+            unread if inverse_lengths is None else inverse_lengths, chunk.first, chunk.classes, cosines.shape[1],
+            cosines.stride(0), weights.stride(0), scale, limit, GRADIENT=gradient is not None,
+            SCALED=inverse_lengths is not None, BLOCK=_BLOCK_COLUMNS, num_warps=4,
         )  # fmt: skip
     return weights
 
 
 def fused_sweep(
-    embeddings: Tensor, centres: Tensor, labels: Tensor, *, scale: float, limit: float, weighted: bool, splits: int
-) -> tuple[Tensor, Tensor | None]:
+    embeddings: Tensor, centres: Tensor, labels: Tensor, inverse_lengths: Tensor | None = None, *, tile: Tile,
+    scale: float, limit: float, weighted: bool, splits: int,
+) -> tuple[Tensor, Tensor | None]:  # fmt: skip
     """Sums over all classes but the target, without a block of cosines anywhere.
 
     Args:
         embeddings: (B, D) in the dtype of the centres, contiguous.
-        centres: (C, D) float32 or bfloat16, contiguous; `fits_fused_sweep` must hold.
+        centres: (C, D) float32 or bfloat16, contiguous; see `fused_misfit`.
         labels: (B,) int64.
+        inverse_lengths: as `margin_softmax`.
+        tile: see `tile_of`.
         scale, limit: of the logits; `needs_no_shift` must hold.
         weighted: also give the weighted rows.
         splits: parts that the classes are cut into; see `default_splits`.
@@ -394,7 +397,7 @@ def fused_sweep(
         (B,) float32 sums of exp(logit); (B, D) float32 sums of exp(logit) times centre where the cosine is not cut.
     """
     batch, dim = embeddings.shape
-    tile, wide = tile_of(dim), triton.next_power_of_2(dim)
+    wide = triton.next_power_of_2(dim)
     num_tiles = -(-len(centres) // tile.classes)
     classes_per_split = -(-num_tiles // splits) * tile.classes
     splits = -(-len(centres) // classes_per_split)  # none of them empty
@@ -403,9 +406,10 @@ def fused_sweep(
     if batch:
         tiles = TensorDescriptor.from_tensor(centres, [tile.classes, wide])
         fused_sweep_kernel[(-(-batch // tile.rows), splits)](
-            tiles, embeddings, labels, totals, sums, batch, len(centres), classes_per_split, scale, limit, D=dim,
-            WIDE=wide, ROWS=tile.rows, CLASSES=tile.classes, WEIGHTED=weighted, WIDENS=_INTERPRETED,
-            num_warps=tile.warps, num_stages=tile.stages,
+            tiles, embeddings, labels, totals if inverse_lengths is None else inverse_lengths, totals, sums, batch,
+            len(centres), classes_per_split, scale, limit, D=dim, WIDE=wide, ROWS=tile.rows, CLASSES=tile.classes,
+            WEIGHTED=weighted, SCALED=inverse_lengths is not None, SPREADS=16 * tile.warps > tile.rows,
+            WIDENS=_INTERPRETED, num_warps=tile.warps, num_stages=tile.stages,
         )  # fmt: skip
     return totals.sum(0), sums.sum(0) if weighted else None
 

@@ -30,7 +30,9 @@ class Prepared:
     centre_step: CentreStep | None
 
     def softmax(self, form: Callable[..., MarginSoftmax]) -> MarginSoftmax:
-        return form(*self._inputs(), target_centres=self.centres.target_centres(self.labels), **self._options())
+        adaptive = isinstance(self.centres, AdaptiveCentres)
+        target = self.centres.target_store().rows_of(self.labels) if adaptive else None
+        return form(*self._inputs(), target_centres=target, **self._options())
 
     def gradients(self, form: Callable[..., MarginSoftmax]) -> tuple[Tensor, list[Tensor]]:
         """Mean loss and its gradients to the raw embeddings and, where they are trained, the stored centres."""

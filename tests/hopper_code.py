@@ -10,7 +10,9 @@ from typing import Any
 import pytest
 
 
-def compile_for_hopper(function: Any, types: dict[str, str], constants: dict[str, Any], **options: int) -> Any:
+def compile_for_hopper(
+    function: Any, types: dict[str, str], constants: dict[str, Any], *, capability: int = 90, **options: int
+) -> Any:
     """The compiled kernel. Arguments in neither mapping are 32-bit numbers; pointers are taken to be aligned."""
     compiler = pytest.importorskip("triton.backends.compiler", reason="this Triton cannot compile ahead of time")
     import triton
@@ -20,7 +22,16 @@ def compile_for_hopper(function: Any, types: dict[str, str], constants: dict[str
     pointers = [name for name, kind in types.items() if kind.startswith("*")]
     aligned = {(names.index(name),): [["tt.divisibility", 16]] for name in pointers}
     source = triton.compiler.ASTSource(fn=function, signature=signature, constexprs=constants, attrs=aligned)
-    return triton.compile(source, target=compiler.GPUTarget("cuda", 90, 32), options=options)
+    return triton.compile(source, target=compiler.GPUTarget("cuda", capability, 32), options=options)
+
+
+def products_of(compiled: Any, warps: int) -> int:
+    """Multiplications on tensor cores that all warps of a program make in one pass over its unrolled code."""
+    ptx, total = compiled.asm["ptx"], 0
+    for group, m, n, k in re.findall(r"\b(wgmma\.mma_async|mma)\.sync\.aligned\.m(\d+)n(\d+)k(\d+)", ptx):
+        together = warps if group == "mma" else warps // 4  # four warps share one of the first kind
+        total += together * int(m) * int(n) * int(k)
+    return total
 
 
 def registers_of(compiled: Any, folder: Path) -> dict[str, int]:

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from adadistill.core.checkpoints import OwnRows, RowArray
-from adadistill.kernels.centre_update import CentreUpdate, centre_update_
+from adadistill.kernels.centre_update import LEAST_SCALED_LENGTH, CentreUpdate, centre_update_
 from adadistill.kernels.head_prologue import LEAST_CENTRE_NORM, CentreStore, unit_rows
 from adadistill.kernels.head_prologue import student_teacher_cosine as student_teacher_cosine
 from adadistill.kernels.triton_use import runs_triton
@@ -49,8 +49,9 @@ class CentresConfig:
     momentum: Literal["weighted", "unweighted"] = "weighted"
     """Adaptive centres: is the momentum weighted by the confidence? Weighted scored better in the paper."""
     half: Literal["bfloat16", "float16"] | None = None
-    """Adaptive centres: keep them, and the copy that the softmax reads, in this format, for identity counts whose
-    float32 centres do not fit: 4 C D bytes in all, where float32 takes 6 on CUDA and 8 elsewhere. Left out: float32."""
+    """Adaptive centres: keep them in this format, which the softmax then reads without a copy, for identity counts
+    whose float32 centres do not fit: 2 C D + 4 C bytes in all, where float32 takes 6 C D on CUDA and 8 C D elsewhere.
+    Left out: float32."""
     placement: Literal["replicated", "sharded"] = "replicated"
     """Trainable centres: does every rank hold all of them, or its share of the rows alone? Replicated, each rank keeps
     12 C D bytes, for parameter, gradient and momentum in float32, and needs 20 while a step runs: 0.9 GB for 85,742
@@ -157,6 +158,21 @@ def write_unit_rows_(into: Tensor, rows: Tensor) -> None:
         into[piece] = unit_rows(rows[piece])
 
 
+def inverse_lengths(rows: Tensor) -> Tensor:
+    """(N,) float32 that make rows (N, D) unit; rows shorter than 1e-4 stay shorter."""
+    result = torch.empty(len(rows), dtype=torch.float32, device=rows.device)
+    for piece in row_pieces(len(rows)):
+        lengths = torch.linalg.vector_norm(rows[piece], dim=1, dtype=torch.float32)
+        result[piece] = lengths.clamp(min=LEAST_SCALED_LENGTH).reciprocal()
+    return result
+
+
+def adaptive_centre_bytes(num_classes: int, dim: int, master: torch.dtype, unit: torch.dtype | None) -> int:
+    """What `AdaptiveCentres` keep between steps; `unit` None for half-precision masters, which have no unit copy."""
+    derived = 4 if unit is None else unit.itemsize * dim
+    return num_classes * (master.itemsize * dim + derived)
+
+
 def trained_unit_rows(rows: Tensor) -> Tensor:
     """`unit_rows` of a parameter (C, D), float32 or float64, whose backward makes one (C, D) tensor, its result."""
     return _TrainedUnitRows.apply(rows)
@@ -193,6 +209,11 @@ def softmax_dtype(class_centres: Tensor) -> torch.dtype:
     return torch.bfloat16 if half else class_centres.dtype
 
 
+def trained_product_dtype(autocast_dtype: torch.dtype | None, device: torch.device) -> torch.dtype | None:
+    """In which the softmax multiplies trained centres: as the backbone's autocast says on CUDA, else in float32."""
+    return autocast_dtype if device.type == "cuda" else None
+
+
 @dataclass(frozen=True, slots=True)
 class CentreStep:
     """One step's update of the adaptive centres, written but not yet final."""
@@ -206,21 +227,23 @@ class CentreStep:
 
 
 class AdaptiveCentres:
-    """Moving-average class centres and the unit copy of them that the softmax reads.
+    """Moving-average class centres, and what makes unit rows of them for the softmax.
 
     Ownership: replicated. Every rank holds all (C, D) centres outside DDP and applies the same update of the whole
     global batch, from gathered cosines and teacher embeddings, so that replicas stay equal in every bit and nothing is
     averaged. Samples of one identity are applied in the order of the global batch, each with the momentum computed from
     the centre as it was before the step. Rows are not renormalised in storage: their length is the weight of their
-    memory. Checkpoints hold the (C, D) tensor; the unit copy is derived from it.
+    memory. Checkpoints hold the (C, D) tensor; what is derived from it is made again.
 
-    Memory: (C, D) in the master's dtype and (C, D) in `unit_dtype`. Per step only touched rows of both are rewritten.
+    Memory: (C, D) in the master's dtype, beside it a unit copy (C, D) in `unit_dtype`, or for half-precision masters
+    the inverse lengths (C,), by which the softmax scales its columns. Per step only touched rows of both are rewritten.
+    See `adaptive_centre_bytes`.
     """
 
     def __init__(self, config: CentresConfig, class_centres: Tensor, *, unit_dtype: torch.dtype | None = None) -> None:
         """Take ownership of `class_centres` (C, D), float32, float64, or the config's `half`.
 
-        `unit_dtype` is what the softmax reads; None takes `softmax_dtype`.
+        `unit_dtype` is what the softmax reads; None takes `softmax_dtype`. Half-precision centres are read themselves.
 
         Raises:
             ValueError: the config asks for other centres, or the tensor is not (C, D) of such a dtype.
@@ -235,8 +258,11 @@ class AdaptiveCentres:
             )
         self.config = config
         self.class_centres = class_centres.detach()
-        self._unit_centres = torch.empty_like(self.class_centres, dtype=unit_dtype or softmax_dtype(class_centres))
-        write_unit_rows_(self._unit_centres, self.class_centres)
+        if config.half is not None:
+            self._derived = torch.empty(len(class_centres), dtype=torch.float32, device=class_centres.device)
+        else:
+            self._derived = torch.empty_like(self.class_centres, dtype=unit_dtype or softmax_dtype(class_centres))
+        self._derive_all_()
 
     @torch.no_grad()
     def propose_update(self, teacher_embeddings: Tensor, labels: Tensor, student_teacher_cosine: Tensor) -> CentreStep:
@@ -266,7 +292,7 @@ class AdaptiveCentres:
 
             made = adaptive_update_(
                 self.class_centres,
-                self._unit_centres,
+                self._derived,
                 teacher_embeddings.contiguous(),
                 labels,
                 student_teacher_cosine.float(),
@@ -279,7 +305,7 @@ class AdaptiveCentres:
         cosine = student_teacher_cosine.to(confidence.dtype)
         momentum = centre_momentum(cosine, confidence, weighted=weighted)
         update = centre_update_(self.class_centres, teacher, labels, momentum)
-        self._unit_centres.index_copy_(0, update.rows, unit_rows(update.new).to(self._unit_centres.dtype))
+        self._derive_(update.rows, update.new)
         return CentreStep(
             confidence=torch.where(valid, confidence, 0.0),
             momentum=torch.where(valid, momentum, 1.0),
@@ -288,27 +314,35 @@ class AdaptiveCentres:
 
     def _commit_(self, update: CentreUpdate, ok: Tensor) -> None:
         update.commit_(ok)
-        rows = torch.where(ok, update.new, update.old)
-        self._unit_centres.index_copy_(0, update.rows, unit_rows(rows).to(self._unit_centres.dtype))
+        self._derive_(update.rows, torch.where(ok, update.new, update.old))
+
+    def _derive_(self, labels: Tensor, rows: Tensor) -> None:
+        """After `rows` (G, D) were written to the centres of `labels`."""
+        derived = unit_rows(rows) if self.config.half is None else inverse_lengths(rows)
+        self._derived.index_copy_(0, labels, derived.to(self._derived.dtype))
+
+    def _derive_all_(self) -> None:
+        if self.config.half is None:
+            write_unit_rows_(self._derived, self.class_centres)
+        else:
+            self._derived.copy_(inverse_lengths(self.class_centres))
 
     def unit_centres(self) -> Tensor:
-        """(C, D) unit rows the softmax reads; the live copy, not to be written."""
-        return self._unit_centres
+        """(C, D) rows the softmax reads, live and not to be written: unit, or to be scaled by `inverse_lengths`."""
+        return self._derived if self.config.half is None else self.class_centres
 
-    @torch.no_grad()
-    def target_centres(self, labels: Tensor) -> Tensor | None:
-        """(B, D) unit rows of the labels' centres from the master, or None where the unit copy is as precise as that.
-
-        A bfloat16 row is off by up to 0.25 in a logit of scale 64, which matters for the target alone. From a half
-        precision master the unit rows are rounded once, and not twice.
-        """
-        store = self.target_store()
-        return None if store.unit else store.rows_of(labels)
+    @property
+    def inverse_lengths(self) -> Tensor | None:
+        """(C,) float32 that make `unit_centres` unit rows, live; None where they are."""
+        return None if self.config.half is None else self._derived
 
     def target_store(self) -> CentreStore:
-        """Where those rows are read; the unit copy where it is as precise as the master."""
-        if self._unit_centres.dtype == self.class_centres.dtype and self.config.half is None:
-            return CentreStore(self._unit_centres, unit=True)
+        """Where target rows are read: the master, or the unit copy where it is as precise.
+
+        A bfloat16 row is off by up to 0.25 in a logit of scale 64, which matters for the target alone.
+        """
+        if self._derived.dtype == self.class_centres.dtype and self.config.half is None:
+            return CentreStore(self._derived, unit=True)
         return CentreStore(self.class_centres, unit=False)
 
     def state_dict(self) -> dict[str, RowArray]:
@@ -323,7 +357,7 @@ class AdaptiveCentres:
             ValueError: other keys, shape or dtype than this object's.
         """
         load_centres_(self.class_centres, state, num_classes=len(self.class_centres))
-        write_unit_rows_(self._unit_centres, self.class_centres)
+        self._derive_all_()
 
 
 class TrainableCentres:
@@ -333,8 +367,12 @@ class TrainableCentres:
     that is spread over the ranks is in `core/centres/sharded_centres.py`.
     """
 
-    def __init__(self, config: CentresConfig, class_centres: Tensor) -> None:
+    def __init__(
+        self, config: CentresConfig, class_centres: Tensor, *, product_dtype: torch.dtype | None = None
+    ) -> None:
         """Start from `class_centres` (C, D), float32 or float64.
+
+        `product_dtype` is that of the softmax's operands, see `trained_product_dtype` and `margin_softmax`.
 
         Raises:
             ValueError: the config asks for other centres.
@@ -342,14 +380,11 @@ class TrainableCentres:
         if config.kind != "trainable":
             raise ValueError(f"centres.kind must be trainable here, got {config.kind}")
         self.class_centres = nn.Parameter(class_centres.detach().clone())
+        self.product_dtype = product_dtype
 
     def unit_centres(self) -> Tensor:
         """(C, D) unit rows, with gradient to the parameter."""
         return trained_unit_rows(self.class_centres)
-
-    def target_centres(self, labels: Tensor) -> None:
-        """None: the softmax takes its target rows from `unit_centres`, so that they get their gradient."""
-        return None
 
     def state_dict(self) -> dict[str, RowArray]:
         """What a checkpoint stores: the live (C, D) centres."""

@@ -61,15 +61,6 @@ class FrozenCentres:
         """(C, D) unit rows that the softmax reads; not to be written."""
         return self._unit_centres
 
-    def target_centres(self, labels: Tensor) -> Tensor | None:
-        """(B, D) unit rows of the labels' centres, or None where the softmax reads rows as precise as these.
-
-        A bfloat16 row is off by up to 0.25 in a logit of scale 64, which matters for the target alone.
-        """
-        if self._unit_centres.dtype == self.class_centres.dtype:
-            return None
-        return self.class_centres[labels.clamp(min=0)]
-
     def target_store(self) -> CentreStore:
         """Where target rows are read; both copies hold unit rows."""
         return CentreStore(self.class_centres, unit=True)

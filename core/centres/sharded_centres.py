@@ -43,8 +43,16 @@ class ShardedCentres:
     as rows are divided by their lengths but by no less than 1e-12.
     """
 
-    def __init__(self, config: CentresConfig, num_classes: int, own_rows: Tensor, ranks: Ranks) -> None:
-        """Take ownership of `own_rows` (this rank's share, D), float32 or float64.
+    def __init__(
+        self,
+        config: CentresConfig,
+        num_classes: int,
+        own_rows: Tensor,
+        ranks: Ranks,
+        *,
+        product_dtype: torch.dtype | None = None,
+    ) -> None:
+        """Take ownership of `own_rows` (this rank's share, D), float32 or float64; `product_dtype` as elsewhere.
 
         Raises:
             ValueError: the config asks for other centres, there are fewer classes than ranks, or these are not as many
@@ -63,14 +71,11 @@ class ShardedCentres:
                 f"{tuple(own_rows.shape)}"
             )
         self.class_centres = nn.Parameter(own_rows.detach())
+        self.product_dtype = product_dtype
 
     def unit_centres(self) -> Tensor:
         """(rows of this rank, D) unit rows, with gradient to the parameter."""
         return trained_unit_rows(self.class_centres)
-
-    def target_centres(self, labels: Tensor) -> None:
-        """None, as `TrainableCentres`."""
-        return None
 
     def state_dict(self) -> dict[str, RowArray]:
         """What a checkpoint stores: this rank's live rows."""

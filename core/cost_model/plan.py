@@ -102,7 +102,7 @@ def _refusal(recipe: Recipe, launch: Launch, rows: MeasuredRows, plan: Plan) -> 
     if micro is not None:
         ways.append(f"data.micro_batch_size={micro}, the same batch in parts, for a third more of the student's time")
     if recipe.centres.kind == "adaptive" and recipe.centres.half is None:
-        ways.append("centres.half=bfloat16, which takes a third off the centres")
+        ways.append("centres.half=bfloat16, which takes two thirds off the centres")
     if fitting is not None:
         ways.append("more devices")
     elif recipe.centres.kind == "trainable":

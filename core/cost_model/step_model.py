@@ -22,7 +22,10 @@ import math
 from dataclasses import dataclass, replace
 from typing import Literal
 
+import torch
+
 from adadistill.core.backbones import BACKBONE_NAMES, BackboneConfig
+from adadistill.core.centres.class_centres import adaptive_centre_bytes
 from adadistill.core.communication import (
     CENTRE_GRADIENT,
     RUNNING_STATISTICS,
@@ -257,11 +260,14 @@ class StepModel:
         if kind == "trainable":  # values, gradient, unit rows and their gradient, the optimiser's state
             held = 4.0 + len(parts_like_parameters(self.recipe.optim))
             return held * self.value_bytes * centres / (self.launch.ranks if self.placement == "sharded" else 1)
+        master = torch.float64 if self.precision == "float64" else torch.float32
+        unit: torch.dtype | None = torch.bfloat16 if self.half and not self.device.is_cpu else master
         if self.recipe.centres.half is not None:
-            return 4.0 * centres
-        if kind == "frozen" and self.device.is_cpu:  # the softmax reads the very rows
+            master, unit = getattr(torch, self.recipe.centres.half), None
+        if kind == "frozen" and unit == master:  # the softmax reads the very rows
             return float(self.value_bytes * centres)
-        return (self.value_bytes + (self.value_bytes if self.device.is_cpu else 2)) * centres
+        dim = self.recipe.student.embedding_dim
+        return float(adaptive_centre_bytes(self.launch.identities, dim, master, unit))
 
     def _softmax_bytes(self) -> float:
         if self.recipe.centres.kind == "none":
@@ -356,13 +362,13 @@ class StepModel:
         return operations / self._softmax_rate()
 
     def _softmax_rate(self) -> float:
-        # Rows are of centres without gradient, which are bfloat16 on CUDA; trainable ones stay in float32.
-        other = self.recipe.centres.kind == "trainable" and not self.device.is_cpu
+        # Rows are of bfloat16 operands on CUDA, which exact precisions do not take.
+        other = not self.half and not self.device.is_cpu
         measured = self.rows.softmax_flop_per_s(self.recipe.student.embedding_dim, cores=self.launch.cores)
         if measured is not None and not other:
             self._input("softmax", measured.value / 1e12, "TFLOP/s", "measured", measured.source)
             return measured.value
-        return self._flop_per_s(half=self.half and not other)
+        return self._flop_per_s()
 
     def _update_s(self) -> float:
         dim, kind = self.recipe.student.embedding_dim, self.recipe.centres.kind
@@ -429,10 +435,9 @@ class StepModel:
 
     # Rates
 
-    def _flop_per_s(self, half: bool | None = None) -> float:
-        half = self.half if half is None else half
-        form = "bfloat16" if half else "float32"
-        constant = self.device.half_tflop_per_s if half else self.device.single_tflop_per_s
+    def _flop_per_s(self) -> float:
+        form = "bfloat16" if self.half else "float32"
+        constant = self.device.half_tflop_per_s if self.half else self.device.single_tflop_per_s
         rate = self._probed(f"matrix products, {form}", f"gemm_{form}_tflop_per_s", constant, "TFLOP/s")
         return 1e12 * rate / (2 if self.precision == "float64" else 1)
 

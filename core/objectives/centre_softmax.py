@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Generic, TypeVar
 
+import torch
 from torch import Tensor
 
 from adadistill.core.centres.class_centres import AdaptiveCentres, TrainableCentres
@@ -54,6 +55,8 @@ def class_softmax(
     *,
     prologue: HeadPrologue | None = None,
     shard: ClassShard | None = None,
+    inverse_lengths: Tensor | None = None,
+    product_dtype: torch.dtype | None = None,
 ) -> MarginSoftmax:
     """The margin softmax within the limits of a head.
 
@@ -61,6 +64,7 @@ def class_softmax(
         unit_centres: (C, D), or this rank's rows of them with `shard`; trained ones with gradient.
         unit_embeddings: (B, D); labels: (B,) int64 in [0, C), -1 ignores; margin: (B,) each part.
         prologue: target rows and logits of the same samples, where they have been computed already.
+        inverse_lengths, product_dtype: as `margin_softmax`.
     """
     limits = head_limits(head)
     return margin_softmax(
@@ -77,6 +81,8 @@ def class_softmax(
         target_centres=None if prologue is None or unit_centres.requires_grad else prologue.target_rows,
         target=None if prologue is None else prologue.target,
         shard=shard,
+        inverse_lengths=inverse_lengths,
+        product_dtype=product_dtype,
     )
 
 
@@ -94,7 +100,10 @@ def sharded_softmax(
     """
     everyone = gathered_with_gradient(student.unit_embeddings, ranks)  # (G, D)
     margin = margins(head, shared.quality, statistics)  # (G,)
-    softmax = class_softmax(head, centres.unit_centres(), everyone, shared.labels, margin, shard=centres.shard)
+    softmax = class_softmax(
+        head, centres.unit_centres(), everyone, shared.labels, margin, shard=centres.shard,
+        product_dtype=centres.product_dtype,
+    )  # fmt: skip
     return own_samples(softmax, ranks)
 
 

@@ -116,8 +116,9 @@ class ClassificationObjective(CentresAndStatistics[TrainableCentres | ShardedCen
             )
             statistics, margin = NormStatistics(prologue.norm_mean, prologue.norm_std), prologue.margins
             softmax = class_softmax(
-                self.head, unit_centres, student.unit_embeddings, batch.labels, margin, prologue=prologue
-            )
+                self.head, unit_centres, student.unit_embeddings, batch.labels, margin, prologue=prologue,
+                product_dtype=None if isinstance(self.centres, FrozenCentres) else self.centres.product_dtype,
+            )  # fmt: skip
             if confidence is not None:
                 of_geometry = geometry_metrics(confidence, prologue.geometry)
         self._proposed = statistics

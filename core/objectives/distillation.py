@@ -104,8 +104,9 @@ class DistillationObjective(CentresAndStatistics[AdaptiveCentres]):
 
         unit_centres = self.centres.unit_centres()
         softmax = class_softmax(
-            self.head, unit_centres, student.unit_embeddings, batch.labels, prologue.margins, prologue=prologue
-        )
+            self.head, unit_centres, student.unit_embeddings, batch.labels, prologue.margins, prologue=prologue,
+            inverse_lengths=self.centres.inverse_lengths,
+        )  # fmt: skip
         loss, teacher_metrics = with_regression(softmax.loss.mean(), self.regression, student, lesson, batch.labels)
         return shared.outcome(
             loss,

@@ -20,7 +20,12 @@ from torch import nn
 
 from adadistill.core.backbones import build_backbone
 from adadistill.core.benchmarks.suite import Benchmark, BenchmarkPaths, open_benchmarks
-from adadistill.core.centres.class_centres import AdaptiveCentres, TrainableCentres, initial_centres
+from adadistill.core.centres.class_centres import (
+    AdaptiveCentres,
+    TrainableCentres,
+    initial_centres,
+    trained_product_dtype,
+)
 from adadistill.core.centres.frozen_centres import FrozenCentres, load_frozen_centres
 from adadistill.core.centres.sharded_centres import ShardedCentres
 from adadistill.core.centres.slow_centres import SlowCentres, slow_centres_dtype
@@ -417,10 +422,8 @@ def _build_objective(recipe: Recipe, parts: _Parts, ranks: Ranks) -> Objective:
     statistics = NormStatistics.start(dtype=dtype, device=ranks.device)
     if kind == "adaptive":
         assert teacher is not None, "a recipe with adaptive centres has a teacher"
-        # Under bfloat16 autocast the softmax reads a bfloat16 copy of the centres; exact precisions read exact centres,
-        # unless these are half precision themselves.
-        reads_as_stored = parts.precision.autocast_dtype is not None or recipe.centres.half is not None
-        unit_dtype = None if reads_as_stored else dtype
+        # Under bfloat16 autocast the softmax reads a bfloat16 copy of the centres; exact precisions read exact centres.
+        unit_dtype = None if parts.precision.autocast_dtype is not None else dtype
         return DistillationObjective(
             head=recipe.head,
             geometry=recipe.geometry_margin,
@@ -443,11 +446,13 @@ def _build_objective(recipe: Recipe, parts: _Parts, ranks: Ranks) -> Objective:
 
 
 def _trained_centres(recipe: Recipe, parts: _Parts, ranks: Ranks) -> TrainableCentres | ShardedCentres:
+    product_dtype = trained_product_dtype(parts.precision.autocast_dtype, ranks.device)
     if recipe.centres.placement == "replicated":
-        return TrainableCentres(recipe.centres, _random_centres(recipe, parts, ranks))
+        return TrainableCentres(recipe.centres, _random_centres(recipe, parts, ranks), product_dtype=product_dtype)
     count = parts.records.num_classes
     own = row_range(count, ranks.rank, ranks.world_size)
-    return ShardedCentres(recipe.centres, count, _random_centres(recipe, parts, ranks, own), ranks)
+    rows = _random_centres(recipe, parts, ranks, own)
+    return ShardedCentres(recipe.centres, count, rows, ranks, product_dtype=product_dtype)
 
 
 def _random_centres(recipe: Recipe, parts: _Parts, ranks: Ranks, rows: tuple[int, int] | None = None) -> torch.Tensor:

@@ -68,6 +68,7 @@ def main() -> None:
             )
         )
     half_masters()
+    lengths_of_half_masters()
     rows_beyond_2_to_the_31()
 
 
@@ -86,6 +87,28 @@ def half_masters() -> None:
         exact.propose_update(teacher.double(), labels, cosines.double())
         off = [far(master, exact.class_centres), far(units, exact.unit_centres())]
         print(json.dumps({"case": ["half", str(dtype)], "off": off}))
+
+
+def lengths_of_half_masters() -> None:
+    """Inverse lengths instead of unit rows: those of what is stored, undone in every bit, others untouched."""
+    for half in ("bfloat16", "float16"):
+        draw = torch.Generator().manual_seed(7)
+        stored = (0.1 * torch.randn(9, 48, generator=draw)).to(getattr(torch, half))
+        teacher = normalize(torch.randn(7, 48, generator=draw))
+        labels, cosines = torch.tensor([0, 3, -1, 3, 6, 7, 8]), torch.rand(7, generator=draw)
+        centres = AdaptiveCentres(CentresConfig(half=half), stored.clone())
+        before = centres.class_centres.clone(), centres.inverse_lengths.clone()
+        undone = centres.propose_update(torch.full_like(teacher, torch.nan), labels, cosines)
+        undone.commit_(torch.tensor(False))
+        same = [torch.equal(centres.class_centres, before[0]), torch.equal(centres.inverse_lengths, before[1])]
+        centres.propose_update(teacher, labels, cosines).commit_(torch.tensor(True))
+        exact = AdaptiveCentres(CentresConfig(), stored.double())
+        exact.propose_update(teacher.double(), labels, cosines.double())
+        scaled = centres.unit_centres().double() * centres.inverse_lengths.double()[:, None]
+        others = torch.tensor([1, 2, 4, 5])
+        same.append(torch.equal(centres.inverse_lengths[others], before[1][others]))
+        off = [far(scaled, normalize(centres.class_centres.double())), far(centres.class_centres, exact.class_centres)]
+        print(json.dumps({"case": ["lengths", half], "same": same, "off": off}))
 
 
 def rows_beyond_2_to_the_31() -> None:

@@ -46,6 +46,8 @@ def main() -> None:
             report([name, *shape, trained, form, chunk], found, exact, eager)
     many_splits()
     half_centres()
+    scaled_centres()
+    half_products()
     wide_embeddings()
     scattered_inputs()
 
@@ -54,9 +56,10 @@ def many_splits() -> None:
     """Parts of the classes, the last of them short, give what one part gives."""
     case = make_case(33, 700, 32).to(torch.float32)
     arguments = (case.embeddings, case.centres, case.labels)
-    whole = margin_softmax_triton.fused_sweep(*arguments, scale=64.0, limit=1.0, weighted=True, splits=1)
+    options = {"tile": margin_softmax_triton.Tile(16, 32, 4, 2), "scale": 64.0, "limit": 1.0, "weighted": True}
+    whole = margin_softmax_triton.fused_sweep(*arguments, splits=1, **options)
     for splits in (2, 3, 7, 22):
-        parts = margin_softmax_triton.fused_sweep(*arguments, scale=64.0, limit=1.0, weighted=True, splits=splits)
+        parts = margin_softmax_triton.fused_sweep(*arguments, splits=splits, **options)
         off = [relative(part, one) for part, one in zip(parts, whole, strict=True)]
         print(json.dumps({"case": ["splits", splits], "off": off}))
 
@@ -78,6 +81,41 @@ def half_centres() -> None:
         (gradient,) = torch.autograd.grad(result.loss.sum(), embeddings)
         off = [relative(result.loss, wanted.loss), relative(gradient, wanted_gradient)]
         print(json.dumps({"case": ["bfloat16", form], "off": off}))
+
+
+def scaled_centres() -> None:
+    """bfloat16 centres of any length, and one of no length, with their inverse lengths; ragged chunks."""
+    case = make_case(20, 83, 64)
+    stored = (case.centres * torch.linspace(0.1, 3.0, 83)[:, None]).bfloat16()
+    stored[7] = 0.0
+    lengths = stored.double().norm(dim=1)
+    unit = stored.double() / lengths.clamp(min=1e-4)[:, None]
+    own = unit[case.labels.clamp(min=0)]
+    exact = case.embeddings.clone().requires_grad_()
+    wanted = margin_softmax_reference(exact, unit, *case_rest(case), target_centres=own, **ADAFACE)
+    (wanted_gradient,) = torch.autograd.grad(wanted.loss.sum(), exact)
+    for form in ("torch", "chunks", "fused"):
+        single = case.to(torch.float32)
+        embeddings = single.embeddings.clone().requires_grad_()
+        result = margin_softmax(
+            embeddings, stored, *case_rest(single), target_centres=own.float(), form=form, chunk_classes=30,
+            inverse_lengths=lengths.clamp(min=1e-4).reciprocal().float(), **ADAFACE,
+        )  # fmt: skip
+        (gradient,) = torch.autograd.grad(result.loss.sum(), embeddings)
+        off = [relative(result.loss, wanted.loss), relative(gradient, wanted_gradient)]
+        print(json.dumps({"case": ["scaled", form], "off": off}))
+
+
+def half_products() -> None:
+    """float32 centres multiplied in bfloat16 by the Triton form and by the plain one, which has its own tests."""
+    case = make_case(20, 83, 64).to(torch.float32)
+    for trained in (False, True):
+        options = {"trained": trained, "product_dtype": torch.bfloat16, "chunk_classes": 30, **ADAFACE}
+        wanted = gradients(margin_softmax, case, form="torch", **options)
+        found = gradients(margin_softmax, case, form="chunks", **options)
+        off = [relative(found[0].loss, wanted[0].loss)]
+        off += [relative(one, other) for one, other in zip(found[1], wanted[1], strict=True)]
+        print(json.dumps({"case": ["half products", trained], "off": off}))
 
 
 def wide_embeddings() -> None:

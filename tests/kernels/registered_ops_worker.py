@@ -52,16 +52,19 @@ def operator_calls() -> Iterator[tuple[str, Any, tuple[object, ...]]]:
         case = make_case(batch, 20, 16).to(torch.float32)
         inputs = case.embeddings, case.centres.to(dtype), case.labels
         name = f"{batch} {dtype}"
-        yield f"sweep_chunks {name}", margin_softmax_triton.sweep_chunks, (*inputs, 64.0, 1.0, 9, weighted)
-        yield f"sweep_fused {name}", margin_softmax_triton.sweep_fused, (*inputs, 64.0, 1.0, weighted)
+        lengths = None if weighted else torch.ones(20)
+        operands = torch.float32 if weighted else torch.bfloat16
+        swept = (*inputs, 64.0, 1.0, 9, weighted, operands, lengths)
+        yield f"sweep_chunks {name}", margin_softmax_triton.sweep_chunks, swept
+        yield f"sweep_fused {name}", margin_softmax_triton.sweep_fused, (*inputs, 64.0, 1.0, weighted, lengths)
         vectors = torch.full((batch,), 64.0), torch.full((batch,), -0.5), torch.ones(batch)
-        gradients = (*inputs, *vectors, 64.0, 1.0, 9)
+        gradients = (*inputs, *vectors, 64.0, 1.0, 9, operands)
         yield f"sweep_chunks_gradients {name}", margin_softmax_triton.sweep_chunks_gradients, gradients
         # No identity twice: rows of `old` that no sample leads are left as the memory was.
-        units, labels = case.centres.to(dtype), torch.arange(batch)
+        units, labels = case.centres.to(dtype) if weighted else torch.ones(20), torch.arange(batch)
         update = case.centres, units, case.embeddings, labels, torch.rand(batch), weighted
         yield f"update_centres {name}", centre_update_triton._update_centres, update
-        undo = case.centres, units, labels, torch.zeros(batch, 16), torch.zeros(batch, 16, dtype=dtype)
+        undo = case.centres, units, labels, torch.zeros(batch, 16), units.new_zeros(batch, *units.shape[1:])
         yield f"undo_centres {name}", centre_update_triton._undo_centres, (*undo, torch.tensor(weighted))
     call = planar_cases.make_case("rgb", "mirror", 16)
     arguments = call["store"], call["rows"], call["mirrored"], None, None, None, False, 16, torch.float32, True
@@ -139,7 +142,7 @@ def compiled_step(form: str) -> None:
         centres: AdaptiveCentres, teacher: Tensor, ok: Tensor, embeddings: Tensor, labels: Tensor, *margin: Tensor
     ) -> tuple[Tensor, ...]:
         proposed = centres.propose_update(teacher, labels, (embeddings.detach() * teacher).sum(-1))
-        target, unit_centres = centres.target_centres(labels), centres.unit_centres()
+        target, unit_centres = centres.target_store().rows_of(labels), centres.unit_centres()
         result = margin_softmax(embeddings, unit_centres, labels, *margin, form=form, target_centres=target, **ADAFACE)
         loss = result.loss.mean()
         proposed.commit_(ok & torch.isfinite(loss.detach()))

@@ -28,7 +28,7 @@ def cases() -> list[dict]:
 
 def test_the_update_is_that_of_one_sample_after_the_other(cases: list[dict]):
     """Confidence, momentum, centres and unit rows; repeated, ignored and single identities, no samples."""
-    updates = [case for case in cases if case["case"][0] not in ("half", "beyond")]
+    updates = [case for case in cases if case["case"][0] not in ("half", "lengths", "beyond")]
     assert len(updates) == 12
     for case in updates:
         assert max(case["off"]) <= 5e-7, case
@@ -46,6 +46,15 @@ def test_half_precision_is_rounded_once(cases: list[dict]):
     assert max(off["torch.float16"]) <= 2**-10
 
 
+def test_inverse_lengths_take_the_place_of_unit_rows(cases: list[dict]):
+    found = [case for case in cases if case["case"][0] == "lengths"]
+    assert [case["case"][1] for case in found] == ["bfloat16", "float16"]
+    for case in found:
+        assert case["same"] == [True] * 3, case
+        assert case["off"][0] <= 1e-6, case
+        assert case["off"][1] <= (2**-9 if case["case"][1] == "bfloat16" else 2**-12), case
+
+
 def test_rows_may_lie_beyond_2_to_the_31_values_and_cosines_in_a_packed_tensor(cases: list[dict]):
     (beyond,) = [case for case in cases if case["case"][0] == "beyond"]
     assert beyond["same"] == [True] * 5
@@ -53,7 +62,7 @@ def test_rows_may_lie_beyond_2_to_the_31_values_and_cosines_in_a_packed_tensor(c
 
 
 @pytest.mark.parametrize("kernel", ["update_kernel", "undo_kernel"])
-@pytest.mark.parametrize("unit", ["bf16", "fp32"])
+@pytest.mark.parametrize("unit", ["bf16", "fp32", "lengths"])
 def test_the_kernels_compile_for_hopper_without_spilling(
     kernel: str, unit: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
@@ -61,8 +70,10 @@ def test_the_kernels_compile_for_hopper_without_spilling(
     from adadistill.kernels import centre_update_triton
 
     function = getattr(centre_update_triton, kernel)
-    types = {"centres": "*fp32", "units": f"*{unit}", "old": "*fp32", "old_unit": f"*{unit}", "sorted_labels": "*i64"}
-    constants = {"D": 512, "WIDE": 512}
+    scaled = unit == "lengths"
+    centre, derived = ("*bf16", "*fp32") if scaled else ("*fp32", f"*{unit}")
+    types = {"centres": centre, "derived": derived, "old": centre, "old_derived": derived, "sorted_labels": "*i64"}
+    constants = {"D": 512, "WIDE": 512, "LENGTHS": scaled}
     if kernel == "update_kernel":
         types |= {**dict.fromkeys(("teacher", "cosines", "confidences", "momenta"), "*fp32"), "order": "*i64"}
         constants["WEIGHTED"] = True

@@ -283,8 +283,9 @@ def test_the_half_precision_products_of_cuda_get_operands_of_one_dtype(trained, 
 
     case = make_case(8, 50, dim=32).to(torch.bfloat16)
     expected, expected_gradients = gradients(margin_softmax, case, trained=trained, chunk_classes=16, **ADAFACE)
-    monkeypatch.setattr(class_products, "reads_half", lambda centres, accumulate: centres.dtype == torch.bfloat16)
-    monkeypatch.setattr(torch, "mm", wide_sum_product)
+    monkeypatch.setattr(module, "operand_dtype", lambda centres, accumulate, asked: centres.dtype)
+    for where in (module, class_products):
+        monkeypatch.setattr(where, "product", lambda one, other, wide: wide_sum_product(one, other, out_dtype=wide))
 
     actual, actual_gradients = gradients(margin_softmax, case, trained=trained, chunk_classes=16, **ADAFACE)
 
@@ -327,15 +328,16 @@ def test_nothing_of_the_size_of_the_logits_is_kept_for_backward():
     assert max(saved) < 16 * 400
 
     sizes: list[int] = []
-    original = module.chunk_cosines
+    original = module.product
 
-    def watched(operand: Tensor, chunk: Tensor, accumulate: torch.dtype) -> Tensor:
-        block = original(operand, chunk, accumulate)
-        sizes.append(block.numel())
-        return block
+    def watched(left: Tensor, right: Tensor, accumulate: torch.dtype) -> Tensor:
+        result = original(left, right, accumulate)
+        if right.shape[0] == case.embeddings.shape[1]:
+            sizes.append(result.numel())
+        return result
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "chunk_cosines", watched)
+        patch.setattr(module, "product", watched)
         gradients(margin_softmax, case, chunk_classes=32, **ADAFACE)
     assert max(sizes) == 16 * 32
     assert len(sizes) == 13, "one sweep gives loss and gradient"
@@ -532,6 +534,117 @@ def test_chunks_are_within_the_classes_and_never_narrow():
     assert default_chunk_classes(0, 40, "cpu") == 40
 
 
+# Of MS1MV2, CASIA and WebFace; about a chunk, 128 and 8; one and two.
+@pytest.mark.parametrize("classes", [85_742, 10_572, 205_990, 4097, 257, 129, 128, 127, 9, 8, 2, 1])
+@pytest.mark.parametrize("batch", [1, 48, 384, 1000, 1024, 4096, 70_000])
+def test_on_cuda_every_block_has_rows_that_tensor_cores_can_load(batch, classes, monkeypatch):
+    """2^22 // 384 = 10,922 columns once made bfloat16 rows of 21,844 bytes, and the last chunk was as it came."""
+    monkeypatch.setattr(class_products, "_feeds_tensor_cores", lambda centres: True)
+    centres = torch.arange(1.0, classes + 1)[:, None]
+    width = default_chunk_classes(batch, classes, "cuda")
+    chunks = list(class_products.class_chunks(centres, width, torch.bfloat16))
+
+    assert width == classes or width % 128 == 0
+    assert max(batch, 1) * width <= max(2**22, 256 * batch)
+    assert all(len(chunk.rows) % 8 == 0 and chunk.rows.stride(0) == 1 for chunk in chunks)
+    assert [chunk.first for chunk in chunks] == list(range(0, classes, width))
+    assert torch.equal(torch.cat([chunk.rows[: chunk.classes] for chunk in chunks]), centres.bfloat16())
+    assert all(not chunk.rows[chunk.classes :].any() for chunk in chunks)
+
+
+@pytest.mark.parametrize("trained", [False, True], ids=["fixed", "trained"])
+@pytest.mark.parametrize("classes", [1, 2, 7, 8, 85, 85_742 % 1024, 1000])
+def test_rows_of_zeros_below_a_ragged_chunk_have_no_part_in_the_softmax(classes, trained, monkeypatch):
+    case = make_case(9, classes)
+    expected, expected_gradients = gradients(margin_softmax_reference, case, trained=trained, **ADAFACE)
+    monkeypatch.setattr(class_products, "_feeds_tensor_cores", lambda centres: True)
+
+    actual, actual_gradients = gradients(margin_softmax, case, trained=trained, chunk_classes=333, **ADAFACE)
+
+    assert_close(actual.loss, expected.loss)
+    for one, other in zip(actual_gradients, expected_gradients, strict=True):
+        assert one.shape == other.shape
+        assert_close(one, other)
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+@pytest.mark.parametrize("half", [torch.bfloat16, torch.float16])
+def test_centres_of_any_length_with_their_inverse_lengths_are_unit_centres(half, options):
+    """What is rounded is the centre alone: its unit row is not rounded again."""
+    case = make_case(12, 50, dim=32)
+    lengths = torch.linspace(0.05, 3.0, 50, dtype=torch.float64)[torch.randperm(50)]
+    stored = (case.centres * lengths[:, None]).to(half)
+    unit = normalize(stored.double())
+    own = unit[case.labels.clamp(min=0)]
+    exact = replace(case, centres=unit)
+    expected, (expected_gradient,) = gradients(margin_softmax_reference, exact, target_centres=own, **options)
+    single = replace(case.to(torch.float32), centres=stored)
+    scale = stored.double().norm(dim=1).reciprocal().float()
+
+    actual, (gradient,) = gradients(
+        margin_softmax, single, target_centres=own.float(), inverse_lengths=scale, chunk_classes=16, **options
+    )
+
+    assert_close(actual.loss.double(), expected.loss, 1e-5)
+    assert_close(gradient.double(), expected_gradient, 1e-5)
+
+
+@pytest.mark.parametrize("trained", [False, True], ids=["fixed", "trained"])
+def test_products_in_bfloat16_err_no_more_than_eager_ones_and_never_in_the_target(trained, monkeypatch):
+    """Float32 masters and gradients; every operand of every product is rounded, no sum is."""
+    case = make_case(64, 1000, dim=128).to(torch.float32)
+    truth, true_gradients = gradients(margin_softmax_reference, case.to(torch.float64), trained=trained, **ADAFACE)
+    seen: list[tuple[torch.dtype, ...]] = []
+
+    def watched(left: Tensor, right: Tensor, accumulate: torch.dtype) -> Tensor:
+        seen.append((left.dtype, right.dtype, accumulate))
+        return left.to(accumulate) @ right.to(accumulate)
+
+    def eager(*inputs: Tensor, **more: Any) -> Any:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            return margin_softmax_reference(*inputs, **more)
+
+    in_bfloat16, eager_gradients = gradients(eager, case, trained=trained, **ADAFACE)
+    for where in (module, class_products):
+        monkeypatch.setattr(where, "product", watched)
+    actual, found = gradients(
+        margin_softmax, case, trained=trained, product_dtype=torch.bfloat16, chunk_classes=300, **ADAFACE
+    )
+
+    assert set(seen) == {(torch.bfloat16, torch.bfloat16, torch.float32)}
+    assert len(seen) == (16 if trained else 8)
+    assert actual.loss.dtype == torch.float32
+    assert_close(actual.target_cosine.double(), truth.target_cosine, 1e-6)
+    off = [(actual.loss - truth.loss).abs().max() / truth.loss.abs().max()]
+    eager_off = [(in_bfloat16.loss - truth.loss).abs().max() / truth.loss.abs().max()]
+    for one, other, exact in zip(found, eager_gradients, true_gradients, strict=True):
+        assert one.dtype == torch.float32
+        off.append((one - exact).abs().max() / exact.abs().max())
+        eager_off.append((other - exact).abs().max() / exact.abs().max())
+    print(off, eager_off)
+    assert all(one <= other for one, other in zip(off, eager_off, strict=True)), (off, eager_off)
+    assert max(off[1:]) <= 0.01
+
+
+def test_operand_options_that_cannot_be_taken_are_refused_by_name():
+    case = make_case(4, 9).to(torch.float32)
+    own = case.centres[case.labels.clamp(min=0)]
+    for options, message in (
+        ({"inverse_lengths": torch.ones(9)}, "inverse_lengths need target_centres"),
+        (
+            {"inverse_lengths": torch.ones(8), "target_centres": own},
+            r"inverse_lengths must be \(9,\) float32, got \(8,\)",
+        ),
+        ({"inverse_lengths": torch.ones(9).half(), "target_centres": own}, "float32, got"),
+        ({"product_dtype": torch.float16}, "product_dtype must be bfloat16 or None"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            margin_softmax(*case, **options, **ADAFACE)
+    for other in (case.to(torch.float64), replace(case, centres=case.centres.bfloat16())):
+        with pytest.raises(ValueError, match="product_dtype is for float32 centres and sums"):
+            margin_softmax(*other, product_dtype=torch.bfloat16, **ADAFACE)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -574,11 +687,20 @@ def test_options_out_of_range_are_refused_by_name(options, message):
         ("chunks", True, {"dtype": torch.float16}, "not for torch.float16 centres"),
         ("chunks", True, {"logit_scale": 90.0}, "logits up to 90 over 10 classes; take form torch"),
         ("fused", True, {"dim": 24}, "D a multiple of 16 up to 512, got torch.float32 and D 24; take form chunks"),
+        (
+            "fused",
+            True,
+            {"dtype": torch.bfloat16, "shared": 65536},
+            "101376 bytes of shared memory.*cpu has 65536; take",
+        ),
     ],
 )
 def test_a_form_that_cannot_take_the_inputs_is_refused(form, interpreter, changes, message, monkeypatch):
     pytest.importorskip("triton", reason="Triton is not installed")
-    importlib.import_module("adadistill.kernels.margin_softmax_triton")  # before, or its kernels would be interpreted
+    # Before the switch is set, or its kernels would be interpreted.
+    triton_forms = importlib.import_module("adadistill.kernels.margin_softmax_triton")
+    if "shared" in changes:
+        monkeypatch.setattr(triton_forms, "shared_memory", lambda device: changes["shared"])
     monkeypatch.setenv("TRITON_INTERPRET", "1" if interpreter else "0")
     case = make_case(4, 10, changes.get("dim", 16)).to(changes.get("dtype", torch.float32))
     options = ARCFACE | {"logit_scale": changes.get("logit_scale", 64.0)}

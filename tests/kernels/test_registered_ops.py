@@ -75,7 +75,7 @@ def test_a_cuda_graph_holds_update_loss_backward_and_commit(form: str):
 
     def step(centres: AdaptiveCentres) -> tuple[Tensor, Tensor]:
         proposed = centres.propose_update(teacher, case.labels, (embeddings.detach() * teacher).sum(-1))
-        target, unit_centres = centres.target_centres(case.labels), centres.unit_centres()
+        target, unit_centres = centres.target_store().rows_of(case.labels), centres.unit_centres()
         rest = case.labels, case.angular, case.additive
         result = margin_softmax(embeddings, unit_centres, *rest, form=form, target_centres=target, **ADAFACE)
         (gradient,) = torch.autograd.grad(result.loss.mean(), embeddings)

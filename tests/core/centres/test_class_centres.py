@@ -16,11 +16,13 @@ from adadistill.core.centres.class_centres import (
     AdaptiveCentres,
     CentresConfig,
     TrainableCentres,
+    adaptive_centre_bytes,
     centre_confidence,
     centre_momentum,
     initial_centres,
     row_pieces,
     student_teacher_cosine,
+    trained_product_dtype,
     trained_unit_rows,
     unit_rows,
     write_unit_rows_,
@@ -148,10 +150,10 @@ def test_a_row_normalises_to_the_same_bits_alone_as_among_all(dim):
 def test_a_coarser_copy_comes_with_target_rows_from_the_master():
     centres = AdaptiveCentres(WEIGHTED, units(5, 8, 7) * 0.3, unit_dtype=torch.bfloat16)
     assert centres.unit_centres().dtype == torch.bfloat16
-    target = centres.target_centres(torch.tensor([4, -1, 2]))
-    assert target is not None
+    target = centres.target_store().rows_of(torch.tensor([4, -1, 2]))
     torch.testing.assert_close(target[[0, 2]], unit_rows(centres.class_centres[[4, 2]]))
-    assert AdaptiveCentres(WEIGHTED, units(5, 8, 7)).target_centres(torch.tensor([4])) is None
+    plain = AdaptiveCentres(WEIGHTED, units(5, 8, 7))
+    assert plain.target_store().centres is plain.unit_centres()
 
 
 def test_state_is_loaded_in_place_with_its_unit_copy():
@@ -273,7 +275,6 @@ def test_trained_centres_learn_through_their_normalisation():
     torch.testing.assert_close(unit.norm(dim=1), torch.ones(3, dtype=torch.float64))
     (gradient,) = torch.autograd.grad(unit.square().sum(), centres.class_centres)
     torch.testing.assert_close(gradient, torch.zeros(3, 4, dtype=torch.float64))
-    assert centres.target_centres(torch.tensor([0])) is None
     assert list(centres.state_dict()) == ["class_centres"]
 
 
@@ -315,7 +316,8 @@ def test_half_precision_centres_stay_beside_float32_ones(half: str, drift: float
     start = initial_centres(20, 128, generator=generator)
     wide = AdaptiveCentres(WEIGHTED, start.clone())
     narrow = AdaptiveCentres(replace(WEIGHTED, half=half), start.to(getattr(torch, half)))
-    assert narrow.unit_centres().dtype == narrow.class_centres.dtype == getattr(torch, half)
+    assert narrow.class_centres.dtype == getattr(torch, half)
+    assert narrow.unit_centres() is narrow.class_centres, "no copy"
     identities = units(20, 128, 9)
     for step in range(400):
         labels = torch.randint(20, (20,), generator=generator)
@@ -326,9 +328,71 @@ def test_half_precision_centres_stay_beside_float32_ones(half: str, drift: float
         if step in (99, 399):
             off = 1.0 - (unit_rows(narrow.class_centres) * unit_rows(wide.class_centres)).sum(1)
             assert off.max() <= drift
-    target = narrow.target_centres(labels)
-    assert target is not None
-    assert target.dtype == torch.float32
+    assert narrow.target_store().rows_of(labels).dtype == torch.float32
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    seed=st.integers(0, 10**6),
+    oks=st.lists(st.booleans(), min_size=1, max_size=5),
+    half=st.sampled_from(["bfloat16", "float16"]),
+)
+def test_inverse_lengths_follow_every_step_kept_or_undone_bit_for_bit(seed, oks, half):
+    generator = torch.Generator().manual_seed(seed)
+    start = initial_centres(7, 16, generator=generator, dtype=getattr(torch, half))
+    start[3] = 0.0  # it has no direction, and its scale is finite
+    centres = AdaptiveCentres(replace(WEIGHTED, half=half), start)
+    for number, ok in enumerate(oks):
+        before, lengths_before = centres.class_centres.clone(), centres.inverse_lengths.clone()
+        labels = torch.randint(-1, 7, (9,), generator=generator)
+        teacher = units(9, 16, seed + number)
+        if not ok:
+            teacher[number] = torch.nan
+        centres.propose_update(teacher, labels, torch.rand(9, generator=generator)).commit_(torch.tensor(ok))
+        if not ok:
+            assert torch.equal(centres.class_centres, before)
+            assert torch.equal(centres.inverse_lengths, lengths_before)
+    again = AdaptiveCentres(replace(WEIGHTED, half=half), torch.zeros_like(start))
+    again.load_state_dict({name: value.clone() for name, value in centres.state_dict().items()})
+    assert torch.equal(centres.inverse_lengths, again.inverse_lengths)
+    scaled = centres.unit_centres().double() * centres.inverse_lengths.double()[:, None]
+    lengths = scaled.norm(dim=1)
+    assert ((lengths - 1.0).abs() < 1e-6)[centres.class_centres.any(1)].all()
+
+
+@pytest.mark.parametrize("half", ["bfloat16", "float16"])
+def test_a_hundred_million_identities_fit_in_half_precision(half: str):
+    """All that is kept of each identity, the rows of a step of 8,192 samples, and what they may be undone with."""
+    config = replace(WEIGHTED, half=half)
+    small = AdaptiveCentres(config, torch.zeros(1000, 64, dtype=getattr(torch, half)))
+    kept = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors_of(small)}
+    assert sum(kept.values()) == adaptive_centre_bytes(1000, 64, getattr(torch, half), None)
+
+    large = AdaptiveCentres(config, torch.empty(10**8, 512, dtype=getattr(torch, half), device="meta"))
+    bytes_kept = sum(tensor.nbytes for tensor in tensors_of(large))
+    assert bytes_kept == adaptive_centre_bytes(10**8, 512, getattr(torch, half), None)
+    of_a_step = 8192 * 512 * 4 * 8  # eight (G, D) arrays in float32
+    assert bytes_kept + of_a_step <= 125e9
+
+
+def tensors_of(centres: AdaptiveCentres) -> list[Tensor]:
+    found = {id(value): value for value in vars(centres).values() if isinstance(value, Tensor)}
+    return list(found.values())
+
+
+def test_float32_centres_keep_a_unit_copy_as_the_plan_says():
+    for unit in (torch.float32, torch.bfloat16):
+        centres = AdaptiveCentres(WEIGHTED, torch.zeros(100, 64), unit_dtype=unit)
+        assert centres.inverse_lengths is None
+        kept = sum(tensor.nbytes for tensor in tensors_of(centres))
+        assert kept == adaptive_centre_bytes(100, 64, torch.float32, unit)
+
+
+def test_trained_centres_are_multiplied_in_bfloat16_under_autocast_on_cuda_alone():
+    cuda, cpu = torch.device("cuda"), torch.device("cpu")
+    assert trained_product_dtype(torch.bfloat16, cuda) == torch.bfloat16
+    assert trained_product_dtype(None, cuda) is None, "precision: float32"
+    assert trained_product_dtype(torch.bfloat16, cpu) is None
 
 
 def test_half_precision_centres_are_of_the_format_asked_for():

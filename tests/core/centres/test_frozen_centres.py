@@ -42,14 +42,12 @@ def test_the_softmax_reads_unit_rows_of_one_copy():
     assert torch.equal(centres.unit_centres(), unit_rows(rows()))
     assert centres.unit_centres() is centres.class_centres
     assert not centres.unit_centres().requires_grad
-    assert centres.target_centres(torch.tensor([1, -1])) is None
 
 
 def test_a_coarser_copy_comes_with_target_rows_as_precise_as_the_file():
     centres = FrozenCentres(stored_centres(rows(), "t"), unit_dtype=torch.bfloat16)
     assert torch.equal(centres.unit_centres(), unit_rows(rows()).bfloat16())
-    target = centres.target_centres(torch.tensor([3, -1, 1]))
-    assert target is not None
+    target = centres.target_store().rows_of(torch.tensor([3, -1, 1]))
     assert torch.equal(target[[0, 2]], unit_rows(rows())[[3, 1]])
 
 

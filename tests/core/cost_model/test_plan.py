@@ -91,7 +91,19 @@ def test_what_cannot_fit_is_refused_with_the_reason_and_what_would():
 
 
 def test_half_precision_centres_make_room():
-    assert _plan(DISTILLED, "centres.half=bfloat16", identities=55_000_000).memory_gb["centres"] < 129.0
+    assert _plan(DISTILLED, "centres.half=bfloat16", identities=55_000_000).memory_gb["centres"] < 57.0
+
+
+def test_a_hundred_million_identities_fit_one_h200_in_half_precision():
+    plan = _plan(DISTILLED, "centres.half=bfloat16", STORED, identities=100_000_000)
+    assert plan.memory_gb["centres"] == pytest.approx((2 * 512 + 4) * 0.1)
+    assert plan.memory_gb["centres"] + plan.memory_gb["softmax workspace"] <= 125.0
+
+
+def test_exact_precisions_read_exact_centres():
+    assert _plan(DISTILLED, identities=1_000_000).memory_gb["centres"] == pytest.approx(6 * 0.512)
+    exact = _plan(DISTILLED, "precision=float32", identities=1_000_000)
+    assert exact.memory_gb["centres"] == pytest.approx(8 * 0.512)
 
 
 def test_trainable_centres_are_sharded_only_where_they_do_not_fit():

@@ -42,6 +42,7 @@ from adadistill.core.training.non_finite import NonFiniteError
 from adadistill.core.training.run import ResumeError, run_training
 from adadistill.core.training.run_folder import RunFolderError
 from adadistill.core.training.training_step import TrainingStep
+from adadistill.kernels import class_products, margin_softmax
 from adadistill.loaders.batch import Batch
 from adadistill.loaders.pipeline import ImagePipeline
 from adadistill.loaders.sample_order import SampleOrder
@@ -421,6 +422,36 @@ def test_resuming_with_another_teacher_under_the_same_path_is_refused(data: Path
         run_training(recipe, tmp_path / "run", ranks=RANKS, resume="auto")
 
 
+@pytest.mark.parametrize("placement", ["replicated", "sharded"])
+def test_trained_centres_are_multiplied_as_the_precision_says_and_stay_float32(
+    placement: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """The path that CUDA takes under bfloat16 autocast, taken on the CPU; without it every operand is float32."""
+    write_tiny_records(tmp_path)
+    recipe = tiny_recipe(
+        tmp_path, centres__kind="trainable", centres__placement=placement, teacher="null", geometry_margin__mode="off"
+    )
+    original = class_products.product
+    seen: set[torch.dtype] = set()
+
+    def watched(left: torch.Tensor, right: torch.Tensor, accumulate: torch.dtype) -> torch.Tensor:
+        seen.update((left.dtype, right.dtype))
+        return original(left, right, accumulate)
+
+    for where in (margin_softmax, class_products):
+        monkeypatch.setattr(where, "product", watched)
+    found = {}
+    for name, operands in (("exact", None), ("half", torch.bfloat16)):
+        monkeypatch.setattr(run, "trained_product_dtype", lambda autocast, device, operands=operands: operands)
+        seen.clear()
+        run_training(recipe, tmp_path / name, ranks=Ranks())
+        assert seen == {operands or torch.float32}
+        found[name] = load_checkpoint(sorted((tmp_path / name / "checkpoints").glob("step-*"))[-1])
+    one, other = (found[name].row_sharded["class_centres"] for name in found)
+    assert one.dtype == other.dtype == torch.float32
+    assert 0.0 < (one - other).abs().max() <= 0.02 * one.abs().max()
+
+
 @pytest.mark.parametrize("half", ["bfloat16", "float16"])
 def test_half_precision_centres_train_save_and_resume_to_the_same_bits(half: str, tmp_path: Path):
     write_tiny_records(tmp_path)
@@ -437,3 +468,9 @@ def test_half_precision_centres_train_save_and_resume_to_the_same_bits(half: str
     centres = [state.row_sharded["class_centres"] for state in states]
     assert centres[0].dtype == getattr(torch, half)
     assert torch.equal(*centres)
+    # As far from those of a float32 run as docs/kernels.md says.
+    exact = tiny_recipe(tmp_path, log__every=1, checkpoint__every_steps=4)
+    run_training(exact, tmp_path / "exact", ranks=Ranks())
+    state = load_checkpoint(sorted((tmp_path / "exact" / "checkpoints").glob("step-*"))[-1])
+    off = 1.0 - torch.cosine_similarity(centres[0].double(), state.row_sharded["class_centres"].double())
+    assert 0.0 < off.max() <= {"bfloat16": 4e-6, "float16": 1e-7}[half]
