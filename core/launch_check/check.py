@@ -26,7 +26,7 @@ from adadistill.core.launch_check.teacher_files import check_teacher_files
 from adadistill.core.launch_check.written_files import WrittenPath, check_run_folder, written_paths
 from adadistill.core.recipe import Recipe, recipe_hash
 from adadistill.core.seeding import derive_seed
-from adadistill.core.training.run import refuse_other_beginning
+from adadistill.core.training.resume import refuse_other_beginning
 from adadistill.core.training.run_folder import RunFolder
 from adadistill.loaders.sample_order import SampleOrder
 

@@ -11,7 +11,7 @@ from adadistill.core.checkpoints.files import MANIFEST_NAME, step_of
 from adadistill.core.checkpoints.peek import peek_checkpoint
 from adadistill.core.launch_check.findings import Findings, stat_of
 from adadistill.core.recipe import Recipe
-from adadistill.core.training.run import refuse_other_run
+from adadistill.core.training.resume import refuse_other_run
 from adadistill.loaders.image_source import ImageSource
 
 

@@ -21,7 +21,8 @@ from adadistill.core.centres.class_centres import CentresConfig
 from adadistill.core.centres.sharded_centres import ShardedCentres
 from adadistill.core.checkpoints import load_checkpoint, newest_valid_checkpoint
 from adadistill.core.distributed import Ranks
-from adadistill.core.training.run import ResumeError, run_training
+from adadistill.core.training.resume import ResumeError
+from adadistill.core.training.run import run_training
 
 WORKER = Path(__file__).parent.parent / "sharded_centres_worker.py"
 

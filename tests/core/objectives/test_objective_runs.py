@@ -12,7 +12,8 @@ from tiny_training import tiny_recipe, write_tiny_records
 from adadistill.core.centres.centre_files import CentresFileError, read_centres, stored_centres, write_centres
 from adadistill.core.checkpoints import Checkpoint, newest_valid_checkpoint
 from adadistill.core.distributed import Ranks
-from adadistill.core.training.run import ResumeError, run_training
+from adadistill.core.training.resume import ResumeError
+from adadistill.core.training.run import run_training
 
 RANKS = Ranks()
 TRAINABLE = {"teacher": "null", "centres__kind": "trainable", "geometry_margin__mode": "off"}

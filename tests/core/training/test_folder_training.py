@@ -18,7 +18,8 @@ from adadistill.core.network_checkpoint import save_network
 from adadistill.core.stopping.stop_signal import StopSignal
 from adadistill.core.teachers import record_binding
 from adadistill.core.teachers.cache_build import build_cache
-from adadistill.core.training.run import ResumeError, run_training
+from adadistill.core.training.resume import ResumeError
+from adadistill.core.training.run import run_training
 from adadistill.loaders.image_folder import ImageFileError, ImageFolder
 from adadistill.loaders.image_records import ImageRecords
 from adadistill.loaders.packed_store import PackMismatchError, pack_records

@@ -39,7 +39,8 @@ from adadistill.core.teachers.stored_embeddings import StoredEmbeddings
 from adadistill.core.training.lagged_readback import CUDA_LAG, LaggedReadback
 from adadistill.core.training.metrics_log import read_metrics
 from adadistill.core.training.non_finite import NonFiniteError
-from adadistill.core.training.run import ResumeError, run_training
+from adadistill.core.training.resume import ResumeError
+from adadistill.core.training.run import run_training
 from adadistill.core.training.run_folder import RunFolderError
 from adadistill.core.training.training_step import TrainingStep
 from adadistill.kernels import class_products, margin_softmax

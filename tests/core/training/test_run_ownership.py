@@ -19,7 +19,8 @@ from adadistill.core.distributed import Ranks, announced_ranks
 from adadistill.core.recipe import dump_recipe
 from adadistill.core.training import run
 from adadistill.core.training.folder_owner import owned_folder, this_launch
-from adadistill.core.training.run import ResumeError, run_training
+from adadistill.core.training.resume import ResumeError
+from adadistill.core.training.run import run_training
 from adadistill.core.training.run_folder import RunFolder, RunFolderError
 from adadistill.recipes import train
 
