@@ -10,6 +10,8 @@ import importlib
 import sys
 from collections.abc import Sequence
 
+from adadistill.recipes.entry_point import entry_point
+
 VERBS = {
     "inspect": ("inspect", "run", "say what a file or folder is, from its bytes, and what to do with it"),
     "verify": ("verify", "run", "report every bad record; seal a good file"),
@@ -25,9 +27,10 @@ VERBS = {
 """(module, function that takes the rest of the line, what it does)."""
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+@entry_point("adadistill data")
+def main(argv: Sequence[str]) -> int:
     """Run a verb. Exit code 0: done; 1: the data is bad; 2: the command is wrong."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
+    arguments = list(argv)
     if not arguments or arguments[0] in ("-h", "--help"):
         print(_usage())
         return 0 if arguments else 2
