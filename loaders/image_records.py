@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from adadistill.loaders.command_text import quoted
 from adadistill.loaders.image_source import EncodedImage, SealUse
 from adadistill.loaders.record_index import RecordIndex, load_record_index
 from adadistill.loaders.record_seal import RecordSeal, SealError, open_seal, seal_path
@@ -111,7 +112,7 @@ class ImageRecords:
             if seal is None and self._use_seal == "require":
                 raise SealError(
                     f"{seal_path(self.path)} is not there, and the records must be sealed. Copy it beside them, or "
-                    f"write it: adadistill data verify --seal {self.path}"
+                    f"write it: adadistill data verify --seal {quoted(self.path)}"
                 )
             if seal is not None:
                 seal.require(self._file, index)
