@@ -59,7 +59,7 @@ from adadistill.recipes.ablation.runs import (
     read_states,
     refuse_mixtures,
 )
-from adadistill.recipes.entry_point import entry_point
+from adadistill.recipes.entry_point import entry_point, log_to_stderr
 from adadistill.recipes.outputs import will_write_folder
 
 logger = logging.getLogger("adadistill")
@@ -120,9 +120,7 @@ def listing(plan: AblationPlan, states: dict[PlannedRun, RunState]) -> str:
 
 def _run(plan: AblationPlan, ranks: Ranks) -> int:
     """Train what is not finished, one run after the other, and report; the exit code, equal on all ranks."""
-    logging.basicConfig(
-        format="%(asctime)s  %(message)s", datefmt="%H:%M:%S", level=logging.INFO if ranks.is_main else logging.ERROR
-    )
+    log_to_stderr(speaks=ranks.is_main)
     states = _claim(plan, ranks)
     failures: dict[PlannedRun, str] = {}
     runs = list(plan.runs())
@@ -202,7 +200,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="adadistill ablate",
         description="\n".join([__doc__ or "", "Shipped variants:", *lines]),
-        formatter_class=_Formatter,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("recipe", help="YAML file, or the name of a recipe that ships with the package")
     parser.add_argument("overrides", nargs="*", metavar="key.path=value", help="of the recipe, below the variants")
@@ -220,10 +218,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--dry-run", action="store_true", help="list runs and where they are; write nothing")
     parser.add_argument("--device", help="cpu, cuda or cuda:N (default: CUDA where there is one)")
     return parser
-
-
-class _Formatter(argparse.RawDescriptionHelpFormatter):
-    """Keeps the line breaks of the module's docstring."""
 
 
 if __name__ == "__main__":

@@ -51,7 +51,7 @@ from adadistill.loaders.teacher_cache import (
 )
 from adadistill.loaders.teacher_cache.header import KIND
 from adadistill.recipes.block_report import BlockReport, verify_blocks
-from adadistill.recipes.entry_point import entry_point
+from adadistill.recipes.entry_point import entry_point, log_to_stderr
 from adadistill.recipes.outputs import will_write_folder
 
 logger = logging.getLogger("adadistill")
@@ -84,7 +84,7 @@ def _build(arguments: argparse.Namespace) -> None:
     if recipe.teacher is not None and recipe.teacher.cache is not None:
         will_write_folder(Path(recipe.teacher.cache), remedy="name another as teacher.cache")
     with distributed_session(arguments.device) as ranks, listen_for_stop() as stop:
-        _set_up_logging(speaks=ranks.is_main)
+        log_to_stderr(speaks=ranks.is_main)
         result = build_cache(
             recipe,
             ranks=ranks,
@@ -99,7 +99,7 @@ def _build(arguments: argparse.Namespace) -> None:
 
 def _import(arguments: argparse.Namespace) -> None:
     will_write_folder(arguments.folder)
-    _set_up_logging(speaks=True)
+    log_to_stderr(speaks=True)
     with listen_for_stop() as stop:
         result = import_embeddings(
             arguments.rows,
@@ -121,7 +121,7 @@ def _verify(arguments: argparse.Namespace) -> None:
         raise ValueError("--recompute embeds with the teacher of a recipe; name it with --recipe")
     if arguments.overrides and arguments.recipe is None:
         raise ValueError(f"{arguments.overrides[0]} replaces a value of a recipe; name it with --recipe")
-    _set_up_logging(speaks=True)
+    log_to_stderr(speaks=True)
     cache = TeacherCache(arguments.folder)
     with distributed_session(arguments.device) as ranks:
         recipe = None
@@ -230,19 +230,10 @@ def _print_result(result: CacheBuildResult) -> None:
         print("  it was already complete")
 
 
-def _set_up_logging(*, speaks: bool) -> None:
-    """Rank 0 says what happens, the others only what went wrong."""
-    logging.basicConfig(
-        format="%(asctime)s  %(message)s", datefmt="%H:%M:%S", level=logging.INFO if speaks else logging.ERROR
-    )
-
-
-class _Formatter(argparse.RawDescriptionHelpFormatter):
-    """Keeps the line breaks of descriptions."""
-
-
 def _parser(verb: str, description: str) -> argparse.ArgumentParser:
-    return argparse.ArgumentParser(prog=f"adadistill cache {verb}", description=description, formatter_class=_Formatter)
+    return argparse.ArgumentParser(
+        prog=f"adadistill cache {verb}", description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
 
 
 def _build_parser() -> argparse.ArgumentParser:

@@ -11,13 +11,14 @@ import codecs
 import errno
 import functools
 import io
+import logging
 import os
 import re
 import select
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
-from typing import Any
+from typing import Any, Protocol
 
 from adadistill.core.stopping.stop_signal import StopRequested, leave_at_once_from_here_on
 
@@ -40,7 +41,12 @@ NOBODY_READS = 128 + 13
 """Exit code of a verb whose result is what it prints, and whose reader went away: as of a process that SIGPIPE ends."""
 
 Main = Callable[[Sequence[str]], "int | None"]
-Wrapped = Callable[["Sequence[str] | None"], int]
+
+
+class Wrapped(Protocol):
+    """A `main` of the arguments given, or of the command line."""
+
+    def __call__(self, argv: Sequence[str] | None = None, /) -> int: ...
 
 
 def entry_point(
@@ -76,6 +82,27 @@ def entry_point(
         return run
 
     return wrap
+
+
+def known_verb(prog: str, words: Sequence[str], verbs: Collection[str], usage: str) -> int | None:
+    """None where a command begins with a verb; else the exit code, once the usage or what is wrong has been told."""
+    if not words or words[0] in ("-h", "--help"):
+        print(usage)
+        return 0 if words else 2
+    if words[0] in verbs:
+        return None
+    import difflib
+
+    near = difflib.get_close_matches(words[0], verbs, n=1)
+    hint = f"; did you mean `{near[0]}`?" if near else ""
+    print(f"{prog}: unknown verb {words[0]!r}{hint}\n\n{usage}", file=sys.stderr)
+    return 2
+
+
+def log_to_stderr(*, speaks: bool = True, otherwise: int = logging.ERROR) -> None:
+    """Lines with the time of day: rank 0 says what happens, the others only what went wrong."""
+    level = logging.INFO if speaks else otherwise
+    logging.basicConfig(format="%(asctime)s  %(message)s", datefmt="%H:%M:%S", level=level)
 
 
 def begin_program() -> None:

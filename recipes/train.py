@@ -19,7 +19,6 @@ if __name__ == "__main__":  # a signal may come before torch is imported, which 
     begin_program()
 
 import argparse
-import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -31,7 +30,7 @@ from adadistill.core.recipe import load_recipe
 from adadistill.core.training.run import run_training
 from adadistill.core.training.trainer import TrainingResult
 from adadistill.recipes.dry_run import add_dry_run_options, dry_run, refuse_without_dry_run
-from adadistill.recipes.entry_point import entry_point
+from adadistill.recipes.entry_point import entry_point, log_to_stderr
 from adadistill.recipes.outputs import will_write_folder
 from adadistill.recipes.profiled_launch import (
     add_profile_options,
@@ -58,7 +57,7 @@ def main(argv: Sequence[str]) -> int:
         hand_to_nsys(argv, folder, run=arguments.run)
         return 0
     with distributed_session(arguments.device) as ranks:
-        _set_up_logging(speaks=ranks.is_main)
+        log_to_stderr(speaks=ranks.is_main)
         result = run_training(
             recipe,
             folder,
@@ -73,7 +72,9 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="adadistill train", description=__doc__, formatter_class=_Formatter)
+    parser = argparse.ArgumentParser(
+        prog="adadistill train", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("recipe", help="YAML file, or the name of a recipe that ships with the package")
     parser.add_argument("overrides", nargs="*", metavar="key.path=value", help="replace values of the recipe")
     parser.add_argument("--out", type=Path, help="run folder (default: runs/<name of the recipe>)")
@@ -89,17 +90,6 @@ def _parser() -> argparse.ArgumentParser:
     add_profile_options(parser)
     add_dry_run_options(parser)
     return parser
-
-
-class _Formatter(argparse.RawDescriptionHelpFormatter):
-    """Keeps the line breaks of the module's docstring."""
-
-
-def _set_up_logging(*, speaks: bool) -> None:
-    """Rank 0 says what happens, the others only what went wrong."""
-    logging.basicConfig(
-        format="%(asctime)s  %(message)s", datefmt="%H:%M:%S", level=logging.INFO if speaks else logging.ERROR
-    )
 
 
 def _report(result: TrainingResult, folder: Path) -> None:

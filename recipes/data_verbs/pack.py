@@ -32,7 +32,7 @@ from adadistill.loaders.open_images import open_images
 from adadistill.loaders.packed_store import PackedStore, PackProgress, PackResult, pack_records
 from adadistill.loaders.pixels import ImageLimits
 from adadistill.recipes.block_report import BlockReport, verify_blocks
-from adadistill.recipes.entry_point import entry_point
+from adadistill.recipes.entry_point import entry_point, log_to_stderr
 from adadistill.recipes.outputs import will_write_folder
 
 logger = logging.getLogger("adadistill")
@@ -43,11 +43,7 @@ def run(argv: Sequence[str]) -> int:
     """Run `adadistill data pack`; returns the exit code."""
     arguments = build_parser().parse_args(argv)
     ranks = _ranks()
-    logging.basicConfig(
-        format="%(asctime)s  %(message)s",
-        datefmt="%H:%M:%S",
-        level=logging.INFO if ranks.is_main else logging.WARNING,
-    )
+    log_to_stderr(speaks=ranks.is_main, otherwise=logging.WARNING)
     will_write_folder(arguments.folder)
     with listen_for_stop() as stop:
         _pack(arguments, ranks, stop)

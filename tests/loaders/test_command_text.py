@@ -22,7 +22,7 @@ def test_a_name_comes_back_as_one_word(name: str):
 def test_next_steps_name_a_path_with_spaces_as_one_word(tmp_path: Path):
     folder = tmp_path / "a b"
     write_synthetic_records(folder, SyntheticFacesConfig(image_size=32, identities=2, images_per_identity=2))
-    steps = [step for step in inspect_path(folder / "train.rec").next_steps]
+    steps = inspect_path(folder / "train.rec").next_steps
     steps = [step[step.index("adadistill ") :] for step in steps if "adadistill " in step]
     assert steps
     for step in steps:
