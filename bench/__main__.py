@@ -15,6 +15,8 @@ from pathlib import Path
 
 from adadistill.bench import suite
 from adadistill.bench.catalogue import Bench, UnknownBenchError, bench_named, benches, tiny_arguments
+from adadistill.recipes.entry_point import entry_point
+from adadistill.recipes.outputs import will_write, will_write_folder
 
 _SEVERAL = {
     "kernels": "every kernel bench, one after the other, with its defaults",
@@ -37,9 +39,10 @@ Every bench takes `--rows FILE`, JSONL that rows are appended to (relative: unde
 bench/results), and `--tiny`, for seconds on any CPU. docs/benchmarks.md says what each isolates and how to read it."""
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+@entry_point("bench")
+def main(argv: Sequence[str]) -> int:
     """Run what is named; returns its exit code."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
+    arguments = list(argv)
     if not arguments or arguments[0] in ("-h", "--help"):
         print(_usage())
         return 0 if arguments else 2
@@ -62,13 +65,12 @@ def _run_one(bench: Bench, arguments: list[str]) -> int:
             arguments = [word for word in arguments if word != "--tiny"]
             arguments = [*tiny_arguments(bench, Path(folder)), *arguments]
         module = importlib.import_module(bench.module)
-        from adadistill.core.distributed import LaunchError
+        if "--rows" in arguments[:-1]:
+            from adadistill.bench.rows import results_folder
 
-        try:
-            return int(module.main(arguments) or 0)
-        except LaunchError as error:
-            print(f"bench {bench.name}: {error}", file=sys.stderr)
-            return 2
+            rows = results_folder() / arguments[arguments.index("--rows") + 1]  # which may be absolute
+            will_write(rows, is_result=False, makes_parents=True, remedy="name another file with --rows")
+        return int(module.main(arguments) or 0)
 
 
 def _run_kernels(arguments: Sequence[str]) -> int:
@@ -124,6 +126,7 @@ def _run_jobs(listed: Sequence[suite.Job], options: argparse.Namespace, parser: 
             print(f"{job.name:<26} at most {job.limit_s:>4.0f} s   python {' '.join(job.command)}")
         return 0
     if options.out is not None:
+        will_write_folder(options.out, remedy="name another with --out")
         os.environ["OUT"] = str(options.out.resolve())
     elif options.tiny:
         with tempfile.TemporaryDirectory(prefix="adadistill-tiny-") as folder:

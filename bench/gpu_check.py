@@ -18,7 +18,9 @@ TESTS = suite.Job("gpu tests", ("-m", "pytest", "-q", "-m", "gpu", "tests"), 240
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the jobs; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m adadistill.bench.gpu_check", description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m adadistill.bench.gpu_check", description=(__doc__ or "").split("\n")[0]
+    )
     parser.add_argument("--minutes", type=float, default=8.0, help="time budget of the whole check")
     parser.add_argument("--only", nargs="+", metavar="TEXT", help="run the jobs whose names hold one of these")
     parser.add_argument("--faces", type=Path, help="folder of real faces (default: $ADADISTILL_DATA/faces)")

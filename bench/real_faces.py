@@ -63,7 +63,9 @@ def build_recipe(
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Train, print and append rows, one for each kind and seed."""
-    parser = argparse.ArgumentParser(prog="python -m adadistill.bench real_faces", description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m adadistill.bench real_faces", description=(__doc__ or "").split("\n")[0]
+    )
     parser.add_argument("data", type=Path, help="folder with train.rec, teacher_embeddings.npy, faces_holdout.bin")
     parser.add_argument("overrides", nargs="*", metavar="key.path=value")
     parser.add_argument("--kinds", nargs="+", choices=sorted(_KINDS), default=sorted(_KINDS))

@@ -85,7 +85,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m adadistill.bench scaling", description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m adadistill.bench scaling", description=(__doc__ or "").split("\n")[0]
+    )
     parser.add_argument("--ranks", type=int, nargs="+", default=[1, 2], help="processes; the first is compared with")
     parser.add_argument("--kinds", nargs="+", choices=_KINDS, default=["stored"], help="teacher or centres")
     parser.add_argument("--arch", default="mobilefacenet")

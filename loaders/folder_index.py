@@ -31,6 +31,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from adadistill.loaders.command_text import quoted
 from adadistill.loaders.folders import (
     LISTING_THREADS,
     FolderListing,
@@ -96,11 +97,11 @@ def load_folder_index(
         return FolderIndex(list_folder(folder, links), None)
     path = folder_index_path(folder) if path is None else path
     stored = read_folder_index(path) if path.is_file() else None
-    remedy = f"adadistill data index {folder}"
+    remedy = f"adadistill data index {quoted(folder)}"
     if seal == "require" and (stored is None or stored.crc32 is None):
         raise SealError(
             f"{path} {'is not there' if stored is None else 'holds no checksums'}, and the images must be sealed. Copy "
-            f"it beside them, or write it: adadistill data verify --seal {folder}"
+            f"it beside them, or write it: adadistill data verify --seal {quoted(folder)}"
         )
     if stored is None:
         return FolderIndex(list_folder(folder, links), None)
@@ -124,7 +125,7 @@ def load_folder_index(
         raise SealError(
             f"{path} was made for {len(stored.listing.images)} images of {len(stored.listing.identities)} identities, "
             f"{folder} holds {len(listing.images)} of {len(listing.identities)}, or of other names or sizes. If that "
-            f"was done on purpose, seal them anew: adadistill data verify --seal --reseal {folder}"
+            f"was done on purpose, seal them anew: adadistill data verify --seal --reseal {quoted(folder)}"
         )
     logger.warning("%s is stale: the folder was changed, and is listed. Write it anew: %s", path, remedy)
     return FolderIndex(listing, None)

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from adadistill.loaders.command_text import quoted
 from adadistill.loaders.first_bytes import what_it_is
 from adadistill.loaders.image_source import EncodedImage, SealUse
 from adadistill.loaders.record_index import RecordIndex, load_record_index
@@ -121,7 +122,7 @@ class ImageRecords:
             if seal is None and self._use_seal == "require":
                 raise SealError(
                     f"{seal_path(self.path)} is not there, and the records must be sealed. Copy it beside them, or "
-                    f"write it: adadistill data verify --seal {self.path}"
+                    f"write it: adadistill data verify --seal {quoted(self.path)}"
                 )
             if seal is not None:
                 seal.require(self._file, index)

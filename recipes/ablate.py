@@ -17,9 +17,9 @@ folder or the launch is wrong; 143 stopped by SIGTERM after saving (130 by SIGIN
 from __future__ import annotations
 
 if __name__ == "__main__":  # a signal may come before torch is imported, which takes seconds
-    from adadistill.core.stopping.stop_signal import leave_at_once_from_here_on
+    from adadistill.recipes.entry_point import begin_program
 
-    leave_at_once_from_here_on()
+    begin_program()
 
 import argparse
 import dataclasses
@@ -33,9 +33,8 @@ from pathlib import Path
 import torch
 
 from adadistill.core.checkpoints import CheckpointError
-from adadistill.core.distributed import LaunchError, Ranks, barrier, broadcast_text, distributed_session
+from adadistill.core.distributed import Ranks, barrier, broadcast_text, distributed_session
 from adadistill.core.host_memory import keep_freed_memory
-from adadistill.core.stopping.stop_signal import StopRequested
 from adadistill.core.training.non_finite import NonFiniteError
 from adadistill.core.training.run import run_training
 from adadistill.core.training.run_folder import RunFolderError
@@ -60,6 +59,8 @@ from adadistill.recipes.ablation.runs import (
     read_states,
     refuse_mixtures,
 )
+from adadistill.recipes.entry_point import entry_point, log_to_stderr
+from adadistill.recipes.outputs import will_write_folder
 
 logger = logging.getLogger("adadistill")
 
@@ -80,32 +81,27 @@ AGREED_ERRORS = (NonFiniteError, NonFiniteEmbeddingsError)
 """Of these, what every rank raises at the same step. After any other, ranks may no longer be at the same place."""
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+@entry_point("adadistill ablate", after_stop="go on with the same command")
+def main(argv: Sequence[str]) -> int:
     """Plan, train, report; returns the exit code."""
     arguments = _parser().parse_intermixed_args(argv)
     keep_freed_memory()
-    try:
-        plan = plan_ablation(
-            arguments.recipe,
-            arguments.overrides,
-            variants=arguments.variants,
-            vary=arguments.vary,
-            seeds=arguments.seeds,
-            baseline=arguments.baseline,
-            folder=arguments.out,
-        )
-        check_folder(plan)
-        if arguments.dry_run:
-            print(listing(plan, read_states(plan)))
-            return 0
-        with distributed_session(arguments.device) as ranks:
-            return _run(plan, ranks)
-    except StopRequested as stop:
-        logger.info("%s; go on with the same command", stop)
-        return stop.exit_code
-    except (ValueError, OSError, LaunchError) as error:
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
-        return 2
+    plan = plan_ablation(
+        arguments.recipe,
+        arguments.overrides,
+        variants=arguments.variants,
+        vary=arguments.vary,
+        seeds=arguments.seeds,
+        baseline=arguments.baseline,
+        folder=arguments.out,
+    )
+    check_folder(plan)
+    if arguments.dry_run:
+        print(listing(plan, read_states(plan)))
+        return 0
+    will_write_folder(plan.folder, remedy="give another --out")
+    with distributed_session(arguments.device) as ranks:
+        return _run(plan, ranks)
 
 
 def listing(plan: AblationPlan, states: dict[PlannedRun, RunState]) -> str:
@@ -124,9 +120,7 @@ def listing(plan: AblationPlan, states: dict[PlannedRun, RunState]) -> str:
 
 def _run(plan: AblationPlan, ranks: Ranks) -> int:
     """Train what is not finished, one run after the other, and report; the exit code, equal on all ranks."""
-    logging.basicConfig(
-        format="%(asctime)s  %(message)s", datefmt="%H:%M:%S", level=logging.INFO if ranks.is_main else logging.ERROR
-    )
+    log_to_stderr(speaks=ranks.is_main)
     states = _claim(plan, ranks)
     failures: dict[PlannedRun, str] = {}
     runs = list(plan.runs())
@@ -202,9 +196,11 @@ def _reason(error: BaseException) -> str:
 
 
 def _parser() -> argparse.ArgumentParser:
-    shipped = "\n".join(f"  {name:<20} {variant_description(path)}" for name, path in shipped_variants().items())
+    lines = [f"  {name:<20} {variant_description(path)}" for name, path in shipped_variants().items()]
     parser = argparse.ArgumentParser(
-        prog="adadistill ablate", description=f"{__doc__}\nShipped variants:\n{shipped}", formatter_class=_Formatter
+        prog="adadistill ablate",
+        description="\n".join([__doc__ or "", "Shipped variants:", *lines]),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("recipe", help="YAML file, or the name of a recipe that ships with the package")
     parser.add_argument("overrides", nargs="*", metavar="key.path=value", help="of the recipe, below the variants")
@@ -222,10 +218,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--dry-run", action="store_true", help="list runs and where they are; write nothing")
     parser.add_argument("--device", help="cpu, cuda or cuda:N (default: CUDA where there is one)")
     return parser
-
-
-class _Formatter(argparse.RawDescriptionHelpFormatter):
-    """Keeps the line breaks of the module's docstring."""
 
 
 if __name__ == "__main__":

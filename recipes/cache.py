@@ -16,9 +16,9 @@ recipe, a file it names or the launch is wrong, or the cache is another one; 143
 from __future__ import annotations
 
 if __name__ == "__main__":  # a signal may come before torch is imported, which takes seconds
-    from adadistill.core.stopping.stop_signal import leave_at_once_from_here_on
+    from adadistill.recipes.entry_point import begin_program
 
-    leave_at_once_from_here_on()
+    begin_program()
 
 import argparse
 import json
@@ -27,15 +27,13 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from adadistill.core.checkpoints import CheckpointError
-from adadistill.core.distributed import LaunchError, Ranks, distributed_session
+from adadistill.core.distributed import Ranks, distributed_session
 from adadistill.core.host_memory import keep_freed_memory
 from adadistill.core.recipe import Recipe, load_recipe, recipe_augmentation
-from adadistill.core.stopping.stop_signal import StopRequested, listen_for_stop
+from adadistill.core.stopping.stop_signal import listen_for_stop
 from adadistill.core.teachers import expected_identity, record_binding
 from adadistill.core.teachers.cache_build import (
     BuildProgress,
-    CacheBuildError,
     CacheBuildResult,
     build_cache,
     recompute_rows,
@@ -43,20 +41,18 @@ from adadistill.core.teachers.cache_build import (
 from adadistill.core.teachers.cache_import import DEFAULT_MARGIN, import_embeddings
 from adadistill.core.teachers.cache_views import needed_views
 from adadistill.core.training.metrics_log import format_seconds
-from adadistill.loaders.dali_pipeline import DaliBatchError, DaliMissingError
 from adadistill.loaders.open_images import open_images
 from adadistill.loaders.pipeline import named_records
-from adadistill.loaders.pixels import ImageDecodeError
-from adadistill.loaders.recordio import RecordError
 from adadistill.loaders.stored_blocks.files import HEADER_NAME, read_header_bytes
 from adadistill.loaders.teacher_cache import (
-    CacheDamagedError,
     CacheHeader,
     CacheIncompleteError,
     TeacherCache,
 )
 from adadistill.loaders.teacher_cache.header import KIND
 from adadistill.recipes.block_report import BlockReport, verify_blocks
+from adadistill.recipes.entry_point import entry_point, log_to_stderr
+from adadistill.recipes.outputs import will_write_folder
 
 logger = logging.getLogger("adadistill")
 
@@ -64,39 +60,31 @@ LEAST_COSINE = 0.999
 """Of stored to fresh embeddings. Rounding moves a row by less, another image, colour order or network by far more."""
 
 
-_FAILURES = (CacheBuildError, CacheDamagedError, RecordError, ImageDecodeError, DaliBatchError)
-_MISTAKES = (ValueError, OSError, LaunchError, DaliMissingError, CheckpointError)
-
-
 class CacheDiffersError(RuntimeError):
     """The recipe's teacher does not say what the cache holds."""
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+@entry_point("adadistill cache")
+def main(argv: Sequence[str]) -> int:
     """Run one of the verbs; returns the exit code."""
-    verb, *rest = [*(sys.argv[1:] if argv is None else argv)] or [""]
+    verb, *rest = [*argv] or [""]
     if verb not in _VERBS:
-        print(__doc__, file=sys.stdout if verb in ("-h", "--help") else sys.stderr)
-        return 0 if verb in ("-h", "--help") else 2
+        asked = verb in ("-h", "--help")
+        print(__doc__ or f"verbs: {', '.join(_VERBS)}", file=sys.stdout if asked else sys.stderr)
+        return 0 if asked else 2
     parser, work = _VERBS[verb]
     arguments = parser().parse_intermixed_args(rest)
     keep_freed_memory()
-    try:
-        work(arguments)
-    except StopRequested as stop:
-        logger.info("%s", stop)
-        return stop.exit_code
-    except (*_FAILURES, CacheDiffersError) as error:
-        return _fail(error, 1)
-    except _MISTAKES as error:
-        return _fail(error, 2)
+    work(arguments)
     return 0
 
 
 def _build(arguments: argparse.Namespace) -> None:
     recipe = load_recipe(arguments.recipe, arguments.overrides)
+    if recipe.teacher is not None and recipe.teacher.cache is not None:
+        will_write_folder(Path(recipe.teacher.cache), remedy="name another as teacher.cache")
     with distributed_session(arguments.device) as ranks, listen_for_stop() as stop:
-        _set_up_logging(speaks=ranks.is_main)
+        log_to_stderr(speaks=ranks.is_main)
         result = build_cache(
             recipe,
             ranks=ranks,
@@ -110,7 +98,8 @@ def _build(arguments: argparse.Namespace) -> None:
 
 
 def _import(arguments: argparse.Namespace) -> None:
-    _set_up_logging(speaks=True)
+    will_write_folder(arguments.folder)
+    log_to_stderr(speaks=True)
     with listen_for_stop() as stop:
         result = import_embeddings(
             arguments.rows,
@@ -132,7 +121,7 @@ def _verify(arguments: argparse.Namespace) -> None:
         raise ValueError("--recompute embeds with the teacher of a recipe; name it with --recipe")
     if arguments.overrides and arguments.recipe is None:
         raise ValueError(f"{arguments.overrides[0]} replaces a value of a recipe; name it with --recipe")
-    _set_up_logging(speaks=True)
+    log_to_stderr(speaks=True)
     cache = TeacherCache(arguments.folder)
     with distributed_session(arguments.device) as ranks:
         recipe = None
@@ -241,24 +230,10 @@ def _print_result(result: CacheBuildResult) -> None:
         print("  it was already complete")
 
 
-def _set_up_logging(*, speaks: bool) -> None:
-    """Rank 0 says what happens, the others only what went wrong."""
-    logging.basicConfig(
-        format="%(asctime)s  %(message)s", datefmt="%H:%M:%S", level=logging.INFO if speaks else logging.ERROR
-    )
-
-
-def _fail(error: Exception, code: int) -> int:
-    print(f"{type(error).__name__}: {error}", file=sys.stderr)
-    return code
-
-
-class _Formatter(argparse.RawDescriptionHelpFormatter):
-    """Keeps the line breaks of descriptions."""
-
-
 def _parser(verb: str, description: str) -> argparse.ArgumentParser:
-    return argparse.ArgumentParser(prog=f"adadistill cache {verb}", description=description, formatter_class=_Formatter)
+    return argparse.ArgumentParser(
+        prog=f"adadistill cache {verb}", description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
 
 
 def _build_parser() -> argparse.ArgumentParser:

@@ -9,9 +9,9 @@ kind of device.
 from __future__ import annotations
 
 if __name__ == "__main__":  # a signal may come before torch is imported, which takes seconds
-    from adadistill.core.stopping.stop_signal import leave_at_once_from_here_on
+    from adadistill.recipes.entry_point import begin_program
 
-    leave_at_once_from_here_on()
+    begin_program()
 
 import sys
 from collections.abc import Sequence

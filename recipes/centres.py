@@ -14,7 +14,6 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from adadistill.core.backbones.weight_files import WeightFileError
 from adadistill.core.centres.centre_files import (
     ADAFACE_SUFFIXES,
     CentresFileError,
@@ -24,18 +23,17 @@ from adadistill.core.centres.centre_files import (
     read_centres,
     write_centres,
 )
+from adadistill.recipes.entry_point import entry_point
+from adadistill.recipes.outputs import will_write
 
 _SUFFIXES: dict[CentresFormat, str] = {"safetensors": ".safetensors", "npy": ".npy"}
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+@entry_point("adadistill centres")
+def main(argv: Sequence[str]) -> int:
     """Run `adadistill centres`; 0 when the file was written, 2 when there are no centres to write or no place."""
     options = _parser().parse_args(argv)
-    try:
-        export(options.run, options.out, file_format=options.format, keep_records=not options.drop_records)
-    except (CentresFileError, WeightFileError, OSError) as error:
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
-        return 2
+    export(options.run, options.out, file_format=options.format, keep_records=not options.drop_records)
     return 0
 
 
@@ -59,6 +57,7 @@ def export(source: Path, out: Path, *, file_format: CentresFormat = "safetensors
         )
     if out.exists():  # before minutes of reading
         raise FileExistsError(f"{out} exists already; choose another name or remove it")
+    will_write(out)
     centres = _read(source)
     write_centres(out, centres, file_format=file_format, keep_records=keep_records)
     count, dim = centres.rows.shape

@@ -9,6 +9,9 @@ import importlib
 import sys
 from collections.abc import Sequence
 
+from adadistill.core.stopping.stop_signal import leave_at_once
+from adadistill.recipes.entry_point import entry_point, known_verb
+
 VERBS = {
     "train": ("adadistill.recipes.train", "train a student (or a teacher) from a recipe, in one process"),
     "plan": ("adadistill.recipes.plan", "predict memory, time and bottleneck of a recipe on some devices"),
@@ -30,28 +33,15 @@ VERBS = {
 }
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+@entry_point("adadistill")
+def main(argv: Sequence[str]) -> int:
     """Run a verb; returns its exit code."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
-    if not arguments or arguments[0] in ("-h", "--help"):
-        print(_usage())
-        return 0 if arguments else 2
-    verb, *rest = arguments
-    if verb not in VERBS:
-        import difflib
-
-        near = difflib.get_close_matches(verb, VERBS, n=1)
-        hint = f"; did you mean `{near[0]}`?" if near else ""
-        print(f"adadistill: unknown verb {verb!r}{hint}\n\n{_usage()}", file=sys.stderr)
-        return 2
-    from adadistill.core.stopping.stop_signal import StopRequested, leave_at_once
-
+    code = known_verb("adadistill", argv, VERBS, _usage())
+    if code is not None:
+        return code
+    verb, *rest = argv
     with leave_at_once():
-        try:
-            return int(importlib.import_module(VERBS[verb][0]).main(rest) or 0)
-        except StopRequested as stop:
-            print(f"adadistill {verb}: {stop}", file=sys.stderr)
-            return stop.exit_code
+        return int(importlib.import_module(VERBS[verb][0]).main(rest) or 0)
 
 
 def _usage() -> str:

@@ -12,6 +12,7 @@ from adadistill.core.config.yaml_tree import show_text
 from adadistill.core.config_import import ConfigImportError, ImportedConfig, import_config
 from adadistill.core.config_import.importer import Family, recipe_name
 from adadistill.core.config_import.python_literals import MAX_BYTES
+from adadistill.loaders.command_text import quoted
 
 
 def import_config_file(
@@ -55,7 +56,7 @@ def import_config_file(
         )
         return 2
     if out is not None and not as_json:
-        print(f"written: {out}; look at it with `adadistill train {out} --dry-run`")
+        print(f"written: {out}; look at it with `adadistill train {quoted(out)} --dry-run`")
     return 0
 
 

@@ -26,31 +26,31 @@ from adadistill.core.backbones.public_formats import FORMATS, Publisher
 from adadistill.core.backbones.public_weights import strip_wrappers, swap_colour_order_
 from adadistill.core.backbones.published_form import check_published_file, published_tensors, save_published
 from adadistill.core.backbones.weight_files import WeightFileError, read_weight_file
-from adadistill.core.checkpoints import CheckpointError
 from adadistill.core.network_checkpoint import load_network, save_network
 from adadistill.core.teachers.weight_source import file_sha256, read_public_network
+from adadistill.recipes.entry_point import entry_point
+from adadistill.recipes.outputs import will_write, will_write_folder
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+@entry_point("adadistill convert")
+def main(arguments: Sequence[str]) -> int:
     """Run `adadistill convert`; 0 when the checkpoint was written, 2 when the weights cannot be read or do not fit."""
     options = _parser().parse_args(arguments)
-    try:
-        if options.to is not None:
-            publish(options.source, options.out, publisher=options.to)
-            return 0
-        if options.source.is_dir():
-            raise ValueError(f"{options.source} is a folder; to write its network for public code, say whose with --to")
-        convert(
-            options.source,
-            options.out,
-            arch=options.arch,
-            image_size=options.image_size,
-            weight_format=options.format,
-            colour=options.colour,
-        )
-    except (ValueError, OSError, CheckpointError) as error:
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
-        return 2
+    if options.to is not None:
+        will_write(options.out)
+        publish(options.source, options.out, publisher=options.to)
+        return 0
+    if options.source.is_dir():
+        raise ValueError(f"{options.source} is a folder; to write its network for public code, say whose with --to")
+    will_write_folder(options.out)
+    convert(
+        options.source,
+        options.out,
+        arch=options.arch,
+        image_size=options.image_size,
+        weight_format=options.format,
+        colour=options.colour,
+    )
     return 0
 
 

@@ -5,10 +5,11 @@ Each verb is an entry point of its own, in `data_verbs/<verb>.py` (shuffle, spli
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import sys
 from collections.abc import Sequence
+
+from adadistill.recipes.entry_point import entry_point, known_verb
 
 VERBS = {
     "inspect": ("inspect", "run", "say what a file or folder is, from its bytes, and what to do with it"),
@@ -25,18 +26,13 @@ VERBS = {
 """(module, function that takes the rest of the line, what it does)."""
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+@entry_point("adadistill data")
+def main(argv: Sequence[str]) -> int:
     """Run a verb. Exit code 0: done; 1: the data is bad; 2: the command is wrong."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
-    if not arguments or arguments[0] in ("-h", "--help"):
-        print(_usage())
-        return 0 if arguments else 2
-    verb, *rest = arguments
-    if verb not in VERBS:
-        near = difflib.get_close_matches(verb, VERBS, n=1)
-        hint = f"; did you mean `{near[0]}`?" if near else ""
-        print(f"adadistill data: unknown verb {verb!r}{hint}\n\n{_usage()}", file=sys.stderr)
-        return 2
+    code = known_verb("adadistill data", argv, VERBS, _usage())
+    if code is not None:
+        return code
+    verb, *rest = argv
     module, function, _ = VERBS[verb]
     return int(getattr(importlib.import_module(f"adadistill.recipes.data_verbs.{module}"), function)(rest))
 

@@ -13,9 +13,9 @@ folder holds another run or the launch is wrong; 143 stopped by SIGTERM (130 by 
 from __future__ import annotations
 
 if __name__ == "__main__":  # a signal may come before torch is imported, which takes seconds
-    from adadistill.core.stopping.stop_signal import leave_at_once_from_here_on
+    from adadistill.recipes.entry_point import begin_program
 
-    leave_at_once_from_here_on()
+    begin_program()
 
 import argparse
 import json
@@ -35,10 +35,11 @@ from adadistill.core.evaluation import VerificationSets, evaluate_sets
 from adadistill.core.host_memory import keep_freed_memory
 from adadistill.core.recipe import Recipe, load_recipe
 from adadistill.core.seeding import derive_seed
-from adadistill.core.stopping.stop_signal import StopRequested
 from adadistill.core.training.run import run_training
 from adadistill.core.verification import VerificationResult
 from adadistill.loaders.synthetic_faces import SyntheticFacesConfig, write_synthetic_pairs, write_synthetic_records
+from adadistill.recipes.entry_point import entry_point
+from adadistill.recipes.outputs import will_write_folder
 
 IMAGE_SIZE = 32
 PAIRS = 3000
@@ -76,9 +77,10 @@ class Score:
         return math.sqrt(seeds + self.mean * (1.0 - self.mean) / self.pairs)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+@entry_point("demo", after_stop="a demo starts anew: remove its folder")
+def main(argv: Sequence[str]) -> int:
     """Run the demo; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="adadistill demo", description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(prog="adadistill demo", description="From data to report on synthetic faces.")
     parser.add_argument("--out", type=Path, default=Path("runs/demo"), help="folder (default: runs/demo)")
     parser.add_argument("--seeds", type=int, default=3, help="students of each kind (default: 3)")
     parser.add_argument("overrides", nargs="*", metavar="key.path=value", help="replace values of all three recipes")
@@ -86,17 +88,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.seeds < 1:
         parser.error(f"--seeds must be at least 1, got {arguments.seeds}")
     out: Path = arguments.out
+    will_write_folder(out, remedy="give another --out")
     if out.exists() and any(out.iterdir()):
         print(f"demo: {out} is not empty; remove it or give another --out", file=sys.stderr)
         return 2
     logging.basicConfig(format="%(asctime)s    %(message)s", datefmt="%H:%M:%S", level=logging.WARNING)
     keep_freed_memory()
     started = time.monotonic()
-    try:
-        scores = run(out, seeds=arguments.seeds, overrides=arguments.overrides)
-    except StopRequested as stop:
-        print(f"demo: {stop}; a demo starts anew: remove {out}", file=sys.stderr)
-        return stop.exit_code
+    scores = run(out, seeds=arguments.seeds, overrides=arguments.overrides)
     passed = report(out, scores, seconds=time.monotonic() - started)
     return 0 if passed else 1
 

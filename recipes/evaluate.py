@@ -17,9 +17,9 @@ when a network gives NaN or infinity, or one of several could not be scored, 143
 from __future__ import annotations
 
 if __name__ == "__main__":  # a signal may come before torch is imported, which takes seconds
-    from adadistill.core.stopping.stop_signal import leave_at_once_from_here_on
+    from adadistill.recipes.entry_point import begin_program
 
-    leave_at_once_from_here_on()
+    begin_program()
 
 import argparse
 import math
@@ -29,9 +29,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from adadistill.recipes.entry_point import entry_point
 from adadistill.recipes.report import print_report
 from adadistill.recipes.scoring.benchmark_pass import Forward, score_benchmark
-from adadistill.recipes.scoring.files import Evaluation, write_evaluation
+from adadistill.recipes.scoring.files import Evaluation, check_places, write_evaluation
 from adadistill.recipes.scoring.scored_network import (
     NAMED_SUFFIXES,
     TeacherSource,
@@ -49,46 +50,35 @@ TEACHER_OPTIONS = ("color", "mean", "std", "arch", "format", "revision", "lock")
 """Options that are fields of `TeacherConfig`."""
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+@entry_point("adadistill evaluate", after_stop="what --all has scored and --embeddings has kept stays")
+def main(arguments: Sequence[str]) -> int:
     """Run `adadistill evaluate`; exit codes as the module says."""
     parser = _parser()
     options = parser.parse_args(arguments)
     misuse = _misuse(options)
     if misuse is not None:
         parser.error(misuse)
-    from adadistill.core.checkpoints import CheckpointError
-    from adadistill.core.distributed import LaunchError
-    from adadistill.core.stopping.stop_signal import StopRequested
-    from adadistill.core.verification import NonFiniteEmbeddingsError
-    from adadistill.loaders.record_tools.foreign_sets import ArrowMissingError
-
     names = ("ijb", "tinyface", "out", "batch_size", "device", "precision", "far", "report", "embeddings")
     settings: dict[str, Any] = {name: getattr(options, name) for name in names}
     try:
-        if _many(options):
-            from adadistill.recipes.scoring.folder import evaluate_folder
+        if not _many(options):
+            run(_source(options, options.network), options.sets, **settings)
+            return 0
+        from adadistill.recipes.scoring.folder import evaluate_folder
 
-            scored_all = evaluate_folder(
-                Path(options.network),
-                options.sets,
-                suffixes=tuple(options.suffix or ()),
-                source=lambda path: _source(options, path),
-                best_by=options.best_by,
-                **settings,
-            )
-            return 0 if scored_all else 1
-        run(_source(options, options.network), options.sets, **settings)
-    except StopRequested as stop:
-        print(f"{stop}; what --all has scored and --embeddings has kept stays", file=sys.stderr)
-        return stop.exit_code
-    except NonFiniteEmbeddingsError as error:
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
-        return 1
-    except (ArrowMissingError, CheckpointError, LaunchError, OSError, ValueError) as error:
-        text = str(error) if options.teacher is not None else _in_options(str(error))
-        print(f"{type(error).__name__}: {text}", file=sys.stderr)
-        return 2
-    return 0
+        scored_all = evaluate_folder(
+            Path(options.network),
+            options.sets,
+            suffixes=tuple(options.suffix or ()),
+            source=lambda path: _source(options, path),
+            best_by=options.best_by,
+            **settings,
+        )
+        return 0 if scored_all else 1
+    except ValueError as error:
+        if options.teacher is None:  # then no recipe is about, whose keys an error might name
+            error.args = (_in_options(str(error)),)
+        raise
 
 
 def run(
@@ -136,13 +126,15 @@ def run(
 
     with distributed_session(device) as ranks:
         scored = load_scored(source, ranks)
+        folder = out or scored.folder
+        if ranks.is_main:
+            check_places(folder, embeddings)
         forward = Forward.prepare(scored, precision, batch_size, ranks, embeddings)
         paths = BenchmarkPaths(sets=tuple(sets), ijb=tuple(ijb), tinyface=tuple(tinyface), far=far)
         benchmarks = open_benchmarks(paths, scored.image_size, ranks)
         outcomes = [score_benchmark(scored, one, forward) for one in benchmarks]
         results = {done.result.name: details for done, details in outcomes if details is not None}
         if ranks.is_main:
-            folder = out or scored.folder
             evaluation = Evaluation(
                 name=scored.name,
                 facts=scored.facts,

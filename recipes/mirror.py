@@ -13,21 +13,22 @@ from collections.abc import Sequence
 
 from adadistill.core.metrics_mirror import MirrorError
 from adadistill.core.metrics_mirror.follow import build_parser, mirror, mirror_config
+from adadistill.recipes.entry_point import entry_point
+from adadistill.recipes.outputs import will_write_folder
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+@entry_point("adadistill mirror")
+def main(argv: Sequence[str]) -> int:
     """Copy; returns the exit code."""
     arguments = build_parser().parse_args(argv)
-    try:
-        config = mirror_config(arguments)
-        config.require_packages()
-        if not config.wanted:
-            raise MirrorError("say where to: --tensorboard, --wandb PROJECT, or both")
-        if not (arguments.run / "metrics.jsonl").is_file():
-            raise MirrorError(f"{arguments.run} holds no metrics.jsonl; name the folder of a run")
-    except (MirrorError, ValueError) as error:
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
-        return 2
+    config = mirror_config(arguments)
+    config.require_packages()
+    if not config.wanted:
+        raise MirrorError("say where to: --tensorboard, --wandb PROJECT, or both")
+    if not (arguments.run / "metrics.jsonl").is_file():
+        raise MirrorError(f"{arguments.run} holds no metrics.jsonl; name the folder of a run")
+    for name in config.wanted:
+        will_write_folder(arguments.run / name, remedy="copy the run to where it can be")
     return mirror(arguments.run, config, follow=False)
 
 

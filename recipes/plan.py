@@ -27,24 +27,21 @@ from adadistill.core.cost_model.plan import make_plan
 from adadistill.core.cost_model.step_model import Launch, Plan, PlanError
 from adadistill.core.recipe import Recipe, load_recipe
 from adadistill.loaders.pipeline import named_records
-from adadistill.loaders.recordio import RecordError
 from adadistill.loaders.usable_cpus import usable_cpus
+from adadistill.recipes.entry_point import entry_point
 
 SHIPPED_ROWS = Path(__file__).resolve().parent.parent / "bench" / "results"
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+@entry_point("adadistill plan", codes={"RecordError": 2})
+def main(argv: Sequence[str]) -> int:
     """Parse, plan, print; returns the exit code."""
     arguments = _parser().parse_intermixed_args(argv)
-    try:
-        recipe = load_recipe(arguments.recipe, arguments.overrides)
-        device = DEVICES[arguments.gpu]
-        launch = _launch(recipe, device, arguments)
-        files = sorted(SHIPPED_ROWS.glob("*.jsonl")) if arguments.rows is None else arguments.rows
-        plan = make_plan(recipe, launch, MeasuredRows(files, device))
-    except (ValueError, OSError, RecordError) as error:
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
-        return 2
+    recipe = load_recipe(arguments.recipe, arguments.overrides)
+    device = DEVICES[arguments.gpu]
+    launch = _launch(recipe, device, arguments)
+    files = sorted(SHIPPED_ROWS.glob("*.jsonl")) if arguments.rows is None else arguments.rows
+    plan = make_plan(recipe, launch, MeasuredRows(files, device))
     print(json.dumps(_as_json(recipe, launch, plan), indent=1) if arguments.json else _table(recipe, launch, plan))
     return 0
 

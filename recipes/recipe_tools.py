@@ -21,19 +21,16 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from adadistill.recipes.entry_point import entry_point
+from adadistill.recipes.outputs import will_write
 
-def main(argv: Sequence[str] | None = None) -> int:
+
+@entry_point("adadistill recipes")
+def main(argv: Sequence[str]) -> int:
     """Run a verb; exit codes as the module says."""
     arguments = _parser().parse_args(argv)
-    from adadistill.core.config.strict_yaml import RecipeError
-    from adadistill.core.config_import import ConfigImportError
-
     run: Callable[[argparse.Namespace], int] = arguments.run
-    try:
-        return run(arguments)
-    except (RecipeError, ConfigImportError, OSError) as error:
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
-        return 2
+    return run(arguments)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -143,6 +140,7 @@ def _cp(arguments: argparse.Namespace) -> int:
 
     source = find_recipe(arguments.recipe)
     target = arguments.file / source.name if arguments.file.is_dir() else arguments.file
+    will_write(target, makes_parents=True)
     for written in copy_recipe(source, target, overwrite=arguments.overwrite):
         print(f"written: {written}")
     return 0
@@ -187,6 +185,8 @@ def _diff(arguments: argparse.Namespace) -> int:
 def _import_config(arguments: argparse.Namespace) -> int:
     from adadistill.recipes.config_import_command import import_config_file
 
+    if arguments.out is not None:
+        will_write(arguments.out)
     return import_config_file(
         arguments.config,
         out=arguments.out,

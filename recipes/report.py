@@ -16,8 +16,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from adadistill.recipes.entry_point import entry_point
+from adadistill.recipes.outputs import will_write
 
-def main(arguments: Sequence[str] | None = None) -> int:
+
+@entry_point("adadistill report")
+def main(arguments: Sequence[str]) -> int:
     """Run `adadistill report`; exit codes as the module says."""
     parser = argparse.ArgumentParser(
         prog="adadistill report", description="Evaluations and a training run as one HTML page, and as Markdown."
@@ -28,11 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--show-images", type=Path, nargs="+", default=[], metavar="SET", help="embed the worst pairs of these sets"
     )
     options = parser.parse_args(arguments)
-    try:
-        page, text = write_report(options.folder, out=options.out, shown_sets=options.show_images)
-    except (OSError, ValueError) as error:
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
-        return 2
+    page, text = write_report(options.folder, out=options.out, shown_sets=options.show_images)
     print(f"written to {page} and {text.name}")
     return 0
 
@@ -53,11 +53,14 @@ def write_report(folder: Path, *, out: Path | None = None, shown_sets: Sequence[
     from adadistill.recipes.scoring.files import write_whole
     from adadistill.recipes.scoring.report import gather, report_document
 
+    if out is not None and out.suffix.lower() not in (".html", ".htm"):
+        raise ValueError(f"--out {out}: the page is HTML; give it a name that ends in .html")
+    if out is not None:
+        will_write(out, makes_parents=True)
     material = gather(folder, shown_sets)
-    document = report_document(material)
     page = out or material.results / "report.html"
-    if page.suffix.lower() not in (".html", ".htm"):
-        raise ValueError(f"--out {page}: the page is HTML; give it a name that ends in .html")
+    will_write(page, makes_parents=True, remedy="say with --out where it goes")
+    document = report_document(material)
     text = page.with_suffix(".md")
     page.parent.mkdir(parents=True, exist_ok=True)
     write_whole(page, html_page(document))

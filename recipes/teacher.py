@@ -28,32 +28,27 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from adadistill.recipes.entry_point import entry_point
 from adadistill.recipes.evaluate import positive
+from adadistill.recipes.outputs import will_write
 from adadistill.recipes.scoring.files import write_whole
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+@entry_point("adadistill teacher")
+def main(argv: Sequence[str]) -> int:
     """Run `adadistill teacher check`; exit codes as the module says."""
     options = _parser().parse_intermixed_args(argv)
-    from adadistill.core.checkpoints import CheckpointError
-    from adadistill.core.distributed import LaunchError
     from adadistill.core.recipe import load_recipe
-    from adadistill.core.verification import NonFiniteEmbeddingsError
-    from adadistill.loaders.pixels import ImageDecodeError
-    from adadistill.loaders.recordio import RecordError
     from adadistill.recipes.teacher_check import check_teacher
 
-    try:
-        recipe = load_recipe(options.recipe, options.overrides)
-        report = check_teacher(recipe, images=options.images, batch_size=options.batch_size, device=options.device)
-        print(report.summary())
-        if options.json is not None:
-            write_whole(options.json, json.dumps(report.to_json(), indent=2, allow_nan=False) + "\n")
-            print(f"written to {options.json}")
-    except (NonFiniteEmbeddingsError, RecordError, ImageDecodeError) as error:
-        return _fail(error, 1)
-    except (ValueError, OSError, LaunchError, CheckpointError) as error:
-        return _fail(error, 2)
+    recipe = load_recipe(options.recipe, options.overrides)
+    if options.json is not None:
+        will_write(options.json, is_result=False)
+    report = check_teacher(recipe, images=options.images, batch_size=options.batch_size, device=options.device)
+    print(report.summary())
+    if options.json is not None:
+        write_whole(options.json, json.dumps(report.to_json(), indent=2, allow_nan=False) + "\n")
+        print(f"written to {options.json}")
     if report.failure is not None:
         print(f"FAILED: {report.failure}", file=sys.stderr)
         return 1
@@ -72,11 +67,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--device", help="cpu, cuda or cuda:N (default: CUDA where there is one)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the report there too")
     return parser
-
-
-def _fail(error: Exception, code: int) -> int:
-    print(f"{type(error).__name__}: {error}", file=sys.stderr)
-    return code
 
 
 if __name__ == "__main__":

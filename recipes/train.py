@@ -14,34 +14,24 @@ Exit codes: 0 finished; 1 the run failed (a non-finite step, a damaged record, a
 from __future__ import annotations
 
 if __name__ == "__main__":  # a signal may come before torch is imported, which takes seconds
-    from adadistill.core.stopping.stop_signal import leave_at_once_from_here_on
+    from adadistill.recipes.entry_point import begin_program
 
-    leave_at_once_from_here_on()
+    begin_program()
 
 import argparse
-import logging
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from adadistill.core.checkpoints import CheckpointError
-from adadistill.core.distributed import LaunchError, LostRankError, distributed_session
+from adadistill.core.distributed import distributed_session
 from adadistill.core.host_memory import keep_freed_memory
-from adadistill.core.metrics_mirror import MirrorError
-from adadistill.core.out_of_memory import is_out_of_memory
 from adadistill.core.profiling import under_nsys
 from adadistill.core.recipe import load_recipe
-from adadistill.core.stopping.stop_signal import StopRequested
-from adadistill.core.training.metrics_log import MetricsFileError
-from adadistill.core.training.non_finite import NonFiniteError
 from adadistill.core.training.run import run_training
-from adadistill.core.training.run_folder import RunFolderError
 from adadistill.core.training.trainer import TrainingResult
-from adadistill.loaders.dali_pipeline import DaliBatchError, DaliMissingError
-from adadistill.loaders.pixels import ImageDecodeError
-from adadistill.loaders.recordio import RecordError
 from adadistill.recipes.dry_run import add_dry_run_options, dry_run, refuse_without_dry_run
+from adadistill.recipes.entry_point import entry_point, log_to_stderr
+from adadistill.recipes.outputs import will_write_folder
 from adadistill.recipes.profiled_launch import (
     add_profile_options,
     hand_to_nsys,
@@ -50,64 +40,42 @@ from adadistill.recipes.profiled_launch import (
 )
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+@entry_point("adadistill train", after_stop="go on with --resume auto", codes={"CheckpointError": 1})
+def main(argv: Sequence[str]) -> int:
     """Parse, train, report; returns the exit code."""
     arguments = _parser().parse_intermixed_args(argv)
     if arguments.dry_run:
         return dry_run(arguments)
     keep_freed_memory()
-    try:
-        refuse_without_dry_run(arguments)
-        profile = profile_request(arguments)
-        recipe = load_recipe(arguments.recipe, arguments.overrides)
-        folder = arguments.out or Path("runs") / recipe.name
-        if profile is not None and profile.tool == "nsys" and not under_nsys():
-            refuse_without_cuda(arguments.device)
-            hand_to_nsys(sys.argv[1:] if argv is None else argv, folder, run=arguments.run)
-            return 0
-        with distributed_session(arguments.device) as ranks:
-            _set_up_logging(speaks=ranks.is_main)
-            result = run_training(
-                recipe,
-                folder,
-                ranks=ranks,
-                resume=arguments.resume,
-                resume_allow=arguments.resume_allow,
-                take_over=arguments.take_over,
-                profile=profile,
-            )
-            if ranks.is_main:
-                _report(result, Path(folder))
-    except StopRequested as stop:
-        _set_up_logging(speaks=os.environ.get("RANK", "0") == "0")  # it may have come before any other line
-        logging.getLogger("adadistill").info("%s; go on with --resume auto", stop)
-        return stop.exit_code
-    except (
-        NonFiniteError,
-        CheckpointError,
-        LostRankError,
-        MetricsFileError,
-        RecordError,
-        ImageDecodeError,
-        DaliBatchError,
-    ) as error:
-        return _fail(error, 1)
-    except (ValueError, OSError, LaunchError, RunFolderError, DaliMissingError, MirrorError) as error:
-        return _fail(error, 2)
-    except (MemoryError, RuntimeError) as error:
-        if not is_out_of_memory(error):
-            raise
-        print(
-            f"out of memory: {str(error).partition(chr(10))[0]}\n  {arguments.recipe} needs more than there is: "
-            f"adadistill plan {arguments.recipe} tells what takes it",
-            file=sys.stderr,
+    refuse_without_dry_run(arguments)
+    profile = profile_request(arguments)
+    recipe = load_recipe(arguments.recipe, arguments.overrides)
+    folder = arguments.out or Path("runs") / recipe.name
+    will_write_folder(folder, remedy="give another --out")
+    if profile is not None and profile.tool == "nsys" and not under_nsys():
+        refuse_without_cuda(arguments.device)
+        hand_to_nsys(argv, folder, run=arguments.run)
+        return 0
+    with distributed_session(arguments.device) as ranks:
+        log_to_stderr(speaks=ranks.is_main)
+        result = run_training(
+            recipe,
+            folder,
+            ranks=ranks,
+            resume=arguments.resume,
+            resume_allow=arguments.resume_allow,
+            take_over=arguments.take_over,
+            profile=profile,
         )
-        return 1
+        if ranks.is_main:
+            _report(result, folder)
     return 0
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="adadistill train", description=__doc__, formatter_class=_Formatter)
+    parser = argparse.ArgumentParser(
+        prog="adadistill train", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("recipe", help="YAML file, or the name of a recipe that ships with the package")
     parser.add_argument("overrides", nargs="*", metavar="key.path=value", help="replace values of the recipe")
     parser.add_argument("--out", type=Path, help="run folder (default: runs/<name of the recipe>)")
@@ -128,26 +96,10 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-class _Formatter(argparse.RawDescriptionHelpFormatter):
-    """Keeps the line breaks of the module's docstring."""
-
-
-def _set_up_logging(*, speaks: bool) -> None:
-    """Rank 0 says what happens, the others only what went wrong."""
-    logging.basicConfig(
-        format="%(asctime)s  %(message)s", datefmt="%H:%M:%S", level=logging.INFO if speaks else logging.ERROR
-    )
-
-
 def _report(result: TrainingResult, folder: Path) -> None:
     print(f"finished: {folder}  ({result.images_per_s:.0f} images/s)")
     for name, evaluation in result.evaluations.items():
         print(f"  {name:<16} {evaluation.summary()}")
-
-
-def _fail(error: Exception, code: int) -> int:
-    print(f"{type(error).__name__}: {error}", file=sys.stderr)
-    return code
 
 
 if __name__ == "__main__":

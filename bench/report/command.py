@@ -18,6 +18,7 @@ from adadistill.bench.report.row_sets import load_rows
 from adadistill.bench.report.tables import machines
 from adadistill.bench.report.targets import standings
 from adadistill.bench.row_schema import RowError
+from adadistill.loaders.command_text import quoted
 
 _COMMITTED = Path(__file__).resolve().parent.parent / "results"
 
@@ -107,7 +108,7 @@ def _readme(arguments: argparse.Namespace) -> int:
         if before != after:
             print(
                 f"report: the figures in {path} are not those of the rows; write them anew with "
-                f"`python -m adadistill.bench report --readme {path}`",
+                f"`python -m adadistill.bench report --readme {quoted(path)}`",
                 file=sys.stderr,
             )
         return int(before != after)

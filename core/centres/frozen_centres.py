@@ -22,6 +22,7 @@ from adadistill.core.checkpoints import RowArray
 from adadistill.core.distributed import Ranks, broadcast_text
 from adadistill.core.precision import Precision
 from adadistill.kernels.head_prologue import CentreStore
+from adadistill.loaders.command_text import quoted
 from adadistill.loaders.image_source import ImageSource
 
 logger = logging.getLogger(__name__)
@@ -133,5 +134,5 @@ def _check_fit(stored: StoredCentres, path: str | Path, records: ImageSource, em
             f"{path} holds the class centres of other records ({stored.records:.12}...) than {records.path} "
             f"({records.fingerprint():.12}...), where its rows would mean other people. Point data.records at the file "
             "they were trained on. If you know that the labels agree, say so by exporting them unbound: "
-            f"adadistill centres export {path} OUT.safetensors --drop-records, and set centres.path to that file"
+            f"adadistill centres export {quoted(path)} OUT.safetensors --drop-records, and set centres.path to it"
         )

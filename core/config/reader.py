@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import os
 import re
 from dataclasses import MISSING, is_dataclass
 from types import NoneType
@@ -250,6 +251,8 @@ def _convert(kind: Any, node: Node) -> Any:
         return float(value)
     if kind is float and type(value) is float:
         return value + 0.0  # -0.0 becomes 0.0: equal configs must have equal hashes
+    if kind is str and isinstance(value, str) and value.startswith("~"):
+        return os.path.expanduser(value)  # a path under any key; nothing else begins so
     return value if type(value) is kind else _UNUSABLE
 
 

@@ -259,7 +259,8 @@ def _end_if_it_stays(number: int) -> None:
 def _end(number: int) -> NoReturn:
     leaving = StopRequested(128 + number)
     if os.environ.get("RANK", "0") == "0":
-        os.write(2, f"{leaving}\n".encode())
+        with suppress(OSError):  # nobody may read it
+            os.write(2, f"{leaving}\n".encode())
     end_process(leaving.exit_code)
 
 

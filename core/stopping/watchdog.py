@@ -155,7 +155,8 @@ class Watchdog:
         faulthandler.dump_traceback(self._stack_file, all_threads=True)
         self._stack_file.flush()
         text = f"{verdict}. Stacks of all ranks that could write them are in {self._stacks}; go on with --resume auto"
-        os.write(2, f"rank {own.rank}: HangError: {text}\n".encode())
+        with suppress(OSError):  # nobody may read it
+            os.write(2, f"rank {own.rank}: HangError: {text}\n".encode())
         if self._ranks.is_main and self._ranks.world_size > 1:
             time.sleep(2 * pause_s)  # a launcher ends the other ranks when the first one leaves: let them write theirs
         end_process(HANG_EXIT_CODE)

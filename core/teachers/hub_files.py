@@ -10,6 +10,7 @@ server offers is looked at before anything is fetched.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -51,8 +52,10 @@ class HubRepository:
     """
 
     def __init__(self, repo_id: str, *, endpoint: str | None = None, cache_dir: Path | None = None) -> None:
-        from huggingface_hub import constants
-
+        try:
+            from huggingface_hub import constants
+        except (ValueError, ImportError) as error:  # it reads the environment as it is imported
+            raise TeacherError(f"{repo_id}: huggingface_hub cannot be used ({_first_line(error)}){_set()}") from None
         self.repo_id = repo_id
         self._endpoint = endpoint
         self.cache_dir = Path(constants.HF_HUB_CACHE if cache_dir is None else cache_dir)
@@ -153,17 +156,20 @@ class HubRepository:
         # of transport are not all OSErrors; hf_xet raises plain RuntimeErrors. The rest is what an answer that is not a
         # Hub's leads to inside the library.
         transport: tuple[type[BaseException], ...] = (OSError, RuntimeError, *HfHubHTTPError.__bases__)
-        not_a_hub = (ValueError, TypeError, LookupError, AttributeError)
         try:
             yield
         except TeacherError:
             raise
         except transport as error:
             raise TeacherError(f"{self.repo_id}: {self._reason(error, revision, doing)}") from None
-        except not_a_hub as error:
+        except ImportError as error:
+            raise TeacherError(
+                f"{self.repo_id}: {doing}, a package is missing ({_first_line(error)}){_set()}"
+            ) from None
+        except Exception as error:  # also what the client makes of a proxy's or an endpoint's malformed address
             raise TeacherError(
                 f"{self.repo_id}: {doing}, the answer is not that of a Hugging Face Hub ({_first_line(error)}); check "
-                "HF_ENDPOINT"
+                f"HF_ENDPOINT{_set()}"
             ) from None
 
     def _reason(self, error: BaseException, revision: str | None, doing: str) -> str:
@@ -185,14 +191,23 @@ class HubRepository:
                 f"{doing}, the Hub answered HTTP {error.response.status_code}; check name and HF_TOKEN, try again "
                 "later, or use a folder that holds the files"
             )
-        if isinstance(error, OSError) and error.filename is not None:
+        if isinstance(error, OSError) and str(error.filename or "").startswith(str(self.cache_dir)):
             return (
                 f"the cache {self.cache_dir} cannot be written: {_first_line(error)}; set HF_HUB_CACHE to another one"
             )
         return (
             f"{doing}, the Hub could not be reached ({_first_line(error.__cause__ or error)}); check the network, or "
-            "download the files where there is one and name their folder as the teacher"
+            f"download the files where there is one and name their folder as the teacher{_set()}"
         )
+
+
+_LEADS: Final = re.compile(r"(all|https?|no)_proxy|hf_endpoint|hf_hub_\w+_timeout|ssl_cert_(file|dir)", re.IGNORECASE)
+
+
+def _set() -> str:
+    """What in the environment leads the client elsewhere. Names alone: the values may hold passwords."""
+    names = [name for name, value in sorted(os.environ.items()) if _LEADS.fullmatch(name) and value]
+    return f". This environment sets {', '.join(names)}: is that meant, and does it work?" if names else ""
 
 
 def _first_line(error: BaseException) -> str:

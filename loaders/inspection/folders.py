@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from adadistill.loaders.arrow_images import is_arrow_folder
+from adadistill.loaders.command_text import quoted
 from adadistill.loaders.folders import (
     UNFINISHED_NAME,
     FolderWalk,
@@ -43,7 +44,7 @@ def inspect_folder(path: Path, sample: int) -> Finding:
         return _run(path, names)
     if is_arrow_folder(path):
         finding = Finding(path, "arrow-set", "set that Hugging Face datasets saved, as CVLface's evaluation sets")
-        finding.next_steps.append(f"score a network on it: adadistill evaluate NETWORK --sets {path}")
+        finding.next_steps.append(f"score a network on it: adadistill evaluate NETWORK --sets {quoted(path)}")
         return finding
     for suffix, kind, title, advice in (
         (".rec", "record-folder", "folder with record files", "adadistill data inspect {first}"),
@@ -55,7 +56,7 @@ def inspect_folder(path: Path, sample: int) -> Finding:
         if found:
             finding = Finding(path, kind, title, {"files": [printable(name, 80) for name in found[:_SHOWN]]})
             finding.facts["number of files"] = len(found)
-            finding.next_steps.append(advice.format(path=path, first=path / found[0]))
+            finding.next_steps.append(advice.format(path=quoted(path), first=quoted(path / found[0])))
             return finding
     return _images(path, sample)
 
@@ -111,8 +112,8 @@ def _images(path: Path, sample: int) -> Finding:
     if refused:
         finding.facts["refused before training"] = f"{len(refused)} of these, the first: {printable(refused[0])}"
     links = " data.links=anywhere" if leading_out else ""
-    finding.next_steps.append(f"train straight from it: data.records={path}{links}")
-    finding.next_steps.append(f"as records: adadistill data convert {path} --out RECORDS")
+    finding.next_steps.append(f"train straight from it: {quoted(f'data.records={path}')}{links}")
+    finding.next_steps.append(f"as records: adadistill data convert {quoted(path)} --out RECORDS")
     return finding
 
 
@@ -147,7 +148,7 @@ def _store(path: Path) -> Finding:
         fields = header.get(name)
         if isinstance(fields, dict):
             finding.facts[name] = {printable(key, 40): _short(value) for key, value in list(fields.items())[:10]}
-    finding.next_steps.append(advice.format(path=path))
+    finding.next_steps.append(advice.format(path=quoted(path)))
     return finding
 
 
@@ -158,7 +159,7 @@ def _checkpoint(path: Path) -> Finding:
     for name in ("format", "version", "step"):
         finding.facts[name] = _short(manifest.get(name))
     finding.facts["files"] = len(files) if isinstance(files, (dict, list)) else 0
-    finding.next_steps.append(f"score it: adadistill evaluate {path} --sets SETS")
+    finding.next_steps.append(f"score it: adadistill evaluate {quoted(path)} --sets SETS")
     return finding
 
 
@@ -169,7 +170,7 @@ def _run(path: Path, names: set[str]) -> Finding:
     if steps:
         finding.facts["newest"] = printable(steps[-1], 60)
     finding.facts["files"] = [printable(name, 60) for name in sorted(names)[:_SHOWN]]
-    finding.next_steps.append(f"as a page: adadistill report {path}")
+    finding.next_steps.append(f"as a page: adadistill report {quoted(path)}")
     return finding
 
 

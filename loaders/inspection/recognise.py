@@ -6,6 +6,7 @@ import re
 import tarfile
 from pathlib import Path
 
+from adadistill.loaders.command_text import quoted
 from adadistill.loaders.first_bytes import what_it_is
 from adadistill.loaders.folders import leads_through_litter
 from adadistill.loaders.inspection.finding import Finding, printable, read_start
@@ -91,7 +92,10 @@ def _by_signature(path: Path, start: bytes) -> Finding | None:
     if start.startswith(b"ADRSEAL1"):
         records = path.with_name(path.name.removesuffix(".seal"))
         return Finding(
-            path, "seal", "seal: checksums of a record file", next_steps=[f"compare: adadistill data verify {records}"]
+            path,
+            "seal",
+            "seal: checksums of a record file",
+            next_steps=[f"compare: adadistill data verify {quoted(records)}"],
         )
     if start.startswith(b"\x93NUMPY"):
         return inspect_npy(path)
@@ -99,7 +103,10 @@ def _by_signature(path: Path, start: bytes) -> Finding | None:
         return inspect_safetensors(path, start)
     if start.startswith(b"PAR1"):
         return Finding(
-            path, "parquet", "parquet file", next_steps=[f"as records: adadistill data convert {path} --out RECORDS"]
+            path,
+            "parquet",
+            "parquet file",
+            next_steps=[f"as records: adadistill data convert {quoted(path)} --out RECORDS"],
         )
     if start[257:262] == b"ustar":
         return _tar(path)
@@ -154,5 +161,5 @@ def _tar(path: Path) -> Finding:
         finding.problems.append(f"it is damaged: {printable(str(error))}")
     finding.facts["members looked at"] = members
     finding.facts["their suffixes"] = dict(sorted(suffixes.items(), key=lambda one: -one[1])[:12])
-    finding.next_steps.append(f"as records: adadistill data convert {path} --out RECORDS")
+    finding.next_steps.append(f"as records: adadistill data convert {quoted(path)} --out RECORDS")
     return finding

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from adadistill.loaders.command_text import quoted
 from adadistill.loaders.image_records import ImageRecords, read_property
 from adadistill.loaders.inspection.finding import Finding, printable, read_start
 from adadistill.loaders.inspection.image_sample import ImageSample
@@ -245,17 +246,19 @@ def _store_facts(path: Path, finding: Finding) -> None:
 
 def _advise(path: Path, finding: Finding, images: ImageSample, *, listed: bool, others: int) -> None:
     if finding.problems:
-        finding.next_steps.append(f"see all that is wrong: adadistill data verify {path}")
+        finding.next_steps.append(f"see all that is wrong: adadistill data verify {quoted(path)}")
     finding.next_steps.append(f"train from it: data.records: {path}")
     if others and listed:
-        finding.next_steps.append(f"usable by DALI's own reader after: adadistill data index {path}")
+        finding.next_steps.append(f"usable by DALI's own reader after: adadistill data index {quoted(path)}")
     elif finding.facts["index"] != "none is beside it":
         finding.next_steps.append("usable by DALI's own reader with this index")
     if finding.facts.get("seal") == "none":
-        finding.next_steps.append(f"protect it against changed bits: adadistill data verify --decode --seal {path}")
+        finding.next_steps.append(
+            f"protect it against changed bits: adadistill data verify --decode --seal {quoted(path)}"
+        )
     if images.needs_resizing:
         finding.next_steps.append("not all images are 112 x 112: data.wrong_size: resize, or align them first")
-    finding.next_steps.append(f"as a folder of images: adadistill data convert {path} --out FOLDER")
+    finding.next_steps.append(f"as a folder of images: adadistill data convert {quoted(path)} --out FOLDER")
 
 
 def _plain(value: float) -> JSON:

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from adadistill.loaders.allow_list_unpickler import PickleDamagedError, PickleRefusedError
+from adadistill.loaders.command_text import quoted
 from adadistill.loaders.inspection.finding import Finding, printable, read_start
 from adadistill.loaders.inspection.image_sample import ImageSample
 from adadistill.loaders.pixels import ImageDecodeError, image_header
@@ -41,7 +42,7 @@ def inspect_idx(path: Path) -> Finding:
     records = path.with_name(f"{name}.rec")
     finding.facts["records beside it"] = records.name if records.is_file() else "none"
     if records.is_file():
-        finding.next_steps.append(f"does it fit? adadistill data inspect {records} --index {path}")
+        finding.next_steps.append(f"does it fit? adadistill data inspect {quoted(records)} --index {quoted(path)}")
     return finding
 
 
@@ -62,7 +63,7 @@ def inspect_lst(path: Path) -> Finding:
         "labels each": sorted({len(one.labels) for one in listed})[:8],  # type: ignore[dict-item]
         "first": printable(listed[0].path),
     }
-    finding.next_steps.append(f"make records of it: adadistill data convert FOLDER --list {path} --out RECORDS")
+    finding.next_steps.append(f"make records of it: adadistill data convert FOLDER --list {quoted(path)} --out RECORDS")
     return finding
 
 
@@ -99,7 +100,7 @@ def inspect_bin(path: Path, sample: int) -> Finding:
             f"{one_sided} of {len(tenths)} contiguous folds hold one kind of pairs alone: the published ten-fold "
             "numbers need both in each"
         )
-    finding.next_steps.append(f"score a network on it: adadistill evaluate NETWORK --sets {path}")
+    finding.next_steps.append(f"score a network on it: adadistill evaluate NETWORK --sets {quoted(path)}")
     return finding
 
 
@@ -130,7 +131,7 @@ def inspect_safetensors(path: Path, start: bytes) -> Finding:
         finding.problems.append(
             f"its tensors end at byte {last + 8 + length}, the file has {size}: it was cut or damaged"
         )
-    finding.next_steps.append(f"score it: adadistill evaluate {path} --sets SETS")
+    finding.next_steps.append(f"score it: adadistill evaluate {quoted(path)} --sets SETS")
     return finding
 
 

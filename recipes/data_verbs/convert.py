@@ -19,23 +19,24 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from adadistill.core.stopping.stop_signal import StopSignal, listen_for_stop
-from adadistill.loaders.folders import ImageFolderError
-from adadistill.loaders.pixels import ImageDecodeError
 from adadistill.loaders.record_folder.folder_to_records import folder_to_records
 from adadistill.loaders.record_folder.records_to_folder import records_to_folder
-from adadistill.loaders.record_tools.foreign_sets import ArrowMissingError, ForeignSetError, convert_to_records
+from adadistill.loaders.record_tools.foreign_sets import convert_to_records
 from adadistill.loaders.record_tools.rewrite import Progress
-from adadistill.loaders.recordio import RecordError
-from adadistill.recipes.data_verbs.progress import CountedProgress, fail
+from adadistill.recipes.data_verbs.progress import CountedProgress
+from adadistill.recipes.entry_point import entry_point
+from adadistill.recipes.outputs import will_write_folder
 
 _FOLDER_ONLY = ("lst", "ignore_manifest", "image_size", "follow_links", "restart")
 
 
+@entry_point("adadistill data convert", after_stop="the same command goes on from here", codes={"ImageFolderError": 1})
 def run(argv: Sequence[str]) -> int:
     """Run `adadistill data convert`; returns the exit code."""
     arguments = build_parser().parse_args(argv)
+    kind = _kind(arguments)
+    will_write_folder(arguments.out, remedy="give another --out")
     try:
-        kind = _kind(arguments)
         with listen_for_stop() as stop, CountedProgress() as progress:
             if kind == "records":
                 said, stopped = _unpack(arguments, stop, progress)
@@ -43,14 +44,12 @@ def run(argv: Sequence[str]) -> int:
                 said, stopped = _gather(arguments, stop, progress)
             else:
                 said, stopped = _convert_foreign(arguments), False
-        print(said)
-        return stop.exit_code if stopped else 0
-    except (RecordError, ImageDecodeError, ForeignSetError, ImageFolderError) as error:
-        return fail(error, 1)
-    except (ValueError, OSError, ArrowMissingError) as error:
-        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-            return fail(OSError(f"{arguments.out}: the disk is full; make room, and the same command goes on"), 2)
-        return fail(error, 2)
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        raise OSError(f"{arguments.out}: the disk is full; make room, and the same command goes on") from error
+    print(said)
+    return stop.exit_code if stopped else 0
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -16,8 +16,10 @@ from pathlib import Path
 
 from adadistill.loaders.folder_index import folder_index_path, read_folder_index, write_folder_index
 from adadistill.loaders.record_tools.index_files import IndexWritten, rebuild_index, write_image_index
-from adadistill.loaders.recordio import RecordError
-from adadistill.recipes.data_verbs.progress import fail
+from adadistill.recipes.entry_point import entry_point
+from adadistill.recipes.outputs import will_write
+
+_REMEDY = "say with --out where it goes"
 
 _KEYS = {
     "idx": "keys of the .idx",
@@ -28,27 +30,22 @@ _KEYS = {
 }
 
 
+@entry_point("adadistill data index")
 def run(argv: Sequence[str]) -> int:
     """Run `adadistill data index`; returns the exit code."""
     arguments = build_parser().parse_args(argv)
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     records: Path = arguments.records
-    try:
-        if records.is_dir():
-            return _index_folder(arguments)
-        if arguments.all:
-            if arguments.index is not None:
-                raise ValueError("--all walks through the records and reads no --index")
-            written = rebuild_index(
-                records, arguments.out or records.with_suffix(".idx"), overwrite=arguments.overwrite
-            )
-        else:
-            target = arguments.out or records.with_suffix(".images.idx")
-            written = write_image_index(records, arguments.index, target, overwrite=arguments.overwrite)
-    except RecordError as error:
-        return fail(error, 1)
-    except (ValueError, OSError) as error:
-        return fail(error, 2)
+    if records.is_dir():
+        return _index_folder(arguments)
+    target = arguments.out or records.with_suffix(".idx" if arguments.all else ".images.idx")
+    will_write(target, remedy=_REMEDY)
+    if arguments.all:
+        if arguments.index is not None:
+            raise ValueError("--all walks through the records and reads no --index")
+        written = rebuild_index(records, target, overwrite=arguments.overwrite)
+    else:
+        written = write_image_index(records, arguments.index, target, overwrite=arguments.overwrite)
     _say(written, records, complete=arguments.all)
     return 0
 
@@ -59,6 +56,7 @@ def _index_folder(arguments: argparse.Namespace) -> int:
     target = arguments.out or folder_index_path(arguments.records)
     if target.exists() and not arguments.overwrite:
         raise FileExistsError(f"{target} exists already; pass --overwrite to replace it (and checksums that it holds)")
+    will_write(target, remedy=_REMEDY)
     path = write_folder_index(arguments.records, target)
     listing = read_folder_index(path).listing
     print(f"wrote {path}: {len(listing.images)} images of {len(listing.identities)} identities, without checksums")

@@ -20,11 +20,12 @@ from pathlib import Path
 from adadistill.loaders.inspection import Finding, inspect_path
 from adadistill.loaders.inspection.finding import printable
 from adadistill.loaders.inspection.record_files import show_record
-from adadistill.loaders.recordio import RecordError
 from adadistill.loaders.stored_blocks.json_text import JSON
-from adadistill.recipes.data_verbs.progress import fail
+from adadistill.recipes.entry_point import entry_point
+from adadistill.recipes.outputs import will_write
 
 
+@entry_point("adadistill data inspect", codes={"IndexError": 2})
 def run(argv: Sequence[str]) -> int:
     """Run `adadistill data inspect`; returns the exit code."""
     arguments = build_parser().parse_args(argv)
@@ -40,10 +41,6 @@ def run(argv: Sequence[str]) -> int:
             _show_record(arguments)
             return 0
         finding = inspect_path(arguments.path, index=arguments.index, sample=arguments.sample)
-    except RecordError as error:
-        return fail(error, 1)
-    except (ValueError, IndexError, OSError) as error:
-        return fail(error, 2)
     finally:
         logger.setLevel(level)
     if arguments.json:
@@ -68,6 +65,8 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def _show_record(arguments: argparse.Namespace) -> None:
+    if arguments.save is not None:
+        will_write(arguments.save, is_result=False)
     shown = show_record(arguments.path, arguments.index, arguments.record)
     if arguments.json:
         print(json.dumps(shown.facts, indent=2))

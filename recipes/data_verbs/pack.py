@@ -12,6 +12,11 @@ file it names or the launch is wrong, or the folder holds another store; 143 sto
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # a signal may come before torch is imported, which takes seconds
+    from adadistill.recipes.entry_point import begin_program
+
+    begin_program()
+
 import argparse
 import logging
 import os
@@ -24,36 +29,24 @@ from adadistill.core.stopping.stop_signal import StopRequested, StopSignal, list
 from adadistill.core.teachers import record_binding
 from adadistill.core.training.metrics_log import format_seconds
 from adadistill.loaders.open_images import open_images
-from adadistill.loaders.packed_store import PackDamagedError, PackedStore, PackProgress, PackResult, pack_records
-from adadistill.loaders.pixels import ImageDecodeError, ImageLimits
-from adadistill.loaders.recordio import RecordError
+from adadistill.loaders.packed_store import PackedStore, PackProgress, PackResult, pack_records
+from adadistill.loaders.pixels import ImageLimits
 from adadistill.recipes.block_report import BlockReport, verify_blocks
+from adadistill.recipes.entry_point import entry_point, log_to_stderr
+from adadistill.recipes.outputs import will_write_folder
 
 logger = logging.getLogger("adadistill")
 
-_FAILURES = (RecordError, ImageDecodeError, PackDamagedError)
-_MISTAKES = (ValueError, OSError, LaunchError)
 
-
-def run(argv: Sequence[str] | None = None) -> int:
+@entry_point("adadistill data pack", after_stop="the same command goes on from here")
+def run(argv: Sequence[str]) -> int:
     """Run `adadistill data pack`; returns the exit code."""
     arguments = build_parser().parse_args(argv)
-    try:
-        ranks = _ranks()
-        logging.basicConfig(
-            format="%(asctime)s  %(message)s",
-            datefmt="%H:%M:%S",
-            level=logging.INFO if ranks.is_main else logging.WARNING,
-        )
-        with listen_for_stop() as stop:
-            _pack(arguments, ranks, stop)
-    except StopRequested as request:
-        logger.info("%s; the same command goes on from here", request)
-        return request.exit_code
-    except _FAILURES as error:
-        return _fail(error, 1)
-    except _MISTAKES as error:
-        return _fail(error, 2)
+    ranks = _ranks()
+    log_to_stderr(speaks=ranks.is_main, otherwise=logging.WARNING)
+    will_write_folder(arguments.folder)
+    with listen_for_stop() as stop:
+        _pack(arguments, ranks, stop)
     return 0
 
 
@@ -196,11 +189,6 @@ def _ranks() -> Ranks:
     if not 0 <= rank < world_size:
         raise LaunchError(f"RANK {rank} and WORLD_SIZE {world_size} do not fit together; launch with torchrun")
     return Ranks(rank=rank, world_size=world_size)
-
-
-def _fail(error: Exception, code: int) -> int:
-    print(f"{type(error).__name__}: {error}", file=sys.stderr)
-    return code
 
 
 if __name__ == "__main__":

@@ -21,34 +21,31 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from adadistill.core.verification import FOLDS, one_sided_fold
-from adadistill.loaders.folders import ImageFolderError
 from adadistill.loaders.pair_drawing import check_verification_bin, draw_pairs, write_pair_list
-from adadistill.loaders.pair_lists import PairListError, make_verification_bin
+from adadistill.loaders.pair_lists import make_verification_bin
 from adadistill.loaders.verification_pairs import read_verification_bin
+from adadistill.recipes.entry_point import entry_point
+from adadistill.recipes.outputs import will_write
 
 
+@entry_point("adadistill data pairs", codes={"ImageFolderError": 1})
 def run(argv: Sequence[str]) -> int:
     """Run `adadistill data pairs`; returns the exit code."""
     arguments = build_parser().parse_args(argv)
-    try:
-        if arguments.draw is not None:
-            if arguments.out.exists() and not arguments.overwrite:  # before the list is written
-                raise FileExistsError(f"{arguments.out} exists; --overwrite replaces it")
-            drawn = draw_pairs(arguments.images, arguments.draw, seed=arguments.seed)
-            write_pair_list(arguments.pairs, drawn, overwrite=arguments.overwrite)
-        made = make_verification_bin(
-            arguments.pairs,
-            arguments.images,
-            arguments.out,
-            landmarks=arguments.landmarks,
-            overwrite=arguments.overwrite,
-        )
-    except (PairListError, ImageFolderError) as error:
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
-        return 1
-    except (ValueError, OSError) as error:
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
-        return 2
+    will_write(arguments.out, remedy="give another --out")
+    if arguments.draw is not None:
+        will_write(arguments.pairs)
+        if arguments.out.exists() and not arguments.overwrite:  # before the list is written
+            raise FileExistsError(f"{arguments.out} exists; --overwrite replaces it")
+        drawn = draw_pairs(arguments.images, arguments.draw, seed=arguments.seed)
+        write_pair_list(arguments.pairs, drawn, overwrite=arguments.overwrite)
+    made = make_verification_bin(
+        arguments.pairs,
+        arguments.images,
+        arguments.out,
+        landmarks=arguments.landmarks,
+        overwrite=arguments.overwrite,
+    )
     how = f"{made.aligned} aligned by landmarks" if made.aligned else "copied byte for byte"
     print(
         f"wrote {made.path}: {made.pairs} pairs, {made.same_pairs} of them same, of {made.images} images ({how}); "

@@ -1,8 +1,6 @@
-"""A progress bar for work whose size is known when it begins, and how an entry point ends on an error."""
+"""A progress bar for work whose size is known when it begins."""
 
 from __future__ import annotations
-
-import sys
 
 from adadistill.core.distributed import Ranks
 from adadistill.core.training.metrics_log import ProgressBar
@@ -27,9 +25,3 @@ class CountedProgress:
             self._bar = ProgressBar(total, Ranks())
         if done % 1000 == 0 or done == total:
             self._bar.update(done)
-
-
-def fail(error: Exception, code: int) -> int:
-    """Say what was wrong, in one line that names its kind; gives the exit code back."""
-    print(f"{type(error).__name__}: {error}", file=sys.stderr)
-    return code

@@ -7,22 +7,25 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from adadistill.loaders.image_records import ImageRecords
-from adadistill.loaders.pixels import ImageDecodeError
 from adadistill.loaders.record_tools.rewrite import Written, merge_records, shuffle_records, split_records
-from adadistill.loaders.recordio import RecordError
-from adadistill.recipes.data_verbs.progress import CountedProgress, fail
+from adadistill.recipes.data_verbs.progress import CountedProgress
+from adadistill.recipes.entry_point import entry_point
+from adadistill.recipes.outputs import will_write, will_write_folder
 
 
+@entry_point("adadistill data shuffle")
 def run_shuffle(argv: Sequence[str]) -> int:
     """Run `adadistill data shuffle`; returns the exit code."""
     return _run("shuffle", _add_shuffle, argv)
 
 
+@entry_point("adadistill data split")
 def run_split(argv: Sequence[str]) -> int:
     """Run `adadistill data split`; returns the exit code."""
     return _run("split", _add_split, argv)
 
 
+@entry_point("adadistill data merge")
 def run_merge(argv: Sequence[str]) -> int:
     """Run `adadistill data merge`; returns the exit code."""
     return _run("merge", _add_merge, argv)
@@ -33,12 +36,7 @@ def _run(verb: str, add: Callable[[argparse.ArgumentParser], None], argv: Sequen
     add(parser)
     arguments = parser.parse_args(argv)
     run: Callable[[argparse.Namespace], None] = arguments.run
-    try:
-        run(arguments)
-    except (RecordError, ImageDecodeError) as error:
-        return fail(error, 1)
-    except (ValueError, OSError) as error:
-        return fail(error, 2)
+    run(arguments)
     return 0
 
 
@@ -55,6 +53,7 @@ def _add_shuffle(parser: argparse.ArgumentParser) -> None:
 
 
 def _shuffle(arguments: argparse.Namespace) -> None:
+    will_write(arguments.target, makes_parents=True)
     with CountedProgress() as progress:
         written = shuffle_records(
             ImageRecords(arguments.source),
@@ -79,6 +78,7 @@ def _add_split(parser: argparse.ArgumentParser) -> None:
 
 
 def _split(arguments: argparse.Namespace) -> None:
+    will_write_folder(arguments.folder)
     with CountedProgress() as progress:
         parts = split_records(
             ImageRecords(arguments.source),
@@ -107,6 +107,7 @@ def _add_merge(parser: argparse.ArgumentParser) -> None:
 
 
 def _merge(arguments: argparse.Namespace) -> None:
+    will_write_folder(arguments.folder)
     with CountedProgress() as progress:
         written = merge_records(
             [ImageRecords(source) for source in arguments.sources],

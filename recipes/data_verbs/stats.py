@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 from adadistill.loaders.image_records import ImageRecords
-from adadistill.loaders.label_check import LabelClaimError
 from adadistill.loaders.record_tools.identity_histogram import (
     Bin,
     Duplicates,
@@ -29,21 +28,19 @@ from adadistill.loaders.record_tools.identity_histogram import (
     images_per_identity,
 )
 from adadistill.loaders.record_tools.statistics import RecordStatistics, record_statistics
-from adadistill.loaders.recordio import RecordError, write_text_atomically
-from adadistill.recipes.data_verbs.progress import CountedProgress, fail
+from adadistill.recipes.data_verbs.progress import CountedProgress
+from adadistill.recipes.entry_point import entry_point
+from adadistill.recipes.outputs import will_write
+from adadistill.recipes.scoring.files import write_whole
 
 _SHOWN = 20
 
 
+@entry_point("adadistill data stats", codes={"LabelClaimError": 1})
 def run(argv: Sequence[str]) -> int:
     """Run `adadistill data stats`; returns the exit code."""
     arguments = build_parser().parse_args(argv)
-    try:
-        _stats(arguments)
-    except (RecordError, LabelClaimError) as error:
-        return fail(error, 1)
-    except (ValueError, OSError) as error:
-        return fail(error, 2)
+    _stats(arguments)
     return 0
 
 
@@ -70,6 +67,8 @@ def _stats(arguments: argparse.Namespace) -> None:
     csv: Path | None = arguments.histogram
     if csv is not None and csv.exists() and not arguments.overwrite:
         raise FileExistsError(f"{csv} exists; --overwrite replaces it")
+    if csv is not None:
+        will_write(csv, is_result=False)
     num_classes = size = None
     if arguments.recipe is not None:
         from adadistill.core.recipe import load_recipe
@@ -86,7 +85,7 @@ def _stats(arguments: argparse.Namespace) -> None:
             duplicates = find_duplicates(records, progress)
     if csv is not None:
         lines = (f"{label},{count}\n" for label, count in enumerate(counts.tolist()))
-        write_text_atomically(csv, ["label,images\n", *lines])
+        write_whole(csv, "".join(["label,images\n", *lines]))
     if arguments.json:
         print(json.dumps({**found.to_json(), **_more_json(histogram(counts), below, duplicates)}, indent=2))
         return

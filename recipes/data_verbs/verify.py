@@ -5,57 +5,59 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from adadistill.loaders.folder_index import write_folder_index
+from adadistill.loaders.folder_index import folder_index_path, write_folder_index
 from adadistill.loaders.folder_verification import verify_folder
 from adadistill.loaders.image_records import ImageRecords
-from adadistill.loaders.record_seal import SealError, write_seal
+from adadistill.loaders.record_seal import seal_path, write_seal
 from adadistill.loaders.record_verification import BadRecord, Verification, verify_records
-from adadistill.loaders.recordio import RecordError, RecordFile
+from adadistill.loaders.recordio import RecordFile
 from adadistill.loaders.usable_cpus import usable_cpus
+from adadistill.recipes.entry_point import entry_point
+from adadistill.recipes.outputs import will_write
+from adadistill.recipes.scoring.files import write_whole
 
 _SHOWN = 20
 
 
+@entry_point("adadistill data verify")
 def run(argv: Sequence[str]) -> int:
     """Verify, report, seal. Exit code 0: all is good; 1: something is not; 2: the command is wrong."""
     arguments = build_parser().parse_args(argv)
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
-    try:
-        image_size, num_classes = _wanted(arguments)
-        started = time.perf_counter()
-        is_folder = Path(arguments.records).is_dir()
-        found = (verify_folder if is_folder else verify_records)(
-            arguments.records,
-            arguments.index,
-            decode=arguments.decode,
-            image_size=image_size,
-            num_classes=num_classes,
-            workers=arguments.workers,
-            use_seal=not arguments.reseal,
-        )
-        _report(found, time.perf_counter() - started, arguments)
-        if found.bad:
-            return 1
-        if arguments.seal and not found.sealed and is_folder:
-            path = write_folder_index(arguments.records, arguments.index, checksums=True)
-            print(f"sealed: {path}, {found.records} images")
-        elif arguments.seal and not found.sealed:
-            file = RecordFile(arguments.records)
-            records = ImageRecords(arguments.records, arguments.index, seal="ignore")
-            seal = write_seal(file, records.index)
-            print(f"sealed: {seal.path}, {seal.num_images} records and {seal.num_spans - seal.num_images} other spans")
-    except (SealError, RecordError) as error:
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+    image_size, num_classes = _wanted(arguments)
+    is_folder = Path(arguments.records).is_dir()
+    if arguments.report is not None:
+        will_write(arguments.report, is_result=False)
+    if arguments.seal:
+        of_folder = Path(arguments.index or folder_index_path(Path(arguments.records)))
+        seal = of_folder if is_folder else seal_path(Path(arguments.records))
+        will_write(seal, is_result=False, remedy="verify without --seal, or seal a copy")
+    started = time.perf_counter()
+    found = (verify_folder if is_folder else verify_records)(
+        arguments.records,
+        arguments.index,
+        decode=arguments.decode,
+        image_size=image_size,
+        num_classes=num_classes,
+        workers=arguments.workers,
+        use_seal=not arguments.reseal,
+    )
+    _report(found, time.perf_counter() - started, arguments)
+    if found.bad:
         return 1
-    except (ValueError, OSError) as error:
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
-        return 2
+    if arguments.seal and not found.sealed and is_folder:
+        path = write_folder_index(arguments.records, arguments.index, checksums=True)
+        print(f"sealed: {path}, {found.records} images")
+    elif arguments.seal and not found.sealed:
+        file = RecordFile(arguments.records)
+        records = ImageRecords(arguments.records, arguments.index, seal="ignore")
+        made = write_seal(file, records.index)
+        print(f"sealed: {made.path}, {made.num_images} records and {made.num_spans - made.num_images} other spans")
     return 0
 
 
@@ -99,7 +101,7 @@ def _wanted(arguments: argparse.Namespace) -> tuple[int | None, int | None]:
 def _report(found: Verification, seconds: float, arguments: argparse.Namespace) -> None:
     path: Path | None = arguments.report
     if path is not None:
-        path.write_text("".join(json.dumps(asdict(bad)) + "\n" for bad in found.bad), encoding="utf-8")
+        write_whole(path, "".join(json.dumps(asdict(bad)) + "\n" for bad in found.bad))
     for bad in found.bad[:_SHOWN]:
         print(f"{_named(bad)}  {bad.kind}  {bad.reason}")
     if len(found.bad) > _SHOWN:

@@ -21,6 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from adadistill.recipes.outputs import will_write_folder
+
 if TYPE_CHECKING:
     from adadistill.core.benchmarks.result import BenchmarkResult, Score
 
@@ -192,8 +194,18 @@ def csv_text(scores: Sequence[Score]) -> str:
     return "\n".join(["metric,value", *lines]) + "\n"
 
 
+def check_places(folder: Path, embeddings: Path | None) -> None:
+    """Refuse places that cannot be written, before hours of scoring. Raises OSError."""
+    will_write_folder(folder, remedy="say with --out where the results go")
+    if embeddings is not None:
+        will_write_folder(embeddings, remedy="name another folder with --embeddings")
+
+
 def write_whole(path: Path, text: str) -> None:
-    """Write a small file so that it appears whole or not at all."""
+    """Write a small file so that it appears whole or not at all. A device or a pipe is written to."""
+    if path.exists() and not path.is_file():
+        path.write_text(text, encoding="utf-8")
+        return
     partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
     try:
         partial.write_text(text, encoding="utf-8")

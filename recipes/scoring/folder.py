@@ -21,6 +21,7 @@ from adadistill.recipes.scoring.files import (
     Done,
     Evaluation,
     EvaluationFileError,
+    check_places,
     json_path,
     read_evaluation,
     same_network,
@@ -77,6 +78,8 @@ def evaluate_folder(
     paths = BenchmarkPaths(sets=tuple(sets), ijb=tuple(ijb), tinyface=tuple(tinyface), far=far)
     out = out or (folder.parent if folder.name == "checkpoints" else folder) / "report"
     with distributed_session(device) as ranks:
+        if ranks.is_main:
+            check_places(out, embeddings)
         queue = _Queue(paths, out, precision, batch_size, best_by, ranks, embeddings)
         for name, path in networks.items():
             queue.run(name, path, source)
