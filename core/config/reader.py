@@ -79,6 +79,7 @@ _UNUSABLE: Final = _Unusable()
 
 # Satisfies "positive", "milestones below epochs" and "a multiple of 16" alike, and is told from what a user writes.
 _WHOLE_STAND_IN: Final = 3 * 2**20
+_AT_HOME: Final = re.compile(r"~[^/]*/")
 
 
 class _Reader:
@@ -251,7 +252,7 @@ def _convert(kind: Any, node: Node) -> Any:
         return float(value)
     if kind is float and type(value) is float:
         return value + 0.0  # -0.0 becomes 0.0: equal configs must have equal hashes
-    if kind is str and isinstance(value, str) and value.startswith("~"):
+    if kind is str and isinstance(value, str) and _AT_HOME.match(value):
         return os.path.expanduser(value)  # a path under any key; nothing else begins so
     return value if type(value) is kind else _UNUSABLE
 

@@ -523,9 +523,10 @@ def test_files_that_cannot_be_read_get_one_line(tmp_path: Path) -> None:
 # Back to text
 
 
-text_values = st.text(st.characters(exclude_categories=("Cc", "Cs")), min_size=1, max_size=20) | st.sampled_from(
+any_text = st.text(st.characters(exclude_categories=("Cc", "Cs")), min_size=1, max_size=20) | st.sampled_from(
     ["no", "1e-4", "010", "null", "~", "1:30", " a", "a ", "a: b", "- a", "# a", "'", '"', "\\", "\u2028"]
 )
+text_values = any_text.filter(lambda text: not (text.startswith("~") and "/" in text))  # a path at home is expanded
 floats = st.floats(min_value=1e-300, max_value=1e300) | st.sampled_from([5e-324, 1e-5, 1e16, 1e22, 0.1])
 experiments = st.builds(
     Experiment,
