@@ -249,7 +249,7 @@ def test_a_signal_ends_a_build_after_its_block_and_it_goes_on_later(
     deadline = time.monotonic() + 60
     slots = tmp_path / "new" / "blocks.bin"
     while not (slots.exists() and any(slots.read_bytes())):
-        assert process.poll() is None
+        assert process.poll() is None, process.communicate()[1]
         assert time.monotonic() < deadline
         time.sleep(0.005)
     process.send_signal(number)

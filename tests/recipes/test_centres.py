@@ -80,7 +80,7 @@ def test_what_cannot_be_exported_is_said_and_writes_nothing(tmp_path: Path, caps
     for source, out, message in [
         ("nowhere", "c.safetensors", "nowhere: no such file or run folder"),
         ("nowhere.ckpt", "c.safetensors", "nowhere.ckpt is not a file"),
-        ("damaged.ckpt", "c.safetensors", "cannot be read by torch's restricted unpickler"),
+        ("damaged.ckpt", "c.safetensors", "is text ('no pickle'), not the file itself"),
         ("zero.npy", "c.safetensors", "the centre of class 0 has norm 0 and no direction"),
         ("good.npy", "taken.safetensors", "taken.safetensors exists already"),
         ("good.npy", "c.npy", "must end in .safetensors, as --format is safetensors"),

@@ -34,7 +34,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _objectives(data: Path) -> dict[str, dict[str, object]]:
-    network = {"teacher__embeddings": "null", "teacher__checkpoint": str(data / "run")}
+    network = {"teacher__embeddings": "null", "teacher__checkpoint": str(data / "run"), "teacher__check": "false"}
     frozen = {"centres__kind": "frozen", "centres__path": str(data / "run")}
     return {
         # A network embeds the rank's own images, whose rows are not gathered; a store is asked for them.
