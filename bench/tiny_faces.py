@@ -14,7 +14,7 @@ EMBEDDING_DIM = 16
 
 
 def write_tiny_faces(folder: Path) -> None:
-    """Synthetic faces under the names of real ones: train.rec, faces_holdout.bin, and rows of a teacher that knows them."""
+    """Synthetic faces under the names of real ones, and rows of a teacher that knows them."""
     config = SyntheticFacesConfig(image_size=IMAGE_SIZE, identities=IDENTITIES, images_per_identity=2)
     write_synthetic_records(folder, config)
     write_synthetic_pairs(folder / "faces_holdout.bin", config, pairs=20)
