@@ -30,8 +30,8 @@ _log = logging.getLogger(__name__)
 _OURS = "ADADISTILL_OMP_NUM_THREADS"
 """Environment: the OMP_NUM_THREADS that `before_torch_loads` set, so that children do not take it for the user's."""
 _SPINS = "1000"
-"""Turns that a waiting thread of GNU OpenMP spins before it sleeps; about 50 us, an operation on a small batch. The
-default, 300,000, holds a core for milliseconds that the thread waited for may be in need of."""
+"""Turns that a waiting thread of GNU OpenMP spins before it sleeps. The default, 300,000, long holds a core that
+the thread waited for may be in need of. How long a turn is differs by processor, and was not measured."""
 _WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
 _TRIAL_S = 3.0
 _ROUNDS = 5
