@@ -40,22 +40,22 @@ from adadistill.bench.peers.origin_step import OriginStep
 from adadistill.bench.rows import append_row, spread
 from adadistill.bench.timing import seconds_of
 from adadistill.core.backbones import BackboneConfig, build_backbone
-from adadistill.core.centres.class_centres import AdaptiveCentres, CentresConfig, initial_centres
 from adadistill.core.distributed import Ranks
 from adadistill.core.host_memory import keep_freed_memory
-from adadistill.core.objectives.distillation import DistillationObjective
-from adadistill.core.objectives.geometry_margin import GeometryMarginConfig
-from adadistill.core.objectives.heads import HeadConfig
-from adadistill.core.objectives.interface import GlobalSamples
-from adadistill.core.objectives.norm_statistics import NormStatistics
+from adadistill.core.method.class_centres import AdaptiveCentres, CentresConfig, initial_centres
+from adadistill.core.method.distillation import DistillationObjective
+from adadistill.core.method.geometry_margin import GeometryMarginConfig
+from adadistill.core.method.heads import HeadConfig
+from adadistill.core.method.norm_statistics import NormStatistics
+from adadistill.core.method.objective import GlobalSamples
 from adadistill.core.precision import resolve_precision
 from adadistill.core.teachers.stored_embeddings import StoredEmbeddings
 from adadistill.core.training.non_finite import GuardConfig, NonFiniteGuard
 from adadistill.core.training.optimiser import OptimConfig
 from adadistill.core.training.training_step import TrainingStep
 from adadistill.loaders.batch import Batch
-from adadistill.loaders.image_records import ImageRecords
 from adadistill.loaders.pixels import decode_image
+from adadistill.loaders.records.image_records import ImageRecords
 
 TINY = (
     "FOLDER --width 0.125 --embedding-dim 16 --batch-size 8 --compared-steps 2 --rounds 2 --device cpu "

@@ -26,11 +26,11 @@ import torch
 from adadistill.bench.peers import ijb_loops
 from adadistill.bench.rows import append_row
 from adadistill.bench.timing import extra_mib
-from adadistill.core.benchmarks.ijb.pooling import ALL_MODES
-from adadistill.core.benchmarks.ijb.roc import PUBLISHED_FARS
-from adadistill.core.benchmarks.ijb.scoring import score_ijb
-from adadistill.core.benchmarks.result import BenchmarkResult
-from adadistill.loaders.ijb.annotations import IjbAnnotations, make_annotations
+from adadistill.core.scoring.ijb.pooling import ALL_MODES
+from adadistill.core.scoring.ijb.roc import PUBLISHED_FARS
+from adadistill.core.scoring.ijb.scoring import score_ijb
+from adadistill.core.scoring.result import BenchmarkResult
+from adadistill.loaders.evaluation_sets.ijb.annotations import IjbAnnotations, make_annotations
 
 TINY = "--share 0.0004 --loop-share 0.0002 --dim 16"
 

@@ -13,15 +13,15 @@ from pathlib import Path
 import torch
 
 from adadistill.core.teachers import record_binding
-from adadistill.loaders.augment_policy import Augmentation
-from adadistill.loaders.dali_pipeline import DaliMissingError, require_dali
-from adadistill.loaders.image_records import ImageRecords
+from adadistill.loaders.augment.augment_policy import Augmentation
 from adadistill.loaders.packed_store import PackError, pack_records
-from adadistill.loaders.pipeline import DataConfig, ImagePipeline, build_pipeline
+from adadistill.loaders.pipelines.dali_pipeline import DaliMissingError, require_dali
+from adadistill.loaders.pipelines.pipeline import DataConfig, ImagePipeline, build_pipeline
+from adadistill.loaders.pipelines.sample_order import SampleOrder
 from adadistill.loaders.pixels import decode_image, image_size
-from adadistill.loaders.recordio import RecordWriter
-from adadistill.loaders.sample_order import SampleOrder
-from adadistill.loaders.synthetic_faces import SyntheticFacesConfig, write_synthetic_records
+from adadistill.loaders.records.image_records import ImageRecords
+from adadistill.loaders.records.recordio import RecordWriter
+from adadistill.loaders.synthetic.synthetic_faces import SyntheticFacesConfig, write_synthetic_records
 
 SOURCES = ("cpu", "dali", "packed_rgb", "packed_planes")
 """Ways for images into a training step; the packed ones once for each place a store can live in."""

@@ -38,17 +38,17 @@ from adadistill.bench.rows import append_row, read_rows, results_folder, spread
 from adadistill.bench.timing import drain
 from adadistill.core.profiling.trace_summary import covered
 from adadistill.core.teachers import record_binding
-from adadistill.loaders.augment_image import augment_image
-from adadistill.loaders.augment_policy import Augmentation, AugmentConfig
+from adadistill.loaders.augment.augment_image import augment_image
+from adadistill.loaders.augment.augment_policy import Augmentation, AugmentConfig
 from adadistill.loaders.batch import Batch
-from adadistill.loaders.checked_records import CheckedRecords
-from adadistill.loaders.dali_pipeline import DaliMissingError, require_dali
-from adadistill.loaders.image_records import ImageRecords
 from adadistill.loaders.packed_store import Layout, PackError, pack_records
-from adadistill.loaders.pipeline import DataConfig, build_pipeline
+from adadistill.loaders.pipelines.dali_pipeline import DaliMissingError, require_dali
+from adadistill.loaders.pipelines.pipeline import DataConfig, build_pipeline
+from adadistill.loaders.pipelines.sample_order import SampleOrder
 from adadistill.loaders.pixels import decode_image, image_size, to_network_input
-from adadistill.loaders.record_index import write_record_index
-from adadistill.loaders.sample_order import SampleOrder
+from adadistill.loaders.records.checked_records import CheckedRecords
+from adadistill.loaders.records.image_records import ImageRecords
+from adadistill.loaders.records.record_index import write_record_index
 from adadistill.loaders.usable_cpus import usable_cpus
 
 TINY = (

@@ -19,8 +19,8 @@ from adadistill.bench.rows import append_row
 from adadistill.core.distributed import distributed_session
 from adadistill.core.host_memory import keep_freed_memory
 from adadistill.core.recipe import Recipe, parse_recipe, recipe_hash
+from adadistill.core.scoring.pair_metrics import VerificationResult
 from adadistill.core.training.run import run_training
-from adadistill.core.verification import VerificationResult
 
 TINY = (
     "FOLDER data.image_size=32 data.global_batch_size=8 'student={width: 0.125, embedding_dim: 16}' "

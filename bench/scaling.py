@@ -43,8 +43,8 @@ from adadistill.core.distributed import Ranks, distributed_session
 from adadistill.core.host_memory import keep_freed_memory
 from adadistill.core.recipe import Recipe, parse_recipe
 from adadistill.core.training.run import run_training
-from adadistill.loaders.recordio import RecordWriter
-from adadistill.loaders.synthetic_faces import SyntheticFacesConfig, render_faces
+from adadistill.loaders.records.recordio import RecordWriter
+from adadistill.loaders.synthetic.synthetic_faces import SyntheticFacesConfig, render_faces
 from adadistill.loaders.usable_cpus import usable_cpus
 
 # The first steps settle DDP's buckets, and what is cached and compiled.

@@ -43,24 +43,24 @@ from adadistill.bench.probes import gemm_tflop_per_s
 from adadistill.bench.rows import append_row, spread
 from adadistill.bench.timing import drain
 from adadistill.core.backbones import BackboneConfig, build_backbone
-from adadistill.core.centres.class_centres import AdaptiveCentres, CentresConfig, initial_centres
 from adadistill.core.distributed import Ranks
 from adadistill.core.host_memory import keep_freed_memory
-from adadistill.core.objectives.distillation import DistillationObjective
-from adadistill.core.objectives.geometry_margin import GeometryMarginConfig
-from adadistill.core.objectives.heads import HeadConfig
-from adadistill.core.objectives.interface import GlobalSamples
-from adadistill.core.objectives.norm_statistics import NormStatistics
+from adadistill.core.method.class_centres import AdaptiveCentres, CentresConfig, initial_centres
+from adadistill.core.method.distillation import DistillationObjective
+from adadistill.core.method.geometry_margin import GeometryMarginConfig
+from adadistill.core.method.heads import HeadConfig
+from adadistill.core.method.norm_statistics import NormStatistics
+from adadistill.core.method.objective import GlobalSamples
 from adadistill.core.precision import Precision, resolve_precision
 from adadistill.core.training.non_finite import GuardConfig, NonFiniteGuard
 from adadistill.core.training.optimiser import OptimConfig
 from adadistill.core.training.student_compiler import CompileMode
 from adadistill.core.training.training_step import TrainingStep
-from adadistill.loaders.augment_policy import Augmentation, AugmentConfig
+from adadistill.loaders.augment.augment_policy import Augmentation, AugmentConfig
 from adadistill.loaders.batch import Batch
-from adadistill.loaders.image_records import ImageRecords
-from adadistill.loaders.pipeline import DataConfig, ImagePipeline
+from adadistill.loaders.pipelines.pipeline import DataConfig, ImagePipeline
 from adadistill.loaders.pixels import image_size
+from adadistill.loaders.records.image_records import ImageRecords
 from adadistill.loaders.usable_cpus import usable_cpus
 
 TINY = (

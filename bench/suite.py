@@ -186,7 +186,7 @@ def _beside_origin(faces: Path | None, arguments: str, limit_s: float) -> list[J
 
 
 def _decoder() -> str:
-    from adadistill.loaders.dali_pipeline import DaliMissingError, require_dali
+    from adadistill.loaders.pipelines.dali_pipeline import DaliMissingError, require_dali
 
     try:
         require_dali()

@@ -34,7 +34,7 @@ from adadistill.bench.teacher import build_runner, noise, random_teacher
 from adadistill.bench.timing import drain
 from adadistill.core.host_memory import keep_freed_memory
 from adadistill.core.teachers.cached_teacher import CachedTeacher
-from adadistill.loaders.augment_policy import Augmentation, AugmentConfig
+from adadistill.loaders.augment.augment_policy import Augmentation, AugmentConfig
 from adadistill.loaders.teacher_cache import MIRRORED, PLAIN, CacheHeader, TeacherCache, create_or_resume
 
 TINY = (

@@ -6,7 +6,11 @@ from pathlib import Path
 
 import numpy as np
 
-from adadistill.loaders.synthetic_faces import SyntheticFacesConfig, write_synthetic_pairs, write_synthetic_records
+from adadistill.loaders.synthetic.synthetic_faces import (
+    SyntheticFacesConfig,
+    write_synthetic_pairs,
+    write_synthetic_records,
+)
 
 IMAGE_SIZE = 32
 IDENTITIES = 12

@@ -161,12 +161,12 @@ _SENDERS: Mapping[str, str] = {
     "core.training.training_step": STUDENT_GRADIENT,
     "core.training.micro_batches": STUDENT_GRADIENT,
     "core.training.batch_norm_sync": RUNNING_STATISTICS,
-    "core.objectives.shared_facts.gather": SAMPLE_PACKET,
-    "core.objectives.shared_facts.global_teacher_embeddings": TEACHER_EMBEDDINGS,
-    "core.objectives.classification._begin_average": CENTRE_GRADIENT,
-    "core.centres.sharded_centres": SHARDED_CENTRES,
+    "core.method.shared_facts.gather": SAMPLE_PACKET,
+    "core.method.shared_facts.global_teacher_embeddings": TEACHER_EMBEDDINGS,
+    "core.method.classification._begin_average": CENTRE_GRADIENT,
+    "core.method.sharded_centres": SHARDED_CENTRES,
     "kernels.margin_softmax": SHARDED_CENTRES,
-    "loaders.packed_pipeline": STORE_EXCHANGE,
+    "loaders.pipelines.packed_pipeline": STORE_EXCHANGE,
     "core.training.metrics_log": LOG_LINE,
 }
 _CARRIERS = ("adadistill.core.distributed", "adadistill.core.communication")

@@ -19,7 +19,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from adadistill.core.checkpoints.files import row_range
-from adadistill.core.stopping.heartbeat import beat
+from adadistill.core.training.heartbeat import beat
 from adadistill.core.training.restarts import store_of_restart
 from adadistill.kernels.margin_softmax import ClassShard
 

@@ -16,7 +16,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from adadistill.core.backbones import BackboneConfig
-from adadistill.core.centres.class_centres import CentresConfig
 from adadistill.core.checkpoints import CheckpointConfig
 from adadistill.core.config.strict_yaml import (
     LoadedConfig,
@@ -26,19 +25,20 @@ from adadistill.core.config.strict_yaml import (
     read_overlaid_config,
 )
 from adadistill.core.config.text import canonical_json, config_differences, dump_config
-from adadistill.core.evaluation import EvaluationConfig
-from adadistill.core.objectives.geometry_margin import GeometryMarginConfig
-from adadistill.core.objectives.heads import HEADS, HeadConfig
-from adadistill.core.objectives.regression import RegressionConfig
+from adadistill.core.method.class_centres import CentresConfig
+from adadistill.core.method.geometry_margin import GeometryMarginConfig
+from adadistill.core.method.heads import HEADS, HeadConfig
+from adadistill.core.method.regression import RegressionConfig
 from adadistill.core.precision import PrecisionName
+from adadistill.core.scoring.evaluation import EvaluationConfig
 from adadistill.core.seeding import derive_seed
 from adadistill.core.teachers import TeacherConfig
 from adadistill.core.training.metrics_log import LogConfig
 from adadistill.core.training.non_finite import GuardConfig
 from adadistill.core.training.optimiser import OptimConfig
 from adadistill.core.training.student_compiler import CompileMode
-from adadistill.loaders.augment_policy import MAX_AUGMENTED_SIDE, Augmentation, AugmentConfig
-from adadistill.loaders.pipeline import DataConfig
+from adadistill.loaders.augment.augment_policy import MAX_AUGMENTED_SIDE, Augmentation, AugmentConfig
+from adadistill.loaders.pipelines.pipeline import DataConfig
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", re.ASCII)
 

@@ -79,7 +79,7 @@ class QualityFacts:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Head:
-    """One kind of margin head: all that tells it from the others. `core/objectives/heads.py` registers them."""
+    """One kind of margin head: all that tells it from the others. `core/method/heads.py` registers them."""
 
     title: str
     """What pages call it."""

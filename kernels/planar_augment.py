@@ -18,7 +18,7 @@ Cost      reads the rows once and writes the output once (113 KB a face in bfloa
 Source    libjpeg-turbo's jdsample.c (h2v2_fancy_upsample) and jdcolor.c (ycc_rgb_convert)
 
 The Triton kernel lies in planar_augment_triton.py, which is imported where it runs. On the CPU the reference runs; data
-pipelines have decode threads of their own there (loaders/plane_pixels.py, loaders/augment_image.py).
+pipelines have decode threads of their own there (loaders/plane_pixels.py, loaders/augment/augment_image.py).
 
 Both are behind one registered operator, `adadistill::planar_augment`, which torch.compile keeps whole: which images are
 resampled is read from host memory, and no graph can hold that. A CUDA graph would replay the first batch's parameters

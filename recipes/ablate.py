@@ -35,13 +35,13 @@ import torch
 from adadistill.core.checkpoints import CheckpointError
 from adadistill.core.distributed import Ranks, barrier, broadcast_text, distributed_session
 from adadistill.core.host_memory import keep_freed_memory
+from adadistill.core.scoring.pair_metrics import NonFiniteEmbeddingsError
 from adadistill.core.training.non_finite import NonFiniteError
 from adadistill.core.training.run import run_training
 from adadistill.core.training.run_folder import RunFolderError
-from adadistill.core.verification import NonFiniteEmbeddingsError
-from adadistill.loaders.dali_pipeline import DaliBatchError, DaliMissingError
+from adadistill.loaders.pipelines.dali_pipeline import DaliBatchError, DaliMissingError
 from adadistill.loaders.pixels import ImageDecodeError
-from adadistill.loaders.recordio import RecordError
+from adadistill.loaders.records.recordio import RecordError
 from adadistill.recipes.ablation.plan import (
     AblationPlan,
     PlannedRun,

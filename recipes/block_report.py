@@ -8,8 +8,8 @@ from collections.abc import Callable
 from typing import Generic, Protocol, TypeVar
 
 from adadistill.core.distributed import Ranks
-from adadistill.core.stopping.stop_signal import StopRequested, StopSignal
 from adadistill.core.training.metrics_log import ProgressBar, format_seconds
+from adadistill.core.training.stop_signal import StopRequested, StopSignal
 
 logger = logging.getLogger("adadistill")
 

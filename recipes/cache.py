@@ -30,7 +30,6 @@ from pathlib import Path
 from adadistill.core.distributed import Ranks, distributed_session
 from adadistill.core.host_memory import keep_freed_memory
 from adadistill.core.recipe import Recipe, load_recipe, recipe_augmentation
-from adadistill.core.stopping.stop_signal import listen_for_stop
 from adadistill.core.teachers import expected_identity, record_binding
 from adadistill.core.teachers.cache_build import (
     BuildProgress,
@@ -41,8 +40,9 @@ from adadistill.core.teachers.cache_build import (
 from adadistill.core.teachers.cache_import import DEFAULT_MARGIN, import_embeddings
 from adadistill.core.teachers.cache_views import needed_views
 from adadistill.core.training.metrics_log import format_seconds
-from adadistill.loaders.open_images import open_images
-from adadistill.loaders.pipeline import named_records
+from adadistill.core.training.stop_signal import listen_for_stop
+from adadistill.loaders.pipelines.pipeline import named_records
+from adadistill.loaders.records.open_images import open_images
 from adadistill.loaders.stored_blocks.files import HEADER_NAME, read_header_bytes
 from adadistill.loaders.teacher_cache import (
     CacheHeader,

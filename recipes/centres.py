@@ -14,7 +14,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from adadistill.core.centres.centre_files import (
+from adadistill.core.method.centre_files import (
     ADAFACE_SUFFIXES,
     CentresFileError,
     CentresFormat,

@@ -9,7 +9,7 @@ import importlib
 import sys
 from collections.abc import Sequence
 
-from adadistill.core.stopping.stop_signal import leave_at_once
+from adadistill.core.training.stop_signal import leave_at_once
 from adadistill.recipes.entry_point import entry_point, known_verb
 
 VERBS = {

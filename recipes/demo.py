@@ -31,13 +31,17 @@ from pathlib import Path
 
 from adadistill.core.backbones import build_backbone
 from adadistill.core.distributed import Ranks
-from adadistill.core.evaluation import VerificationSets, evaluate_sets
 from adadistill.core.host_memory import keep_freed_memory
 from adadistill.core.recipe import Recipe, load_recipe
+from adadistill.core.scoring.evaluation import VerificationSets, evaluate_sets
+from adadistill.core.scoring.pair_metrics import VerificationResult
 from adadistill.core.seeding import derive_seed
 from adadistill.core.training.run import run_training
-from adadistill.core.verification import VerificationResult
-from adadistill.loaders.synthetic_faces import SyntheticFacesConfig, write_synthetic_pairs, write_synthetic_records
+from adadistill.loaders.synthetic.synthetic_faces import (
+    SyntheticFacesConfig,
+    write_synthetic_pairs,
+    write_synthetic_records,
+)
 from adadistill.recipes.entry_point import entry_point
 from adadistill.recipes.outputs import will_write_folder
 

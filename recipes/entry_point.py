@@ -21,7 +21,7 @@ from contextlib import suppress
 from typing import Any, Protocol
 
 from adadistill.core.cpu_threads import before_torch_loads
-from adadistill.core.stopping.stop_signal import StopRequested, leave_at_once_from_here_on
+from adadistill.core.training.stop_signal import StopRequested, leave_at_once_from_here_on
 
 FAILURES = frozenset({
     "NonFiniteError", "NonFiniteEmbeddingsError", "LostRankError", "MetricsFileError", "RecordError",

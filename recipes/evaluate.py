@@ -42,9 +42,9 @@ from adadistill.recipes.scoring.scored_network import (
 )
 
 if TYPE_CHECKING:  # imported when work begins, so that --help answers at once
-    from adadistill.core.benchmarks.result import BenchmarkResult
     from adadistill.core.precision import PrecisionName
-    from adadistill.core.verification import VerificationResult
+    from adadistill.core.scoring.pair_metrics import VerificationResult
+    from adadistill.core.scoring.result import BenchmarkResult
 
 TEACHER_OPTIONS = ("color", "mean", "std", "arch", "format", "revision", "lock")
 """Options that are fields of `TeacherConfig`."""
@@ -121,8 +121,8 @@ def run(
             before anything is computed.
         NonFiniteEmbeddingsError: the network gives NaN or infinity.
     """
-    from adadistill.core.benchmarks.suite import BenchmarkPaths, open_benchmarks
     from adadistill.core.distributed import distributed_session
+    from adadistill.core.scoring.suite import BenchmarkPaths, open_benchmarks
 
     with distributed_session(device) as ranks:
         scored = load_scored(source, ranks)

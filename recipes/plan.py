@@ -26,7 +26,7 @@ from adadistill.core.cost_model.measured_rows import MeasuredRows
 from adadistill.core.cost_model.plan import make_plan
 from adadistill.core.cost_model.step_model import Launch, Plan, PlanError
 from adadistill.core.recipe import Recipe, load_recipe
-from adadistill.loaders.pipeline import named_records
+from adadistill.loaders.pipelines.pipeline import named_records
 from adadistill.loaders.usable_cpus import usable_cpus
 from adadistill.recipes.entry_point import entry_point
 

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from adadistill.core.objectives.heads import HEADS
+from adadistill.core.method.heads import HEADS
 from adadistill.core.recipe import Recipe, load_recipe, shipped_recipes
 from adadistill.recipes.recipe_header import read_recipe_header
 

@@ -16,6 +16,7 @@ from torch import Tensor
 from adadistill.core.distributed import LaunchError, distributed_session
 from adadistill.core.precision import Precision, resolve_precision
 from adadistill.core.recipe import Recipe
+from adadistill.core.scoring.pair_metrics import NonFiniteEmbeddingsError
 from adadistill.core.teachers import (
     LoadedTeacher,
     TeacherConfig,
@@ -35,11 +36,10 @@ from adadistill.core.teachers.colour_check import (
     second_witness,
 )
 from adadistill.core.teachers.knows_people import check_network
-from adadistill.core.verification import NonFiniteEmbeddingsError
-from adadistill.loaders.checked_records import CheckedRecords
-from adadistill.loaders.image_source import ImageSource
-from adadistill.loaders.pipeline import named_records
+from adadistill.loaders.pipelines.pipeline import named_records
 from adadistill.loaders.pixels import decode_image, to_network_input
+from adadistill.loaders.records.checked_records import CheckedRecords
+from adadistill.loaders.records.image_source import ImageSource
 from adadistill.recipes.scoring.benchmark_pass import device_name
 
 Floats: TypeAlias = npt.NDArray[np.float64]

@@ -9,8 +9,8 @@ import simplejpeg
 
 from adadistill.core.backbones import BackboneConfig, build_backbone
 from adadistill.core.checkpoints import CheckpointWriter, Snapshot
-from adadistill.core.network_checkpoint import describe_network
-from adadistill.loaders.verification_pairs import write_verification_bin
+from adadistill.core.checkpoints.network_checkpoint import describe_network
+from adadistill.loaders.evaluation_sets.verification_pairs import write_verification_bin
 
 BACKBONE = BackboneConfig(arch="mobilefacenet", embedding_dim=16, width=0.25)
 SIDE = 32

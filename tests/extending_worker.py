@@ -27,21 +27,21 @@ from adadistill.core.backbones import BackboneConfig, backbone_skeleton, build_b
 from adadistill.core.backbones.public_formats import recognise_backbone, resolve_publisher
 from adadistill.core.backbones.public_weights import load_public_weights, public_names
 from adadistill.core.checkpoints import load_checkpoint
+from adadistill.core.checkpoints.network_checkpoint import load_network
 from adadistill.core.distributed import Ranks
-from adadistill.core.network_checkpoint import load_network
-from adadistill.core.objectives.centre_softmax import class_softmax
-from adadistill.core.objectives.heads import HeadConfig, head_rule
+from adadistill.core.method.centre_softmax import class_softmax
+from adadistill.core.method.heads import HeadConfig, head_rule
 from adadistill.core.recipe import parse_recipe, recipe_hash
 from adadistill.core.teachers import load_source
 from adadistill.core.training.run import run_training
 from adadistill.kernels.augment_parameters import resample_tables
 from adadistill.kernels.head_prologue import CentreStore, GeometryRule, directions, head_prologue
 from adadistill.kernels.planar_augment import BLOCK, DeviceTables, planar_augment_reference, planar_augment_u8
-from adadistill.loaders.augment_image import augment_image
-from adadistill.loaders.augment_policy import Augmentation, AugmentConfig
-from adadistill.loaders.image_records import ImageRecords
-from adadistill.loaders.pipeline import DataConfig, build_pipeline
-from adadistill.loaders.sample_order import SampleOrder
+from adadistill.loaders.augment.augment_image import augment_image
+from adadistill.loaders.augment.augment_policy import Augmentation, AugmentConfig
+from adadistill.loaders.pipelines.pipeline import DataConfig, build_pipeline
+from adadistill.loaders.pipelines.sample_order import SampleOrder
+from adadistill.loaders.records.image_records import ImageRecords
 
 DALI = importlib.util.find_spec("nvidia.dali") is not None
 

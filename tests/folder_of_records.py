@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from adadistill.loaders.image_records import ImageRecords
+from adadistill.loaders.records.image_records import ImageRecords
 
 
 def write_folder_of(records: Path, folder: Path) -> Path:

@@ -11,10 +11,10 @@ import torch
 from head_step import Prepared, prepare_step
 from torch import Tensor
 
-from adadistill.core.centres.class_centres import AdaptiveCentres, CentresConfig, TrainableCentres
-from adadistill.core.objectives.geometry_margin import GeometryMarginConfig
-from adadistill.core.objectives.heads import HeadConfig
-from adadistill.core.objectives.norm_statistics import NormStatistics
+from adadistill.core.method.class_centres import AdaptiveCentres, CentresConfig, TrainableCentres
+from adadistill.core.method.geometry_margin import GeometryMarginConfig
+from adadistill.core.method.heads import HeadConfig
+from adadistill.core.method.norm_statistics import NormStatistics
 
 MARGINS = {"arcface": 0.45, "cosface": 0.35, "adaface": 0.4}
 TRAINED = {

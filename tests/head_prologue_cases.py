@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from adadistill.core.objectives.geometry_margin import GeometryMarginConfig, geometry_rule
-from adadistill.core.objectives.heads import HeadConfig, head_rule
+from adadistill.core.method.geometry_margin import GeometryMarginConfig, geometry_rule
+from adadistill.core.method.heads import HeadConfig, head_rule
 from adadistill.kernels.head_prologue import CentreStore, Directions, GeometryRule, HeadPrologue, HeadRule
 
 ADAFACE = HeadConfig()

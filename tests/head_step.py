@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from adadistill.core.centres.class_centres import AdaptiveCentres, CentreStep, TrainableCentres, student_teacher_cosine
-from adadistill.core.objectives.geometry_margin import GeometryMarginConfig, geometry_term
-from adadistill.core.objectives.heads import Directions, HeadConfig, Margins, directions, head_limits, margins
-from adadistill.core.objectives.norm_statistics import NormStatistics, updated_norm_statistics
+from adadistill.core.method.class_centres import AdaptiveCentres, CentreStep, TrainableCentres, student_teacher_cosine
+from adadistill.core.method.geometry_margin import GeometryMarginConfig, geometry_term
+from adadistill.core.method.heads import Directions, HeadConfig, Margins, directions, head_limits, margins
+from adadistill.core.method.norm_statistics import NormStatistics, updated_norm_statistics
 from adadistill.kernels.margin_softmax import MarginSoftmax, margin_logits_reference
 
 

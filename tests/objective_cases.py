@@ -8,17 +8,17 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from adadistill.core.centres.centre_files import stored_centres
-from adadistill.core.centres.class_centres import AdaptiveCentres, CentresConfig, TrainableCentres
-from adadistill.core.centres.frozen_centres import FrozenCentres
 from adadistill.core.distributed import Ranks
-from adadistill.core.objectives.classification import ClassificationObjective
-from adadistill.core.objectives.distillation import DistillationObjective
-from adadistill.core.objectives.geometry_margin import GeometryMarginConfig
-from adadistill.core.objectives.heads import HeadConfig
-from adadistill.core.objectives.interface import GlobalSamples, Objective
-from adadistill.core.objectives.norm_statistics import NormStatistics
-from adadistill.core.objectives.regression import RegressionConfig
+from adadistill.core.method.centre_files import stored_centres
+from adadistill.core.method.class_centres import AdaptiveCentres, CentresConfig, TrainableCentres
+from adadistill.core.method.classification import ClassificationObjective
+from adadistill.core.method.distillation import DistillationObjective
+from adadistill.core.method.frozen_centres import FrozenCentres
+from adadistill.core.method.geometry_margin import GeometryMarginConfig
+from adadistill.core.method.heads import HeadConfig
+from adadistill.core.method.norm_statistics import NormStatistics
+from adadistill.core.method.objective import GlobalSamples, Objective
+from adadistill.core.method.regression import RegressionConfig
 from adadistill.loaders.batch import Batch
 
 BATCH, DIM, CLASSES = 9, 16, 12

@@ -23,9 +23,9 @@ from adadistill.core.distributed import Ranks, gather_rows
 from adadistill.core.training.non_finite import NonFiniteError
 
 if TYPE_CHECKING:
-    from adadistill.core.objectives.classification import ClassificationObjective
+    from adadistill.core.method.classification import ClassificationObjective
     from adadistill.loaders.batch import Batch
-    from adadistill.loaders.pipeline import ImagePipeline
+    from adadistill.loaders.pipelines.pipeline import ImagePipeline
 
 
 class IgnoredLabels:

@@ -11,7 +11,7 @@ import torch
 from arrow_folders import write_arrow_folder
 from PIL import Image
 
-from adadistill.loaders.face_alignment import ARCFACE_TEMPLATE, aligned, similarities_to_template
+from adadistill.loaders.evaluation_sets.face_alignment import ARCFACE_TEMPLATE, aligned, similarities_to_template
 from adadistill.loaders.pixels import decode_image
 
 SUBJECTS = 6

@@ -13,9 +13,9 @@ import simplejpeg
 from PIL import Image
 
 from adadistill.core.teachers import record_binding
-from adadistill.loaders.image_records import ImageRecords
 from adadistill.loaders.packed_store import PackResult, pack_records
-from adadistill.loaders.recordio import RecordWriter
+from adadistill.loaders.records.image_records import ImageRecords
+from adadistill.loaders.records.recordio import RecordWriter
 
 SIDE = 32
 COUNT = 23

@@ -15,14 +15,13 @@ ROOT = Path(__file__).resolve().parents[1]
 OF_A_STEP = [
     *sorted((ROOT / "kernels").glob("*.py")),
     *sorted((ROOT / "loaders").rglob("*.py")),
-    *sorted((ROOT / "core" / "objectives").glob("*.py")),
-    *sorted((ROOT / "core" / "centres").glob("*.py")),
+    *sorted((ROOT / "core" / "method").glob("*.py")),
     *sorted((ROOT / "core" / "training").glob("*.py")),
     *(ROOT / "core" / "teachers" / f"{name}.py" for name in ("cached_teacher", "stored_embeddings", "network_teacher")),
 ]
 NOT_IN_A_STEP = {
-    ("core/centres/frozen_centres.py", "__init__"),  # once, at the start
-    ("core/objectives/norm_statistics.py", "from_state_dict"),  # of a checkpoint
+    ("core/method/frozen_centres.py", "__init__"),  # once, at the start
+    ("core/method/norm_statistics.py", "from_state_dict"),  # of a checkpoint
     ("core/training/replica_agreement.py", "require_equal_replicas"),  # at a save
     ("core/training/run.py", "_random_centres"),  # once, at the start
     ("core/training/training_step.py", "__init__"),  # the student, once

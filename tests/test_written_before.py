@@ -1,7 +1,7 @@
 """What commit 569d65e wrote (a recipe, records, a teacher, its cache, packed images, a stopped run) still serves.
 
-`written_before/` was made by that commit: 30 faces of 32 pixels, a teacher of three steps, and a student that was killed
-after its checkpoint of step 6 of 9. `uninterrupted.jsonl` is the same student's training without the kill.
+`written_before/` was made by that commit: 30 faces of 32 pixels, a teacher of three steps, and a student that was
+killed after its checkpoint of step 6 of 9. `uninterrupted.jsonl` is the same student's training without the kill.
 """
 
 from __future__ import annotations

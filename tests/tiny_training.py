@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from adadistill.core.recipe import Recipe
     from adadistill.loaders.batch import Batch
-    from adadistill.loaders.pipeline import ImagePipeline
+    from adadistill.loaders.pipelines.pipeline import ImagePipeline
 
 
 class PlainStudent(torch.nn.Module):
@@ -41,9 +41,9 @@ def write_tiny_records(folder: Path, *, identities: int = 6, images: int = 8, im
     """Synthetic faces as `train.rec`, teacher embeddings as `teacher.npy` ((N, 2, 16), by identity), 20 `pairs.bin`."""
     import simplejpeg
 
-    from adadistill.loaders.recordio import write_insightface_records
-    from adadistill.loaders.synthetic_faces import SyntheticFacesConfig, render_faces
-    from adadistill.loaders.verification_pairs import write_verification_bin
+    from adadistill.loaders.evaluation_sets.verification_pairs import write_verification_bin
+    from adadistill.loaders.records.recordio import write_insightface_records
+    from adadistill.loaders.synthetic.synthetic_faces import SyntheticFacesConfig, render_faces
 
     folder.mkdir(parents=True, exist_ok=True)
     config = SyntheticFacesConfig(image_size=image_size, identities=identities, images_per_identity=images)

@@ -23,7 +23,7 @@ from torch.nn.functional import normalize
 from adadistill.bench.probes import copy_gb_per_s
 from adadistill.bench.rows import append_row, spread
 from adadistill.bench.timing import alternating_ms
-from adadistill.core.centres.class_centres import AdaptiveCentres, CentresConfig
+from adadistill.core.method.class_centres import AdaptiveCentres, CentresConfig
 from adadistill.kernels.centre_update import centre_update_, centre_update_reference
 
 TINY = "--batch 7 16 --classes 50 --dim 8 --repeats 2 --device cpu"

@@ -33,8 +33,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from adadistill.bench.probes import copy_gb_per_s
 from adadistill.bench.rows import append_row, spread
 from adadistill.bench.timing import alternating_ms
-from adadistill.core.objectives.geometry_margin import GeometryMarginConfig, geometry_rule
-from adadistill.core.objectives.heads import HeadConfig, head_rule
+from adadistill.core.method.geometry_margin import GeometryMarginConfig, geometry_rule
+from adadistill.core.method.heads import HeadConfig, head_rule
 from adadistill.kernels.head_prologue import (
     CentreStore,
     Directions,

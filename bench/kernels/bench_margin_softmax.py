@@ -32,7 +32,7 @@ from torch.nn.functional import cross_entropy, normalize
 
 from adadistill.bench.rows import append_row, spread
 from adadistill.bench.timing import extra_mib, repeated_ms, seconds_of
-from adadistill.core.objectives.heads import HeadConfig, HeadLimits, head_limits
+from adadistill.core.method.heads import HeadConfig, HeadLimits, head_limits
 from adadistill.kernels.head_prologue import ADAFACE_EPS
 from adadistill.kernels.margin_softmax import Form, MarginSoftmax, margin_softmax, margin_softmax_reference
 

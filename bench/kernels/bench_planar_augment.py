@@ -30,8 +30,8 @@ from adadistill.kernels.planar_augment import (
     planar_augment_reference,
     planar_augment_u8,
 )
-from adadistill.loaders.augment_image import augment_image
-from adadistill.loaders.augment_policy import Augmentation, AugmentConfig
+from adadistill.loaders.augment.augment_image import augment_image
+from adadistill.loaders.augment.augment_policy import Augmentation, AugmentConfig
 from adadistill.loaders.pixels import to_network_input
 from adadistill.loaders.plane_pixels import PlaneConverter
 

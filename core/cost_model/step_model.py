@@ -25,7 +25,6 @@ from typing import Literal
 import torch
 
 from adadistill.core.backbones import BACKBONE_NAMES, BackboneConfig
-from adadistill.core.centres.class_centres import adaptive_centre_bytes
 from adadistill.core.communication import (
     CENTRE_GRADIENT,
     RUNNING_STATISTICS,
@@ -49,6 +48,7 @@ from adadistill.core.cost_model.devices import (
 )
 from adadistill.core.cost_model.measured_rows import MeasuredRows
 from adadistill.core.cost_model.network_cost import NetworkCost, network_cost
+from adadistill.core.method.class_centres import adaptive_centre_bytes
 from adadistill.core.recipe import Recipe
 from adadistill.core.training.optimiser import parts_like_parameters
 

@@ -28,7 +28,7 @@ from adadistill.core.recipe import Recipe, recipe_hash
 from adadistill.core.seeding import derive_seed
 from adadistill.core.training.resume import refuse_other_beginning
 from adadistill.core.training.run_folder import RunFolder
-from adadistill.loaders.sample_order import SampleOrder
+from adadistill.loaders.pipelines.sample_order import SampleOrder
 
 
 @dataclass(frozen=True, slots=True)

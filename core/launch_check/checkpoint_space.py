@@ -9,10 +9,10 @@ from pathlib import Path
 
 import torch
 
-from adadistill.core.centres.slow_centres import slow_centres_dtype
 from adadistill.core.checkpoints import CheckpointConfig, list_checkpoints
 from adadistill.core.cost_model.network_cost import network_cost
 from adadistill.core.launch_check.findings import Findings, stat_of
+from adadistill.core.method.slow_centres import slow_centres_dtype
 from adadistill.core.recipe import Recipe
 from adadistill.core.training.optimiser import parts_like_parameters
 

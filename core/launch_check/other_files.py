@@ -7,13 +7,13 @@ from pathlib import Path
 
 import torch
 
-from adadistill.core.compiler_check import training_switches, try_compilers
 from adadistill.core.launch_check.findings import Findings, stat_of
 from adadistill.core.recipe import Recipe
 from adadistill.core.training.apex_sgd import require_apex
-from adadistill.loaders.dali_pipeline import require_dali
-from adadistill.loaders.image_source import ImageSource
-from adadistill.loaders.pipeline import open_store
+from adadistill.core.training.compiler_check import training_switches, try_compilers
+from adadistill.loaders.pipelines.dali_pipeline import require_dali
+from adadistill.loaders.pipelines.pipeline import open_store
+from adadistill.loaders.records.image_source import ImageSource
 
 
 def check_pixel_source(recipe: Recipe, records: ImageSource | None, device: torch.device, findings: Findings) -> None:

@@ -7,10 +7,10 @@ from pathlib import Path
 
 from adadistill.core.launch_check.findings import Findings
 from adadistill.core.training.record_agreement import check_launch_labels
-from adadistill.loaders.image_source import ImageSource
-from adadistill.loaders.pipeline import DataConfig, named_records
-from adadistill.loaders.record_index import RecordIndex
-from adadistill.loaders.record_seal import seal_path
+from adadistill.loaders.pipelines.pipeline import DataConfig, named_records
+from adadistill.loaders.records.image_source import ImageSource
+from adadistill.loaders.records.record_index import RecordIndex
+from adadistill.loaders.records.record_seal import seal_path
 
 
 @dataclass(frozen=True, slots=True)

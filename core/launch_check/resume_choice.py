@@ -12,7 +12,7 @@ from adadistill.core.checkpoints.peek import peek_checkpoint
 from adadistill.core.launch_check.findings import Findings, stat_of
 from adadistill.core.recipe import Recipe
 from adadistill.core.training.resume import refuse_other_run
-from adadistill.loaders.image_source import ImageSource
+from adadistill.loaders.records.image_source import ImageSource
 
 
 @dataclass(frozen=True, slots=True)

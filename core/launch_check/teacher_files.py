@@ -26,7 +26,7 @@ from adadistill.core.teachers.cvlface import existing_folder, repository_id
 from adadistill.core.teachers.cvlface_files import KNOWN_PINS, PUBLISHED_FILES, folder_files
 from adadistill.core.teachers.hub_files import HubRepository
 from adadistill.core.teachers.teacher_lock import check_writable, read_lock
-from adadistill.loaders.image_source import ImageSource
+from adadistill.loaders.records.image_source import ImageSource
 from adadistill.loaders.teacher_cache import TeacherCache
 
 

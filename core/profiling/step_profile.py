@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol
 
 from adadistill.core.profiling.step_window import StepWindow
-from adadistill.loaders.named_ranges import OFF, show_ranges, step_range
+from adadistill.loaders.records.named_ranges import OFF, show_ranges, step_range
 
 logger = logging.getLogger(__name__)
 

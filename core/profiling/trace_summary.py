@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeAlias, get_args
 
-from adadistill.loaders.named_ranges import RangeName
+from adadistill.loaders.records.named_ranges import RangeName
 
 OTHER = "other"
 """A step's time outside all named ranges: metrics, logging, saving, the loop itself."""

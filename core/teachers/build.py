@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from adadistill.core.distributed import Ranks
-from adadistill.core.evaluation import rank_share
 from adadistill.core.precision import Precision
+from adadistill.core.scoring.evaluation import rank_share
 from adadistill.core.teachers.cache_views import needed_views
 from adadistill.core.teachers.cached_teacher import CachedTeacher
 from adadistill.core.teachers.colour_check import ColourResult, resolve_color
@@ -21,9 +21,9 @@ from adadistill.core.teachers.network_teacher import in_loop_teacher
 from adadistill.core.teachers.preprocessing import Color
 from adadistill.core.teachers.sources import load_source
 from adadistill.core.teachers.stored_embeddings import StoredEmbeddings
-from adadistill.loaders.augment_policy import Augmentation
-from adadistill.loaders.image_source import ImageSource
-from adadistill.loaders.pipeline import DataConfig
+from adadistill.loaders.augment.augment_policy import Augmentation
+from adadistill.loaders.pipelines.pipeline import DataConfig
+from adadistill.loaders.records.image_source import ImageSource
 from adadistill.loaders.teacher_cache import TeacherCache
 
 logger = logging.getLogger(__name__)

@@ -23,12 +23,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from adadistill.core.compiler_check import require_compilers, teacher_switches
 from adadistill.core.distributed import Ranks, broadcast_text, gather_rows
-from adadistill.core.evaluation import rank_share
 from adadistill.core.precision import Precision, resolve_precision
 from adadistill.core.recipe import Recipe, recipe_augmentation
-from adadistill.core.stopping.stop_signal import StopRequested, StopSignal
+from adadistill.core.scoring.evaluation import rank_share
 from adadistill.core.teachers import (
     LoadedTeacher,
     NetworkTeacher,
@@ -44,12 +42,14 @@ from adadistill.core.teachers.build import check_loaded
 from adadistill.core.teachers.cache_views import needed_views
 from adadistill.core.teachers.colour_check import ColourResult, resolve_color
 from adadistill.core.teachers.config import NETWORK_SOURCES
-from adadistill.loaders.augment_policy import Augmentation
+from adadistill.core.training.compiler_check import require_compilers, teacher_switches
+from adadistill.core.training.stop_signal import StopRequested, StopSignal
+from adadistill.loaders.augment.augment_policy import Augmentation
 from adadistill.loaders.batch import Batch
-from adadistill.loaders.image_source import ImageSource
-from adadistill.loaders.pipeline import named_records, planned_batches
-from adadistill.loaders.rank_steps import StepPlan
-from adadistill.loaders.record_blocks import block_plans, record_plans
+from adadistill.loaders.pipelines.pipeline import named_records, planned_batches
+from adadistill.loaders.pipelines.rank_steps import StepPlan
+from adadistill.loaders.records.image_source import ImageSource
+from adadistill.loaders.records.record_blocks import block_plans, record_plans
 from adadistill.loaders.teacher_cache import (
     MIRRORED,
     PLAIN,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from adadistill.loaders.augment_policy import Augmentation
+from adadistill.loaders.augment.augment_policy import Augmentation
 from adadistill.loaders.teacher_cache import MIRRORED, PLAIN, CacheView
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from adadistill.core.teachers.cache_views import needed_views
 from adadistill.kernels.device_copy import copied_to
-from adadistill.loaders.augment_policy import Augmentation
+from adadistill.loaders.augment.augment_policy import Augmentation
 from adadistill.loaders.teacher_cache import TeacherCache
 
 _COPY_ROWS = 1 << 16

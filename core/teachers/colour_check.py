@@ -28,6 +28,7 @@ import torch
 from torch import Tensor
 
 from adadistill.core.distributed import Ranks
+from adadistill.core.scoring.pair_metrics import area_under_roc, ten_fold_accuracy
 from adadistill.core.teachers.config import TeacherConfig
 from adadistill.core.teachers.interface import LoadedTeacher, TeacherError
 from adadistill.core.teachers.knows_people import (
@@ -44,9 +45,8 @@ from adadistill.core.teachers.knows_people import (
     separation,
 )
 from adadistill.core.teachers.preprocessing import Color
-from adadistill.core.verification import area_under_roc, ten_fold_accuracy
-from adadistill.loaders.image_source import ImageSource
-from adadistill.loaders.verification_pairs import VerificationPairs, decode_pairs, read_verification_set
+from adadistill.loaders.evaluation_sets.verification_pairs import VerificationPairs, decode_pairs, read_verification_set
+from adadistill.loaders.records.image_source import ImageSource
 
 DECIDED_Z: Final = 3.0
 """|z| from which one order is the better one: a network blind to colour gets there once in 370 tries."""

@@ -26,13 +26,13 @@ import torch
 from torch import Tensor
 
 from adadistill.core.distributed import Ranks, broadcast_text
-from adadistill.core.evaluation import embed_images
+from adadistill.core.scoring.evaluation import embed_images
 from adadistill.core.teachers.interface import LoadedTeacher, RecordTeacher, TeacherError
-from adadistill.loaders.augment_policy import Augmentation
-from adadistill.loaders.damaged_records import may_be_skipped
-from adadistill.loaders.image_source import ImageSource
+from adadistill.loaders.augment.augment_policy import Augmentation
+from adadistill.loaders.evaluation_sets.verification_pairs import fit_square
 from adadistill.loaders.pixels import decode_image
-from adadistill.loaders.verification_pairs import fit_square
+from adadistill.loaders.records.damaged_records import may_be_skipped
+from adadistill.loaders.records.image_source import ImageSource
 
 KNOWN_GAP: Final = 0.1
 """Cosine. Teachers of faces give 0.4 and more for two images of a person, about 0 for two people; shuffled rows 0."""

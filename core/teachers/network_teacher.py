@@ -9,11 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from adadistill.core.compiler_check import compile_failures_told
 from adadistill.core.precision import Precision
 from adadistill.core.teachers.batch_norm_folding import fold_batch_norms_
 from adadistill.core.teachers.config import TeacherConfig
 from adadistill.core.teachers.interface import LoadedTeacher
+from adadistill.core.training.compiler_check import compile_failures_told
 
 
 def computes_in_torch(network: nn.Module) -> bool:

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from adadistill.core.checkpoints.files import MODEL_NAME, read_manifest
+from adadistill.core.checkpoints.network_checkpoint import load_network
 from adadistill.core.config.schema import HASHED_WHERE_SET
 from adadistill.core.distributed import Ranks
-from adadistill.core.network_checkpoint import load_network
 from adadistill.core.teachers.interface import LoadedTeacher, TeacherError, TeacherIdentity
 from adadistill.core.teachers.preprocessing import Preprocessing
 

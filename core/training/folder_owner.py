@@ -21,9 +21,9 @@ from pathlib import Path
 from typing import Any
 
 from adadistill.core.report.text import one_line
-from adadistill.core.stopping.stop_signal import before_the_end
 from adadistill.core.training.restarts import process_fields, text_of
 from adadistill.core.training.run_folder import RunFolderError
+from adadistill.core.training.stop_signal import before_the_end
 from adadistill.loaders.file_lock import try_lock
 
 SILENT_S = 60.0

@@ -12,9 +12,9 @@ import logging
 import torch
 
 from adadistill.core.distributed import Ranks, all_reduced, broadcast_text
-from adadistill.loaders.image_source import ImageSource
-from adadistill.loaders.label_check import LAUNCH_SECONDS, LabelClaimError, check_labels
-from adadistill.loaders.pipeline import DataConfig, open_store
+from adadistill.loaders.pipelines.pipeline import DataConfig, open_store
+from adadistill.loaders.records.image_source import ImageSource
+from adadistill.loaders.records.label_check import LAUNCH_SECONDS, LabelClaimError, check_labels
 
 logger = logging.getLogger(__name__)
 

@@ -10,12 +10,12 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
-from adadistill.core.centres.frozen_centres import FrozenCentres
 from adadistill.core.checkpoints import Checkpoint
+from adadistill.core.method.frozen_centres import FrozenCentres
 from adadistill.core.recipe import Recipe, dump_recipe, parse_recipe, recipe_differences, recipe_hash
 from adadistill.core.teachers import BuiltTeacher
 from adadistill.core.training.run_folder import RunFolder, redact_urls
-from adadistill.loaders.image_source import ImageSource
+from adadistill.loaders.records.image_source import ImageSource
 
 logger = logging.getLogger(__name__)
 

@@ -19,16 +19,6 @@ import torch
 from torch import nn
 
 from adadistill.core.backbones import build_backbone
-from adadistill.core.benchmarks.suite import Benchmark, BenchmarkPaths, open_benchmarks
-from adadistill.core.centres.class_centres import (
-    AdaptiveCentres,
-    TrainableCentres,
-    initial_centres,
-    trained_product_dtype,
-)
-from adadistill.core.centres.frozen_centres import FrozenCentres, load_frozen_centres
-from adadistill.core.centres.sharded_centres import ShardedCentres
-from adadistill.core.centres.slow_centres import SlowCentres, slow_centres_dtype
 from adadistill.core.checkpoints import (
     Checkpoint,
     CheckpointError,
@@ -38,17 +28,24 @@ from adadistill.core.checkpoints import (
     resolve_checkpoint,
 )
 from adadistill.core.checkpoints.files import row_range
-from adadistill.core.compiler_check import compile_failures_told, require_compilers, training_switches
+from adadistill.core.checkpoints.network_checkpoint import describe_network
 from adadistill.core.cpu_threads import recorded_threads, settle_threads
 from adadistill.core.distributed import Ranks, broadcast_text, exchange_rows, gather_texts, run_on_main
-from adadistill.core.evaluation import VerificationSets
+from adadistill.core.method.class_centres import (
+    AdaptiveCentres,
+    TrainableCentres,
+    initial_centres,
+    trained_product_dtype,
+)
+from adadistill.core.method.classification import ClassificationObjective
+from adadistill.core.method.distillation import DistillationObjective
+from adadistill.core.method.frozen_centres import FrozenCentres, load_frozen_centres
+from adadistill.core.method.norm_statistics import NormStatistics
+from adadistill.core.method.objective import Objective
+from adadistill.core.method.regression_alone import RegressionObjective
+from adadistill.core.method.sharded_centres import ShardedCentres
+from adadistill.core.method.slow_centres import SlowCentres, slow_centres_dtype
 from adadistill.core.metrics_mirror import MetricsMirror, MirrorConfig
-from adadistill.core.network_checkpoint import describe_network
-from adadistill.core.objectives.classification import ClassificationObjective
-from adadistill.core.objectives.distillation import DistillationObjective
-from adadistill.core.objectives.interface import Objective
-from adadistill.core.objectives.norm_statistics import NormStatistics
-from adadistill.core.objectives.regression_alone import RegressionObjective
 from adadistill.core.precision import Precision, resolve_precision
 from adadistill.core.profiling import ProfileRequest, StepProfile, open_profile
 from adadistill.core.recipe import (
@@ -57,13 +54,14 @@ from adadistill.core.recipe import (
     recipe_augmentation,
     recipe_hash,
 )
+from adadistill.core.scoring.evaluation import VerificationSets
+from adadistill.core.scoring.suite import Benchmark, BenchmarkPaths, open_benchmarks
 from adadistill.core.seeding import derive_seed, seed_process, stream
-from adadistill.core.stopping.heartbeat import HEARTBEAT
-from adadistill.core.stopping.stop_signal import listen_for_stop
-from adadistill.core.stopping.watchdog import Watchdog
 from adadistill.core.teachers import BuiltTeacher, build_teacher
 from adadistill.core.training.apex_sgd import require_apex
+from adadistill.core.training.compiler_check import compile_failures_told, require_compilers, training_switches
 from adadistill.core.training.folder_owner import Launch, owned_folder, refuse_owned, this_launch
+from adadistill.core.training.heartbeat import HEARTBEAT
 from adadistill.core.training.metrics_log import MetricsFile
 from adadistill.core.training.non_finite import NonFiniteGuard
 from adadistill.core.training.record_agreement import require_same_records, require_sound_labels
@@ -76,12 +74,14 @@ from adadistill.core.training.resume import (
     refuse_other_teacher,
 )
 from adadistill.core.training.run_folder import RunFolder, describe_environment, redact_arguments
+from adadistill.core.training.stop_signal import listen_for_stop
 from adadistill.core.training.trainer import LoopConfig, Trainer, TrainingResult
 from adadistill.core.training.training_step import TrainingStep
-from adadistill.loaders.augment_policy import Augmentation
-from adadistill.loaders.image_source import ImageSource
-from adadistill.loaders.pipeline import ImagePipeline, build_pipeline, named_records
-from adadistill.loaders.sample_order import SampleOrder
+from adadistill.core.training.watchdog import Watchdog
+from adadistill.loaders.augment.augment_policy import Augmentation
+from adadistill.loaders.pipelines.pipeline import ImagePipeline, build_pipeline, named_records
+from adadistill.loaders.pipelines.sample_order import SampleOrder
+from adadistill.loaders.records.image_source import ImageSource
 
 logger = logging.getLogger(__name__)
 

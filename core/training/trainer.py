@@ -18,28 +18,28 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adadistill.core.benchmarks.suite import Benchmark
 from adadistill.core.checkpoints import Checkpoint, CheckpointConfig, CheckpointWriter, OwnRows, RowArray, Snapshot
 from adadistill.core.distributed import Ranks
-from adadistill.core.evaluation import VerificationSets, evaluate_sets
-from adadistill.core.objectives.interface import GlobalSamples
+from adadistill.core.method.objective import GlobalSamples
 from adadistill.core.precision import Precision
 from adadistill.core.profiling import NO_PROFILE, StepProfile
+from adadistill.core.scoring.evaluation import VerificationSets, evaluate_sets
+from adadistill.core.scoring.pair_metrics import VerificationResult
+from adadistill.core.scoring.suite import Benchmark
 from adadistill.core.seeding import random_state, restore_random_state
-from adadistill.core.stopping.heartbeat import EVALUATION, FIRST_STEP, SAVING, TRAINING, beat, phase
-from adadistill.core.stopping.stop_signal import StopRequested, StopSignal
+from adadistill.core.training.heartbeat import EVALUATION, FIRST_STEP, SAVING, TRAINING, beat, phase
 from adadistill.core.training.lagged_readback import LaggedReadback
 from adadistill.core.training.metrics_log import MetricsFile, ProgressBar, StepMetrics, log_line
 from adadistill.core.training.non_finite import NonFiniteError
 from adadistill.core.training.optimiser import OPTIMISERS, learning_rate, load_state, state_tensors
 from adadistill.core.training.replica_agreement import require_equal_replicas
+from adadistill.core.training.stop_signal import StopRequested, StopSignal
 from adadistill.core.training.training_step import TrainingStep
-from adadistill.core.verification import VerificationResult
-from adadistill.loaders.augment_policy import Augmentation
+from adadistill.loaders.augment.augment_policy import Augmentation
 from adadistill.loaders.batch import Batch
-from adadistill.loaders.named_ranges import named_range
-from adadistill.loaders.pipeline import ImagePipeline
-from adadistill.loaders.sample_order import SampleOrder
+from adadistill.loaders.pipelines.pipeline import ImagePipeline
+from adadistill.loaders.pipelines.sample_order import SampleOrder
+from adadistill.loaders.records.named_ranges import named_range
 
 logger = logging.getLogger(__name__)
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from adadistill.core.distributed import Ranks
-from adadistill.core.objectives.interface import GlobalSamples, Objective
+from adadistill.core.method.objective import GlobalSamples, Objective
 from adadistill.core.precision import Precision
 from adadistill.core.training.batch_norm_sync import RunningStatistics
 from adadistill.core.training.micro_batches import Forward, MicroBatches, StudentPasses, WholeBatch
@@ -22,7 +22,7 @@ from adadistill.core.training.non_finite import NonFiniteGuard
 from adadistill.core.training.optimiser import OptimConfig, build_optimiser, step_where_finite
 from adadistill.core.training.student_compiler import CompileMode, compiled_forward
 from adadistill.loaders.batch import Batch
-from adadistill.loaders.named_ranges import named_range
+from adadistill.loaders.records.named_ranges import named_range
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,13 +9,13 @@ import logging
 from collections.abc import Callable
 from typing import Literal, TypeAlias
 
-from adadistill.loaders.checked_records import CheckedRecords
 from adadistill.loaders.packed_store.errors import PlanesUnfitError, TurboJpegMissingError
 from adadistill.loaders.packed_store.header import Layout, image_bytes
 from adadistill.loaders.packed_store.jpeg_planes import TURBOJPEG_REMEDY, planes_available, why_no_planes
 from adadistill.loaders.packed_store.row_sources import OnDamaged, is_damage
 from adadistill.loaders.pixels import ImageDecodeError
-from adadistill.loaders.recordio import RecordError
+from adadistill.loaders.records.checked_records import CheckedRecords
+from adadistill.loaders.records.recordio import RecordError
 
 logger = logging.getLogger(__name__)
 

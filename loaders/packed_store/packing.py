@@ -19,8 +19,6 @@ from typing import Any, Literal, get_args
 import numpy as np
 import numpy.typing as npt
 
-from adadistill.loaders.checked_records import CheckedRecords
-from adadistill.loaders.image_source import ImageSource
 from adadistill.loaders.packed_store.errors import PackError, PackMissingError
 from adadistill.loaders.packed_store.header import DAMAGED_LABEL, DAMAGED_PIXEL, PackedHeader, packed_header
 from adadistill.loaders.packed_store.layout_choice import LayoutChoice, choose_layout
@@ -28,7 +26,9 @@ from adadistill.loaders.packed_store.reader import PackedStore
 from adadistill.loaders.packed_store.row_sources import DecodeRecord, OnDamaged, RowSource, is_damage, row_source
 from adadistill.loaders.packed_store.writer import PackWriter, create_or_resume, stored_header
 from adadistill.loaders.pixels import ImageDecodeError, ImageLimits
-from adadistill.loaders.recordio import RecordError
+from adadistill.loaders.records.checked_records import CheckedRecords
+from adadistill.loaders.records.image_source import ImageSource
+from adadistill.loaders.records.recordio import RecordError
 
 logger = logging.getLogger(__name__)
 

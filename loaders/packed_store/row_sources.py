@@ -8,12 +8,12 @@ from typing import Literal, Protocol, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from adadistill.loaders.checked_records import CheckedRecords, ImageSizeError
-from adadistill.loaders.damaged_records import may_be_skipped
 from adadistill.loaders.packed_store.errors import PackError
 from adadistill.loaders.packed_store.header import Layout
 from adadistill.loaders.packed_store.jpeg_planes import PlaneDecoder
-from adadistill.loaders.recordio import StaleIndexError
+from adadistill.loaders.records.checked_records import CheckedRecords, ImageSizeError
+from adadistill.loaders.records.damaged_records import may_be_skipped
+from adadistill.loaders.records.recordio import StaleIndexError
 
 OnDamaged: TypeAlias = Literal["stop", "skip"]
 

@@ -28,7 +28,7 @@ from adadistill.core.seed_statistics import (
     spread,
 )
 from adadistill.core.training.run_folder import RunFolder
-from adadistill.loaders.verification_pairs import verification_set_name
+from adadistill.loaders.evaluation_sets.verification_pairs import verification_set_name
 from adadistill.recipes.ablation.plan import AblationPlan, PlannedRun
 from adadistill.recipes.ablation.runs import RunState
 from adadistill.recipes.scoring.files import write_whole

@@ -17,7 +17,7 @@ from adadistill.core.config.strict_yaml import RecipeError
 from adadistill.core.recipe import Recipe, dump_recipe, parse_recipe, recipe_differences, recipe_hash
 from adadistill.core.training.metrics_log import read_metrics
 from adadistill.core.training.run_folder import RunFolder, redact_urls
-from adadistill.loaders.verification_pairs import verification_set_name
+from adadistill.loaders.evaluation_sets.verification_pairs import verification_set_name
 from adadistill.recipes.ablation.plan import AblationError, AblationPlan, PlannedRun
 from adadistill.recipes.scoring.files import write_whole
 

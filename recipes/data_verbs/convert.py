@@ -18,11 +18,11 @@ import errno
 from collections.abc import Sequence
 from pathlib import Path
 
-from adadistill.core.stopping.stop_signal import StopSignal, listen_for_stop
-from adadistill.loaders.record_folder.folder_to_records import folder_to_records
-from adadistill.loaders.record_folder.records_to_folder import records_to_folder
-from adadistill.loaders.record_tools.foreign_sets import convert_to_records
-from adadistill.loaders.record_tools.rewrite import Progress
+from adadistill.core.training.stop_signal import StopSignal, listen_for_stop
+from adadistill.loaders.dataset_tools.foreign_sets import convert_to_records
+from adadistill.loaders.dataset_tools.record_folder.folder_to_records import folder_to_records
+from adadistill.loaders.dataset_tools.record_folder.records_to_folder import records_to_folder
+from adadistill.loaders.dataset_tools.rewrite import Progress
 from adadistill.recipes.data_verbs.progress import CountedProgress
 from adadistill.recipes.entry_point import entry_point
 from adadistill.recipes.outputs import will_write_folder

@@ -25,12 +25,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from adadistill.core.distributed import LaunchError, Ranks
-from adadistill.core.stopping.stop_signal import StopRequested, StopSignal, listen_for_stop
 from adadistill.core.teachers import record_binding
 from adadistill.core.training.metrics_log import format_seconds
-from adadistill.loaders.open_images import open_images
+from adadistill.core.training.stop_signal import StopRequested, StopSignal, listen_for_stop
 from adadistill.loaders.packed_store import PackedStore, PackProgress, PackResult, pack_records
 from adadistill.loaders.pixels import ImageLimits
+from adadistill.loaders.records.open_images import open_images
 from adadistill.recipes.block_report import BlockReport, verify_blocks
 from adadistill.recipes.entry_point import entry_point, log_to_stderr
 from adadistill.recipes.outputs import will_write_folder

@@ -20,10 +20,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from adadistill.core.verification import FOLDS, one_sided_fold
-from adadistill.loaders.pair_drawing import check_verification_bin, draw_pairs, write_pair_list
-from adadistill.loaders.pair_lists import make_verification_bin
-from adadistill.loaders.verification_pairs import read_verification_bin
+from adadistill.core.scoring.pair_metrics import FOLDS, one_sided_fold
+from adadistill.loaders.evaluation_sets.pair_drawing import check_verification_bin, draw_pairs, write_pair_list
+from adadistill.loaders.evaluation_sets.pair_lists import make_verification_bin
+from adadistill.loaders.evaluation_sets.verification_pairs import read_verification_bin
 from adadistill.recipes.entry_point import entry_point
 from adadistill.recipes.outputs import will_write
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from adadistill.core.distributed import Ranks
 from adadistill.core.training.metrics_log import ProgressBar
-from adadistill.loaders.record_tools.rewrite import Progress
+from adadistill.loaders.dataset_tools.rewrite import Progress
 
 
 class CountedProgress:

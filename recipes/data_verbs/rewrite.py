@@ -6,8 +6,8 @@ import argparse
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from adadistill.loaders.image_records import ImageRecords
-from adadistill.loaders.record_tools.rewrite import Written, merge_records, shuffle_records, split_records
+from adadistill.loaders.dataset_tools.rewrite import Written, merge_records, shuffle_records, split_records
+from adadistill.loaders.records.image_records import ImageRecords
 from adadistill.recipes.data_verbs.progress import CountedProgress
 from adadistill.recipes.entry_point import entry_point
 from adadistill.recipes.outputs import will_write, will_write_folder

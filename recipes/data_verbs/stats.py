@@ -17,8 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from adadistill.loaders.image_records import ImageRecords
-from adadistill.loaders.record_tools.identity_histogram import (
+from adadistill.loaders.dataset_tools.identity_histogram import (
     Bin,
     Duplicates,
     bars,
@@ -27,7 +26,8 @@ from adadistill.loaders.record_tools.identity_histogram import (
     identities_below,
     images_per_identity,
 )
-from adadistill.loaders.record_tools.statistics import RecordStatistics, record_statistics
+from adadistill.loaders.dataset_tools.statistics import RecordStatistics, record_statistics
+from adadistill.loaders.records.image_records import ImageRecords
 from adadistill.recipes.data_verbs.progress import CountedProgress
 from adadistill.recipes.entry_point import entry_point
 from adadistill.recipes.outputs import will_write

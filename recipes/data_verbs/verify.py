@@ -10,12 +10,12 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from adadistill.loaders.folder_index import folder_index_path, write_folder_index
-from adadistill.loaders.folder_verification import verify_folder
-from adadistill.loaders.image_records import ImageRecords
-from adadistill.loaders.record_seal import seal_path, write_seal
-from adadistill.loaders.record_verification import BadRecord, Verification, verify_records
-from adadistill.loaders.recordio import RecordFile
+from adadistill.loaders.dataset_tools.folder_index import folder_index_path, write_folder_index
+from adadistill.loaders.dataset_tools.record_verification import BadRecord, Verification, verify_records
+from adadistill.loaders.evaluation_sets.folder_verification import verify_folder
+from adadistill.loaders.records.image_records import ImageRecords
+from adadistill.loaders.records.record_seal import seal_path, write_seal
+from adadistill.loaders.records.recordio import RecordFile
 from adadistill.loaders.usable_cpus import usable_cpus
 from adadistill.recipes.entry_point import entry_point
 from adadistill.recipes.outputs import will_write

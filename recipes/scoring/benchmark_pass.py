@@ -11,11 +11,11 @@ from adadistill.recipes.scoring.files import Done, network_identity
 from adadistill.recipes.scoring.scored_network import ScoredNetwork, prepare_
 
 if TYPE_CHECKING:
-    from adadistill.core.benchmarks.embedding_cache import EmbeddingCache
-    from adadistill.core.benchmarks.suite import Benchmark
     from adadistill.core.distributed import Ranks
     from adadistill.core.precision import Precision, PrecisionName
-    from adadistill.core.verification import VerificationResult
+    from adadistill.core.scoring.embedding_cache import EmbeddingCache
+    from adadistill.core.scoring.pair_metrics import VerificationResult
+    from adadistill.core.scoring.suite import Benchmark
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -102,7 +102,7 @@ def _cache(scored: ScoredNetwork, benchmark: Benchmark, forward: Forward) -> Emb
         raise ValueError(
             f"{scored.name}: its weights have no sha256, so that nothing tells its embeddings from others'"
         )
-    from adadistill.core.benchmarks.embedding_cache import EmbeddingCache
+    from adadistill.core.scoring.embedding_cache import EmbeddingCache
 
     own = (
         forward.embeddings

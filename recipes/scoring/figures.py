@@ -8,9 +8,9 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from adadistill.core.benchmarks.result import Curve, Histogram
 from adadistill.core.report.document import Cell, Figure, Number, Table
 from adadistill.core.report.line_chart import MOST_SERIES, Axis, Series, line_chart
+from adadistill.core.scoring.result import Curve, Histogram
 
 _DRAWN_POINTS = 240
 _RATES = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)

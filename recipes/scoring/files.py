@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 from adadistill.recipes.outputs import will_write_folder
 
 if TYPE_CHECKING:
-    from adadistill.core.benchmarks.result import BenchmarkResult, Score
+    from adadistill.core.scoring.result import BenchmarkResult, Score
 
 FORMAT = "adadistill-evaluation"
 VERSION = 1
@@ -111,7 +111,7 @@ def json_path(folder: Path, name: str) -> Path:
 
 def write_evaluation(folder: Path, evaluation: Evaluation) -> tuple[Path, Path]:
     """Write JSON and CSV, each whole or not at all; their paths. The folder is made where it is missing."""
-    from adadistill.core.benchmarks.stored_result import result_to_json
+    from adadistill.core.scoring.stored_result import result_to_json
 
     content = {
         "format": FORMAT,
@@ -139,7 +139,7 @@ def read_evaluation(path: Path) -> Evaluation:
         OSError: it cannot be read.
         EvaluationFileError: it is no evaluation, of another version, or damaged.
     """
-    from adadistill.core.benchmarks.stored_result import StoredResultError, result_from_json
+    from adadistill.core.scoring.stored_result import StoredResultError, result_from_json
 
     with path.open("rb") as file:
         body = file.read(_MAX_BYTES + 1)

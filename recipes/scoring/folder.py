@@ -32,9 +32,9 @@ from adadistill.recipes.scoring.scored_network import WEIGHT_SUFFIXES, ScoredNet
 from adadistill.recipes.scoring.standing import SUMMARY, Standing, standing_json, standing_table
 
 if TYPE_CHECKING:
-    from adadistill.core.benchmarks.suite import Benchmark, BenchmarkPaths
     from adadistill.core.distributed import Ranks
     from adadistill.core.precision import PrecisionName
+    from adadistill.core.scoring.suite import Benchmark, BenchmarkPaths
 
 _NO_MERIT = (".Accuracy-Std", ".Threshold", ".XNorm", "_thresh_at_fpr_")
 """In keys of scores that say nothing of how good a network is."""
@@ -71,8 +71,8 @@ def evaluate_folder(
         ValueError, OSError: no network, a key of none of the benchmarks, or a benchmark that cannot be used, before
             anything is computed; a benchmark that has no such score, when all are done and kept.
     """
-    from adadistill.core.benchmarks.suite import BenchmarkPaths
     from adadistill.core.distributed import distributed_session
+    from adadistill.core.scoring.suite import BenchmarkPaths
 
     networks = networks_of(folder, suffixes)
     paths = BenchmarkPaths(sets=tuple(sets), ijb=tuple(ijb), tinyface=tuple(tinyface), far=far)
@@ -149,7 +149,7 @@ class _Queue:
             ValueError, OSError: a benchmark cannot be used, or `best_by` is of none of them.
         """
         from adadistill.core.checkpoints import CheckpointError
-        from adadistill.core.verification import NonFiniteEmbeddingsError
+        from adadistill.core.scoring.pair_metrics import NonFiniteEmbeddingsError
 
         try:
             scored = load_scored(source(str(path)), self._ranks)
@@ -198,7 +198,7 @@ class _Queue:
 
     def _benchmarks(self, image_size: int) -> tuple[Benchmark, ...]:
         """Opened once for each image size."""
-        from adadistill.core.benchmarks.suite import open_benchmarks
+        from adadistill.core.scoring.suite import open_benchmarks
 
         if image_size not in self._opened:
             opened = open_benchmarks(self._paths, image_size, self._ranks)

@@ -8,14 +8,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from adadistill.core.benchmarks.published import (
-    RANKS,
-    VERIFICATION,
-    PublishedRow,
-    comparable,
-)
-from adadistill.core.benchmarks.result import BenchmarkResult, Curve, Score
-from adadistill.core.evaluation import PUBLISHED_PAIRS
 from adadistill.core.report.document import (
     Block,
     Bullets,
@@ -31,6 +23,14 @@ from adadistill.core.report.document import (
     Table,
 )
 from adadistill.core.report.line_chart import MOST_SERIES
+from adadistill.core.scoring.evaluation import PUBLISHED_PAIRS
+from adadistill.core.scoring.published import (
+    RANKS,
+    VERIFICATION,
+    PublishedRow,
+    comparable,
+)
+from adadistill.core.scoring.result import BenchmarkResult, Curve, Score
 from adadistill.core.training.metrics_log import read_metrics
 from adadistill.core.training.run_folder import RunFolder
 from adadistill.recipes.scoring.figures import roc_and_det, score_histogram
@@ -39,7 +39,7 @@ from adadistill.recipes.scoring.standing import Standing, read_best_by
 from adadistill.recipes.scoring.training_curves import logged_scores, training_figures
 
 if TYPE_CHECKING:
-    from adadistill.loaders.verification_pairs import VerificationPairs
+    from adadistill.loaders.evaluation_sets.verification_pairs import VerificationPairs
 
 _MOST_HISTOGRAMS = 4
 _MOST_COLUMNS = 16
@@ -101,7 +101,7 @@ def gather(folder: Path, shown_sets: Sequence[Path] = ()) -> Material:
         ValueError: there is nothing to report, or a set to show was not scored here.
         OSError: a set cannot be read.
     """
-    from adadistill.loaders.verification_pairs import read_verification_set
+    from adadistill.loaders.evaluation_sets.verification_pairs import read_verification_set
 
     if not folder.is_dir():
         raise ValueError(f"{folder} is no folder; give a run folder, or one that adadistill evaluate wrote to")
@@ -497,8 +497,8 @@ def _pictures(result: BenchmarkResult, pairs: VerificationPairs) -> list[Picture
     import numpy as np
     import simplejpeg
 
+    from adadistill.loaders.evaluation_sets.verification_pairs import fit_square
     from adadistill.loaders.pixels import decode_image
-    from adadistill.loaders.verification_pairs import fit_square
 
     pictures = []
     for error in result.errors:

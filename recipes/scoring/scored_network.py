@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from adadistill.core.distributed import Ranks
     from adadistill.core.precision import Precision
     from adadistill.core.teachers import TeacherConfig
-    from adadistill.loaders.pipeline import DataConfig
+    from adadistill.loaders.pipelines.pipeline import DataConfig
 
 SourceKind: TypeAlias = Literal["checkpoint", "weights", "cvlface", "onnx"]
 
@@ -121,7 +121,7 @@ def report_folder(checkpoint: Path) -> Path:
 
 def _checkpoint(path: Path, ranks: Ranks) -> ScoredNetwork:
     from adadistill.core.checkpoints.files import MODEL_NAME, read_manifest
-    from adadistill.core.network_checkpoint import load_network
+    from adadistill.core.checkpoints.network_checkpoint import load_network
 
     loaded = load_network(path, device=ranks.device)
     facts = {
@@ -143,7 +143,7 @@ def _checkpoint(path: Path, ranks: Ranks) -> ScoredNetwork:
 def _teacher(source: TeacherSource, ranks: Ranks) -> ScoredNetwork:
     from adadistill.core.teachers import load_source
     from adadistill.core.teachers.colour_check import resolve_color
-    from adadistill.loaders.pipeline import named_records
+    from adadistill.loaders.pipelines.pipeline import named_records
 
     loaded = load_source(source.config, image_size=source.image_size, ranks=ranks)
     colours = None

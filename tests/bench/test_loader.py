@@ -12,7 +12,7 @@ from tests_support import ROOT
 
 from adadistill.bench import loader
 from adadistill.bench.rows import read_rows
-from adadistill.loaders.recordio import RecordWriter
+from adadistill.loaders.records.recordio import RecordWriter
 
 TINY = ["--batch-size", "4", "--batches", "2", "--repeats", "1", "--workers", "1", "--device", "cpu"]
 

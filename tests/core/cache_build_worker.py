@@ -30,8 +30,8 @@ import torch
 import torch.fx.experimental.symbolic_shapes  # by torch on first use otherwise: half a second of each child
 
 from adadistill.core.distributed import Ranks, distributed_session
-from adadistill.core.stopping.stop_signal import StopSignal
 from adadistill.core.teachers.cache_build import build_cache
+from adadistill.core.training.stop_signal import StopSignal
 
 FILES = ("header.json", "embeddings.bin", "blocks.bin")
 SLOT_BYTES = 16

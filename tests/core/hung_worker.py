@@ -22,8 +22,8 @@ tests_support.make_importable()
 import torch
 
 from adadistill.core.distributed import barrier, distributed_session, gather_rows
-from adadistill.core.stopping.heartbeat import TRAINING, beat, phase
-from adadistill.core.stopping.watchdog import Watchdog
+from adadistill.core.training.heartbeat import TRAINING, beat, phase
+from adadistill.core.training.watchdog import Watchdog
 
 
 def main(folder: Path, timeout_s: float, event: str) -> None:

@@ -11,18 +11,18 @@ import torch
 from tiny_training import PlainStudent, tiny_recipe, write_tiny_records
 
 from adadistill.core.backbones import BackboneConfig, build_backbone
+from adadistill.core.checkpoints.network_checkpoint import save_network
 from adadistill.core.config.strict_yaml import RecipeError
 from adadistill.core.distributed import Ranks
-from adadistill.core.network_checkpoint import save_network
 from adadistill.core.precision import resolve_precision
 from adadistill.core.recipe import Recipe, recipe_augmentation
-from adadistill.core.stopping.stop_signal import StopSignal
 from adadistill.core.teachers import in_loop_teacher, load_source
 from adadistill.core.teachers.cache_build import build_cache, recompute_rows
 from adadistill.core.training.run import run_training
-from adadistill.loaders.image_records import ImageRecords
-from adadistill.loaders.pipeline import build_pipeline
-from adadistill.loaders.sample_order import SampleOrder
+from adadistill.core.training.stop_signal import StopSignal
+from adadistill.loaders.pipelines.pipeline import build_pipeline
+from adadistill.loaders.pipelines.sample_order import SampleOrder
+from adadistill.loaders.records.image_records import ImageRecords
 from adadistill.loaders.teacher_cache import CacheMismatchError, TeacherCache
 
 CPU = torch.device("cpu")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from adadistill.core.centres.class_centres import CentresConfig
+from adadistill.core.method.class_centres import CentresConfig
 from adadistill.core.recipe import (
     Recipe,
     RecipeError,
@@ -23,7 +23,7 @@ from adadistill.core.recipe import (
     shipped_recipes,
 )
 from adadistill.core.training.optimiser import OptimConfig
-from adadistill.loaders.pipeline import DataConfig
+from adadistill.loaders.pipelines.pipeline import DataConfig
 
 DISTILLED = """\
 name: distilled

@@ -22,7 +22,7 @@ tests_support.make_importable()
 import torch
 from torch.nn.functional import normalize
 
-from adadistill.core.centres.class_centres import AdaptiveCentres, CentresConfig
+from adadistill.core.method.class_centres import AdaptiveCentres, CentresConfig
 from adadistill.kernels.centre_update_triton import adaptive_update_
 
 SHAPES = [(0, 5, 16), (1, 1, 16), (7, 3, 24), (33, 200, 64), (64, 5, 48), (40, 1, 32)]

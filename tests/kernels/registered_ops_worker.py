@@ -29,7 +29,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.functional import normalize
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from adadistill.core.centres.class_centres import AdaptiveCentres, CentresConfig
+from adadistill.core.method.class_centres import AdaptiveCentres, CentresConfig
 from adadistill.kernels import centre_update_triton, margin_softmax_triton, planar_augment
 from adadistill.kernels.margin_softmax import margin_softmax
 

@@ -13,7 +13,7 @@ import torch
 from hopper_code import compile_for_hopper, registers_of
 from torch.nn.functional import normalize
 
-from adadistill.core.centres.class_centres import AdaptiveCentres, CentresConfig
+from adadistill.core.method.class_centres import AdaptiveCentres, CentresConfig
 
 WORKER = Path(__file__).with_name("centre_update_worker.py")
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")

@@ -18,7 +18,7 @@ from margin_softmax_cases import ADAFACE, make_case
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from adadistill.core.centres.class_centres import AdaptiveCentres, CentresConfig
+from adadistill.core.method.class_centres import AdaptiveCentres, CentresConfig
 from adadistill.kernels.margin_softmax import margin_softmax
 from adadistill.kernels.planar_augment import planar_augment_u8
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from adadistill.loaders.command_text import quoted
-from adadistill.loaders.inspection import inspect_path
-from adadistill.loaders.synthetic_faces import SyntheticFacesConfig, write_synthetic_records
+from adadistill.loaders.dataset_tools.inspection import inspect_path
+from adadistill.loaders.synthetic.synthetic_faces import SyntheticFacesConfig, write_synthetic_records
 
 
 @pytest.mark.parametrize("name", ["a b", "it's", "$HOME", "a;b", "-x", "~", "plain"])

@@ -18,12 +18,16 @@ from safetensors.torch import save_file
 from adadistill.core.backbones.weight_files import WeightFileError, read_weight_file
 from adadistill.core.npy_files import NpyFileError, open_npy
 from adadistill.core.teachers.interface import TeacherError
+from adadistill.loaders.evaluation_sets.verification_pairs import (
+    UnsafePickleError,
+    VerificationSetError,
+    read_verification_bin,
+)
 from adadistill.loaders.first_bytes import kind_of, what_it_is
 from adadistill.loaders.pixels import ImageDecodeError, decode_image
-from adadistill.loaders.record_index import load_record_index
-from adadistill.loaders.recordio import BadMagicError, RecordWriter
+from adadistill.loaders.records.record_index import load_record_index
+from adadistill.loaders.records.recordio import BadMagicError, RecordWriter
 from adadistill.loaders.torch_metadata import TorchMetadataError, read_torch_metadata
-from adadistill.loaders.verification_pairs import UnsafePickleError, VerificationSetError, read_verification_bin
 
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0" * 64 + b"\nsize 19332096\n"
 

@@ -12,12 +12,12 @@ import torch
 from PIL import Image
 from small_pack import SIDE, jpeg, picture
 
-from adadistill.loaders.augment_policy import Augmentation, AugmentConfig
+from adadistill.loaders.augment.augment_policy import Augmentation, AugmentConfig
 from adadistill.loaders.batch import Batch
-from adadistill.loaders.open_images import open_images
-from adadistill.loaders.pipeline import DataConfig, build_pipeline, named_records
-from adadistill.loaders.recordio import RecordWriter
-from adadistill.loaders.sample_order import SampleOrder
+from adadistill.loaders.pipelines.pipeline import DataConfig, build_pipeline, named_records
+from adadistill.loaders.pipelines.sample_order import SampleOrder
+from adadistill.loaders.records.open_images import open_images
+from adadistill.loaders.records.recordio import RecordWriter
 
 
 def _png(seed: int) -> bytes:

@@ -15,8 +15,6 @@ import pytest
 import simplejpeg
 from PIL import Image, ImageOps
 
-from adadistill.loaders.checked_records import CheckedRecords, ImageSizeError
-from adadistill.loaders.image_records import ImageRecords
 from adadistill.loaders.pixels import (
     ImageDecodeError,
     ImageLimits,
@@ -25,7 +23,9 @@ from adadistill.loaders.pixels import (
     is_baseline,
     require_few_scans,
 )
-from adadistill.loaders.recordio import RecordWriter
+from adadistill.loaders.records.checked_records import CheckedRecords, ImageSizeError
+from adadistill.loaders.records.image_records import ImageRecords
+from adadistill.loaders.records.recordio import RecordWriter
 
 SIDE = 32
 
@@ -264,8 +264,8 @@ import resource, sys
 sys.path.insert(0, sys.argv[2])
 import tests_support
 tests_support.make_importable()
-from adadistill.loaders.checked_records import CheckedRecords
-from adadistill.loaders.image_records import ImageRecords
+from adadistill.loaders.records.checked_records import CheckedRecords
+from adadistill.loaders.records.image_records import ImageRecords
 from adadistill.loaders.pixels import ImageDecodeError, decode_image
 import simplejpeg, numpy, PIL.Image, PIL.PngImagePlugin
 

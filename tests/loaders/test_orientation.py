@@ -18,20 +18,20 @@ import torch
 from PIL import Image, ImageOps
 from small_pack import SIDE, jpeg
 
-from adadistill.loaders.augment_policy import Augmentation, AugmentConfig
-from adadistill.loaders.checked_records import CheckedRecords, ImageSizeError
-from adadistill.loaders.face_alignment import ARCFACE_TEMPLATE, aligned, similarities_to_template
-from adadistill.loaders.image_records import ImageRecords
-from adadistill.loaders.inspection.image_sample import ImageSample
-from adadistill.loaders.open_images import open_images
+from adadistill.loaders.augment.augment_policy import Augmentation, AugmentConfig
+from adadistill.loaders.dataset_tools.inspection.image_sample import ImageSample
+from adadistill.loaders.evaluation_sets.face_alignment import ARCFACE_TEMPLATE, aligned, similarities_to_template
+from adadistill.loaders.evaluation_sets.pair_lists import make_verification_bin
+from adadistill.loaders.evaluation_sets.verification_pairs import decode_pairs, read_verification_set
 from adadistill.loaders.orientation import exif_orientation
 from adadistill.loaders.packed_store.layout_choice import choose_layout
-from adadistill.loaders.pair_lists import make_verification_bin
-from adadistill.loaders.pipeline import DataConfig, build_pipeline
+from adadistill.loaders.pipelines.pipeline import DataConfig, build_pipeline
+from adadistill.loaders.pipelines.sample_order import SampleOrder
 from adadistill.loaders.pixels import decode_image, image_header, image_size
-from adadistill.loaders.recordio import RecordWriter
-from adadistill.loaders.sample_order import SampleOrder
-from adadistill.loaders.verification_pairs import decode_pairs, read_verification_set
+from adadistill.loaders.records.checked_records import CheckedRecords, ImageSizeError
+from adadistill.loaders.records.image_records import ImageRecords
+from adadistill.loaders.records.open_images import open_images
+from adadistill.loaders.records.recordio import RecordWriter
 
 
 def tiff(orientation: int, order: str = "<", *, kind: int = 3, before: int = 2) -> bytes:

@@ -17,7 +17,7 @@ from tests_support import ROOT
 from tiny_training import tiny_recipe, write_tiny_records
 
 from adadistill.core.backbones import BackboneConfig, build_backbone
-from adadistill.core.network_checkpoint import save_network
+from adadistill.core.checkpoints.network_checkpoint import save_network
 from adadistill.core.recipe import dump_recipe
 from adadistill.loaders.teacher_cache import TeacherCache, create_or_resume
 from adadistill.recipes import cache, cache_teacher, cli

@@ -9,11 +9,11 @@ import pytest
 import torch
 from tiny_training import tiny_recipe, write_tiny_records
 
-from adadistill.core.centres.centre_files import read_centres
 from adadistill.core.checkpoints import load_checkpoint, resolve_checkpoint
 from adadistill.core.distributed import Ranks
+from adadistill.core.method.centre_files import read_centres
 from adadistill.core.training.run import run_training
-from adadistill.loaders.image_records import ImageRecords
+from adadistill.loaders.records.image_records import ImageRecords
 from adadistill.recipes.centres import main
 
 ONE_EPOCH = {"optim__epochs": 1, "optim__milestones": "[]"}

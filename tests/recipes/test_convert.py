@@ -6,7 +6,7 @@ from safetensors.torch import save_file
 
 from adadistill.core.backbones import BackboneConfig, build_backbone
 from adadistill.core.backbones.public_weights import public_names
-from adadistill.core.network_checkpoint import load_network, save_network
+from adadistill.core.checkpoints.network_checkpoint import load_network, save_network
 from adadistill.recipes.convert import main
 
 CPU = torch.device("cpu")

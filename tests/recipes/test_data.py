@@ -14,8 +14,8 @@ import pytest
 import simplejpeg
 from tests_support import DATA
 
-from adadistill.loaders.image_records import ImageRecords
-from adadistill.loaders.recordio import RecordWriter
+from adadistill.loaders.records.image_records import ImageRecords
+from adadistill.loaders.records.recordio import RecordWriter
 from adadistill.recipes.cli import main as cli
 from adadistill.recipes.data import main
 

@@ -15,7 +15,7 @@ from tests_support import ROOT
 from tiny_training import tiny_recipe, write_tiny_records
 
 from adadistill.core.recipe import dump_recipe, load_recipe, recipe_hash, shipped_recipes
-from adadistill.loaders.synthetic_faces import SyntheticFacesConfig, write_synthetic_records
+from adadistill.loaders.synthetic.synthetic_faces import SyntheticFacesConfig, write_synthetic_records
 from adadistill.recipes import train
 
 SHIPPED = "ms1mv2_ir50_to_mobilefacenet"

@@ -16,8 +16,8 @@ from tiny_training import tiny_recipe, write_tiny_records
 from adadistill.core.checkpoints import CheckpointError
 from adadistill.core.checkpoints.attempt import CheckpointWriteError
 from adadistill.core.recipe import dump_recipe, load_recipe
-from adadistill.core.stopping.stop_signal import StopRequested
-from adadistill.loaders.recordio import BadMagicError
+from adadistill.core.training.stop_signal import StopRequested
+from adadistill.loaders.records.recordio import BadMagicError
 from adadistill.loaders.teacher_cache import CacheDamagedError, CacheError
 from adadistill.recipes.cli import VERBS
 from adadistill.recipes.data import VERBS as DATA_VERBS

@@ -18,12 +18,12 @@ from torch import nn
 
 from adadistill.core.backbones import BackboneConfig, build_backbone
 from adadistill.core.backbones.public_weights import public_names
+from adadistill.core.checkpoints.network_checkpoint import save_network
 from adadistill.core.distributed import Ranks
-from adadistill.core.evaluation import VerificationSets, evaluate_sets
-from adadistill.core.network_checkpoint import save_network
 from adadistill.core.recipe import dump_recipe
-from adadistill.core.verification import verification_result
-from adadistill.loaders.verification_pairs import read_verification_bin, write_verification_bin
+from adadistill.core.scoring.evaluation import VerificationSets, evaluate_sets
+from adadistill.core.scoring.pair_metrics import verification_result
+from adadistill.loaders.evaluation_sets.verification_pairs import read_verification_bin, write_verification_bin
 from adadistill.recipes.evaluate import main, results_table, run
 
 TESTS = Path(__file__).resolve().parent.parent

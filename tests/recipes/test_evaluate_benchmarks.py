@@ -12,9 +12,9 @@ import pytest
 from evaluated_networks import BACKBONE, write_pairs, write_tinyface
 
 from adadistill.core.backbones import build_backbone
-from adadistill.core.benchmarks import extraction
-from adadistill.core.benchmarks.result import BenchmarkResult, Score
-from adadistill.core.network_checkpoint import save_network
+from adadistill.core.checkpoints.network_checkpoint import save_network
+from adadistill.core.scoring import extraction
+from adadistill.core.scoring.result import BenchmarkResult, Score
 from adadistill.recipes.evaluate import main
 from adadistill.recipes.report import write_report
 from adadistill.recipes.scoring.files import Done, Evaluation, csv_text, read_evaluation, write_evaluation

@@ -12,8 +12,8 @@ from tiny_training import tiny_recipe, write_tiny_records
 
 from adadistill.core.recipe import dump_recipe
 from adadistill.loaders.folders import ImageFolderError
-from adadistill.loaders.image_folder import ImageFolder
 from adadistill.loaders.packed_store import PackedStore
+from adadistill.loaders.records.image_folder import ImageFolder
 from adadistill.recipes import plan
 from adadistill.recipes.data_verbs import index as data_index
 from adadistill.recipes.data_verbs import pack as data_pack

@@ -11,15 +11,19 @@ import pytest
 import torch
 
 from adadistill.core.backbones import BackboneConfig, build_backbone
-from adadistill.core.centres.centre_files import stored_centres, write_centres
+from adadistill.core.checkpoints.network_checkpoint import save_network
 from adadistill.core.distributed import Ranks
-from adadistill.core.network_checkpoint import save_network
+from adadistill.core.method.centre_files import stored_centres, write_centres
 from adadistill.core.recipe import Recipe, load_overlaid_recipe, load_recipe, shipped_recipes
 from adadistill.core.teachers.config import NETWORK_SOURCES
 from adadistill.core.training.optimiser import learning_rate
 from adadistill.core.training.run import run_training
-from adadistill.loaders.image_records import ImageRecords
-from adadistill.loaders.synthetic_faces import SyntheticFacesConfig, write_synthetic_pairs, write_synthetic_records
+from adadistill.loaders.records.image_records import ImageRecords
+from adadistill.loaders.synthetic.synthetic_faces import (
+    SyntheticFacesConfig,
+    write_synthetic_pairs,
+    write_synthetic_records,
+)
 from adadistill.recipes.ablation.plan import shipped_variants
 
 FLAGSHIP = "ms1mv2_ir50_to_mobilefacenet"

@@ -17,9 +17,9 @@ from tiny_training import tiny_recipe, write_tiny_records
 from torch import nn
 
 from adadistill.core.backbones import BackboneConfig, build_backbone
-from adadistill.core.network_checkpoint import save_network
+from adadistill.core.checkpoints.network_checkpoint import save_network
 from adadistill.core.recipe import dump_recipe
-from adadistill.loaders.recordio import write_insightface_records
+from adadistill.loaders.records.recordio import write_insightface_records
 from adadistill.recipes.teacher import main
 
 BACKBONE = BackboneConfig(arch="mobilefacenet", embedding_dim=16, width=0.25)
@@ -92,8 +92,8 @@ def test_a_sound_teacher_is_described_and_passes(red_recipe: Path, tmp_path: Pat
 
 
 def test_the_numbers_are_those_of_the_network_on_the_records(red_recipe: Path, tmp_path: Path):
-    from adadistill.loaders.image_records import ImageRecords
     from adadistill.loaders.pixels import decode_image, to_network_input
+    from adadistill.loaders.records.image_records import ImageRecords
 
     assert check(red_recipe, "--images", 1000, "--json", tmp_path / "report.json") == 0  # more than there are: all
     report = json.loads((tmp_path / "report.json").read_text())

@@ -33,11 +33,15 @@ from pathlib import Path
 
 from adadistill.core.backbones import build_backbone
 from adadistill.core.checkpoints import newest_valid_checkpoint
-from adadistill.core.network_checkpoint import save_network
+from adadistill.core.checkpoints.network_checkpoint import save_network
 from adadistill.core.recipe import load_recipe
 from adadistill.core.training.metrics_log import read_metrics
 from adadistill.loaders.stored_blocks.slots import EMPTY_SLOT, SLOT_BYTES, SLOTS_NAME
-from adadistill.loaders.synthetic_faces import SyntheticFacesConfig, write_synthetic_pairs, write_synthetic_records
+from adadistill.loaders.synthetic.synthetic_faces import (
+    SyntheticFacesConfig,
+    write_synthetic_pairs,
+    write_synthetic_records,
+)
 from trials.outcome import TrialOutcome
 
 LIMIT_S = 10.0

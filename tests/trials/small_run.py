@@ -16,7 +16,11 @@ from adadistill.core.checkpoints import CheckpointError, newest_valid_checkpoint
 from adadistill.core.checkpoints.files import read_manifest
 from adadistill.core.training.metrics_log import read_metrics
 from adadistill.core.training.run_folder import RunFolder
-from adadistill.loaders.synthetic_faces import SyntheticFacesConfig, write_synthetic_pairs, write_synthetic_records
+from adadistill.loaders.synthetic.synthetic_faces import (
+    SyntheticFacesConfig,
+    write_synthetic_pairs,
+    write_synthetic_records,
+)
 
 _IMAGE_SIZE, _IDENTITIES, _IMAGES_EACH = 32, 8, 6
 _EMBEDDING_DIM, _BATCH = 64, 8

@@ -11,8 +11,8 @@ import torch
 from tiny_training import PlainStudent, tiny_recipe, write_tiny_records
 
 from adadistill.core.backbones import BackboneConfig, build_backbone
+from adadistill.core.checkpoints.network_checkpoint import save_network
 from adadistill.core.distributed import Ranks
-from adadistill.core.network_checkpoint import save_network
 from adadistill.core.precision import resolve_precision
 from adadistill.core.recipe import Recipe, recipe_augmentation
 from adadistill.core.teachers import (
@@ -26,8 +26,8 @@ from adadistill.core.teachers import (
 )
 from adadistill.core.teachers.sources import load_source
 from adadistill.core.training.run import run_training
-from adadistill.loaders.image_records import ImageRecords
 from adadistill.loaders.pixels import decode_image, to_network_input
+from adadistill.loaders.records.image_records import ImageRecords
 from adadistill.loaders.teacher_cache import (
     MIRRORED,
     PLAIN,

@@ -16,10 +16,9 @@ from rank_processes import run_ranks
 from tiny_training import tiny_recipe, write_tiny_records
 
 from adadistill.core.backbones import BackboneConfig, build_backbone
+from adadistill.core.checkpoints.network_checkpoint import load_network, save_network
 from adadistill.core.distributed import Ranks
-from adadistill.core.network_checkpoint import load_network, save_network
 from adadistill.core.recipe import Recipe
-from adadistill.core.stopping.stop_signal import StopRequested, StopSignal
 from adadistill.core.teachers import NetworkTeacher, TeacherError, cache_build, network_teacher
 from adadistill.core.teachers.cache_build import (
     BuildProgress,
@@ -28,9 +27,10 @@ from adadistill.core.teachers.cache_build import (
     build_cache,
     recompute_rows,
 )
-from adadistill.loaders.image_records import ImageRecords
+from adadistill.core.training.stop_signal import StopRequested, StopSignal
 from adadistill.loaders.pixels import decode_image, to_network_input
-from adadistill.loaders.recordio import RecordError
+from adadistill.loaders.records.image_records import ImageRecords
+from adadistill.loaders.records.recordio import RecordError
 from adadistill.loaders.teacher_cache import (
     MIRRORED,
     PLAIN,

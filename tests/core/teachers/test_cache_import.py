@@ -13,12 +13,12 @@ import pytest
 from tiny_training import tiny_recipe, write_tiny_records
 
 from adadistill.core.distributed import Ranks
-from adadistill.core.stopping.stop_signal import StopRequested, StopSignal
 from adadistill.core.teachers import cache_import
 from adadistill.core.teachers.cache_build import BuildProgress, CacheBuildResult
 from adadistill.core.teachers.cache_import import ImportRefusedError, check_labels, import_embeddings, open_rows
 from adadistill.core.training.run import run_training
-from adadistill.loaders.image_records import ImageRecords
+from adadistill.core.training.stop_signal import StopRequested, StopSignal
+from adadistill.loaders.records.image_records import ImageRecords
 from adadistill.loaders.teacher_cache import MIRRORED, PLAIN, CacheMismatchError, TeacherCache
 
 RECORDS, IDENTITIES, DIM = 48, 24, 64

@@ -10,7 +10,7 @@ import torch
 
 from adadistill.core.teachers import CachedTeacher, RecordTeacher
 from adadistill.core.teachers.cache_views import needed_views
-from adadistill.loaders.augment_policy import Augmentation, AugmentConfig
+from adadistill.loaders.augment.augment_policy import Augmentation, AugmentConfig
 from adadistill.loaders.teacher_cache import MIRRORED, PLAIN, CacheHeader, CacheView, TeacherCache, create_or_resume
 
 CPU = torch.device("cpu")

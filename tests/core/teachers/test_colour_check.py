@@ -32,10 +32,10 @@ from adadistill.core.teachers.config import TeacherConfig
 from adadistill.core.teachers.interface import LoadedTeacher, TeacherError, TeacherIdentity
 from adadistill.core.teachers.knows_people import LEAST_PAIRS, sampled_ids
 from adadistill.core.teachers.preprocessing import Color, Preprocessing
-from adadistill.loaders.image_records import ImageRecords
+from adadistill.loaders.evaluation_sets.verification_pairs import VerificationSetError, write_verification_bin
 from adadistill.loaders.pixels import decode_image
-from adadistill.loaders.recordio import write_insightface_records
-from adadistill.loaders.verification_pairs import VerificationSetError, write_verification_bin
+from adadistill.loaders.records.image_records import ImageRecords
+from adadistill.loaders.records.recordio import write_insightface_records
 
 TESTS = Path(__file__).resolve().parent.parent.parent
 CPU = torch.device("cpu")

@@ -13,17 +13,17 @@ from tiny_training import tiny_recipe, write_tiny_records
 from torch import nn
 
 from adadistill.core.backbones import BackboneConfig, build_backbone
+from adadistill.core.checkpoints.network_checkpoint import save_network
 from adadistill.core.distributed import Ranks
-from adadistill.core.network_checkpoint import save_network
 from adadistill.core.recipe import Recipe, parse_recipe, recipe_hash
-from adadistill.core.stopping.stop_signal import StopSignal
 from adadistill.core.teachers import LoadedTeacher, TeacherError, TeacherIdentity, record_binding
 from adadistill.core.teachers.cache_build import build_cache
 from adadistill.core.teachers.knows_people import check_network, couples_of, people_score, record_couples
 from adadistill.core.teachers.preprocessing import Preprocessing
 from adadistill.core.training.run import run_training
-from adadistill.loaders.image_records import ImageRecords
-from adadistill.loaders.recordio import write_insightface_records
+from adadistill.core.training.stop_signal import StopSignal
+from adadistill.loaders.records.image_records import ImageRecords
+from adadistill.loaders.records.recordio import write_insightface_records
 from adadistill.loaders.teacher_cache import (
     MIRRORED,
     PLAIN,
@@ -329,7 +329,7 @@ def test_real_rows_pass_and_fail_when_moved(data_dir: Path, tmp_path: Path):
         pytest.skip(f"no {source}")
     from adadistill.core.teachers import StoredEmbeddings
     from adadistill.core.teachers.knows_people import check_rows
-    from adadistill.loaders.augment_policy import Augmentation, AugmentConfig
+    from adadistill.loaders.augment.augment_policy import Augmentation, AugmentConfig
 
     records, rows = ImageRecords(data_dir / "faces" / "train.rec"), np.load(source)
     mirrored = Augmentation(AugmentConfig(), mirror_probability=0.5, seed=0, image_size=112)

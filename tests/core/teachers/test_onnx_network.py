@@ -17,13 +17,13 @@ import torch
 import torch.nn.functional as F
 
 from adadistill.core.distributed import Ranks
+from adadistill.core.scoring.pair_metrics import area_under_roc
 from adadistill.core.teachers import LoadedTeacher, TeacherConfig, TeacherError, load_source
 from adadistill.core.teachers.network_teacher import NetworkTeacher
 from adadistill.core.teachers.onnx_network import MAX_FIXED_BATCH, OnnxNetwork, Signature, load_onnx
 from adadistill.core.teachers.preprocessing import Preprocessing
-from adadistill.core.verification import area_under_roc
+from adadistill.loaders.evaluation_sets.verification_pairs import decode_pairs, read_verification_bin
 from adadistill.loaders.pixels import to_network_input
-from adadistill.loaders.verification_pairs import decode_pairs, read_verification_bin
 
 onnx = pytest.importorskip("onnx", reason="onnx is not installed")
 onnxruntime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")

@@ -15,11 +15,11 @@ from tiny_training import PlainStudent, tiny_recipe, write_tiny_records
 from adadistill.core.distributed import Ranks
 from adadistill.core.teachers import record_binding
 from adadistill.core.training.run import run_training
-from adadistill.loaders.image_records import ImageRecords
 from adadistill.loaders.packed_store import PackMismatchError, pack_records
 from adadistill.loaders.pixels import ImageDecodeError
-from adadistill.loaders.record_seal import ChecksumError, SealError, write_seal
-from adadistill.loaders.recordio import RecordFile, RecordWriter
+from adadistill.loaders.records.image_records import ImageRecords
+from adadistill.loaders.records.record_seal import ChecksumError, SealError, write_seal
+from adadistill.loaders.records.recordio import RecordFile, RecordWriter
 
 WORKER = Path(__file__).parent.parent / "distributed_worker.py"
 SHORT = {"optim__epochs": 2, "log__every": 1, "precision": "float64"}

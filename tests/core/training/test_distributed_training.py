@@ -103,7 +103,7 @@ def test_ranks_agree_in_every_bit_with_batch_norm_and_repeated_labels(data: Path
 
 def test_a_non_finite_image_on_one_rank_stops_all_before_the_update(data: Path, tmp_path: Path):
     from adadistill.core.seeding import derive_seed
-    from adadistill.loaders.sample_order import SampleOrder
+    from adadistill.loaders.pipelines.sample_order import SampleOrder
 
     ranks = _launch(
         data, tmp_path / "run", 2, student="plain", damage=[1, 1, 2, 3], checkpoint__every_steps=1, checkpoint__keep=99

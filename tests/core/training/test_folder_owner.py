@@ -27,7 +27,7 @@ from adadistill.core.training.run_folder import RunFolderError
 OWNER = """
 import sys
 from pathlib import Path
-from adadistill.core.stopping.stop_signal import end_process
+from adadistill.core.training.stop_signal import end_process
 from adadistill.core.training.folder_owner import owned_folder, this_launch
 from adadistill.core.training.run_folder import RunFolderError
 try:
@@ -326,7 +326,7 @@ def test_a_fork_gives_nothing_back(tmp_path: Path):
 def test_signals_that_end_the_process_at_once_give_the_folder_back(tmp_path: Path):
     code = OWNER.replace('print("mine", flush=True)', 'print("mine", flush=True); import time; time.sleep(60)')
     entry = (
-        "from adadistill.core.stopping.stop_signal import leave_at_once_from_here_on\nleave_at_once_from_here_on()\n"
+        "from adadistill.core.training.stop_signal import leave_at_once_from_here_on\nleave_at_once_from_here_on()\n"
     )
     process = subprocess.Popen(
         [sys.executable, "-c", entry + code, str(tmp_path)],

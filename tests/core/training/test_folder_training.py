@@ -13,16 +13,16 @@ from folder_of_records import write_folder_of
 from tiny_training import PlainStudent, tiny_recipe, write_tiny_records
 
 from adadistill.core.backbones import BackboneConfig, build_backbone
+from adadistill.core.checkpoints.network_checkpoint import save_network
 from adadistill.core.distributed import Ranks
-from adadistill.core.network_checkpoint import save_network
-from adadistill.core.stopping.stop_signal import StopSignal
 from adadistill.core.teachers import record_binding
 from adadistill.core.teachers.cache_build import build_cache
 from adadistill.core.training.resume import ResumeError
 from adadistill.core.training.run import run_training
-from adadistill.loaders.image_folder import ImageFileError, ImageFolder
-from adadistill.loaders.image_records import ImageRecords
+from adadistill.core.training.stop_signal import StopSignal
 from adadistill.loaders.packed_store import PackMismatchError, pack_records
+from adadistill.loaders.records.image_folder import ImageFileError, ImageFolder
+from adadistill.loaders.records.image_records import ImageRecords
 from adadistill.loaders.teacher_cache import CacheMismatchError, TeacherCache
 
 SHORT = {"optim__epochs": 2, "log__every": 1}

@@ -22,11 +22,11 @@ from adadistill.core.training.record_agreement import (
     require_sound_labels,
 )
 from adadistill.core.training.run import run_training
-from adadistill.loaders.image_records import ImageRecords
-from adadistill.loaders.label_check import LabelClaimError
 from adadistill.loaders.packed_store import pack_records
-from adadistill.loaders.pipeline import DataConfig, named_records
-from adadistill.loaders.recordio import RecordWriter
+from adadistill.loaders.pipelines.pipeline import DataConfig, named_records
+from adadistill.loaders.records.image_records import ImageRecords
+from adadistill.loaders.records.label_check import LabelClaimError
+from adadistill.loaders.records.recordio import RecordWriter
 
 
 def _compare(path: Path, rank: int, store: Path) -> str:

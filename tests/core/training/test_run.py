@@ -18,7 +18,7 @@ import torch
 from tiny_training import NanImages, tiny_recipe, write_tiny_records
 
 import adadistill.core.checkpoints.attempt as attempt
-import adadistill.core.evaluation as evaluation
+import adadistill.core.scoring.evaluation as evaluation
 import adadistill.core.training.run as run
 import adadistill.core.training.trainer as training
 from adadistill.core.backbones import BackboneConfig, build_backbone
@@ -30,10 +30,9 @@ from adadistill.core.checkpoints import (
     load_checkpoint,
     newest_valid_checkpoint,
 )
+from adadistill.core.checkpoints.network_checkpoint import save_network
 from adadistill.core.distributed import Ranks
-from adadistill.core.network_checkpoint import save_network
 from adadistill.core.seeding import derive_seed
-from adadistill.core.stopping.stop_signal import StopRequested
 from adadistill.core.teachers import TeacherError
 from adadistill.core.teachers.stored_embeddings import StoredEmbeddings
 from adadistill.core.training.lagged_readback import CUDA_LAG, LaggedReadback
@@ -42,11 +41,12 @@ from adadistill.core.training.non_finite import NonFiniteError
 from adadistill.core.training.resume import ResumeError
 from adadistill.core.training.run import run_training
 from adadistill.core.training.run_folder import RunFolderError
+from adadistill.core.training.stop_signal import StopRequested
 from adadistill.core.training.training_step import TrainingStep
 from adadistill.kernels import class_products, margin_softmax
 from adadistill.loaders.batch import Batch
-from adadistill.loaders.pipeline import ImagePipeline
-from adadistill.loaders.sample_order import SampleOrder
+from adadistill.loaders.pipelines.pipeline import ImagePipeline
+from adadistill.loaders.pipelines.sample_order import SampleOrder
 
 RANKS = Ranks()
 

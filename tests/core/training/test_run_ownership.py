@@ -12,12 +12,11 @@ import pytest
 from rank_processes import start_ranks
 from tiny_training import PlainStudent, tiny_recipe, write_tiny_records
 
-from adadistill.core import compiler_check
 from adadistill.core.checkpoints import list_checkpoints
-from adadistill.core.compiler_check import CompileError
 from adadistill.core.distributed import Ranks, announced_ranks
 from adadistill.core.recipe import dump_recipe
-from adadistill.core.training import run
+from adadistill.core.training import compiler_check, run
+from adadistill.core.training.compiler_check import CompileError
 from adadistill.core.training.folder_owner import owned_folder, this_launch
 from adadistill.core.training.resume import ResumeError
 from adadistill.core.training.run import run_training

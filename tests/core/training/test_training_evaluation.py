@@ -12,9 +12,9 @@ from rank_processes import run_ranks
 from tiny_training import tiny_recipe, write_tiny_records
 
 from adadistill.core.distributed import Ranks
-from adadistill.core.evaluation import EvaluationConfig
+from adadistill.core.scoring.evaluation import EvaluationConfig
 from adadistill.core.training.run import run_training
-from adadistill.loaders.tinyface import TinyFaceError
+from adadistill.loaders.evaluation_sets.tinyface import TinyFaceError
 
 WORKER = Path(__file__).parent.parent / "distributed_worker.py"
 
@@ -74,7 +74,7 @@ def test_two_ranks_score_as_one_does(data, tmp_path):
 
 
 def test_a_run_killed_before_its_evaluation_makes_up_for_it(data, tmp_path, monkeypatch):
-    from adadistill.core.benchmarks.suite import Benchmark
+    from adadistill.core.scoring.suite import Benchmark
 
     recipe = tiny_recipe(data, **overrides(data, checkpoint__every_epochs=1, checkpoint__keep=9))
     with monkeypatch.context() as patch:

@@ -9,14 +9,14 @@ import torch
 from sync_watch import HostWaitsError, NoHostWait
 
 from adadistill.bench.step import build_step
-from adadistill.core.centres.class_centres import CentresConfig, TrainableCentres, initial_centres
 from adadistill.core.distributed import Ranks
-from adadistill.core.objectives.classification import ClassificationObjective
-from adadistill.core.objectives.heads import HeadConfig
-from adadistill.core.objectives.interface import GlobalSamples
-from adadistill.core.objectives.norm_statistics import NormStatistics
-from adadistill.core.objectives.regression import RegressionConfig
-from adadistill.core.objectives.shared_facts import NO_REGRESSION
+from adadistill.core.method.class_centres import CentresConfig, TrainableCentres, initial_centres
+from adadistill.core.method.classification import ClassificationObjective
+from adadistill.core.method.heads import HeadConfig
+from adadistill.core.method.norm_statistics import NormStatistics
+from adadistill.core.method.objective import GlobalSamples
+from adadistill.core.method.regression import RegressionConfig
+from adadistill.core.method.shared_facts import NO_REGRESSION
 from adadistill.core.training.training_step import TrainingStep
 from adadistill.loaders.batch import Batch
 

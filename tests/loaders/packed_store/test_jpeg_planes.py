@@ -12,10 +12,10 @@ import pytest
 import simplejpeg
 from small_pack import SIDE, jpeg, saved
 
-from adadistill.loaders.image_records import ImageRecords
 from adadistill.loaders.packed_store import PlanesUnfitError, TurboJpegMissingError, image_bytes, jpeg_planes
 from adadistill.loaders.packed_store.jpeg_planes import PlaneDecoder, planes_available, why_no_planes
 from adadistill.loaders.pixels import ImageDecodeError
+from adadistill.loaders.records.image_records import ImageRecords
 
 needs_turbojpeg = pytest.mark.skipif(not planes_available(), reason="libturbojpeg is not installed")
 

@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 from small_pack import SIDE, jpeg, saved, small_bodies, write_records
 
-from adadistill.loaders.checked_records import CheckedRecords, ImageSizeError
-from adadistill.loaders.image_records import ImageRecords
 from adadistill.loaders.packed_store import PlanesUnfitError, TurboJpegMissingError, jpeg_planes
 from adadistill.loaders.packed_store.jpeg_planes import planes_available
 from adadistill.loaders.packed_store.layout_choice import choose_layout
 from adadistill.loaders.pixels import ImageDecodeError
+from adadistill.loaders.records.checked_records import CheckedRecords, ImageSizeError
+from adadistill.loaders.records.image_records import ImageRecords
 
 needs_turbojpeg = pytest.mark.skipif(not planes_available(), reason="libturbojpeg is not installed")
 

@@ -19,8 +19,6 @@ import simplejpeg
 from small_cache import contents, die, run_in_child
 from small_pack import CLASSES, COUNT, SIDE, jpeg, pack, picture, saved, small_bodies, write_records
 
-from adadistill.loaders.checked_records import CheckedRecords, ImageSizeError
-from adadistill.loaders.image_records import ImageRecords
 from adadistill.loaders.packed_store import (
     PackedStore,
     PackError,
@@ -32,7 +30,9 @@ from adadistill.loaders.packed_store import (
 )
 from adadistill.loaders.packed_store.jpeg_planes import planes_available
 from adadistill.loaders.pixels import ImageDecodeError, ImageLimits, PillowMissingError
-from adadistill.loaders.recordio import RecordError
+from adadistill.loaders.records.checked_records import CheckedRecords, ImageSizeError
+from adadistill.loaders.records.image_records import ImageRecords
+from adadistill.loaders.records.recordio import RecordError
 
 needs_turbojpeg = pytest.mark.skipif(not planes_available(), reason="libturbojpeg is not installed")
 

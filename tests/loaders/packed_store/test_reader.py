@@ -16,7 +16,6 @@ from small_cache import signed
 from small_pack import CLASSES, COUNT, SIDE, pack, small_bodies, write_records
 
 from adadistill.core.teachers import record_binding
-from adadistill.loaders.image_records import ImageRecords
 from adadistill.loaders.packed_store import (
     PackDamagedError,
     PackedStore,
@@ -27,6 +26,7 @@ from adadistill.loaders.packed_store import (
     header,
 )
 from adadistill.loaders.packed_store.files import HEAD_BYTES
+from adadistill.loaders.records.image_records import ImageRecords
 
 
 @pytest.fixture(scope="module")

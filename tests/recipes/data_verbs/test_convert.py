@@ -14,7 +14,7 @@ import pytest
 import simplejpeg
 from tests_support import ROOT
 
-from adadistill.loaders.recordio import write_insightface_records
+from adadistill.loaders.records.recordio import write_insightface_records
 from adadistill.recipes.data import main
 
 IMAGES = 600
@@ -41,7 +41,7 @@ from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 import tests_support
 tests_support.make_importable()
-from adadistill.loaders.record_folder.folder_to_records import folder_to_records
+from adadistill.loaders.dataset_tools.record_folder.folder_to_records import folder_to_records
 def crawl(done, total):
     print(done, flush=True)
     time.sleep(0.002)

@@ -14,11 +14,11 @@ import pytest
 import simplejpeg
 from tests_support import DATA
 
-from adadistill.loaders.image_records import ImageRecords
-from adadistill.loaders.record_folder.records_to_folder import records_to_folder
-from adadistill.loaders.record_tools.index_files import write_image_index
-from adadistill.loaders.recordio import RecordWriter, write_insightface_records
-from adadistill.loaders.verification_pairs import write_verification_bin
+from adadistill.loaders.dataset_tools.index_files import write_image_index
+from adadistill.loaders.dataset_tools.record_folder.records_to_folder import records_to_folder
+from adadistill.loaders.evaluation_sets.verification_pairs import write_verification_bin
+from adadistill.loaders.records.image_records import ImageRecords
+from adadistill.loaders.records.recordio import RecordWriter, write_insightface_records
 from adadistill.recipes.data import main
 
 FACES = DATA / "faces"

@@ -10,10 +10,10 @@ import simplejpeg
 import torch
 from torch import nn
 
-from adadistill.core.benchmarks.verification import evaluate_verification
 from adadistill.core.distributed import Ranks
-from adadistill.core.evaluation import VerificationSets
-from adadistill.loaders.verification_pairs import read_verification_bin
+from adadistill.core.scoring.evaluation import VerificationSets
+from adadistill.core.scoring.verification import evaluate_verification
+from adadistill.loaders.evaluation_sets.verification_pairs import read_verification_bin
 from adadistill.recipes.data import main
 
 

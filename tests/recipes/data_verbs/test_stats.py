@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import simplejpeg
 
-from adadistill.loaders.record_tools.identity_histogram import BAR_WIDTH, bars, histogram
-from adadistill.loaders.recordio import RecordWriter
+from adadistill.loaders.dataset_tools.identity_histogram import BAR_WIDTH, bars, histogram
+from adadistill.loaders.records.recordio import RecordWriter
 from adadistill.recipes.data import main
 
 

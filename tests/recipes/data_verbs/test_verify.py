@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import simplejpeg
 
-from adadistill.loaders.record_seal import open_seal
-from adadistill.loaders.recordio import RecordWriter
+from adadistill.loaders.records.record_seal import open_seal
+from adadistill.loaders.records.recordio import RecordWriter
 from adadistill.recipes.data_verbs.verify import run
 
 

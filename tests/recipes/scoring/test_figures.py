@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from adadistill.core.benchmarks.result import Curve
+from adadistill.core.scoring.result import Curve
 from adadistill.recipes.scoring.figures import roc_and_det, tar_at
 
 

@@ -14,7 +14,7 @@ from rank_processes import run_ranks
 from adadistill.core.backbones import BackboneConfig, build_backbone
 from adadistill.core.backbones.public_weights import public_names
 from adadistill.core.checkpoints import CheckpointWriter, Snapshot
-from adadistill.core.network_checkpoint import describe_network
+from adadistill.core.checkpoints.network_checkpoint import describe_network
 from adadistill.recipes.evaluate import main
 from adadistill.recipes.scoring import folder as evaluate_folder
 from adadistill.recipes.scoring.files import read_evaluation, read_evaluations

@@ -19,7 +19,7 @@ from adadistill.core.checkpoints import (
     load_checkpoint,
     newest_valid_checkpoint,
 )
-from adadistill.core.network_checkpoint import describe_network, load_network
+from adadistill.core.checkpoints.network_checkpoint import describe_network, load_network
 from trials.mutation_kinds.damage import Rng, damage_bytes
 from trials.mutation_kinds.trial import READ, BrokenPromiseError, Ending, judge
 

@@ -11,8 +11,8 @@ from pathlib import Path
 import torch
 
 from adadistill.core.backbones import BackboneConfig, build_backbone
-from adadistill.core.network_checkpoint import save_network
-from adadistill.loaders.verification_pairs import write_verification_bin
+from adadistill.core.checkpoints.network_checkpoint import save_network
+from adadistill.loaders.evaluation_sets.verification_pairs import write_verification_bin
 from adadistill.recipes import cli
 from trials.mutation_kinds.checkpoint_folders import rewrite_state, spoil
 from trials.mutation_kinds.damage import Rng, damage_bytes, damage_text

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from adadistill.loaders.record_index import load_record_index
-from adadistill.loaders.recordio import RecordFile
+from adadistill.loaders.records.record_index import load_record_index
+from adadistill.loaders.records.recordio import RecordFile
 from trials.mutation_kinds.damage import Rng, damage_text
 from trials.mutation_kinds.records import REFUSALS, Original, record_originals
 from trials.mutation_kinds.trial import READ, BrokenPromiseError, Ending, judge

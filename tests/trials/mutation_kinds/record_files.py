@@ -7,10 +7,10 @@ from pathlib import Path
 
 import numpy as np
 
-from adadistill.loaders.checked_records import CheckedRecords
-from adadistill.loaders.image_records import ImageRecords
-from adadistill.loaders.record_verification import verify_records
-from adadistill.loaders.recordio import RecordWriter
+from adadistill.loaders.dataset_tools.record_verification import verify_records
+from adadistill.loaders.records.checked_records import CheckedRecords
+from adadistill.loaders.records.image_records import ImageRecords
+from adadistill.loaders.records.recordio import RecordWriter
 from trials.mutation_kinds.damage import Rng, damage_bytes
 from trials.mutation_kinds.image_attacks import attacking_images
 from trials.mutation_kinds.records import (

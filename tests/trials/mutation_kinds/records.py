@@ -7,11 +7,11 @@ from pathlib import Path
 
 import numpy as np
 
-from adadistill.loaders.checked_records import CheckedRecords
-from adadistill.loaders.image_records import ImageRecords
 from adadistill.loaders.pixels import ImageDecodeError
-from adadistill.loaders.record_seal import SealError, write_seal
-from adadistill.loaders.recordio import RecordError, RecordFile, RecordWriter, write_insightface_records
+from adadistill.loaders.records.checked_records import CheckedRecords
+from adadistill.loaders.records.image_records import ImageRecords
+from adadistill.loaders.records.record_seal import SealError, write_seal
+from adadistill.loaders.records.recordio import RecordError, RecordFile, RecordWriter, write_insightface_records
 from trials.mutation_kinds.image_attacks import plain_jpeg
 
 IMAGES, IDENTITIES, SIDE = 24, 6, 32

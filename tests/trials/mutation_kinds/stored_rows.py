@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 
 from adadistill.core.npy_files import NpyFileError, open_npy
-from adadistill.loaders.image_records import ImageRecords
 from adadistill.loaders.packed_store import PackedStore, PackError, pack_records
 from adadistill.loaders.packed_store.files import DAMAGED_NAME
+from adadistill.loaders.records.image_records import ImageRecords
 from adadistill.loaders.teacher_cache import PLAIN, CacheError, CacheHeader, TeacherCache, create_or_resume
 from trials.mutation_kinds.damage import Rng, damage_bytes
 from trials.mutation_kinds.records import SIDE, record_originals

@@ -9,8 +9,12 @@ from typing import Any
 
 import numpy as np
 
+from adadistill.loaders.evaluation_sets.verification_pairs import (
+    VerificationSetError,
+    decode_pairs,
+    read_verification_bin,
+)
 from adadistill.loaders.pixels import ImageDecodeError
-from adadistill.loaders.verification_pairs import VerificationSetError, decode_pairs, read_verification_bin
 from trials.mutation_kinds.damage import Rng, damage_bytes
 from trials.mutation_kinds.image_attacks import attacking_images, plain_jpeg
 from trials.mutation_kinds.pickle_attacks import PROTOCOLS, executing_pickles, exhausting_pickles

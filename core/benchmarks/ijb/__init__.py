@@ -1,7 +1,0 @@
-"""IJB-B and IJB-C, 1:1 and 1:N, from images to rates."""
-
-from adadistill.core.benchmarks.ijb.evaluation import evaluate_ijb
-from adadistill.core.benchmarks.ijb.pooling import ALL_MODES, PoolingMode
-from adadistill.core.benchmarks.ijb.scoring import score_ijb
-
-__all__ = ["ALL_MODES", "PoolingMode", "evaluate_ijb", "score_ijb"]

@@ -1,1 +1,0 @@
-"""Being asked to stop, stopping together, and noticing that somebody has stopped answering."""

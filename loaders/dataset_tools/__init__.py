@@ -1,0 +1,1 @@
+"""What is done to whole datasets: inspect, check, convert, index, split, merge, count."""

@@ -1,0 +1,189 @@
+"""Reads a whole record file and reports every record that is bad, rather than the first.
+
+A sealed file is compared with its checksums, span by span, which finds any changed bit and names its record, whatever
+the change did to the frames around it. An unsealed one is checked for what can be known without checksums: frames,
+labels, image headers, and the images themselves where they are decoded. Work is handed to threads in long runs of
+records; checksums and decoding let go of the interpreter lock.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from adadistill.loaders.pixels import ImageDecodeError, ImageLimits, decode_image, image_header
+from adadistill.loaders.records.checked_records import ImageSizeError
+from adadistill.loaders.records.image_records import ImageRecords
+from adadistill.loaders.records.image_source import ImageSource
+from adadistill.loaders.records.label_check import check_labels
+from adadistill.loaders.records.record_seal import RecordSeal, SealError, open_seal
+from adadistill.loaders.records.recordio import RecordError, RecordFile
+
+logger = logging.getLogger(__name__)
+
+_RECORDS_AT_ONCE = 2048
+
+
+@dataclass(frozen=True, slots=True)
+class BadRecord:
+    """One thing that is wrong with a record file."""
+
+    kind: str
+    """checksum, or the name of the error that reading raises."""
+    reason: str
+    """For people."""
+    offset: int | None = None
+    """First byte of the record or of the span without images; None for the file as a whole."""
+    record_id: int | None = None
+    """None for what is no image."""
+    key: int | None = None
+    """In the `.idx`; None where there is none."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Verification:
+    """What was found."""
+
+    records: int
+    """Images in the file."""
+    bytes: int
+    """Read."""
+    bad: tuple[BadRecord, ...]
+    """Everything that is wrong, in the order of the file."""
+    sealed: bool
+    """Whether checksums were compared."""
+
+
+def verify_records(
+    path: str | Path,
+    index: str | Path | None = None,
+    *,
+    decode: bool = False,
+    image_size: int | None = None,
+    num_classes: int | None = None,
+    workers: int = 4,
+    use_seal: bool = True,
+    progress: Callable[[int, int], None] | None = None,
+) -> Verification:
+    """Check a whole record file.
+
+    Args:
+        path: the `.rec` file; `index`: its `.idx`, the one beside it where left out.
+        decode: also decode every image.
+        image_size: side that images must have; None takes any.
+        num_classes: labels must be in [0, num_classes); None takes the number from the data set.
+        workers: threads.
+        use_seal: compare with the seal beside the file, where there is one.
+        progress: called with records done and records in all, from this thread.
+
+    Raises:
+        FileNotFoundError: a named file does not exist.
+        SealError: the seal is damaged, or of another file.
+        RecordError: there is no index to go by and a scan met a damaged frame.
+    """
+    file = RecordFile(path)
+    seal = open_seal(file.path) if use_seal else None
+    bad: list[BadRecord] = []
+    with ThreadPoolExecutor(workers, thread_name_prefix="adadistill-verify") as threads:
+        if seal is not None:
+            bad += _against_seal(file, seal, threads, workers)
+        try:
+            records = ImageRecords(path, index, num_classes=num_classes, seal="auto" if use_seal else "ignore")
+            total = len(records)
+        except (RecordError, SealError):
+            if not bad:
+                raise  # nothing else has told what is wrong
+            return Verification(records=seal.num_images if seal else 0, bytes=file.size, bad=tuple(bad), sealed=True)
+        bad += _of_whole_file(records, num_classes)
+        known = {one.record_id for one in bad}
+        offsets, keys = records.index.offsets, records.index.keys
+        check = ImageCheck(records, lambda i: (offsets.item(i), keys.item(i)), decode=decode, image_size=image_size)
+        if seal is not None and not decode and image_size is None:
+            total = 0  # what was sealed had been found good, and is what it was
+        runs = [(start, min(start + _RECORDS_AT_ONCE, total)) for start in range(0, total, _RECORDS_AT_ONCE)]
+        for (_, stop), found in zip(runs, threads.map(check.run, runs), strict=True):
+            bad += [one for one in found if one.record_id not in known]
+            if progress is not None:
+                progress(stop, total)
+    bad.sort(key=lambda one: -1 if one.offset is None else one.offset)
+    return Verification(records=len(records), bytes=file.size, bad=tuple(bad), sealed=seal is not None)
+
+
+def damaged_spans(file: RecordFile, seal: RecordSeal, spans: range) -> Iterator[BadRecord]:
+    """Those of the spans whose bytes are not what was sealed."""
+    for span in spans:
+        if not seal.matches(file, span):
+            start, stop = int(seal.starts[span]), int(seal.starts[span + 1])
+            record_id = seal.record_of(span)
+            what = "header or identity records" if record_id is None else f"record {record_id}"
+            yield BadRecord("checksum", f"bytes [{start}, {stop}) of {what} have changed", start, record_id)
+
+
+def _against_seal(file: RecordFile, seal: RecordSeal, threads: ThreadPoolExecutor, workers: int) -> list[BadRecord]:
+    if file.size != int(seal.starts[-1]):
+        raise SealError(
+            f"{seal.path} was made for a file of {int(seal.starts[-1])} bytes, {file.path} has {file.size}: it "
+            "was cut, added to, or replaced. Restore it, or remove the seal"
+        )
+    bounds = np.linspace(0, seal.num_spans, 8 * workers + 1).astype(int).tolist()
+    runs = [range(first, stop) for first, stop in itertools.pairwise(bounds)]
+    return [one for found in threads.map(lambda run: list(damaged_spans(file, seal, run)), runs) for one in found]
+
+
+def _of_whole_file(records: ImageRecords, num_classes: int | None) -> list[BadRecord]:
+    """Where `property`, identity records, recipe and labels do not agree; what is no fault is logged."""
+    claims = records.claims()
+    bad = []
+    if len(set(claims.values())) > 1:
+        listed = ", ".join(f"{count} by {name}" for name, count in claims.items())
+        bad.append(BadRecord("num_classes", f"the number of identities is {listed}"))
+    found = check_labels(records, stated=num_classes, needs_several=False)
+    for text in found.warnings:
+        logger.warning("%s: %s", records.path, text)
+    return bad + [BadRecord("labels", text) for text in (found.beyond, *found.refused) if text]
+
+
+class ImageCheck:
+    """What is checked of each image.
+
+    Args:
+        place_of: offset and key of a record id, where it has them.
+    """
+
+    def __init__(
+        self,
+        records: ImageSource,
+        place_of: Callable[[int], tuple[int | None, int | None]],
+        *,
+        decode: bool,
+        image_size: int | None,
+    ) -> None:
+        self._records, self._place_of, self._decode, self._image_size = records, place_of, decode, image_size
+        self._limits = ImageLimits()
+
+    def run(self, run: tuple[int, int]) -> list[BadRecord]:
+        """The bad ones among records [start, stop)."""
+        return [bad for record_id in range(*run) if (bad := self._one(record_id)) is not None]
+
+    def _one(self, record_id: int) -> BadRecord | None:
+        try:
+            body = self._records.read(record_id).body
+            where = self._records.where(record_id)
+            if len(body) > self._limits.max_bytes:
+                raise ImageDecodeError(f"{where}: {len(body)} encoded bytes; at most {self._limits.max_bytes} are read")
+            header = image_header(body, where=where)
+            size = header.height, header.width
+            if self._image_size is not None and size != (self._image_size, self._image_size):
+                raise ImageSizeError(where, record_id, size, (self._image_size, self._image_size))
+            if self._decode:
+                decode_image(body, where=where, max_side=self._limits.max_side)
+        except (RecordError, ImageDecodeError) as error:
+            offset, key = self._place_of(record_id)
+            return BadRecord(type(error).__name__, str(error), offset, record_id, key)
+        return None

@@ -1,0 +1,125 @@
+"""What a record file holds, in numbers: identities, sizes, kinds of JPEG, and what copies of it would take."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from adadistill.loaders.pixels import ImageDecodeError, image_header
+from adadistill.loaders.records.image_records import ImageRecords
+from adadistill.loaders.records.label_check import LabelCheck, LabelClaimError, check_labels
+
+_EMBEDDING_BYTES = 2 * 512
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RecordStatistics:
+    """Counts over all labels, and over the headers of a sample of images."""
+
+    images: int
+    identities: int
+    """Stated by the data set."""
+    empty_identities: int
+    """Stated, and without an image."""
+    images_per_identity: dict[str, float]
+    """min, quartiles, max over identities with images; singletons: identities of one image."""
+    bytes_per_image: dict[str, float]
+    """min, median, p95, max, mean of the encoded bodies, frames included."""
+    sampled: int
+    """Images whose headers were read."""
+    kinds: dict[str, int]
+    """Images of the sample by kind, such as `jpeg YCbCr 420 112x112`; `damaged header` among them."""
+    sorted_by_identity: bool
+    """As insightface distributes its files: a reader that shuffles within a window sees few identities at once."""
+    problems: tuple[str, ...]
+    """Where property file, identity records, labels and the recipe do not agree."""
+
+    def stored_bytes(self) -> dict[str, int]:
+        """What copies of the data take: the packed layouts, and a teacher cache of one and of two views of 512-d."""
+        return {
+            "packed planes": 18_816 * self.images,
+            "packed rgb": 37_632 * self.images,
+            "teacher cache, 1 view": _EMBEDDING_BYTES * self.images,
+            "teacher cache, 2 views": 2 * _EMBEDDING_BYTES * self.images,
+        }
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON values."""
+        return {
+            **{name: getattr(self, name) for name in self.__slots__},
+            "problems": list(self.problems),
+            "stored_bytes": self.stored_bytes(),
+        }
+
+
+def record_statistics(
+    records: ImageRecords, *, sample: int = 100_000, image_size: int | None = None
+) -> RecordStatistics:
+    """Count a record file.
+
+    Args:
+        sample: most images whose headers are read, evenly spread.
+        image_size: what a recipe says, to be compared; its number of identities is what records were opened with.
+
+    Raises:
+        LabelClaimError: labels are no classes.
+        RecordError: a label cannot be read.
+    """
+    found = check_labels(records, needs_several=False)
+    if found.beyond:
+        raise LabelClaimError(found.beyond)
+    labels = records.labels()
+    counts = np.bincount(labels, minlength=records.num_classes)
+    held = counts[counts > 0]
+    sizes = (records.index.limits - records.index.offsets).astype(np.float64)
+    chosen = np.unique(np.linspace(0, len(records) - 1, min(sample, len(records))).astype(np.int64))
+    kinds = Counter(_kind(records, record_id) for record_id in chosen.tolist())
+    return RecordStatistics(
+        images=len(records),
+        identities=records.num_classes,
+        empty_identities=int((counts == 0).sum()),
+        images_per_identity={
+            "min": int(held.min()),
+            "lower_quartile": float(np.quantile(held, 0.25)),
+            "median": float(np.median(held)),
+            "upper_quartile": float(np.quantile(held, 0.75)),
+            "max": int(held.max()),
+            "singletons": int((held == 1).sum()),
+        },
+        bytes_per_image={
+            "min": int(sizes.min()),
+            "median": float(np.median(sizes)),
+            "p95": float(np.quantile(sizes, 0.95)),
+            "max": int(sizes.max()),
+            "mean": float(sizes.mean()),
+        },
+        sampled=len(chosen),
+        kinds=dict(kinds.most_common()),
+        sorted_by_identity=bool((np.diff(labels) >= 0).all()) and len(held) > 1,
+        problems=tuple(_problems(records, found, image_size, kinds)),
+    )
+
+
+def _problems(records: ImageRecords, found: LabelCheck, image_size: int | None, kinds: Counter[str]) -> list[str]:
+    claims = records.claims()
+    problems = [*found.refused, *found.warnings]
+    if len(set(claims.values())) > 1:
+        problems.append("the number of identities is " + ", ".join(f"{n} by {name}" for name, n in claims.items()))
+    others = sum(count for kind, count in kinds.items() if not kind.endswith(f"{image_size}x{image_size}"))
+    if image_size is not None and others:
+        size = f"{image_size}x{image_size}"
+        problems.append(f"the recipe wants {size} pixels, {others} of the sampled images are of another size")
+    return problems
+
+
+def _kind(records: ImageRecords, record_id: int) -> str:
+    try:
+        header = image_header(records.read(record_id).body, where=records.where(record_id))
+    except ImageDecodeError:
+        return "damaged header"
+    return " ".join(
+        part for part in (header.kind, header.colorspace, header.subsampling, f"{header.height}x{header.width}") if part
+    )

@@ -1,0 +1,1 @@
+"""Readers of evaluation sets: verification pairs, IJB-B/C, TinyFace."""

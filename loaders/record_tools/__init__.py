@@ -1,1 +1,0 @@
-"""Whole record files made from others: shuffled, split, merged, described, converted from other formats."""

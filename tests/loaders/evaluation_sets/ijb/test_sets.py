@@ -1,0 +1,210 @@
+"""Both layouts say the same, and whatever is wrong with them is named when they are opened."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("pyarrow", reason="pyarrow (extra arrow) is not installed")
+
+from small_ijb import SmallIjb, small_ijb, write_original, write_prepared
+
+from adadistill.loaders.evaluation_sets.ijb import IjbError, IjbSet, open_ijb
+from adadistill.loaders.evaluation_sets.ijb.images import pixel_blocks
+from adadistill.loaders.records.arrow_images import ArrowImagesError
+from adadistill.loaders.torch_metadata import TorchMetadataError, read_torch_metadata
+
+
+@pytest.fixture
+def small() -> SmallIjb:
+    return small_ijb()
+
+
+def _pixels(opened: IjbSet) -> np.ndarray:
+    count = len(opened.images)
+    return np.concatenate(list(pixel_blocks(opened.images, [(0, 5), (5, count)], threads=2)))
+
+
+def test_both_layouts_hold_the_same_pixels_templates_and_protocols(tmp_path: Path, small: SmallIjb):
+    original = open_ijb(write_original(tmp_path / "IJBC", small))
+    prepared = open_ijb(write_prepared(tmp_path / "IJBC_gt_aligned", small))
+    assert (original.name, prepared.name) == ("IJBC", "IJBC_gt_aligned")
+    assert original.annotations.counts == prepared.annotations.counts
+    rows = np.random.default_rng(5).permutation(len(small.names))  # row i of the prepared set is image rows[i]
+    np.testing.assert_array_equal(_pixels(original)[rows], _pixels(prepared))
+    for name in ("templates", "medias", "detector_scores"):
+        np.testing.assert_array_equal(getattr(original.annotations, name)[rows], getattr(prepared.annotations, name))
+    for name in ("template_ids", "first", "second", "same"):
+        np.testing.assert_array_equal(getattr(original.annotations, name), getattr(prepared.annotations, name))
+    for one, other in zip(
+        (*original.annotations.galleries, original.annotations.probes),
+        (*prepared.annotations.galleries, prepared.annotations.probes),
+        strict=True,
+    ):
+        assert one is not None
+        assert other is not None
+        np.testing.assert_array_equal(one.templates, other.templates)
+        np.testing.assert_array_equal(one.subjects, other.subjects)
+
+
+def test_places_lead_back_to_the_numbers_in_the_files(tmp_path: Path, small: SmallIjb):
+    known = open_ijb(write_original(tmp_path / "IJBC", small)).annotations
+    np.testing.assert_array_equal(known.template_ids[known.templates], small.templates)
+    pairs = np.stack([known.template_ids[known.first], known.template_ids[known.second], known.same], axis=1)
+    np.testing.assert_array_equal(pairs, small.pairs)
+    assert known.probes is not None
+    assert [(known.template_ids[place], subject) for place, subject in
+            zip(known.probes.templates, known.probes.subjects, strict=True)] == small.probes  # fmt: skip
+
+
+def test_a_set_of_other_counts_says_that_it_does_not_compare(tmp_path: Path, small: SmallIjb):
+    opened = open_ijb(write_original(tmp_path / "IJBC", small))
+    assert "469,375" in (opened.unlike_published() or "")
+
+
+def test_sets_are_told_apart_by_their_hash(tmp_path: Path, small: SmallIjb):
+    one, same = (open_ijb(write_original(tmp_path / name, small)).sha256() for name in ("a", "b"))
+    path = tmp_path / "b" / "meta" / "ijbc_template_pair_label.txt"
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join(lines[:-1]) + "\n")
+    other = open_ijb(tmp_path / "b").sha256()
+    assert one == same != other
+
+
+def test_a_set_without_csv_files_has_no_1n_protocol_and_one_with_some_is_refused(tmp_path: Path, small: SmallIjb):
+    folder = write_prepared(tmp_path / "IJBC_gt_aligned", small, identification=False)
+    assert open_ijb(folder).annotations.probes is None
+    (folder / "ijbc_1N_probe_mixed.csv").write_text("TEMPLATE_ID,SUBJECT_ID\n100,500\n")
+    with pytest.raises(FileNotFoundError, match="gallery_G1"):
+        open_ijb(folder)
+
+
+def _edit(name: str, change: Callable[[list[str]], list[str]]) -> Callable[[Path], None]:
+    def damage(folder: Path) -> None:
+        path = folder / "meta" / name
+        path.write_text("\n".join(change(path.read_text().splitlines())) + "\n")
+
+    return damage
+
+
+TID, POINTS, PAIRS = "ijbc_face_tid_mid.txt", "ijbc_name_5pts_score.txt", "ijbc_template_pair_label.txt"
+GALLERY = "ijbc_1N_gallery_G1.csv"
+
+
+@pytest.mark.parametrize(
+    ("damage", "kind", "said"),
+    [
+        (_edit(TID, lambda lines: lines[:-1]), IjbError, "lines.*belong together"),
+        (_edit(TID, lambda lines: [lines[1], lines[0], *lines[2:]]), IjbError, "line 1 is"),
+        (_edit(TID, lambda lines: [*lines[:3], "4.jpg 7", *lines[4:]]), IjbError, "line 4: 2 columns"),
+        (_edit(TID, lambda lines: [*lines[:3], "4.jpg 7 x", *lines[4:]]), IjbError, r"tid_mid\.txt, up to line"),
+        (_edit(TID, lambda lines: [*lines[:3], "4.jpg 7.5 1", *lines[4:]]), IjbError, "line 4: template and medium"),
+        (_edit(TID, lambda lines: ["../1.jpg 1 1", *lines[1:]]), IjbError, "line 1: .*names no file"),
+        (_edit(POINTS, lambda lines: [lines[0].rsplit(" ", 1)[0] + " nan", *lines[1:]]), IjbError, "score of image 0"),
+        (_edit(POINTS, lambda lines: ["1.jpg" + " 5.0" * 11, *lines[1:]]), IjbError, "landmarks of picture 0"),
+        (_edit(PAIRS, lambda lines: [*lines, "10 999999 0"]), IjbError, "entry 72 .*template 999999"),
+        (_edit(PAIRS, lambda lines: [*lines, "10 100 2"]), IjbError, "label of pair 72"),
+        (_edit(PAIRS, lambda lines: [*lines[:5], "10 100", "0 10 100 0", *lines[7:]]), IjbError, "line 6"),
+        (_edit(PAIRS, lambda lines: [*lines[:5], "10 100 x", *lines[6:]]), IjbError, "line 6"),
+        (_edit(PAIRS, lambda lines: [line[:-1] + "0" for line in lines]), IjbError, "all 72 pairs"),
+        (_edit(PAIRS, lambda lines: []), IjbError, "is empty"),
+        (_edit(TID, lambda lines: ["", *lines[:3], " ", "4.jpg 7", *lines[4:]]), IjbError, "line 6: 2 columns"),
+        (_edit(PAIRS, lambda lines: ["", *lines[:5], "\t", "10 100", *lines[6:]]), IjbError, "line 8"),
+        (lambda folder: (folder / "loose_crop" / "3.jpg").write_bytes(b""), IjbError, r"3\.jpg: has 0 bytes.*1 of"),
+        (lambda folder: (folder / "meta" / TID).write_text("1.jpg 1 1", encoding="utf-16"), IjbError, "UTF-16"),
+        (_edit(GALLERY, lambda lines: lines[1:]), IjbError, "not with a header"),
+        (_edit(GALLERY, lambda lines: [*lines, "77777,500,a"]), IjbError, "template 77777"),
+        (_edit(GALLERY, lambda lines: [*lines, "10,501,a"]), IjbError, "template 10 has subjects 500, 501"),
+        (_edit(GALLERY, lambda lines: [*lines, "x,501,a"]), IjbError, "line 8"),
+        (_edit(GALLERY, lambda lines: [*lines, "13,500,a"]), IjbError, "a subject has two templates"),
+        (lambda folder: (folder / "loose_crop" / "3.jpg").unlink(), FileNotFoundError, r"3\.jpg is missing"),
+        (lambda folder: (folder / "meta" / PAIRS).unlink(), FileNotFoundError, "pair_label"),
+        (lambda folder: (folder / "meta" / TID).unlink(), IjbError, "neither"),
+    ],
+)
+def test_a_broken_original_set_is_named(
+    tmp_path: Path, small: SmallIjb, damage: Callable[[Path], None], kind: type[Exception], said: str
+):
+    folder = write_original(tmp_path / "IJBC", small)
+    damage(folder)
+    with pytest.raises(kind, match=said):
+        open_ijb(folder)
+
+
+@pytest.mark.parametrize("name", [TID, POINTS, PAIRS, GALLERY, "ijbc_1N_probe_mixed.csv"])
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda text: text + "\n",
+        lambda text: text + " \t\n\n",
+        lambda text: text.removesuffix("\n"),
+        lambda text: text.replace("\n", "\r\n"),
+        lambda text: text.replace("\n", " \n\n"),
+        lambda text: text.replace(" ", "\t  "),
+        lambda text: "\ufeff" + text,
+    ],
+    ids=["blank line", "blank lines", "no last newline", "CRLF", "blank between", "tabs", "BOM"],
+)
+def test_blank_lines_ends_of_lines_and_marks_change_nothing(
+    tmp_path: Path, small: SmallIjb, name: str, change: Callable[[str], str]
+):
+    folder = write_original(tmp_path / "IJBC", small)
+    expected = open_ijb(folder).sha256()
+    path = folder / "meta" / name
+    path.write_bytes(change(path.read_text()).encode())
+    assert open_ijb(folder).sha256() == expected
+
+
+def test_an_image_listed_twice_is_named(tmp_path: Path, small: SmallIjb):
+    folder = write_original(tmp_path / "IJBC", small)
+    for name in (TID, POINTS):
+        _edit(name, lambda lines: [*lines, lines[2]])(folder)
+    with pytest.raises(IjbError, match=r"3\.jpg is listed twice"):
+        open_ijb(folder)
+
+
+def _metadata(change: Callable[[dict[str, np.ndarray]], object]) -> Callable[[Path], None]:
+    def damage(folder: Path) -> None:
+        content = read_torch_metadata(folder / "metadata.pt")
+        torch.save(change(content) or content, folder / "metadata.pt")
+
+    return damage
+
+
+@pytest.mark.parametrize(
+    ("damage", "kind", "said"),
+    [
+        (_metadata(lambda found: found.pop("medias") is None), IjbError, "has no medias"),
+        (_metadata(lambda found: found.update(medias=found["medias"][:-1])), IjbError, "one of each for every image"),
+        (_metadata(lambda found: {k: v[:-1] for k, v in found.items()}), IjbError, "speaks of"),
+        (_metadata(lambda found: found.update(label=found["label"][:-1])), IjbError, "labels"),
+        (_metadata(lambda found: found.update(p1=["a"] * len(found["p1"]))), IjbError, "not a row of numbers"),
+        (_metadata(lambda found: found.update(p1=found["p1"] + 0.5)), IjbError, "other than whole"),
+        (_metadata(lambda found: found.update(p1=found["p1"] + 1)), IjbError, "has no images"),
+        (_metadata(lambda found: found.update(p1=Path("x"))), TorchMetadataError, "names the global"),
+        (lambda folder: (folder / "metadata.pt").write_bytes(b"PK"), TorchMetadataError, "cut short"),
+        (lambda folder: (folder / "metadata.pt").unlink(), FileNotFoundError, r"metadata\.pt"),
+        (
+            lambda folder: (path := next(folder.glob("*.arrow"))).write_bytes(path.read_bytes()[:-100]),
+            ArrowImagesError,
+            "cut short",
+        ),
+    ],
+)
+def test_a_broken_prepared_set_is_named(
+    tmp_path: Path, small: SmallIjb, damage: Callable[[Path], None], kind: type[Exception], said: str
+):
+    folder = write_prepared(tmp_path / "IJBC_gt_aligned", small)
+    damage(folder)
+    with pytest.raises(kind, match=said):
+        open_ijb(folder)
+
+
+def test_prepared_images_of_another_size_are_refused_and_not_scaled(tmp_path: Path, small: SmallIjb):
+    opened = open_ijb(write_prepared(tmp_path / "IJBC_gt_aligned", small))
+    with pytest.raises(IjbError, match="aligned for that size"):
+        next(pixel_blocks(opened.images, [(0, 2)], image_size=96))
