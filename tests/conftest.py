@@ -11,6 +11,7 @@ from hypothesis import settings
 
 # Tests are small and run beside each other (pytest -n): threads inside an operation would only get in each other's way.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("ADADISTILL_TEST_RUN", str(os.getpid()))  # workers of pytest -n inherit that of the first process
 sys.path.insert(0, str(Path(__file__).parent))
 
 import tests_support
