@@ -33,7 +33,7 @@ harmless = ("PYTHONPATH", "PYTHONUNBUFFERED", "PYTHONDONTWRITEBYTECODE", "PYTHON
 own = any(name.startswith(("PYTHON", "TRITON_", "LD_")) and name not in harmless for name in environment)
 for entry in environment.get("PYTHONPATH", "").split(os.pathsep):
     own |= os.path.isdir(entry + "/adadistill") and os.path.realpath(entry + "/adadistill/core") != {core!r}
-known = bool(arguments) and (not arguments[0].startswith("-") or arguments[0] in ("-c", "-m"))
+known = bool(arguments) and (not arguments[0].startswith("-") or arguments[0] in ("-c", "-m", "-"))
 if own or not known or environment.get("OMP_NUM_THREADS", "1") != "1":
     os.execv({python!r}, [{python!r}, *sys.argv[1:]])
 import json, signal, socket
@@ -103,9 +103,9 @@ def _serve(address: str, run: int) -> tuple[list[str], dict[str, str], str]:
     while True:
         for key, _ in waiting.select():
             if key.fd == run_ends:
-                shutil.rmtree(Path(address).parent, ignore_errors=True)
                 for pid in running:
                     os.kill(pid, signal.SIGKILL)
+                shutil.rmtree(Path(address).parent, ignore_errors=True)
                 os._exit(0)
             elif key.fileobj is listening:
                 client, _ = listening.accept()
@@ -185,6 +185,9 @@ def _become(arguments: list[str], environment: dict[str, str], folder: str, inst
     if arguments[0] == "-c":
         sys.argv = ["-c", *arguments[2:]]
         exec(compile(arguments[1], "<string>", "exec"), main.__dict__)
+    elif arguments[0] == "-":
+        sys.argv = arguments
+        exec(compile(sys.stdin.read(), "<stdin>", "exec"), main.__dict__)
     elif arguments[0] == "-m":
         sys.path[0] = folder
         sys.argv = arguments[1:]
