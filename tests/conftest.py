@@ -32,7 +32,7 @@ settings.load_profile("patient")
 
 HEAVY = re.compile(
     r"\b(subprocess|forked_python|rank_processes|multiprocessing|run_training|small_run|hopper_code|golden_\w+|data_dir"
-    r"|tiny_training|hypothesis|onnxruntime|benches)\b|mark\.slow"
+    r"|tiny_training|hypothesis|onnxruntime|benches|importable_processes)\b|mark\.slow"
 )
 
 

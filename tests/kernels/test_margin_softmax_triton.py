@@ -104,11 +104,10 @@ def test_golden_heads_through_triton_in_float32():
 HOPPER, ADA = (90, 227 * 1024), (89, 99 * 1024)
 
 
-@pytest.mark.parametrize("scaled", [False, True], ids=["unit", "scaled"])
 @pytest.mark.parametrize(
-    ("capability", "shared", "dim", "weighted"),
-    [(*HOPPER, 512, True), (*HOPPER, 512, False), (*HOPPER, 256, True), (*HOPPER, 64, True), (*ADA, 512, True),
-     (*ADA, 256, True)],
+    ("capability", "shared", "dim", "weighted", "scaled"),
+    [(*HOPPER, 512, True, False), (*HOPPER, 512, True, True), (*HOPPER, 512, False, True), (*HOPPER, 256, True, True),
+     (*HOPPER, 64, True, False), (*ADA, 512, True, False), (*ADA, 512, True, True), (*ADA, 256, True, True)],
 )  # fmt: skip
 def test_fused_makes_each_product_once_and_keeps_its_sums_in_registers(
     capability: int,
