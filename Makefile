@@ -10,13 +10,17 @@ DEMO_ARGS ?=
 TEST_ARGS ?=
 TRIALS_ARGS ?=
 
-.PHONY: demo test trials lint gpu-check bench-report reference clean
+.PHONY: demo test quick trials lint gpu-check bench-report reference clean
 
 demo: $(VENV)/.adadistill-base
 	$(BIN)/python -m adadistill.recipes.demo $(DEMO_ARGS)
 
 test: $(VENV)/.adadistill-dev
-	$(BIN)/python -m pytest -n auto --dist loadfile $(TEST_ARGS)
+	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder $(TEST_ARGS)
+
+# The inner loop: every file that starts no process, trains no network and reads no golden cases.
+quick: $(VENV)/.adadistill-dev
+	$(BIN)/python -m pytest -n auto --quick $(TEST_ARGS)
 
 # Damage done on purpose, many times, and what held: docs/reliability.md.
 trials: $(VENV)/.adadistill-dev

@@ -1,8 +1,15 @@
-"""Fixtures of the whole suite, and the import name `adadistill` on a fresh clone where nothing is installed."""
+"""Fixtures of the whole suite, its quick tier, and the import name `adadistill` on a fresh clone.
+
+`make quick` (pytest --quick) leaves out the files that start processes, train networks, or read golden cases and real
+faces. They are known by what they import, so that nobody keeps a list. In a whole run they come first: no long file is
+left for one worker at the end.
+"""
 
 from __future__ import annotations
 
+import functools
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -11,6 +18,7 @@ from hypothesis import settings
 
 # Tests are small and run beside each other (pytest -n): threads inside an operation would only get in each other's way.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("ADADISTILL_TEST_RUN", str(os.getpid()))  # workers of pytest -n inherit that of the first process
 sys.path.insert(0, str(Path(__file__).parent))
 
 import tests_support
@@ -20,6 +28,30 @@ tests_support.make_importable()
 # How long an example takes says more about the machine's other work than about the code.
 settings.register_profile("patient", deadline=None)
 settings.load_profile("patient")
+
+
+HEAVY = re.compile(
+    r"\b(subprocess|forked_python|rank_processes|multiprocessing|run_training|small_run|hopper_code|golden_\w+|data_dir"
+    r"|tiny_training|hypothesis|onnxruntime|benches|importable_processes)\b|mark\.slow"
+)
+
+
+@functools.cache
+def _is_heavy(path: Path) -> bool:
+    return HEAVY.search(path.read_text(encoding="utf-8")) is not None
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--quick", action="store_true", help="no processes, no training, no golden cases, no real faces")
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    chosen = config.getoption("--quick") and collection_path.match("test_*.py")
+    return True if chosen and _is_heavy(collection_path) else None
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: not _is_heavy(item.path))
 
 
 @pytest.fixture(scope="session")

@@ -14,20 +14,20 @@ from adadistill.kernels.planar_augment import DeviceTables
 CASES = (
     "mirror", "identity", "crop", "low", "blur", "matrix", "grey", "brightness", "contrast", "saturation", "everything",
 )  # fmt: skip
-COUNT, IMAGES = 5, 7  # rows are drawn with repeats, out of order
+COUNT, PAIR, IMAGES = 5, 2, 7  # rows are drawn with repeats, out of order
 
 
-def make_case(layout: str, name: str, size: int, device: str = "cpu") -> dict[str, Any]:
+def make_case(layout: str, name: str, size: int, device: str = "cpu", *, count: int = COUNT) -> dict[str, Any]:
     """Arguments of `planar_augment_u8`: noise, and one operation in every image, or all of them in different images."""
     draws = np.random.RandomState(size)
     image_bytes = 3 * size * size // (2 if layout == "planes" else 1)
     return {
         "store": torch.from_numpy(draws.randint(0, 256, (IMAGES, image_bytes), dtype=np.uint8)).to(device),
-        "rows": torch.from_numpy(draws.randint(0, IMAGES, COUNT)).to(device),
+        "rows": torch.from_numpy(draws.randint(0, IMAGES, count)).to(device),
         "layout": layout,
         "image_size": size,
-        "mirrored": torch.from_numpy(draws.rand(COUNT) < 0.5),
-        "parameters": None if name == "mirror" else torch.from_numpy(_parameters(name, size, draws)),
+        "mirrored": torch.from_numpy(draws.rand(count) < 0.5),
+        "parameters": None if name == "mirror" else torch.from_numpy(_parameters(name, size, count, draws)),
         "tables": None if name == "mirror" else DeviceTables.of(resample_tables(size), torch.device(device)),
     }
 
@@ -39,8 +39,8 @@ def network_input(pixels: Tensor, dtype: torch.dtype, channels_last: bool) -> Te
     return to_network_input(pixels, device=pixels.device, dtype=dtype, channels_last=channels_last)
 
 
-def _parameters(name: str, size: int, draws: np.random.RandomState) -> np.ndarray:
-    rows = identity_parameters(COUNT, size)
+def _parameters(name: str, size: int, count: int, draws: np.random.RandomState) -> np.ndarray:
+    rows = identity_parameters(count, size)
     tables = resample_tables(size)
     for number, row in enumerate(rows):
         if name in ("crop", "everything"):

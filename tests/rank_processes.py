@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import socket
 import subprocess
-import sys
 from collections.abc import Sequence
+
+from forked_python import forked_python
 
 
 def start_ranks(command: Sequence[str], world_size: int) -> list[subprocess.Popen[str]]:
@@ -17,7 +18,7 @@ def start_ranks(command: Sequence[str], world_size: int) -> list[subprocess.Pope
     environment = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
     return [
         subprocess.Popen(
-            [sys.executable, *command],
+            [forked_python(), *command],
             env={**environment, "RANK": str(rank), "WORLD_SIZE": str(world_size), "LOCAL_RANK": str(rank)},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

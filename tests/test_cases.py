@@ -13,17 +13,19 @@ import sys
 from pathlib import Path
 
 import pytest
+from forked_python import forked_python
 
 CASES = Path(__file__).parent / "cases"
 ROOT = CASES.parents[1]
-COMMAND = f"{sys.executable} -m adadistill.recipes.cli"
+CLI = "-m adadistill.recipes.cli"
 
 
 @pytest.mark.skipif(shutil.which("bash") is None, reason="no bash")
 @pytest.mark.parametrize("case", sorted(path.name for path in CASES.iterdir() if path.is_dir()))
 def test_every_case_prints_what_is_expected_of_it(case, tmp_path):
     path = os.pathsep.join(filter(None, [str(ROOT / ".typecheck"), os.environ.get("PYTHONPATH", "")]))
-    environment = {**os.environ, "AD": COMMAND, "PY": sys.executable, "PYTHONPATH": path, "TMPDIR": str(tmp_path)}
+    commands = {"AD": f"{forked_python()} {CLI}", "PY": forked_python(), "FRESH_AD": f"{sys.executable} {CLI}"}
+    environment = {**os.environ, **commands, "PYTHONPATH": path, "TMPDIR": str(tmp_path)}
     done = subprocess.run(
         ["bash", str(CASES / case / "run.sh")], env=environment, capture_output=True, text=True, timeout=400
     )

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
 import torch
+from tiny_rows import assert_made_here
 from tiny_training import write_tiny_records
 
 from adadistill.bench import beside_origin
+from adadistill.bench.rows import read_rows
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +28,8 @@ def test_it_times_both_and_writes_how_far_their_losses_are_apart(faces: Path, tm
     rows = tmp_path / "rows.jsonl"
     variants = ["--variants", "eager float32", "eager bfloat16"]
     assert beside_origin.main([str(faces), *OPTIONS, *variants, "--rows", str(rows)]) == 0
-    written = [json.loads(line) for line in rows.read_text().splitlines()]
+    written = read_rows(rows)
+    assert_made_here(written)
     assert [row["variant"] for row in written] == [*beside_origin.ORIGINS, "eager float32", "eager bfloat16"]
     assert all(row["float64_loss_difference"] < 1e-8 for row in written)
     assert all(row["times_the_origin"]["median"] > 0 for row in written)

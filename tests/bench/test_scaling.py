@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from tiny_rows import assert_made_here
 
 from adadistill.bench import rows, scaling
 from adadistill.bench.scaling import DisagreementError, _check_losses, _Outcome
@@ -19,6 +20,7 @@ def test_one_and_two_processes_train_the_same_and_send_what_the_formula_says(
     arguments = [*TINY.split(), "--ranks", "1", "2", "--kinds", "stored"]
     assert scaling.main([*arguments, "--rows", str(tmp_path / "r.jsonl")]) == 0
     one, two = rows.read_rows(tmp_path / "r.jsonl")
+    assert_made_here([one, two])
     assert (one["ranks"], two["ranks"]) == (1, 2)
     assert one["bytes_by_part"] == {} == one["bytes_by_formula"]
     assert two["bytes_by_part"] == two["bytes_by_formula"]

@@ -33,9 +33,9 @@ from adadistill.core.method.class_centres import AdaptiveCentres, CentresConfig
 from adadistill.kernels import centre_update_triton, margin_softmax_triton, planar_augment
 from adadistill.kernels.margin_softmax import margin_softmax
 
-BATCHES = (24, 33, 57)
+BATCHES = (8, 11, 13)
 """The first graph is made for one size, the second for any."""
-CLASSES, DIM = 170, 48
+CLASSES, DIM = 70, 16
 
 
 def main() -> None:

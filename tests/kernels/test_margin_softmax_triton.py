@@ -5,11 +5,11 @@ from __future__ import annotations
 import importlib.util
 import json
 import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+from forked_python import forked_python
 import torch
 from hopper_code import compile_for_hopper, products_of, registers_of
 from margin_softmax_cases import ADAFACE, gradients, make_case
@@ -26,7 +26,7 @@ LOSS, GRADIENT = 2e-6, 1e-5
 
 def _run(arguments: Sequence[str] = ()) -> list[dict]:
     done = subprocess.run(
-        [sys.executable, str(WORKER), *arguments], capture_output=True, text=True, timeout=240, check=False
+        [forked_python(interpreted=True), str(WORKER), *arguments], capture_output=True, text=True, timeout=240, check=False
     )
     assert done.returncode == 0, done.stderr
     return [json.loads(line) for line in done.stdout.splitlines()]
@@ -41,7 +41,7 @@ def test_the_triton_forms_are_no_further_from_float64_than_eager_is(cases: list[
     """Odd and prime sizes, one past a tile, no samples, one class, rows on and opposite to centres, ignored rows; D up
     to 1024."""
     compared = [case for case in cases if "eager" in case]
-    assert len(compared) == 3 * 7 * 3 + 2
+    assert len(compared) == (7 + 2 * 2) * 3 + 2
     for case in compared:
         assert case["clamped"], case
         for off, eager, limit in zip(case["off"], case["eager"], (LOSS, GRADIENT, GRADIENT), strict=False):
@@ -50,7 +50,7 @@ def test_the_triton_forms_are_no_further_from_float64_than_eager_is(cases: list[
 
 def test_parts_of_the_classes_give_what_the_whole_gives(cases: list[dict]):
     parts = [case for case in cases if case["case"][0] == "splits"]
-    assert [case["case"][1] for case in parts] == [2, 3, 7, 22]
+    assert [case["case"][1] for case in parts] == [2, 3, 7]
     assert all(max(case["off"]) <= 1e-6 for case in parts), parts
 
 
@@ -104,11 +104,10 @@ def test_golden_heads_through_triton_in_float32():
 HOPPER, ADA = (90, 227 * 1024), (89, 99 * 1024)
 
 
-@pytest.mark.parametrize("scaled", [False, True], ids=["unit", "scaled"])
 @pytest.mark.parametrize(
-    ("capability", "shared", "dim", "weighted"),
-    [(*HOPPER, 512, True), (*HOPPER, 512, False), (*HOPPER, 256, True), (*HOPPER, 64, True), (*ADA, 512, True),
-     (*ADA, 256, True)],
+    ("capability", "shared", "dim", "weighted", "scaled"),
+    [(*HOPPER, 512, True, False), (*HOPPER, 512, True, True), (*HOPPER, 512, False, True), (*HOPPER, 256, True, True),
+     (*HOPPER, 64, True, False), (*ADA, 512, True, False), (*ADA, 512, True, True), (*ADA, 256, True, True)],
 )  # fmt: skip
 def test_fused_makes_each_product_once_and_keeps_its_sums_in_registers(
     capability: int,

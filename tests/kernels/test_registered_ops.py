@@ -8,11 +8,11 @@ from __future__ import annotations
 import importlib.util
 import json
 import subprocess
-import sys
 from pathlib import Path
 
 import planar_cases
 import pytest
+from forked_python import forked_python
 import torch
 from margin_softmax_cases import ADAFACE, make_case
 from torch import Tensor
@@ -33,7 +33,7 @@ OPERATORS = {
 
 @pytest.fixture(scope="module")
 def cases() -> list[dict]:
-    done = subprocess.run([sys.executable, str(WORKER)], capture_output=True, text=True, timeout=300, check=False)
+    done = subprocess.run([forked_python(interpreted=True), str(WORKER)], capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
     return [json.loads(line) for line in done.stdout.splitlines()]
 

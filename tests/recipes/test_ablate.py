@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from forked_python import forked_python
 from rank_processes import run_ranks
 from tests_support import ROOT
 from tiny_training import tiny_recipe, write_tiny_records
@@ -161,7 +162,7 @@ def test_killed_in_the_middle_it_goes_on_to_the_same_table(recipe: Path, whole: 
 def test_told_to_stop_it_saves_and_exits_143(recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     out = tmp_path / "stopped"
     long = arguments(recipe, out, "optim.epochs=400", "checkpoint.every_steps=null")
-    command = [sys.executable, "-m", "adadistill.recipes.ablate", *long]
+    command = [forked_python(), "-m", "adadistill.recipes.ablate", *long]
     first = out / "runs" / "geometry_adaptive" / "seed-5" / "metrics.jsonl"
     with subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as process:
         wait_for(lambda: first.exists() and first.stat().st_size > 0, process)

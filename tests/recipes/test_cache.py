@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from forked_python import forked_python
 from tests_support import ROOT
 from tiny_training import tiny_recipe, write_tiny_records
 
@@ -242,7 +243,7 @@ def test_a_signal_ends_a_build_after_its_block_and_it_goes_on_later(
 ):
     # Blocks of one record: 48 waits for the disk leave time to be interrupted.
     arguments = ["build", str(recipe), f"teacher.cache={tmp_path}/new", "--device", "cpu", "--batch-size", "1"]
-    command = [sys.executable, "-c", "import sys, tests_support; tests_support.make_importable(); "
+    command = [forked_python(), "-c", "import sys, tests_support; tests_support.make_importable(); "
                "from adadistill.recipes import cache; sys.exit(cache.main(sys.argv[1:]))", *arguments]  # fmt: skip
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "tests"), "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import simplejpeg
 import torch
+from forked_python import forked_python
 from tiny_training import tiny_recipe, write_tiny_records
 from torch import nn
 
@@ -118,9 +119,9 @@ def test_torchrun_shares_the_work_and_writes_one_report(run_folder, sets, tmp_pa
         "from adadistill.recipes.evaluate import main\n"
         "sys.exit(main(sys.argv[1:]))\n"
     )
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(script)]
+    command = [forked_python(), "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(script)]
     command += [str(run_folder), "--sets", *map(str, sets), "--device", "cpu", "--out", str(tmp_path / "out")]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHON_EXEC": forked_python()}
     done = subprocess.run(command, capture_output=True, text=True, timeout=180, env=environment, check=False)
 
     assert done.returncode == 0, done.stderr

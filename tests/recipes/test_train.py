@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
+from forked_python import forked_python
 from tests_support import ROOT
 from tiny_training import tiny_recipe, write_tiny_records
 
@@ -76,7 +76,7 @@ def test_a_damaged_record_ends_the_run_by_name(recipe: Path, tmp_path: Path, cap
 @pytest.mark.slow
 def test_sigterm_saves_exits_143_and_keeps_what_was_profiled(recipe: Path, tmp_path: Path):
     command = [
-        sys.executable, "-m", "adadistill.recipes.train", str(recipe), "--out", str(tmp_path / "run"),
+        forked_python(), "-m", "adadistill.recipes.train", str(recipe), "--out", str(tmp_path / "run"),
         "--device", "cpu", "optim.epochs=400", "--resume", "auto",
         "--profile", "torch", "--profile-steps", "1:100",
     ]  # fmt: skip

@@ -27,7 +27,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -70,13 +70,14 @@ class _Trial:
     """Steps, or blocks, that it had reported as done."""
 
 
-def run(*, tiny: bool, seed: int, folder: Path) -> list[TrialOutcome]:
+def run(*, tiny: bool, seed: int, folder: Path, phases: Sequence[str] = PHASES) -> list[TrialOutcome]:
     """Send SIGTERM forty times, or once in each phase.
 
     Args:
         tiny: one trial of each phase.
         seed: of the moments; the machine's own timing is not repeatable.
         folder: for faces, runs and caches; some megabytes.
+        phases: of `PHASES`.
     """
     faces = folder / "faces"
     write_synthetic_records(faces, _FACES)
@@ -85,7 +86,7 @@ def run(*, tiny: bool, seed: int, folder: Path) -> list[TrialOutcome]:
     generator = random.Random(seed)
     return [
         _phase(phase, 1 if tiny else TRIALS[phase], generator, faces, folder)
-        for phase in PHASES
+        for phase in phases
         if phase != "compile" or any(map(shutil.which, ("g++", "clang++", "c++")))
     ]
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from forked_python import forked_python
 
 from trials.child_environment import child_environment
 from trials.mutation_kinds.catalogue import KINDS
@@ -19,7 +20,7 @@ from trials.mutation_kinds.trial import BrokenPromiseError, judge
 from trials.mutations import run
 
 # Every so many of the thousand; odd, as every other one is an attack.
-NUMBERS = {"records": 21, "verification_sets": 17, "metadata": 23, "weights": 27, "command_lines": 110}
+NUMBERS = {"records": 61, "verification_sets": 51, "metadata": 67, "weights": 81, "command_lines": 251}
 
 
 @pytest.fixture(autouse=True)
@@ -35,7 +36,7 @@ def test_a_share_of_the_mutations_of_every_format_holds(tmp_path: Path, name: st
     (tmp_path / "originals").mkdir()
     kind.prepare(tmp_path / "originals")
     fell = []
-    for number in range(0, 1000, NUMBERS.get(name, 13)):
+    for number in range(0, 1000, NUMBERS.get(name, 37)):
         folder = tmp_path / str(number)
         folder.mkdir()
         with warnings.catch_warnings():
@@ -118,7 +119,7 @@ def test_the_command_itself_answers_a_hostile_file_in_one_message(tmp_path: Path
     (tmp_path / "bomb.yaml").write_bytes(b"[" * 100_000)
     for command in (["convert", "evil.pth", "out"], ["train", "bomb.yaml"]):
         found = subprocess.run(
-            [sys.executable, "-m", "adadistill.recipes.cli", *command],
+            [forked_python(), "-m", "adadistill.recipes.cli", *command],
             cwd=tmp_path,
             capture_output=True,
             text=True,

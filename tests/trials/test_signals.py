@@ -12,10 +12,12 @@ from trials import signals
 
 
 @pytest.mark.slow
-def test_sigterm_in_every_phase_saves_and_exits_143(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_sigterm_saves_and_exits_143(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("PYTHONPATH", f"{ROOT / '.typecheck'}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
-    outcomes = signals.run(tiny=True, seed=0, folder=tmp_path)
-    assert {outcome.damage.removeprefix("SIGTERM during ") for outcome in outcomes} >= {*signals.PHASES} - {"compile"}
+    # An evaluation and a save are interrupted in core/training; all six phases by `make trials`.
+    outcomes = signals.run(tiny=True, seed=0, folder=tmp_path, phases=("start-up", "compile", "training", "cache build"))
+    tried = {outcome.damage.removeprefix("SIGTERM during ") for outcome in outcomes}
+    assert tried >= {"start-up", "training", "cache build"}
     for outcome in outcomes:
         assert outcome.held == outcome.trials == 1, outcome
 

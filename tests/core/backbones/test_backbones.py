@@ -5,6 +5,7 @@ import sys
 
 import pytest
 import torch
+from forked_python import forked_python
 from tests_support import ROOT
 from torch import nn
 
@@ -277,5 +278,5 @@ images = torch.randn(8, 3, 112, 112).contiguous(memory_format=torch.channels_las
 network(images).square().sum().backward()
 assert all(torch.isfinite(p.grad).all() for p in network.parameters() if p.requires_grad)
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([forked_python(), "-c", code], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr or f"killed by signal {-done.returncode}"

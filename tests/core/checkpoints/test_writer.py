@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from forked_python import forked_python
 
 from adadistill.core.checkpoints import (
     CheckpointConfig,
@@ -524,7 +525,7 @@ except CheckpointWriteError as error:
 
 def run_script(script: str, *arguments: object) -> subprocess.CompletedProcess[str]:
     environment = os.environ | {"PYTHONPATH": str(TESTS), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-c", script, *map(str, arguments)]
+    command = [forked_python(), "-c", script, *map(str, arguments)]
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
 
 

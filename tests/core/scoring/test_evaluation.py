@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import simplejpeg
 import torch
+from forked_python import forked_python
 from torch import nn
 
 from adadistill.core.distributed import Ranks
@@ -288,7 +289,7 @@ def run_ranks(folder: Path, world_size: int, paths: list[str]) -> list:
             "MASTER_ADDR": "127.0.0.1",
             "MASTER_PORT": str(port),
         }
-        command = [sys.executable, "-c", code, str(folder / "rank"), *paths]
+        command = [forked_python(), "-c", code, str(folder / "rank"), *paths]
         workers.append(subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True))
     for worker in workers:
         _, stderr = worker.communicate(timeout=120)

@@ -6,11 +6,11 @@ import json
 import os
 import signal
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from forked_python import forked_python
 import torch
 from rank_processes import run_ranks
 from tiny_training import tiny_recipe, write_tiny_records
@@ -337,7 +337,7 @@ def test_recomputing_agrees_with_an_honest_cache_and_finds_one_wrong_row(data: P
 
 
 @pytest.mark.slow
-def test_thirty_kills_at_any_moment_cost_nothing_that_was_done_and_no_byte(tmp_path: Path):
+def test_ten_kills_at_any_moment_cost_nothing_that_was_done_and_no_byte(tmp_path: Path):
     write_tiny_records(tmp_path / "data", identities=8, images=8)
     network = build_backbone(NETWORK, 32, generator=3).eval()
     save_network(tmp_path / "data" / "teacher", network, NETWORK, 32)
@@ -348,18 +348,18 @@ def test_thirty_kills_at_any_moment_cost_nothing_that_was_done_and_no_byte(tmp_p
     }
     plan = {
         "data": str(tmp_path / "data"), "folder": str(tmp_path), "overrides": overrides,
-        "batch_size": 1, "kills": 30, "seed": 0,
+        "batch_size": 1, "kills": 10, "seed": 0,
     }  # fmt: skip
     (tmp_path / "plan.json").write_text(json.dumps(plan))
-    command = [sys.executable, str(WORKER), "kills", str(tmp_path / "plan.json"), str(tmp_path / "seen.json")]
+    command = [forked_python(), str(WORKER), "kills", str(tmp_path / "plan.json"), str(tmp_path / "seen.json")]
     ran = subprocess.run(
         command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=300
     )
     assert ran.returncode == 0, ran.stderr
 
     seen = json.loads((tmp_path / "seen.json").read_text())
-    assert seen["kills"] == 30
-    assert seen["starts"] <= 60, "at least half of the builds must still have been running when they were killed"
+    assert seen["kills"] == 10
+    assert seen["starts"] <= 20, "at least half of the builds must still have been running when they were killed"
     assert seen["lost"] == 0, "a block that was done was not done after a kill"
     assert seen["finished"] >= 2
     assert seen["equal"] == seen["finished"], "files differ from those of a build that was never killed"

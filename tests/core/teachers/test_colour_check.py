@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import simplejpeg
 import torch
+from forked_python import forked_python
 from tests_support import DATA
 from tiny_training import PlainStudent
 from torch import nn
@@ -463,7 +464,7 @@ def answers_of_two_ranks(folder: Path, records: Path, stated: Color | None) -> l
         launch = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
         environment = os.environ | launch | {"MASTER_PORT": str(port)}
         workers.append(
-            subprocess.Popen([sys.executable, "-c", code], env=environment, stderr=subprocess.PIPE, text=True)
+            subprocess.Popen([forked_python(), "-c", code], env=environment, stderr=subprocess.PIPE, text=True)
         )
     for worker in workers:
         _, stderr = worker.communicate(timeout=120)

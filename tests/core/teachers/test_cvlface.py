@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from forked_python import forked_python
 from fake_hub import FakeHub, fake_hub
 from golden_weights import golden_state_dict
 from safetensors.torch import save
@@ -767,7 +768,7 @@ def _run_workers(folder: Path, jobs: list[dict[str, Any]], world_size: int, **en
     }
     processes = [
         subprocess.Popen(
-            [sys.executable, str(WORKER), str(folder / "jobs.json"), str(folder)],
+            [forked_python(), str(WORKER), str(folder / "jobs.json"), str(folder)],
             env={**shared, "OMP_NUM_THREADS": "1", "RANK": str(rank), "LOCAL_RANK": str(rank)},
             stderr=subprocess.PIPE,
             text=True,

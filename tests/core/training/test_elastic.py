@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from forked_python import forked_python
 from tiny_training import PlainStudent, tiny_recipe, write_tiny_records
 from torch import Tensor
 
@@ -71,7 +71,7 @@ def runs(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         resuming.append({"world_size": size, "jobs": _resumed(data, folder, size)})
     (folder / "plan.json").write_text(json.dumps([*saving, *resuming]))
     done = subprocess.run(
-        [sys.executable, str(WORKER), str(folder / "plan.json"), str(folder)],
+        [forked_python(), str(WORKER), str(folder / "plan.json"), str(folder)],
         capture_output=True, text=True, timeout=600,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from forked_python import forked_python
 from tests_support import ROOT
 
 from adadistill.core.training import folder_owner
@@ -40,9 +41,9 @@ except RunFolderError as error:
 """
 
 
-def _start(folder: Path, *before: str) -> subprocess.Popen[str]:
+def _start(folder: Path, *before: str, python: str = sys.executable) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [*before, sys.executable, "-c", OWNER, str(folder)],
+        [*before, python, "-c", OWNER, str(folder)],
         env={**os.environ, "PYTHONPATH": str(ROOT / ".typecheck")},
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
     )  # fmt: skip
@@ -217,7 +218,7 @@ def test_of_many_that_start_at_once_exactly_one_wins(tmp_path: Path, left: str):
     if left != "nothing":
         with _owner(tmp_path) as process:
             process.communicate("\n") if left == "a released folder" else _kill(process)
-    processes = [_start(tmp_path) for _ in range(4)]
+    processes = [_start(tmp_path, python=forked_python()) for _ in range(4)]
     said = [process.stdout.readline() for process in processes if process.stdout is not None]
     for process in processes:
         process.communicate("\n")
@@ -329,7 +330,7 @@ def test_signals_that_end_the_process_at_once_give_the_folder_back(tmp_path: Pat
         "from adadistill.core.training.stop_signal import leave_at_once_from_here_on\nleave_at_once_from_here_on()\n"
     )
     process = subprocess.Popen(
-        [sys.executable, "-c", entry + code, str(tmp_path)],
+        [forked_python(), "-c", entry + code, str(tmp_path)],
         env={**os.environ, "PYTHONPATH": str(ROOT / ".typecheck")}, stdout=subprocess.PIPE, text=True,
     )  # fmt: skip
     assert process.stdout is not None

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
+from forked_python import forked_python
 from tests_support import ROOT
 from tiny_training import tiny_recipe, write_tiny_records
 from torch import Tensor
@@ -194,16 +195,16 @@ def test_a_killed_process_under_torchrun_costs_no_bit_and_its_run_resumes_on_one
     settings = {**SETTINGS, "data__micro_batch_size": 2}
     job = {"name": "whole", "data": str(data), "student": "recipe", "overrides": settings}
     (tmp_path / "plan.json").write_text(json.dumps([{"world_size": 2, "jobs": [job]}]))
-    subprocess.run([sys.executable, str(WORKER), str(tmp_path / "plan.json"), str(tmp_path)], check=True, timeout=600)
+    subprocess.run([forked_python(), str(WORKER), str(tmp_path / "plan.json"), str(tmp_path)], check=True, timeout=600)
 
     (tmp_path / "killed_once.py").write_text(KILLED_ONCE)
     (tmp_path / "recipe.yaml").write_text(dump_recipe(tiny_recipe(data, **settings)))
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "--max-restarts=2"]
     command = [str(tmp_path / "recipe.yaml"), "--out", str(tmp_path / "run"), "--device", "cpu"]
     done = subprocess.run(
-        [sys.executable, *launch, str(tmp_path / "killed_once.py"), *command],
+        [forked_python(), *launch, str(tmp_path / "killed_once.py"), *command],
         capture_output=True, text=True, timeout=600,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT / ".typecheck")},
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHON_EXEC": forked_python(), "PYTHONPATH": str(ROOT / ".typecheck")},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("finished:") == 1

@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
+from forked_python import forked_python
 from rank_processes import start_ranks
 from tests_support import ROOT
 from tiny_training import tiny_recipe, write_tiny_records
@@ -79,11 +79,13 @@ def test_a_rank_that_sleeps_in_a_step_is_named_on_both_and_the_run_resumes(recip
 def test_torchrun_passes_sigterm_on_and_every_rank_saves(recipe: Recipe, tmp_path: Path):
     (tmp_path / "recipe.yaml").write_text(dump_recipe(recipe))
     command = [
-        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2",
+        forked_python(), "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2",
         "-m", "adadistill.recipes.train", str(tmp_path / "recipe.yaml"), "--out", str(tmp_path / "run"),
         "--device", "cpu", "optim.epochs=400", "checkpoint.every_steps=null", "log.every=1",
     ]  # fmt: skip
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT / ".typecheck")}
+    environment = {
+        **os.environ, "OMP_NUM_THREADS": "1", "PYTHON_EXEC": forked_python(), "PYTHONPATH": str(ROOT / ".typecheck"),
+    }
     launcher = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
     metrics = tmp_path / "run" / "metrics.jsonl"
     deadline = time.monotonic() + 120.0

@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 
 import pytest
+from forked_python import forked_python
 from tests_support import ROOT
 from tiny_training import tiny_recipe, write_tiny_records
 
@@ -111,9 +112,9 @@ def test_a_run_that_fails_by_itself_is_not_queued_again(tmp_path: Path):
 @pytest.mark.slow
 def test_a_signal_saves_queues_again_and_the_next_start_resumes(tmp_path: Path):
     write_tiny_records(tmp_path / "faces")
-    recipe = tiny_recipe(tmp_path / "faces", optim__epochs=20, log__every=1)
+    recipe = tiny_recipe(tmp_path / "faces", optim__epochs=10, log__every=1)
     (tmp_path / "recipe.yaml").write_text(dump_recipe(recipe))
-    environment = _environment(tmp_path, SRUN_RUNS)
+    environment = {**_environment(tmp_path, SRUN_RUNS), "PYTHON": forked_python(), "PYTHON_EXEC": forked_python()}
     command = ["bash", str(SCRIPT), str(tmp_path / "recipe.yaml"), "--device", "cpu", "--out", str(tmp_path / "run")]
 
     first = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
@@ -130,7 +131,7 @@ def test_a_signal_saves_queues_again_and_the_next_start_resumes(tmp_path: Path):
     assert (tmp_path / "requeued.txt").read_text().split() == ["requeue", environment["SLURM_JOB_ID"]]
     saved, _ = newest_valid_checkpoint(tmp_path / "run")
     assert saved is not None
-    assert 0 < saved.step < 120
+    assert 0 < saved.step < 60
 
     again = {**environment, "SLURM_RESTART_COUNT": "1"}
     second = subprocess.run(command, env=again, capture_output=True, text=True, check=False, timeout=240)
@@ -139,4 +140,4 @@ def test_a_signal_saves_queues_again_and_the_next_start_resumes(tmp_path: Path):
     assert second.stdout.count("finished:") == 1
     last, _ = newest_valid_checkpoint(tmp_path / "run")
     assert last is not None
-    assert last.step == 120
+    assert last.step == 60

@@ -1,0 +1,214 @@
+"""A `python` for tests that starts in a twentieth of a second instead of four to eight.
+
+Importing torch, its compiler and scikit-learn is most of what a short process does, and the suite starts hundreds. One
+server of a test run imports them once and forks; `forked_python()` is the path of a small client that stands in for
+`sys.executable`. The process is real: its own pid, memory, files, group of ranks, exit status. Ending the client ends it:
+signals are passed on, and where the client is killed the server kills. Surroundings that matter before
+the first import (PYTHONUTF8, TRITON_INTERPRET, options like -OO, another copy of adadistill) make the client start a Python
+of its own; so does a server that is not there.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import functools
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from tests_support import ROOT, make_importable
+
+_IMPORTED = ["torch", "torch._dynamo", "torch.distributed", "numpy", "scipy.stats", "sklearn.metrics", "yaml"]
+_IMPORTED += ["safetensors.torch", "simplejpeg", "PIL.Image", "nvtx", "jinja2"]
+_IMPORTED += ["adadistill.recipes.train", "adadistill.recipes.evaluate", "adadistill.recipes.cache_teacher"]
+
+_CLIENT = """#!{python} -SI
+import os, sys
+arguments, environment = sys.argv[1:], dict(os.environ)
+while arguments[:1] == ["-u"]:
+    arguments.pop(0)
+harmless = ("PYTHONPATH", "PYTHONUNBUFFERED", "PYTHONDONTWRITEBYTECODE", "PYTHON_EXEC", "PYTHON")
+own = any(name.startswith(("PYTHON", "TRITON_", "LD_")) and name not in harmless for name in environment)
+for entry in environment.get("PYTHONPATH", "").split(os.pathsep):
+    own |= os.path.isdir(entry + "/adadistill") and os.path.realpath(entry + "/adadistill/core") != {core!r}
+known = bool(arguments) and (not arguments[0].startswith("-") or arguments[0] in ("-c", "-m", "-"))
+if own or not known or environment.get("OMP_NUM_THREADS", "1") != "1":
+    os.execv({python!r}, [{python!r}, *sys.argv[1:]])
+import json, signal, socket
+server = socket.socket(socket.AF_UNIX)
+try:
+    server.connect({address!r})
+except OSError:
+    os.execv({python!r}, [{python!r}, *sys.argv[1:]])
+for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGQUIT):
+    signal.signal(number, lambda number, frame: server.send(bytes([number])))
+umask = os.umask(0)
+request = json.dumps([arguments, environment, os.getcwd(), umask]).encode()
+socket.send_fds(server, [len(request).to_bytes(8, "little")], [0, 1, 2])
+server.sendall(request)
+status = int.from_bytes(server.recv(4), "little")
+if os.WIFSIGNALED(status):
+    number = os.WTERMSIG(status)
+    signal.signal(number, signal.SIG_DFL) if number != signal.SIGKILL else None
+    os.kill(os.getpid(), number)
+os._exit(os.waitstatus_to_exitcode(status))
+"""
+
+
+@functools.cache
+def forked_python(*, interpreted: bool = False) -> str:
+    """Path to use where a test would write `sys.executable`. All workers of a test run share one server.
+
+    Args:
+        interpreted: Triton's kernels run in its interpreter, in every process that the path starts.
+    """
+    run = os.environ.setdefault("ADADISTILL_TEST_RUN", str(os.getpid()))  # conftest has set it for pytest's workers
+    folder = Path(tempfile.gettempdir()) / f"forked-python-{run}-{'interpreted' if interpreted else 'plain'}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    client, address = folder / "python", str(folder / "server")
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not client.exists():
+            environment = {**os.environ, "OMP_NUM_THREADS": "1", "TRITON_INTERPRET": "1" if interpreted else "0"}
+            server = subprocess.Popen(
+                [sys.executable, __file__, address, run], env=environment, stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE, start_new_session=True,
+            )  # fmt: skip
+            assert server.stdout is not None
+            server.stdout.readline()  # it listens
+            client.write_text(_CLIENT.format(python=sys.executable, address=address, core=str(ROOT / "core")))
+            client.chmod(0o755)
+    return str(client)
+
+
+def _serve(address: str, run: int) -> tuple[list[str], dict[str, str], str]:
+    """Fork for every request until the test run ends: returns in the forked process only, with what it is to run."""
+    import json
+    import selectors
+    import shutil
+    import signal
+    import socket
+
+    listening = socket.socket(socket.AF_UNIX)
+    listening.bind(address)
+    listening.listen(64)
+    print("listening", flush=True)
+    waiting = selectors.DefaultSelector()
+    run_ends = os.pidfd_open(run)
+    waiting.register(run_ends, selectors.EVENT_READ, None)
+    waiting.register(listening, selectors.EVENT_READ, None)
+    running: dict[int, tuple[socket.socket, int]] = {}  # pid -> its client, and a file that tells its end
+    while True:
+        for key, _ in waiting.select():
+            if key.fd == run_ends:
+                for pid in running:
+                    os.kill(pid, signal.SIGKILL)
+                shutil.rmtree(Path(address).parent, ignore_errors=True)
+                os._exit(0)
+            elif key.fileobj is listening:
+                client, _ = listening.accept()
+                length, files, _, _ = socket.recv_fds(client, 8, 3)
+                request = b""
+                while len(request) < int.from_bytes(length, "little"):
+                    request += client.recv(1 << 20)
+                arguments, environment, folder, umask = json.loads(request)
+                pid = os.fork()
+                if pid == 0:
+                    waiting.close()
+                    os.close(run_ends)
+                    for other in (listening, client, *(client for client, _ in running.values())):
+                        other.close()
+                    for _, ended in running.values():
+                        os.close(ended)
+                    for number, file in enumerate(files):
+                        os.dup2(file, number)
+                        os.close(file)
+                    os.setpgid(0, 0)
+                    os.umask(umask)
+                    return arguments, environment, folder
+                for file in files:
+                    os.close(file)
+                ended = os.pidfd_open(pid)
+                running[pid] = client, ended
+                waiting.register(client, selectors.EVENT_READ, pid)
+                waiting.register(ended, selectors.EVENT_READ, pid)
+            elif key.data in running:
+                pid = key.data
+                client, ended = running[pid]
+                if key.fd == client.fileno():
+                    try:
+                        number = client.recv(1)
+                    except OSError:
+                        number = b""
+                    if number:
+                        os.kill(pid, number[0])
+                        continue
+                    os.kill(pid, signal.SIGKILL)  # nobody waits any more: the client was killed
+                _, status = os.waitpid(pid, 0)
+                waiting.unregister(client)
+                waiting.unregister(ended)
+                try:
+                    client.sendall(status.to_bytes(4, "little"))
+                except OSError:
+                    pass
+                client.close()
+                os.close(ended)
+                del running[pid]
+
+
+def _become(arguments: list[str], environment: dict[str, str], folder: str, installed: list[str]) -> None:
+    """Run in this forked process what `python ARGUMENTS` would run."""
+    import io
+    import runpy
+
+    os.environ.clear()
+    os.environ.update(environment)
+    os.chdir(folder)
+    unbuffered = bool(environment.get("PYTHONUNBUFFERED"))
+    sys.stdin = open(0, closefd=False)  # noqa: SIM115
+    for number, name in ((1, "stdout"), (2, "stderr")):
+        raw = io.FileIO(number, "w", closefd=False)
+        by_line = number == 2 or os.isatty(number)
+        stream = io.TextIOWrapper(
+            raw if unbuffered else io.BufferedWriter(raw), "utf-8", "backslashreplace" if number == 2 else "strict",
+            line_buffering=by_line, write_through=unbuffered,
+        )  # fmt: skip
+        setattr(sys, name, stream)
+        setattr(sys, f"__{name}__", stream)
+    from_user = [entry for entry in environment.get("PYTHONPATH", "").split(os.pathsep) if entry]
+    sys.path[:] = ["", *from_user, *installed]
+    sys.modules.pop("__main__", None)
+    main = type(sys)("__main__")
+    sys.modules["__main__"] = main
+    if arguments[0] == "-c":
+        sys.argv = ["-c", *arguments[2:]]
+        exec(compile(arguments[1], "<string>", "exec"), main.__dict__)
+    elif arguments[0] == "-":
+        sys.argv = arguments
+        exec(compile(sys.stdin.read(), "<stdin>", "exec"), main.__dict__)
+    elif arguments[0] == "-m":
+        sys.path[0] = folder
+        sys.argv = arguments[1:]
+        runpy.run_module(arguments[1], run_name="__main__", alter_sys=True)
+    else:
+        sys.path[0] = str(Path(arguments[0]).resolve().parent)
+        sys.argv = arguments
+        runpy.run_path(arguments[0], run_name="__main__")
+
+
+if __name__ == "__main__":
+    import importlib
+
+    if sys.dont_write_bytecode:  # compile once all the same, elsewhere
+        sys.dont_write_bytecode, sys.pycache_prefix = False, str(Path(sys.argv[1]).parent)
+    own = {str(Path(__file__).resolve().parent), *os.environ.get("PYTHONPATH", "").split(os.pathsep)}
+    installed_ = [entry for entry in sys.path if entry not in own]
+    make_importable()
+    for name_ in _IMPORTED:
+        try:
+            importlib.import_module(name_)
+        except ImportError:
+            continue
+    _become(*_serve(sys.argv[1], int(sys.argv[2])), installed_)
