@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from adadistill.loaders.atomic_file import write_whole
+from adadistill.loaders.dataset_tools.rewrite import Progress
 from adadistill.loaders.errors import WorkFailed
 from adadistill.loaders.first_bytes import what_it_is
 from adadistill.loaders.folders import IMAGE_SUFFIXES, leads_through_litter
@@ -62,6 +64,7 @@ def convert_to_records(
     label_key: str | None = None,
     limit: int | None = None,
     overwrite: bool = False,
+    progress: Progress | None = None,
 ) -> Converted:
     """Write `train.rec`, `.idx` and `property` of a foreign set, and `labels.json` from new labels to the source's own.
 
@@ -71,6 +74,7 @@ def convert_to_records(
         label_key: JSON key of the label in tar members named .json; parquet's label column. None: `.cls` members, and
             a column `label`.
         limit: take the first so many images only.
+        progress: called with images done and images in all; what it raises ends the conversion.
 
     Raises:
         ForeignSetError: something is not what such a set holds.
@@ -85,13 +89,19 @@ def convert_to_records(
         raise ForeignSetError(f"{len(numbers)} images are more than insightface's layout can count")
     new_label = {old: new for new, old in enumerate(classes)}
     order = sorted(numbers, key=lambda number: (new_label[found.labels[number]], number))
-    samples = ((new_label[found.labels[number]], found.read(number)) for number in order)
+
+    def samples() -> Iterator[tuple[int, bytes]]:
+        for done, number in enumerate(order, start=1):
+            yield new_label[found.labels[number]], found.read(number)
+            if progress is not None:
+                progress(done, len(order))
+
     side = image_size(found.read(order[0]), where=f"{sources[0]}, image {order[0]}")
     folder.mkdir(parents=True, exist_ok=True)
-    path = write_insightface_records(folder, samples, image_size=side, overwrite=overwrite)
+    path = write_insightface_records(folder, samples(), image_size=side, overwrite=overwrite)
     names = found.names if found.names is not None and classes[-1] < len(found.names) else None
     own = [old if names is None else names[old] for old in classes]
-    (folder / "labels.json").write_text(json.dumps(own) + "\n", encoding="utf-8")
+    write_whole(folder / "labels.json", json.dumps(own) + "\n")
     return Converted(path, len(order), len(classes))
 
 

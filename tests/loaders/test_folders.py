@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import simplejpeg
 
-from adadistill.loaders.dataset_tools.folder_index import folder_index_path, write_folder_index
+from adadistill.loaders.records.folder_index import folder_index_path, write_folder_index
 from adadistill.loaders.dataset_tools.foreign_sets import convert_to_records
 from adadistill.loaders.dataset_tools.inspection import inspect_path
 from adadistill.loaders.dataset_tools.record_folder.folder_to_records import folder_to_records

@@ -95,7 +95,7 @@ def _by_signature(path: Path, start: bytes) -> Finding | None:
             path,
             "seal",
             "seal: checksums of a record file",
-            next_steps=[f"compare: adadistill data verify {quoted(records)}"],
+            next_steps=[f"compare: adadistill data check {quoted(records)}"],
         )
     if start.startswith(b"\x93NUMPY"):
         return inspect_npy(path)

@@ -12,9 +12,9 @@ from adadistill.loaders.allow_list_unpickler import PickleDamagedError, PickleRe
 from adadistill.loaders.command_text import quoted
 from adadistill.loaders.dataset_tools.inspection.finding import Finding, printable, read_start
 from adadistill.loaders.dataset_tools.inspection.image_sample import ImageSample
-from adadistill.loaders.dataset_tools.record_folder.errors import RecordFolderError
-from adadistill.loaders.dataset_tools.record_folder.lst_files import read_lst
+from adadistill.loaders.dataset_tools.record_folder.image_lists import read_list
 from adadistill.loaders.evaluation_sets.verification_pairs import VerificationSetError, read_verification_bin
+from adadistill.loaders.folders import ImageFolderError
 from adadistill.loaders.pixels import ImageDecodeError, image_header
 from adadistill.loaders.stored_blocks.json_text import JSON, parse_json
 
@@ -53,8 +53,8 @@ def inspect_lst(path: Path) -> Finding:
         finding.problems.append(f"larger than {_LARGEST_LST} bytes, and not read")
         return finding
     try:
-        listed = read_lst(path)
-    except RecordFolderError as error:
+        listed = list(read_list(path))
+    except ImageFolderError as error:
         finding.problems.append(str(error))
         return finding
     finding.facts |= {

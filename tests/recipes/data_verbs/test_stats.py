@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import simplejpeg
 
-from adadistill.loaders.dataset_tools.identity_histogram import BAR_WIDTH, bars, histogram
+from adadistill.loaders.dataset_tools.statistics import BAR_WIDTH, bars, histogram
 from adadistill.loaders.records.recordio import RecordWriter
 from adadistill.recipes.data import main
 

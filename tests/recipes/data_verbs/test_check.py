@@ -1,4 +1,4 @@
-"""`adadistill data verify`: every bad record is reported, a good file can be sealed, exit codes say which."""
+"""`adadistill data check`: every bad record is reported, a good file can be sealed, exit codes say which."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import simplejpeg
 
 from adadistill.loaders.records.record_seal import open_seal
 from adadistill.loaders.records.recordio import RecordWriter
-from adadistill.recipes.data_verbs.verify import run
+from adadistill.recipes.data_verbs.check import run
 
 
 def _jpeg(seed: int, side: int = 16) -> bytes:

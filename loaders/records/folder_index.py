@@ -31,6 +31,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from adadistill.loaders.atomic_file import write_whole
 from adadistill.loaders.command_text import quoted
 from adadistill.loaders.folders import (
     LISTING_THREADS,
@@ -101,7 +102,7 @@ def load_folder_index(
     if seal == "require" and (stored is None or stored.crc32 is None):
         raise SealError(
             f"{path} {'is not there' if stored is None else 'holds no checksums'}, and the images must be sealed. Copy "
-            f"it beside them, or write it: adadistill data verify --seal {quoted(folder)}"
+            f"it beside them, or write it: adadistill data check --seal {quoted(folder)}"
         )
     if stored is None:
         return FolderIndex(list_folder(folder, links), None)
@@ -125,7 +126,7 @@ def load_folder_index(
         raise SealError(
             f"{path} was made for {len(stored.listing.images)} images of {len(stored.listing.identities)} identities, "
             f"{folder} holds {len(listing.images)} of {len(listing.identities)}, or of other names or sizes. If that "
-            f"was done on purpose, seal them anew: adadistill data verify --seal --reseal {quoted(folder)}"
+            f"was done on purpose, seal them anew: adadistill data check --seal --reseal {quoted(folder)}"
         )
     logger.warning("%s is stale: the folder was changed, and is listed. Write it anew: %s", path, remedy)
     return FolderIndex(listing, None)
@@ -160,16 +161,7 @@ def write_folder_index(
     listing = list_folder(folder, "anywhere")  # whoever reads it says which may be followed
     crc32 = _checksums(folder, listing, progress) if checksums else None
     body = _packed(FolderIndex(listing, crc32))
-    partial = target.with_name(f".{target.name}.partial-{os.getpid()}")
-    try:
-        with partial.open("wb") as out:
-            out.write(body)
-            out.write(zlib.crc32(body).to_bytes(4, "little"))
-            out.flush()
-            os.fsync(out.fileno())
-        os.replace(partial, target)
-    finally:
-        partial.unlink(missing_ok=True)
+    write_whole(target, body + zlib.crc32(body).to_bytes(4, "little"))
     return target
 
 
