@@ -79,6 +79,11 @@ class ImageHeader:
     is_baseline: bool
     """Of a JPEG: decoded in one pass, as `jpeg_outline` tells. False for a PNG."""
 
+    @property
+    def coding(self) -> str:
+        """Kind, colours and subsampling for people, such as `jpeg YCbCr 420`."""
+        return " ".join(part for part in (self.kind, self.colorspace, self.subsampling) if part)
+
 
 def image_header(body: bytes, *, where: object) -> ImageHeader:
     """Read the header of a JPEG or PNG, without decoding.

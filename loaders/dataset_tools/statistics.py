@@ -160,6 +160,4 @@ def _kind(records: ImageRecords, record_id: int) -> str:
         header = image_header(records.read(record_id).body, where=records.where(record_id))
     except ImageDecodeError:
         return "damaged header"
-    return " ".join(
-        part for part in (header.kind, header.colorspace, header.subsampling, f"{header.height}x{header.width}") if part
-    )
+    return f"{header.coding} {header.height}x{header.width}"

@@ -107,8 +107,7 @@ def show_record(path: Path, index_path: Path | None, record_id: int) -> RecordSh
     }
     try:
         header = image_header(record.body, where=f"{path}: record {record_id}")
-        kind = " ".join(part for part in (header.kind, header.colorspace, header.subsampling) if part)
-        facts["image"] = f"{kind}, {header.height} x {header.width}"
+        facts["image"] = f"{header.coding}, {header.height} x {header.width}"
     except ImageDecodeError as error:
         facts["image"] = str(error)
     return RecordShown(facts, record.body)
