@@ -1,8 +1,8 @@
-"""Labelled images from other formats, to be written as insightface-style records: tar shards and parquet sets.
+"""Labelled images from other formats, WebDataset tars and parquet sets, written as records of insightface's layout.
 
-Each reader first lists (label, place) of every image, then hands out the bytes in label order, so that memory holds the
-list and one image. Files come from strangers: nothing is extracted to disk, members are read by name and bounded size,
-and what is not a JPEG or PNG is refused by name. Images are copied byte for byte.
+A reader lists the label and the place of every image, and then hands out the bytes in label order, so that memory holds
+the list and one image. Files come from strangers: nothing is extracted to disk, members are read by name and bounded
+size, and what is neither JPEG nor PNG is refused. Images are copied byte for byte.
 """
 
 from __future__ import annotations
@@ -19,20 +19,14 @@ from adadistill.loaders.dataset_tools.rewrite import Progress
 from adadistill.loaders.errors import WorkFailed
 from adadistill.loaders.first_bytes import what_it_is
 from adadistill.loaders.folders import IMAGE_SUFFIXES, leads_through_litter
-from adadistill.loaders.pixels import image_size
+from adadistill.loaders.pixels import MAX_IMAGE_BYTES, image_size
 from adadistill.loaders.records.recordio import MAX_EXACT_FLOAT, write_insightface_records
 
 Kind = Literal["tar", "parquet"]
 
-MAX_IMAGE_BYTES = 16 << 20
-
 
 class ForeignSetError(WorkFailed, ValueError):
     """A set of images that cannot be converted. The message names file and member, and says what was found."""
-
-
-class ArrowMissingError(ImportError):
-    """Parquet files are read with pyarrow, and there is none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,11 +196,9 @@ def _tar_label(path: Path, name: str, parts: dict[str, tarfile.TarInfo], label_k
 
 def _parquet_files(paths: Sequence[Path], label_key: str) -> LabelledImages:
     """Hugging Face image sets: a column `image` of {bytes, path} or binary, and a column of labels."""
-    try:
-        import pyarrow
-        import pyarrow.parquet as parquet
-    except ImportError as error:
-        raise ArrowMissingError(f"parquet files need pyarrow ({error}): pip install adadistill[arrow]") from error
+    import pyarrow
+    import pyarrow.parquet as parquet
+
     labels: list[int] = []
     places: list[tuple[int, int, int]] = []  # (file, row group, row)
     files: list[Any] = []

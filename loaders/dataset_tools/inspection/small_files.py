@@ -12,7 +12,7 @@ import numpy as np
 
 from adadistill.loaders.allow_list_unpickler import PickleDamagedError, PickleRefusedError
 from adadistill.loaders.command_text import quoted
-from adadistill.loaders.dataset_tools.foreign_sets import MAX_IMAGE_BYTES
+from adadistill.loaders.pixels import MAX_IMAGE_BYTES
 from adadistill.loaders.dataset_tools.inspection.finding import Finding, printable, read_start
 from adadistill.loaders.dataset_tools.inspection.image_sample import ImageSample
 from adadistill.loaders.dataset_tools.record_folder.image_lists import read_list

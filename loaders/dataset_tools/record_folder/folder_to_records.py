@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from adadistill.loaders.atomic_file import atomic_file, write_whole
-from adadistill.loaders.dataset_tools.foreign_sets import MAX_IMAGE_BYTES
+from adadistill.loaders.pixels import MAX_IMAGE_BYTES
 from adadistill.loaders.dataset_tools.record_folder.image_lists import ListedImage, own_list, read_list
 from adadistill.loaders.dataset_tools.record_folder.records_to_folder import (
     COPY_PREFIX,

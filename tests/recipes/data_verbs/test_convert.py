@@ -9,30 +9,14 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
-import simplejpeg
+from noise_records import contents, jpeg, write_insightface
 from tests_support import ROOT
 
-from adadistill.loaders.records.recordio import write_insightface_records
 from adadistill.recipes.data import main
 
 IMAGES = 150
 PATIENCE_S = 120
-
-
-def jpeg(seed: int) -> bytes:
-    return simplejpeg.encode_jpeg(np.random.RandomState(seed).randint(0, 256, (32, 32, 3), dtype=np.uint8))
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-
-
-def write_records(folder: Path, images: int = 9) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
-    samples = ((number // 3, jpeg(number % 50)) for number in range(images))
-    return write_insightface_records(folder, samples, image_size=(32, 32))
 
 
 SLOW = """
@@ -63,7 +47,7 @@ def kill_midway(source: Path, out: Path, after: int) -> None:
 
 
 def test_a_killed_conversion_goes_on_and_ends_as_if_it_had_not_been_killed(tmp_path: Path, capsys):
-    source = write_records(tmp_path / "a", IMAGES)
+    source = write_insightface(tmp_path / "a", (IMAGES // 3,) * 3)
     kill_midway(source, tmp_path / "b", IMAGES // 2)
     assert not (tmp_path / "b" / ".records.lst").exists()
     assert main(["convert", str(tmp_path / "b"), "--out", str(tmp_path / "c")]) == 1
@@ -78,7 +62,7 @@ def test_a_killed_conversion_goes_on_and_ends_as_if_it_had_not_been_killed(tmp_p
 def test_a_stop_is_asked_for_politely_and_the_same_command_goes_on(tmp_path: Path, capsys, monkeypatch):
     from adadistill.recipes.data_verbs import convert as data_convert
 
-    source = write_records(tmp_path / "a")
+    source = write_insightface(tmp_path / "a", (3, 3, 3))
 
     class Asked:
         requested, exit_code = True, 143
@@ -117,7 +101,7 @@ def test_a_stop_is_asked_for_politely_and_the_same_command_goes_on(tmp_path: Pat
     ],
 )
 def test_mistakes_are_told_in_one_line(tmp_path: Path, capsys, arguments: list[str], code: int, message: str):
-    rec = write_records(tmp_path / "a")
+    rec = write_insightface(tmp_path / "a", (3, 3, 3))
     assert main(["convert", str(rec), "--out", str(tmp_path / "b")]) == 0
     before = contents(tmp_path)
     places = {name: tmp_path / name for name in ("a", "b", "new", "none")}
@@ -134,7 +118,7 @@ def test_a_folder_with_a_limit_takes_the_first_images(tmp_path: Path):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(jpeg(number))
     assert main(["convert", str(tmp_path / "set"), "--out", str(tmp_path / "out"), "--limit", "3"]) == 0
-    assert (tmp_path / "out" / "property").read_text() == "2,32,32\n"
+    assert (tmp_path / "out" / "property").read_text() == "2,16,16\n"
     assert (tmp_path / "out" / "labels.json").read_text() == '["0", "1"]\n'
 
 

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import simplejpeg
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from noise_records import contents, jpeg, write_insightface
 
 from adadistill.loaders.dataset_tools.record_folder.folder_to_records import folder_to_records
 from adadistill.loaders.dataset_tools.record_folder.image_lists import ListedImage, read_list
@@ -28,28 +28,12 @@ from adadistill.loaders.records.recordio import (
 )
 
 
-def jpeg(seed: int, side: int = 16) -> bytes:
-    return simplejpeg.encode_jpeg(np.random.RandomState(seed).randint(0, 256, (side, side, 3), dtype=np.uint8))
-
-
-def write_insightface(folder: Path, counts: tuple[int, ...] = (2, 1, 3)) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
-    labels = [label for label, count in enumerate(counts) for _ in range(count)]
-    return write_insightface_records(
-        folder, [(label, jpeg(number)) for number, label in enumerate(labels)], image_size=(16, 16)
-    )
-
-
 def write_images(root: Path, *names: str) -> Path:
     for number, name in enumerate(names):
         path = root / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(jpeg(number))
     return root
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def content(path: Path) -> list[tuple[int, tuple[float, ...], bytes]]:
