@@ -1,20 +1,9 @@
 """The index of a folder of images: its listing in one file, so that no rank has to list it, and checksums.
 
-Why: to list a folder, every file has to be looked at, at each start, on each rank: on a network disk a round trip for
-every image. And files, like records, have no checksums of their own. `write_folder_index` writes `FOLDER.images.index`
-beside the folder, never into it, and only when it is asked to.
-
-A listing is taken from the index where the folder and every identity's were last modified when it says (one look at
-each of C folders, not at N files): names come and go with that time, so what this misses is a file written anew in
-place, and that is seen when it is read, by its size. In a copy of a folder the times are others. Then the folder is
-listed, and checksums are still used if that gives the names and sizes of the index.
-
-Layout, all little-endian:
-
-    b"ADFOLDR1" | u64 C | u64 N | u64 bytes of identity names | u64 bytes of image names
-    | u64 flags (1: there are checksums, 2: a link leads out of the folder)
-    | i64 modified_ns of C + 1 folders, the outer one first | u64 images of each identity | u64 bytes of each image
-    | u32 crc32 of each image, where there are checksums | names, each ended by NUL | u32 crc32 of all that precedes
+Why: to list a folder, every file has to be looked at, at each start and on each rank: on a network disk a round trip for
+every image. And files, unlike records, have no place for checksums. `FOLDER.images.index` lies beside the folder, and is
+used while the folder and those of its identities were last modified when it says, which is one look at each of C folders
+and not at N files. docs/data.md specifies the file.
 """
 
 from __future__ import annotations

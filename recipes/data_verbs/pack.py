@@ -97,21 +97,11 @@ def build_parser() -> argparse.ArgumentParser:
         help="resize: images of another size are made S x S, as data.wrong_size=resize does while training, and the "
         "layout is rgb (default: stop at the first)",
     )
-    limits = ImageLimits()
-    parser.add_argument(
-        "--max-image-side",
-        type=int,
-        default=limits.max_side,
-        metavar="N",
-        help=f"images that claim more pixels a side are damaged (default: {limits.max_side})",
-    )
-    parser.add_argument(
-        "--max-image-bytes",
-        type=int,
-        default=limits.max_bytes,
-        metavar="N",
-        help=f"and so are those of more encoded bytes (default: {limits.max_bytes})",
-    )
+    for option, default, text in (
+        ("--max-image-side", ImageLimits().max_side, "images that claim more pixels a side are damaged"),
+        ("--max-image-bytes", ImageLimits().max_bytes, "and so are those of more encoded bytes"),
+    ):
+        parser.add_argument(option, type=int, default=default, metavar="N", help=f"{text} (default: {default})")
     parser.add_argument("--check", "--verify", action="store_true", help="read the finished store against its checksums")
     return parser
 
