@@ -7,9 +7,10 @@ A list may come from a stranger: lines are bounded, every field is checked, and 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from adadistill.loaders.folders import ImageFolderError
 from adadistill.loaders.records.recordio import MAX_EXACT_FLOAT, MAX_LABELS
@@ -51,7 +52,8 @@ def read_list(path: Path) -> Iterator[ListedImage]:
     """
     if not path.is_file():
         raise FileNotFoundError(f"no list at {path}")
-    parse, is_empty = _parse, True
+    parse: Callable[[bytes, str], ListedImage | None] = _parse
+    is_empty = True
     with path.open("rb") as file:
         for number, line in enumerate(iter(lambda: file.readline(_MAX_LINE + 1), b""), start=1):
             where = f"{path} line {number}"
@@ -66,41 +68,36 @@ def read_list(path: Path) -> Iterator[ListedImage]:
         raise ImageFolderError(f"{path}: holds no lines `key<TAB>label<TAB>path`")
 
 
-def _parse(line: bytes, where: str) -> ListedImage | None:
+def _parse(line: bytes, where: str) -> ListedImage:
     try:
         key, *labels, path = line.decode("utf-8-sig").rstrip("\r\n").split("\t")
-    except (UnicodeDecodeError, ValueError):
-        key, labels, path = "", [], ""
-    try:
-        if not (key.isascii() and key.isdigit()):
-            raise ValueError
-        return _checked(int(key), tuple(map(float, labels)), path, where)
-    except ValueError as error:
-        if isinstance(error, ImageFolderError):
-            raise
+        numbers = int(key), tuple(map(float, labels))
+    except ValueError:
         raise ImageFolderError(
             f"{where}: {line[:80]!r} is no line `key<TAB>label(s)<TAB>path` of im2rec's lists (insightface's own "
             "order, aligned<TAB>path<TAB>label, is not read: swap the columns)"
         ) from None
+    return _checked(*numbers, path, where)
 
 
 def _parse_old(line: bytes, where: str) -> ListedImage | None:
     """A JSON line; None for those that name no image."""
     try:
-        fields = parse_json(line.decode("ascii"))
-        if not isinstance(fields, dict) or "file" not in fields:
+        fields: Any = parse_json(line.decode("ascii"))
+        if "file" not in fields:
             return None
         labels = fields.get("labels", [fields.get("label")])
-        return _checked(int(str(fields["key"])), tuple(float(str(label)) for label in labels), str(fields["file"]), where)
-    except (ValueError, KeyError, TypeError) as error:
-        if isinstance(error, ImageFolderError):
-            raise
-        raise ImageFolderError(f"{where}: no line of a list of records: {line[:80]!r}") from None
+        numbers = int(str(fields["key"])), tuple(float(str(label)) for label in labels)
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise ImageFolderError(f"{where}: {line[:80]!r} is no line of a list of records") from None
+    return _checked(*numbers, str(fields["file"]), where)
 
 
 def _checked(key: int, labels: tuple[float, ...], path: str, where: str) -> ListedImage:
     if not (0 <= key < 1 << 63 and 1 <= len(labels) <= MAX_LABELS and all(map(math.isfinite, labels))):
-        raise ValueError
+        raise ImageFolderError(
+            f"{where}: is no line of a list: its key is a whole number from 0, its labels are 1 to {MAX_LABELS} numbers"
+        )
     if not 0 <= labels[0] < MAX_EXACT_FLOAT or not labels[0].is_integer():
         raise ImageFolderError(f"{where}: label {labels[0]!r} is no whole number in [0, {MAX_EXACT_FLOAT})")
     name = PurePosixPath(path)
