@@ -85,7 +85,8 @@ def _binding(centres: StoredCentres, file_format: CentresFormat, keep_records: b
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="adadistill centres export", description="Write the class centres of a run to a file that frozen centres take."
+        prog="adadistill centres export",
+        description="Write the class centres of a run to a file that frozen centres take.",
     )
     parser.add_argument("run", type=Path, help="run folder, checkpoint, file of centres, or AdaFace's .ckpt")
     add_out(parser, "FILE", "new file, ending in .safetensors (or .npy)")

@@ -24,7 +24,7 @@ VERBS = {
 }
 OLD_NAMES = {"verify": "check"}
 _GONE = {
-    "shuffle": "training draws a true permutation of the records every epoch; for a reader that shuffles within a window, "
+    "shuffle": "training draws a true permutation of the records every epoch; for a reader that shuffles in a window, "
     "convert to a folder, shuffle its .records.lst, and convert back with --list"
 }
 

@@ -21,7 +21,7 @@ def add_out(parser: argparse.ArgumentParser, metavar: str, text: str) -> None:
 
 
 def parse_with_out(parser: argparse.ArgumentParser, argv: Sequence[str]) -> argparse.Namespace:
-    """Parse a command line; `out` is the place, however it was named. Exits as argparse does where there are none or two."""
+    """Parse a command line; `out` is the place, however it was named. Exits as argparse does with none or two."""
     arguments = parser.parse_intermixed_args(list(argv))
     if (arguments.out is None) == (arguments.place is None):
         parser.error("say once where the result goes: --out PLACE")

@@ -173,15 +173,11 @@ def _of_whole_file(records: ImageRecords, num_classes: int | None) -> list[BadRe
 class _ImageCheck:
     """What is checked of each image; `index` tells where records lie, and is None for a folder."""
 
-    def __init__(
-        self, images: ImageSource, index: RecordIndex | None, *, decode: bool, image_size: int | None
-    ) -> None:
+    def __init__(self, images: ImageSource, index: RecordIndex | None, *, decode: bool, image_size: int | None) -> None:
         self._images, self._index, self._decode, self._image_size = images, index, decode, image_size
         self._limits = ImageLimits()
 
-    def all_bad(
-        self, threads: ThreadPoolExecutor, progress: Callable[[int, int], None] | None
-    ) -> Iterator[BadRecord]:
+    def all_bad(self, threads: ThreadPoolExecutor, progress: Callable[[int, int], None] | None) -> Iterator[BadRecord]:
         """The bad ones, in order. Threads take long runs of images: decoding lets go of the interpreter lock."""
         total = len(self._images)
         runs = [range(start, min(start + _RECORDS_AT_ONCE, total)) for start in range(0, total, _RECORDS_AT_ONCE)]

@@ -1,9 +1,9 @@
 """The index of a folder of images: its listing in one file, so that no rank has to list it, and checksums.
 
-Why: to list a folder, every file has to be looked at, at each start and on each rank: on a network disk a round trip for
-every image. And files, unlike records, have no place for checksums. `FOLDER.images.index` lies beside the folder, and is
-used while the folder and those of its identities were last modified when it says, which is one look at each of C folders
-and not at N files. docs/data.md specifies the file.
+Why: to list a folder, every file has to be looked at, at each start and on each rank: on a network disk a round trip
+for every image. And files, unlike records, have no place for checksums. `FOLDER.images.index` lies beside the folder,
+and is used while the folder and those of its identities were last modified when it says, which is one look at each of
+C folders and not at N files. docs/data.md specifies the file.
 """
 
 from __future__ import annotations

@@ -25,8 +25,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from adadistill.loaders.errors import WorkFailed
 from adadistill.loaders.command_text import quoted
+from adadistill.loaders.errors import WorkFailed
 from adadistill.loaders.records.record_index import RecordIndex
 from adadistill.loaders.records.recordio import SEAL_SUFFIX, RecordError, RecordFile
 

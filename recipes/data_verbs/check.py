@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from adadistill.loaders.records.folder_index import folder_index_path, write_folder_index
 from adadistill.loaders.atomic_file import write_whole
 from adadistill.loaders.dataset_tools.record_check import BadRecord, Checked, check_folder, check_records
+from adadistill.loaders.records.folder_index import folder_index_path, write_folder_index
 from adadistill.loaders.records.image_records import ImageRecords
 from adadistill.loaders.records.record_seal import seal_path, write_seal
 from adadistill.loaders.records.recordio import RecordFile

@@ -76,7 +76,9 @@ def build_parser() -> argparse.ArgumentParser:
     folder = parser.add_argument_group("a folder")
     folder.add_argument("--list", dest="lst", type=Path, metavar="FILE.lst", help="im2rec's: key, label(s), path")
     folder.add_argument("--image-size", type=int, metavar="S", help="refuse images of another side; none is resized")
-    folder.add_argument("--ignore-manifest", action="store_true", help="convert by names what was made of a record file")
+    folder.add_argument(
+        "--ignore-manifest", action="store_true", help="convert by names what was made of a record file"
+    )
     folder.add_argument("--follow-links", action="store_true", help="also those that lead out of the folder")
     folder.add_argument("--restart", action="store_true", help=argparse.SUPPRESS)  # record files always begin anew
     tars = parser.add_argument_group("tar shards, parquet files")

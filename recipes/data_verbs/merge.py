@@ -1,4 +1,4 @@
-"""Entry point: `adadistill data merge RECORDS ... --out FOLDER`, record files joined into one of insightface's layout."""
+"""Entry point: `adadistill data merge RECORDS ... --out FOLDER`, files joined into one of insightface's layout."""
 
 from __future__ import annotations
 

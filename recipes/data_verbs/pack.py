@@ -4,7 +4,8 @@
                                                       goes on where an earlier packing stopped
     adadistill data pack RECORDS.rec --out FOLDER --check   then read all of it against its checksums
 
-In several processes: torchrun --standalone --nproc_per_node=8 -m adadistill.recipes.data_verbs.pack RECORDS.rec --out FOLDER
+In several processes:
+    torchrun --standalone --nproc_per_node=8 -m adadistill.recipes.data_verbs.pack RECORDS.rec --out FOLDER
 
 Exit codes: 0 done; 1 the work failed (a damaged record, an image of another size, a damaged store); 2 the command, a
 file it names or the launch is wrong, or the folder holds another store; 143 stopped by SIGTERM (130 by SIGINT).
@@ -102,7 +103,9 @@ def build_parser() -> argparse.ArgumentParser:
         ("--max-image-bytes", ImageLimits().max_bytes, "and so are those of more encoded bytes"),
     ):
         parser.add_argument(option, type=int, default=default, metavar="N", help=f"{text} (default: {default})")
-    parser.add_argument("--check", "--verify", action="store_true", help="read the finished store against its checksums")
+    parser.add_argument(
+        "--check", "--verify", action="store_true", help="read the finished store against its checksums"
+    )
     return parser
 
 

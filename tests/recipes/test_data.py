@@ -64,5 +64,8 @@ def test_the_verb_is_one_of_the_command_s(tmp_path: Path, capsys: pytest.Capture
     source = write_plain(tmp_path / "train.rec", [0, 1])
     assert cli(["data", "check", str(source)]) == 0
     assert "0 bad" in capsys.readouterr().out
-    assert cli(["data", "pack", str(source), "--out", str(tmp_path / "packed"), "--image-size", "16", "--layout", "rgb"]) == 0
+    assert (
+        cli(["data", "pack", str(source), "--out", str(tmp_path / "packed"), "--image-size", "16", "--layout", "rgb"])
+        == 0
+    )
     assert (tmp_path / "packed" / "header.json").is_file()

@@ -15,9 +15,9 @@ from adadistill.loaders.folders import ImageFolderError
 from adadistill.loaders.packed_store import PackedStore
 from adadistill.loaders.records.image_folder import ImageFolder
 from adadistill.recipes import plan
+from adadistill.recipes.data_verbs import check as data_check
 from adadistill.recipes.data_verbs import index as data_index
 from adadistill.recipes.data_verbs import pack as data_pack
-from adadistill.recipes.data_verbs import check as data_check
 
 
 @pytest.fixture(scope="module")

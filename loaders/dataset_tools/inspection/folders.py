@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 
 from adadistill.loaders.command_text import quoted
-from adadistill.loaders.pixels import MAX_IMAGE_BYTES
 from adadistill.loaders.dataset_tools.inspection.finding import Finding, printable, read_start
 from adadistill.loaders.dataset_tools.inspection.image_sample import ImageSample
 from adadistill.loaders.dataset_tools.record_folder.image_lists import own_list, read_list
@@ -21,6 +20,7 @@ from adadistill.loaders.folders import (
     read_image,
     shape_of,
 )
+from adadistill.loaders.pixels import MAX_IMAGE_BYTES
 from adadistill.loaders.records.arrow_images import is_arrow_folder
 from adadistill.loaders.stored_blocks.json_text import JSON, parse_json
 

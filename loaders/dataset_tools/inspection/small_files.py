@@ -12,13 +12,12 @@ import numpy as np
 
 from adadistill.loaders.allow_list_unpickler import PickleDamagedError, PickleRefusedError
 from adadistill.loaders.command_text import quoted
-from adadistill.loaders.pixels import MAX_IMAGE_BYTES
 from adadistill.loaders.dataset_tools.inspection.finding import Finding, printable, read_start
 from adadistill.loaders.dataset_tools.inspection.image_sample import ImageSample
 from adadistill.loaders.dataset_tools.record_folder.image_lists import read_list
 from adadistill.loaders.evaluation_sets.verification_pairs import VerificationSetError, read_verification_bin
 from adadistill.loaders.folders import ImageFolderError, leads_through_litter
-from adadistill.loaders.pixels import ImageDecodeError, image_header
+from adadistill.loaders.pixels import MAX_IMAGE_BYTES, ImageDecodeError, image_header
 from adadistill.loaders.stored_blocks.json_text import JSON, parse_json
 
 _SETS_BY_PAIRS = {6000: "LFW, CALFW, CPLFW or AgeDB-30", 7000: "CFP-FP or CFP-FF", 5000: "VGG2-FP"}

@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from adadistill.loaders.atomic_file import atomic_file, write_whole
-from adadistill.loaders.pixels import MAX_IMAGE_BYTES
 from adadistill.loaders.dataset_tools.record_folder.image_lists import ListedImage, own_list, read_list
 from adadistill.loaders.dataset_tools.record_folder.records_to_folder import (
     COPY_PREFIX,
@@ -31,7 +30,7 @@ from adadistill.loaders.folders import (
     read_image,
     shape_of,
 )
-from adadistill.loaders.pixels import image_size
+from adadistill.loaders.pixels import MAX_IMAGE_BYTES, image_size
 from adadistill.loaders.records.recordio import MAX_EXACT_FLOAT, RecordWriter, write_insightface_records
 
 _RECORD_OVERHEAD = 48
@@ -144,9 +143,7 @@ def _check_places(root: Path, out: Path, *, overwrite: bool, may_lack_images: bo
             raise FileExistsError(f"{out / name} exists already; --overwrite replaces it")
 
 
-def _write(
-    plan: _Plan, root: Path, out: Path, image_side: int | None, progress: Progress | None
-) -> Path:
+def _write(plan: _Plan, root: Path, out: Path, image_side: int | None, progress: Progress | None) -> Path:
     size = image_size(read_image(root, plan.first, MAX_IMAGE_BYTES), where=root / plan.first)
     target = out / "train.rec"
     for left in out.glob(f".{target.name}.partial-*"):  # of a conversion that was killed
@@ -189,7 +186,7 @@ def _by_list(
     """
     resolved, missing, bytes_, first, count = root.resolve(), list[str](), 0, "", 0
     present, highest, in_order = set[float](), -1.0, is_own
-    for count, record in enumerate(itertools.islice(read_list(lst), limit), start=1):  # noqa: B007
+    for count, record in enumerate(itertools.islice(read_list(lst), limit), start=1):
         path = root / record.path
         if path.is_file() and (is_own or follow_links or path.resolve().is_relative_to(resolved)):
             bytes_ += path.stat().st_size + _RECORD_OVERHEAD
@@ -223,7 +220,9 @@ def _require_no_others(root: Path, lst: Path, missing: list[str], listed: int) -
         return
     known = {record.path for record in read_list(lst)}
     extra = [image.name for name in walk.names for image in walk.images_of(name).images if image.name not in known]
-    kinds = [f"{len(files)} {kind} ({_some(files)})" for kind, files in (("missing", missing), ("added", extra)) if files]
+    kinds = [
+        f"{len(files)} {kind} ({_some(files)})" for kind, files in (("missing", missing), ("added", extra)) if files
+    ]
     raise ImageFolderError(
         f"{root} has changed since {lst.name} was written: {'; '.join(kinds) or 'it names a file twice'}. Restore the "
         "folder to get the same records, or convert it as any other, by names (--ignore-manifest)"

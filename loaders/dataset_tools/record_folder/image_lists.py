@@ -1,5 +1,6 @@
-"""im2rec's lists, lines `key<TAB>label(s)<TAB>path`: what MXNet's tools write beside their records, and `adadistill data
-convert` beside the images of a record file.
+"""im2rec's lists, lines `key<TAB>label(s)<TAB>path`.
+
+MXNet's tools write them beside their records, and `adadistill data convert` beside the images of a record file.
 
 A list may come from a stranger: lines are bounded, every field is checked, and no path leads out of the folder.
 """

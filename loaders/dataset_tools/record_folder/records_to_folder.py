@@ -13,7 +13,6 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -54,9 +53,7 @@ class RecordsUnpacked:
     """Images that an earlier call had written."""
 
 
-def records_to_folder(
-    records: Path, folder: Path, *, progress: Progress | None = None
-) -> RecordsUnpacked:
+def records_to_folder(records: Path, folder: Path, *, progress: Progress | None = None) -> RecordsUnpacked:
     """Write the images of a record file and their list. The record file is only read.
 
     Args:
@@ -182,7 +179,9 @@ def _claim(folder: Path, file: RecordFile, index: RecordIndex, labels: npt.NDArr
         wanted = itertools.zip_longest(index.keys.tolist(), labels.tolist())
         found = ((one.key, one.labels[0]) for one in read_list(listed))
         if any(pair != one for pair, one in itertools.zip_longest(wanted, found)):
-            raise ImageFolderError(f"{folder} holds the images of other records, by its {listed.name}; name another folder")
+            raise ImageFolderError(
+                f"{folder} holds the images of other records, by its {listed.name}; name another folder"
+            )
     elif folder.is_dir() and any(folder.iterdir()):
         raise ImageFolderError(
             f"{folder} holds files already, and none of them is written over: name a new or an empty folder"

@@ -85,5 +85,3 @@ def test_hostile_and_broken_shards_are_refused_and_nothing_is_written(tmp_path: 
     assert main(["convert", str(shard), "--out", str(tmp_path / "out")]) == 1
     assert re.search(message, capsys.readouterr().err)
     assert not list((tmp_path / "out").glob("*")) if (tmp_path / "out").exists() else True
-
-

@@ -112,5 +112,3 @@ def test_a_damaged_record_leaves_nothing_behind(tmp_path: Path, capsys: pytest.C
     assert main(["split", str(source), "--out", str(target.parents[1]), "--names", "b", "--fractions", "1"]) == 1
     assert "record 1" in capsys.readouterr().err
     assert [path for path in (tmp_path / "new").rglob("*") if path.is_file()] == []
-
-

@@ -11,6 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from adadistill.loaders.dataset_tools.record_check import check_folder
+from adadistill.loaders.folders import ImageFolderError
 from adadistill.loaders.records import folder_index
 from adadistill.loaders.records.folder_index import (
     FolderIndexError,
@@ -18,8 +20,6 @@ from adadistill.loaders.records.folder_index import (
     read_folder_index,
     write_folder_index,
 )
-from adadistill.loaders.dataset_tools.record_check import check_folder
-from adadistill.loaders.folders import ImageFolderError
 from adadistill.loaders.records.image_folder import ImageChecksumError, ImageFileError, ImageFolder
 from adadistill.loaders.records.record_seal import SealError
 

@@ -11,8 +11,8 @@ import pytest
 import simplejpeg
 
 from adadistill.loaders.dataset_tools.inspection import inspect_path
-from adadistill.loaders.dataset_tools.record_folder.image_lists import read_list
 from adadistill.loaders.dataset_tools.record_check import check_records
+from adadistill.loaders.dataset_tools.record_folder.image_lists import read_list
 from adadistill.loaders.records import label_check
 from adadistill.loaders.records.image_folder import ImageFolder
 from adadistill.loaders.records.image_records import ImageRecords

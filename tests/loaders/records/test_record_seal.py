@@ -14,7 +14,7 @@ import pytest
 import simplejpeg
 from tests_support import DATA
 
-from adadistill.loaders.dataset_tools.record_check import damaged_spans, check_records
+from adadistill.loaders.dataset_tools.record_check import check_records, damaged_spans
 from adadistill.loaders.records.checked_records import CheckedRecords
 from adadistill.loaders.records.image_records import ImageRecords
 from adadistill.loaders.records.record_seal import (
