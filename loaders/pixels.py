@@ -36,6 +36,8 @@ _BASELINE = frozenset((0xC0, 0xC1))
 _OTHER_FRAMES = frozenset(range(0xC2, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _START_OF_SCAN, _APP1, _FILL = 0xDA, 0xE1, 0xFF
 _PNG = b"\x89PNG\r\n\x1a\n"
+MAX_IMAGE_BYTES = 16 << 20
+"""Most encoded bytes of one image that tools take from a file, folder or archive of a stranger."""
 
 
 class ImageDecodeError(WorkFailed, ValueError):
@@ -78,6 +80,11 @@ class ImageHeader:
     """As EXIF numbers it, 1 to 8; 1 turns nothing."""
     is_baseline: bool
     """Of a JPEG: decoded in one pass, as `jpeg_outline` tells. False for a PNG."""
+
+    @property
+    def coding(self) -> str:
+        """Kind, colours and subsampling for people, such as `jpeg YCbCr 420`."""
+        return " ".join(part for part in (self.kind, self.colorspace, self.subsampling) if part)
 
 
 def image_header(body: bytes, *, where: object) -> ImageHeader:

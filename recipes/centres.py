@@ -1,7 +1,7 @@
 """Entry point: class centres as a file that `centres.kind: frozen` takes.
 
-    adadistill centres export runs/ms1mv2_ir50_adaface_teacher centres.safetensors
-    adadistill centres export adaface_ir50_ms1mv2.ckpt centres.safetensors
+    adadistill centres export runs/ms1mv2_ir50_adaface_teacher --out centres.safetensors
+    adadistill centres export adaface_ir50_ms1mv2.ckpt --out centres.safetensors
 
 A run folder can be named as `centres.path` itself; a file of its own outlives the run, travels, and can be unbound from
 the records it was trained on. Centres are written as float32, one row for each label, with the lengths they have.
@@ -23,16 +23,21 @@ from adadistill.core.method.centre_files import (
     read_centres,
     write_centres,
 )
-from adadistill.recipes.entry_point import entry_point
+from adadistill.recipes.entry_point import entry_point, known_verb
+from adadistill.recipes.out_option import add_out, parse_with_out
 from adadistill.recipes.outputs import will_write
 
+_USAGE = "usage: adadistill centres export RUN --out FILE; `adadistill centres export --help` tells more."
 _SUFFIXES: dict[CentresFormat, str] = {"safetensors": ".safetensors", "npy": ".npy"}
 
 
 @entry_point("adadistill centres")
 def main(argv: Sequence[str]) -> int:
     """Run `adadistill centres`; 0 when the file was written, 2 when there are no centres to write or no place."""
-    options = _parser().parse_args(argv)
+    code = known_verb("adadistill centres", argv, ("export",), _USAGE)
+    if code is not None:
+        return code
+    options = parse_with_out(_parser(), argv[1:])
     export(options.run, options.out, file_format=options.format, keep_records=not options.drop_records)
     return 0
 
@@ -80,16 +85,15 @@ def _binding(centres: StoredCentres, file_format: CentresFormat, keep_records: b
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="adadistill centres", description="Class centres as a file that centres.kind frozen takes."
+        prog="adadistill centres export",
+        description="Write the class centres of a run to a file that frozen centres take.",
     )
-    verbs = parser.add_subparsers(required=True, metavar="export")
-    verb = verbs.add_parser("export", help="write the class centres of a run to a file")
-    verb.add_argument("run", type=Path, help="run folder, checkpoint, file of centres, or AdaFace's .ckpt")
-    verb.add_argument("out", type=Path, help="new file, ending in .safetensors (or .npy)")
-    verb.add_argument(
+    parser.add_argument("run", type=Path, help="run folder, checkpoint, file of centres, or AdaFace's .ckpt")
+    add_out(parser, "FILE", "new file, ending in .safetensors (or .npy)")
+    parser.add_argument(
         "--format", choices=tuple(_SUFFIXES), default="safetensors", help="of the file (default: safetensors)"
     )
-    verb.add_argument(
+    parser.add_argument(
         "--drop-records", action="store_true", help="do not write down on which records they were trained"
     )
     return parser

@@ -1,9 +1,9 @@
 """Entry point: turn published weights into a checkpoint that a recipe can name as its teacher, and networks of ours
 into files that the public implementations load.
 
-    adadistill convert backbone.pth teachers/r50
-    adadistill convert adaface_ir50_ms1mv2.ckpt teachers/ir50 --arch ir50
-    adadistill convert runs/ms1mv2_ir50_to_mobilefacenet backbone.pth --to adadistill
+    adadistill convert backbone.pth --out teachers/r50
+    adadistill convert adaface_ir50_ms1mv2.ckpt --out teachers/ir50 --arch ir50
+    adadistill convert runs/ms1mv2_ir50_to_mobilefacenet --out backbone.pth --to adadistill
 
 A recipe can name such a file directly (`teacher: {weights: backbone.pth}`); a checkpoint of ours is what `adadistill
 evaluate` and another machine can use without knowing where it came from.
@@ -29,13 +29,14 @@ from adadistill.core.backbones.weight_files import WeightFileError, read_weight_
 from adadistill.core.checkpoints.network_checkpoint import load_network, save_network
 from adadistill.core.teachers.weight_source import file_sha256, read_public_network
 from adadistill.recipes.entry_point import entry_point
+from adadistill.recipes.out_option import add_out, parse_with_out
 from adadistill.recipes.outputs import will_write, will_write_folder
 
 
 @entry_point("adadistill convert")
 def main(arguments: Sequence[str]) -> int:
     """Run `adadistill convert`; 0 when the checkpoint was written, 2 when the weights cannot be read or do not fit."""
-    options = _parser().parse_args(arguments)
+    options = parse_with_out(_parser(), arguments)
     if options.to is not None:
         will_write(options.out)
         publish(options.source, options.out, publisher=options.to)
@@ -132,7 +133,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Turn published weights into a checkpoint usable as a teacher, or the other way.",
     )
     parser.add_argument("source", type=Path, help=".pth, .pt, .ckpt or .safetensors file; with --to, a run")
-    parser.add_argument("out", type=Path, help="folder for the checkpoint; new or empty. With --to, a file")
+    add_out(parser, "PLACE", "folder for the checkpoint; new or empty. With --to, a file")
     parser.add_argument("--to", choices=tuple(FORMATS), help="write the network of a run for the code of this project")
     parser.add_argument("--arch", choices=BACKBONE_NAMES, help="network that the file holds (default: recognised)")
     parser.add_argument("--format", default="auto", choices=("auto", *FORMATS), help="who published it (default: auto)")

@@ -138,7 +138,7 @@ class VerificationSets:
         Raises:
             OSError: a file cannot be read.
             VerificationSetError: one is no verification set, or two have one name.
-            ArrowMissingError: a folder, and pyarrow is not installed.
+            ImportError: a folder, and pyarrow is not installed.
             ImageDecodeError: an image is damaged.
         """
         repeated = _repeated_name(paths)

@@ -86,7 +86,7 @@ def open_benchmarks(paths: BenchmarkPaths, image_size: int, ranks: Ranks) -> tup
         image_size: side the network takes, in pixels.
 
     Raises:
-        OSError, ValueError, ArrowMissingError: one cannot be used, or two have one name.
+        OSError, ValueError, ImportError: one cannot be used, or two have one name.
     """
     decoded = VerificationSets.load(paths.sets, image_size, rank=ranks.rank, world_size=ranks.world_size)
     opened = [_pair_set(one, paths.far) for one in decoded]

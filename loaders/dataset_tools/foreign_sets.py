@@ -1,8 +1,8 @@
-"""Labelled images from other formats, to be written as insightface-style records: tar shards and parquet sets.
+"""Labelled images from other formats, WebDataset tars and parquet sets, written as records of insightface's layout.
 
-Each reader first lists (label, place) of every image, then hands out the bytes in label order, so that memory holds the
-list and one image. Files come from strangers: nothing is extracted to disk, members are read by name and bounded size,
-and what is not a JPEG or PNG is refused by name. Images are copied byte for byte.
+A reader lists the label and the place of every image, and then hands out the bytes in label order, so that memory holds
+the list and one image. Files come from strangers: nothing is extracted to disk, members are read by name and bounded
+size, and what is neither JPEG nor PNG is refused. Images are copied byte for byte.
 """
 
 from __future__ import annotations
@@ -14,23 +14,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from adadistill.loaders.atomic_file import write_whole
+from adadistill.loaders.dataset_tools.rewrite import Progress
 from adadistill.loaders.errors import WorkFailed
 from adadistill.loaders.first_bytes import what_it_is
 from adadistill.loaders.folders import IMAGE_SUFFIXES, leads_through_litter
-from adadistill.loaders.pixels import image_size
+from adadistill.loaders.pixels import MAX_IMAGE_BYTES, image_size
 from adadistill.loaders.records.recordio import MAX_EXACT_FLOAT, write_insightface_records
 
 Kind = Literal["tar", "parquet"]
-
-MAX_IMAGE_BYTES = 16 << 20
-
-
-class ForeignSetError(WorkFailed, ValueError):
-    """A set of images that cannot be converted. The message names file and member, and says what was found."""
-
-
-class ArrowMissingError(ImportError):
-    """Parquet files are read with pyarrow, and there is none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +54,7 @@ def convert_to_records(
     label_key: str | None = None,
     limit: int | None = None,
     overwrite: bool = False,
+    progress: Progress | None = None,
 ) -> Converted:
     """Write `train.rec`, `.idx` and `property` of a foreign set, and `labels.json` from new labels to the source's own.
 
@@ -71,27 +64,34 @@ def convert_to_records(
         label_key: JSON key of the label in tar members named .json; parquet's label column. None: `.cls` members, and
             a column `label`.
         limit: take the first so many images only.
+        progress: called with images done and images in all; what it raises ends the conversion.
 
     Raises:
-        ForeignSetError: something is not what such a set holds.
+        WorkFailed: something is not what such a set holds.
         FileExistsError: the records exist and `overwrite` is false.
     """
     found = _open(sources, kind or _recognised(sources), label_key)
     numbers = range(len(found.labels))[: len(found.labels) if limit is None else limit]
     if not numbers:
-        raise ForeignSetError(f"{sources[0]}: no labelled images were found")
+        raise WorkFailed(f"{sources[0]}: no labelled images were found")
     classes = sorted({found.labels[number] for number in numbers})
     if len(classes) + len(numbers) >= MAX_EXACT_FLOAT:
-        raise ForeignSetError(f"{len(numbers)} images are more than insightface's layout can count")
+        raise WorkFailed(f"{len(numbers)} images are more than insightface's layout can count")
     new_label = {old: new for new, old in enumerate(classes)}
     order = sorted(numbers, key=lambda number: (new_label[found.labels[number]], number))
-    samples = ((new_label[found.labels[number]], found.read(number)) for number in order)
+
+    def samples() -> Iterator[tuple[int, bytes]]:
+        for done, number in enumerate(order, start=1):
+            yield new_label[found.labels[number]], found.read(number)
+            if progress is not None:
+                progress(done, len(order))
+
     side = image_size(found.read(order[0]), where=f"{sources[0]}, image {order[0]}")
     folder.mkdir(parents=True, exist_ok=True)
-    path = write_insightface_records(folder, samples, image_size=side, overwrite=overwrite)
+    path = write_insightface_records(folder, samples(), image_size=side, overwrite=overwrite)
     names = found.names if found.names is not None and classes[-1] < len(found.names) else None
     own = [old if names is None else names[old] for old in classes]
-    (folder / "labels.json").write_text(json.dumps(own) + "\n", encoding="utf-8")
+    write_whole(folder / "labels.json", json.dumps(own) + "\n")
     return Converted(path, len(order), len(classes))
 
 
@@ -101,7 +101,7 @@ def _recognised(sources: Sequence[Path]) -> Kind:
         return "tar"
     if suffixes == {".parquet"}:
         return "parquet"
-    raise ForeignSetError(
+    raise WorkFailed(
         f"{', '.join(map(str, sources[:4]))}: neither .tar shards, .parquet files, one .rec, nor one folder; name it "
         "with --from"
     )
@@ -110,7 +110,7 @@ def _recognised(sources: Sequence[Path]) -> Kind:
 def _open(sources: Sequence[Path], kind: Kind, label_key: str | None) -> LabelledImages:
     for path in sources:
         if not path.exists():
-            raise ForeignSetError(f"{path}: no such file or folder")
+            raise WorkFailed(f"{path}: no such file or folder")
     if kind == "tar":
         return _tar_shards(sources, label_key)
     return _parquet_files(sources, label_key or "label")
@@ -134,7 +134,7 @@ def _tar_shards(paths: Sequence[Path], label_key: str | None) -> LabelledImages:
             file.seek(offset)
             body = file.read(size)
         if len(body) != size:
-            raise ForeignSetError(f"{path}, {name}: the file ends within it")
+            raise WorkFailed(f"{path}, {name}: the file ends within it")
         return _image(body, f"{path}, {name}")
 
     return LabelledImages(labels, read)
@@ -152,7 +152,7 @@ def _samples(path: Path) -> Iterator[tuple[str, dict[str, tarfile.TarInfo]]]:
                 stem, _, suffix = file.partition(".")
                 name = f"{folder}/{stem}"
                 if member.size > MAX_IMAGE_BYTES:
-                    raise ForeignSetError(
+                    raise WorkFailed(
                         f"{path}, {member.name[:200]!a}: {member.size} bytes; at most {MAX_IMAGE_BYTES} are read"
                     )
                 if name != current and parts:
@@ -165,8 +165,8 @@ def _samples(path: Path) -> Iterator[tuple[str, dict[str, tarfile.TarInfo]]]:
     except tarfile.TarError as error:
         other = what_it_is(path, "tar")
         if other is not None:
-            raise ForeignSetError(f"{path}: no plain tar file: it {other}") from None
-        raise ForeignSetError(f"{path}: no plain tar file, or it is damaged: {error}") from None
+            raise WorkFailed(f"{path}: no plain tar file: it {other}") from None
+        raise WorkFailed(f"{path}: no plain tar file, or it is damaged: {error}") from None
 
 
 def _tar_label(path: Path, name: str, parts: dict[str, tarfile.TarInfo], label_key: str | None) -> int:
@@ -174,9 +174,9 @@ def _tar_label(path: Path, name: str, parts: dict[str, tarfile.TarInfo], label_k
     suffix = "cls" if label_key is None else "json"
     member = parts.get(suffix)
     if member is None:
-        raise ForeignSetError(f"{where}: has no .{suffix} beside its image; it has {', '.join(sorted(parts))}")
+        raise WorkFailed(f"{where}: has no .{suffix} beside its image; it has {', '.join(sorted(parts))}")
     if member.size > 1 << 20:
-        raise ForeignSetError(f"{where}: its .{suffix} has {member.size} bytes")
+        raise WorkFailed(f"{where}: its .{suffix} has {member.size} bytes")
     with path.open("rb") as file:
         file.seek(member.offset_data)
         text = file.read(member.size)
@@ -187,16 +187,14 @@ def _tar_label(path: Path, name: str, parts: dict[str, tarfile.TarInfo], label_k
         return _whole(int(value), where)
     except (ValueError, KeyError, TypeError, RecursionError):
         key = "" if label_key is None else f" under {label_key!r}"
-        raise ForeignSetError(f"{where}: its .{suffix} holds no whole number{key}: {text[:60]!r}") from None
+        raise WorkFailed(f"{where}: its .{suffix} holds no whole number{key}: {text[:60]!r}") from None
 
 
 def _parquet_files(paths: Sequence[Path], label_key: str) -> LabelledImages:
     """Hugging Face image sets: a column `image` of {bytes, path} or binary, and a column of labels."""
-    try:
-        import pyarrow
-        import pyarrow.parquet as parquet
-    except ImportError as error:
-        raise ArrowMissingError(f"parquet files need pyarrow ({error}): pip install adadistill[arrow]") from error
+    import pyarrow
+    import pyarrow.parquet as parquet
+
     labels: list[int] = []
     places: list[tuple[int, int, int]] = []  # (file, row group, row)
     files: list[Any] = []
@@ -207,19 +205,19 @@ def _parquet_files(paths: Sequence[Path], label_key: str) -> LabelledImages:
             missing = {"image", label_key} - set(names)
             if missing:
                 listed = ", ".join(names)
-                raise ForeignSetError(f"{path}: has no column {' or '.join(sorted(missing))}; it has {listed}")
+                raise WorkFailed(f"{path}: has no column {' or '.join(sorted(missing))}; it has {listed}")
             files.append(file)
             for group in range(file.num_row_groups):
                 column = file.read_row_group(group, columns=[label_key]).column(label_key).to_pylist()
                 for row, value in enumerate(column):
                     if isinstance(value, bool) or not isinstance(value, int):
-                        raise ForeignSetError(f"{path}, row {row} of group {group}: label {value!r} is no whole number")
+                        raise WorkFailed(f"{path}, row {row} of group {group}: label {value!r} is no whole number")
                     labels.append(_whole(value, f"{path}, row {row} of group {group}"))
                     places.append((number, group, row))
         except (pyarrow.ArrowException, OSError) as error:
             if (other := what_it_is(path, "parquet")) is not None:
-                raise ForeignSetError(f"{path} {other}") from None
-            raise ForeignSetError(f"{path}: cannot be read as parquet: {error}") from None
+                raise WorkFailed(f"{path} {other}") from None
+            raise WorkFailed(f"{path}: cannot be read as parquet: {error}") from None
     held: dict[tuple[int, int], Any] = {}
 
     def read(number: int) -> bytes:
@@ -231,9 +229,9 @@ def _parquet_files(paths: Sequence[Path], label_key: str) -> LabelledImages:
         body = value.get("bytes") if isinstance(value, dict) else value
         where = f"{paths[file]}, row {row} of group {group}"
         if not isinstance(body, bytes):
-            raise ForeignSetError(f"{where}: its image holds no bytes, but {type(body).__name__}")
+            raise WorkFailed(f"{where}: its image holds no bytes, but {type(body).__name__}")
         if len(body) > MAX_IMAGE_BYTES:
-            raise ForeignSetError(f"{where}: its image has {len(body)} bytes; at most {MAX_IMAGE_BYTES} are read")
+            raise WorkFailed(f"{where}: its image has {len(body)} bytes; at most {MAX_IMAGE_BYTES} are read")
         return _image(body, where)
 
     return LabelledImages(labels, read, _class_names(files[0], label_key))
@@ -251,7 +249,7 @@ def _class_names(file: Any, label_key: str) -> list[str] | None:
 
 def _whole(label: int, where: str) -> int:
     if not 0 <= label < 1 << 62:
-        raise ForeignSetError(f"{where}: label {label} is negative or too large")
+        raise WorkFailed(f"{where}: label {label} is negative or too large")
     return label
 
 

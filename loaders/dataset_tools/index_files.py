@@ -16,8 +16,9 @@ from typing import Literal, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from adadistill.loaders.atomic_file import atomic_file
 from adadistill.loaders.records.record_index import load_record_index, write_record_index
-from adadistill.loaders.records.recordio import RecordError, RecordFile, write_text_atomically
+from adadistill.loaders.records.recordio import RecordError, RecordFile
 
 KeySource: TypeAlias = Literal["ids", "header record", "ordinals"]
 
@@ -84,10 +85,8 @@ def rebuild_index(records: Path, target: Path, *, overwrite: bool = False) -> In
     offsets, without_image = np.array(starts, np.int64), np.array(bodiless, np.bool_)
     keys, source = _recovered_keys(file, offsets, np.array(ids, np.uint64), without_image)
     order = np.argsort(keys, kind="stable")
-    write_text_atomically(
-        target,
-        (f"{key}\t{offset}\n" for key, offset in zip(keys[order].tolist(), offsets[order].tolist(), strict=True)),
-    )
+    with atomic_file(target) as out:
+        out.writelines(b"%d\t%d\n" % line for line in zip(keys[order].tolist(), offsets[order].tolist(), strict=True))
     images = int((~without_image).sum())
     return IndexWritten(path=target, lines=len(keys), images=images, left_out=0, keys_from=source)
 

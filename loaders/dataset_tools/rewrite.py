@@ -1,19 +1,20 @@
-"""Record files made from other record files: in random order, in parts, or joined. Images are copied byte for byte."""
+"""Record files made of other record files: in random parts, or joined. Images are copied byte for byte."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
+from adadistill.loaders.atomic_file import write_whole
 from adadistill.loaders.pixels import image_size
 from adadistill.loaders.records.image_records import ImageRecords
-from adadistill.loaders.records.recordio import RecordWriter, write_insightface_records, write_text_atomically
+from adadistill.loaders.records.recordio import RecordWriter, write_insightface_records
 
 Progress = Callable[[int, int], None]
 Ids = npt.NDArray[np.int64]
@@ -30,22 +31,9 @@ class Written:
     dropped: int = 0
     """Duplicates left out."""
 
-
-def shuffle_records(
-    source: ImageRecords, target: Path, *, seed: int, overwrite: bool = False, progress: Progress | None = None
-) -> Written:
-    """Write all images in a random order, as im2rec and insightface's shuffle tool lay them out.
-
-    Keys are 0, 1, ... in the new order, `id2` keeps the old key, and there are no header or identity records. Our own
-    pipelines draw a true permutation every epoch and need no such file; readers that shuffle within a window do.
-
-    Raises:
-        FileExistsError: the target exists and `overwrite` is false.
-        ValueError: the target is the source.
-        RecordError: a record is damaged; nothing is written.
-    """
-    order = np.random.Generator(np.random.PCG64(seed)).permutation(len(source))
-    return _write_plain(source, target, order, source.num_classes, None, overwrite, progress)
+    def __str__(self) -> str:
+        dropped = f", {self.dropped} duplicates left out" if self.dropped else ""
+        return f"wrote {self.path}: {self.images} images of {self.identities} identities{dropped}"
 
 
 def split_records(
@@ -68,7 +56,8 @@ def split_records(
 
     Raises:
         ValueError: names and fractions do not fit, or a part would be empty.
-        FileExistsError, RecordError: as `shuffle_records`.
+        FileExistsError: records are there and `overwrite` is false.
+        RecordError: a record is damaged; nothing of its part is written.
     """
     if len(names) != len(fractions) or len(set(names)) != len(names) or not names:
         raise ValueError(f"each part needs a name of its own and a fraction, got {list(names)} and {list(fractions)}")
@@ -90,7 +79,7 @@ def split_records(
         if relabel:
             old, new_labels = np.unique(labels[ids], return_inverse=True)
             classes = len(old)
-            write_text_atomically(folder / name / "labels.json", [json.dumps(old.tolist()) + "\n"])
+            write_whole(folder / name / "labels.json", json.dumps(old.tolist()) + "\n")
         target = folder / name / "train.rec"
         written.append(_write_plain(source, target, ids, classes, new_labels, overwrite, progress))
     return written
@@ -113,7 +102,7 @@ def merge_records(
 
     Raises:
         ValueError: labels have holes, which that layout cannot hold, or there is no image.
-        FileExistsError, RecordError: as `shuffle_records`.
+        FileExistsError, RecordError: as `split_records`.
     """
     _refuse_to_replace(sources, folder / "train.rec")
     offsets, total = [], 0
@@ -178,17 +167,11 @@ def _write_plain(
     side = image_size(source.read(int(ids[0])).body, where=source.where(int(ids[0])))
     target.parent.mkdir(parents=True, exist_ok=True)
     with RecordWriter(target, overwrite=overwrite) as writer:
-        for key, record_id in enumerate(_counted(ids.tolist(), progress)):
+        for key, record_id in enumerate(ids.tolist()):
             encoded = source.read(record_id)
             label = encoded.label if labels is None else int(labels[key])
             writer.write(key, encoded.body, labels=float(label), id2=int(source.index.keys[record_id]))
-    write_text_atomically(properties, [f"{classes},{side[0]},{side[1]}\n"])
+            if progress is not None:
+                progress(key + 1, len(ids))
+    write_whole(properties, f"{classes},{side[0]},{side[1]}\n")
     return Written(target, len(ids), classes)
-
-
-def _counted(ids: Iterable[int], progress: Progress | None) -> Iterator[int]:
-    ids = list(ids)
-    for done, record_id in enumerate(ids, start=1):
-        yield record_id
-        if progress is not None:
-            progress(done, len(ids))

@@ -3,16 +3,29 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from adadistill.loaders.pixels import ImageDecodeError, image_header
 from adadistill.loaders.records.image_records import ImageRecords
 from adadistill.loaders.records.label_check import LabelCheck, LabelClaimError, check_labels
 
+BAR_WIDTH = 40
 _EMBEDDING_BYTES = 2 * 512
+
+
+@dataclass(frozen=True, slots=True)
+class Bin:
+    """Identities with `first` to `last` images, both included."""
+
+    first: int
+    last: int
+    identities: int
+    images: int
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -21,9 +34,11 @@ class RecordStatistics:
 
     images: int
     identities: int
-    """Stated by the data set."""
+    """Number that the data set states."""
     empty_identities: int
-    """Stated, and without an image."""
+    """Identities that are stated and have no image."""
+    counts: npt.NDArray[np.int64]
+    """(C,) images of each identity."""
     images_per_identity: dict[str, float]
     """min, quartiles, max over identities with images; singletons: identities of one image."""
     bytes_per_image: dict[str, float]
@@ -49,9 +64,10 @@ class RecordStatistics:
     def to_json(self) -> dict[str, Any]:
         """JSON values."""
         return {
-            **{name: getattr(self, name) for name in self.__slots__},
+            **{name: getattr(self, name) for name in self.__slots__ if name != "counts"},
             "problems": list(self.problems),
             "stored_bytes": self.stored_bytes(),
+            "histogram": [[one.first, one.last, one.identities, one.images] for one in histogram(self.counts)],
         }
 
 
@@ -81,6 +97,7 @@ def record_statistics(
         images=len(records),
         identities=records.num_classes,
         empty_identities=int((counts == 0).sum()),
+        counts=counts,
         images_per_identity={
             "min": int(held.min()),
             "lower_quartile": float(np.quantile(held, 0.25)),
@@ -103,6 +120,29 @@ def record_statistics(
     )
 
 
+def histogram(counts: npt.NDArray[np.int64]) -> list[Bin]:
+    """Identities by their number of images, in bins that double: 0, 1, 2-3, 4-7 ... up to the largest."""
+    bins: list[Bin] = []
+    first, width = 0, 1
+    while first <= int(counts.max(initial=0)):
+        inside = counts[(counts >= first) & (counts < first + width)]
+        if first or len(inside):
+            bins.append(Bin(first, first + width - 1, len(inside), int(inside.sum())))
+        first, width = first + width, width if first == 0 else 2 * width
+    return bins
+
+
+def bars(bins: Sequence[Bin]) -> list[str]:
+    """The bins as lines of text, each with a bar in proportion to its identities."""
+    names = [str(one.first) if one.first == one.last else f"{one.first}-{one.last}" for one in bins]
+    width, most = max(map(len, names), default=0), max((one.identities for one in bins), default=0)
+    lines = []
+    for name, one in zip(names, bins, strict=True):
+        bar = "#" * -(-BAR_WIDTH * one.identities // most) if most else ""
+        lines.append(f"{name:>{width}} images  {one.identities:>9} identities  {one.images:>11} images  {bar}".rstrip())
+    return lines
+
+
 def _problems(records: ImageRecords, found: LabelCheck, image_size: int | None, kinds: Counter[str]) -> list[str]:
     claims = records.claims()
     problems = [*found.refused, *found.warnings]
@@ -120,6 +160,4 @@ def _kind(records: ImageRecords, record_id: int) -> str:
         header = image_header(records.read(record_id).body, where=records.where(record_id))
     except ImageDecodeError:
         return "damaged header"
-    return " ".join(
-        part for part in (header.kind, header.colorspace, header.subsampling, f"{header.height}x{header.width}") if part
-    )
+    return f"{header.coding} {header.height}x{header.width}"

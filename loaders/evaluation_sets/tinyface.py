@@ -174,7 +174,7 @@ def open_tinyface(folder: str | Path) -> TinyFace:
         FileNotFoundError: the folder, or a part of it, is missing.
         TinyFaceError: it is neither layout; a list is missing, empty or names an image that is not there, or that two
             images could be; a file's name gives no person; no probe has a mate in the gallery.
-        ArrowMissingError: an Arrow folder, and pyarrow is not installed.
+        ImportError: an Arrow folder, and pyarrow is not installed.
     """
     folder = Path(folder)
     if not folder.is_dir():

@@ -85,7 +85,7 @@ def read_verification_set(path: str | Path) -> VerificationPairs:
     Raises:
         OSError: it cannot be read.
         UnsafePickleError, VerificationSetError: as `read_verification_bin`; a folder that holds no such set.
-        ArrowMissingError: a folder, and pyarrow is not installed.
+        ImportError: a folder, and pyarrow is not installed.
     """
     return _read_arrow_folder(Path(path)) if Path(path).is_dir() else read_verification_bin(path)
 

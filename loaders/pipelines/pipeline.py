@@ -86,7 +86,7 @@ class DataConfig:
     """Where the packed store is read from: files that the system caches; the memory of each rank's device; or spread
     over the devices of all ranks, which send each other what a step needs."""
     seal: Literal["auto", "require", "ignore"] = "auto"
-    """Whether every record is checked against its checksum as it is read (`adadistill data verify --seal` writes them):
+    """Whether every record is checked against its checksum as it is read (`adadistill data check --seal` writes them):
     where the file has a seal; always, and the run does not start without one; or never."""
     links: Literal["inside", "anywhere"] = "inside"
     """Which links in a folder of images are followed: those that stay within it, or all. A set from elsewhere could

@@ -21,8 +21,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from adadistill.loaders.dataset_tools.foreign_sets import MAX_IMAGE_BYTES, ArrowMissingError
 from adadistill.loaders.first_bytes import what_it_is
+from adadistill.loaders.pixels import MAX_IMAGE_BYTES
 
 MAX_BATCH_BYTES = 1 << 30
 """Largest record batch that is read; `datasets` writes a thousand rows, some 20 MB of faces."""
@@ -111,7 +111,7 @@ def open_arrow_images(folder: Path, *, columns: Sequence[str] = ("index",)) -> A
         columns: beside `image`, those that must be there, out of `index`, `is_same` and `path`; others are not read.
 
     Raises:
-        ArrowMissingError: pyarrow is not installed.
+        ImportError: pyarrow is not installed.
         FileNotFoundError: there is no such folder, or a file that its state.json lists is missing.
         ArrowImagesError: anything else that is not as it should be.
     """
@@ -154,11 +154,9 @@ def is_arrow_folder(folder: Path) -> bool:
 
 
 def _pyarrow() -> Any:
-    try:
-        import pyarrow
-        import pyarrow.ipc
-    except ImportError as error:
-        raise ArrowMissingError(f"Arrow folders need pyarrow ({error}): pip install adadistill[arrow]") from error
+    import pyarrow
+    import pyarrow.ipc
+
     return pyarrow
 
 

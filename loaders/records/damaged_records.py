@@ -36,7 +36,7 @@ class TooManyDamagedError(ValueError):
         shown = ", ".join(map(str, record_ids[:16])) + (", ..." if len(record_ids) > 16 else "")
         super().__init__(
             f"{len(record_ids)} damaged records were met, data.max_damaged allows {limit}: {shown}. The newest: "
-            f"{newest}. Restore the file (adadistill data verify lists every bad record), or raise data.max_damaged"
+            f"{newest}. Restore the file (adadistill data check lists every bad record), or raise data.max_damaged"
         )
 
 

@@ -17,9 +17,9 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from adadistill.loaders.dataset_tools.folder_index import FolderIndex, load_folder_index
 from adadistill.loaders.folders import FolderListing, ImageFolderError, Links, shown
 from adadistill.loaders.pixels import ImageLimits
+from adadistill.loaders.records.folder_index import FolderIndex, load_folder_index
 from adadistill.loaders.records.image_source import EncodedImage, SealUse
 from adadistill.loaders.records.recordio import RecordError
 

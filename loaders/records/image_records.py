@@ -122,7 +122,7 @@ class ImageRecords:
             if seal is None and self._use_seal == "require":
                 raise SealError(
                     f"{seal_path(self.path)} is not there, and the records must be sealed. Copy it beside them, or "
-                    f"write it: adadistill data verify --seal {quoted(self.path)}"
+                    f"write it: adadistill data check --seal {quoted(self.path)}"
                 )
             if seal is not None:
                 seal.require(self._file, index)

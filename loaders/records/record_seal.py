@@ -25,8 +25,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from adadistill.loaders.errors import WorkFailed
 from adadistill.loaders.command_text import quoted
+from adadistill.loaders.errors import WorkFailed
 from adadistill.loaders.records.record_index import RecordIndex
 from adadistill.loaders.records.recordio import SEAL_SUFFIX, RecordError, RecordFile
 
@@ -79,12 +79,12 @@ class RecordSeal:
         if file.size != int(self.starts[-1]):
             raise SealError(
                 f"{self.path} was made for a file of {int(self.starts[-1])} bytes, {file.path} has {file.size}. If the "
-                f"records were changed on purpose, seal them anew: adadistill data verify --seal {quoted(file.path)}"
+                f"records were changed on purpose, seal them anew: adadistill data check --seal {quoted(file.path)}"
             )
         if not np.array_equal(self.starts[self.image_spans], index.offsets):
             raise SealError(
                 f"{self.path} was made for images at other places than the index of {file.path} says. One of them is "
-                f"stale; if it is the seal: adadistill data verify --seal {quoted(file.path)}"
+                f"stale; if it is the seal: adadistill data check --seal {quoted(file.path)}"
             )
 
     def matches(self, file: RecordFile, span: int) -> bool:
@@ -126,7 +126,7 @@ def open_seal(records: Path) -> RecordSeal | None:
     if problem:
         raise SealError(
             f"{path} is damaged: {problem}. Restore it, or remove it and, once the records are known to be good, seal "
-            f"them anew: adadistill data verify --seal {quoted(records)}"
+            f"them anew: adadistill data check --seal {quoted(records)}"
         )
     _, size, count = _HEADER.unpack_from(body)
     lengths = np.frombuffer(body, "<u4", count, _HEADER.size).astype(np.int64)

@@ -14,8 +14,8 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
-from adadistill.loaders.dataset_tools.folder_index import folder_index_path, read_folder_index, write_folder_index
 from adadistill.loaders.dataset_tools.index_files import IndexWritten, rebuild_index, write_image_index
+from adadistill.loaders.records.folder_index import folder_index_path, read_folder_index, write_folder_index
 from adadistill.recipes.entry_point import entry_point
 from adadistill.recipes.outputs import will_write
 

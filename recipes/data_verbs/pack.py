@@ -1,10 +1,11 @@
 """Entry point: decode every image of a record file or folder once, into a packed store that is read by record id.
 
-    adadistill data pack RECORDS.rec FOLDER           planes where all JPEGs are 4:2:0 (18,816 bytes a face), else RGB;
+    adadistill data pack RECORDS.rec --out FOLDER     planes where all JPEGs are 4:2:0 (18,816 bytes a face), else RGB;
                                                       goes on where an earlier packing stopped
-    adadistill data pack RECORDS.rec FOLDER --verify  then read all of it against its checksums
+    adadistill data pack RECORDS.rec --out FOLDER --check   then read all of it against its checksums
 
-In several processes: torchrun --standalone --nproc_per_node=8 -m adadistill.recipes.data_verbs.pack RECORDS.rec FOLDER
+In several processes:
+    torchrun --standalone --nproc_per_node=8 -m adadistill.recipes.data_verbs.pack RECORDS.rec --out FOLDER
 
 Exit codes: 0 done; 1 the work failed (a damaged record, an image of another size, a damaged store); 2 the command, a
 file it names or the launch is wrong, or the folder holds another store; 143 stopped by SIGTERM (130 by SIGINT).
@@ -33,6 +34,7 @@ from adadistill.loaders.pixels import ImageLimits
 from adadistill.loaders.records.open_images import open_images
 from adadistill.recipes.block_report import BlockReport, verify_blocks
 from adadistill.recipes.entry_point import entry_point, log_to_stderr
+from adadistill.recipes.out_option import add_out, parse_with_out
 from adadistill.recipes.outputs import will_write_folder
 
 logger = logging.getLogger("adadistill")
@@ -41,10 +43,10 @@ logger = logging.getLogger("adadistill")
 @entry_point("adadistill data pack", after_stop="the same command goes on from here")
 def run(argv: Sequence[str]) -> int:
     """Run `adadistill data pack`; returns the exit code."""
-    arguments = build_parser().parse_args(argv)
+    arguments = parse_with_out(build_parser(), argv)
     ranks = _ranks()
     log_to_stderr(speaks=ranks.is_main, otherwise=logging.WARNING)
-    will_write_folder(arguments.folder)
+    will_write_folder(arguments.out)
     with listen_for_stop() as stop:
         _pack(arguments, ranks, stop)
     return 0
@@ -57,7 +59,7 @@ def build_parser() -> argparse.ArgumentParser:
         description="Decode every image of a record file once, into a folder that training reads by record id.",
     )
     parser.add_argument("records", type=Path, help=".rec file, or a folder of identities")
-    parser.add_argument("folder", type=Path, help="of the store: new, or of an earlier call, which is continued")
+    add_out(parser, "FOLDER", "of the store: new, or of an earlier call, which is continued")
     parser.add_argument(
         "--index", type=Path, help="its .idx or .images.index (default: the one beside it, else a scan)"
     )
@@ -96,22 +98,14 @@ def build_parser() -> argparse.ArgumentParser:
         help="resize: images of another size are made S x S, as data.wrong_size=resize does while training, and the "
         "layout is rgb (default: stop at the first)",
     )
-    limits = ImageLimits()
+    for option, default, text in (
+        ("--max-image-side", ImageLimits().max_side, "images that claim more pixels a side are damaged"),
+        ("--max-image-bytes", ImageLimits().max_bytes, "and so are those of more encoded bytes"),
+    ):
+        parser.add_argument(option, type=int, default=default, metavar="N", help=f"{text} (default: {default})")
     parser.add_argument(
-        "--max-image-side",
-        type=int,
-        default=limits.max_side,
-        metavar="N",
-        help=f"images that claim more pixels a side are damaged (default: {limits.max_side})",
+        "--check", "--verify", action="store_true", help="read the finished store against its checksums"
     )
-    parser.add_argument(
-        "--max-image-bytes",
-        type=int,
-        default=limits.max_bytes,
-        metavar="N",
-        help=f"and so are those of more encoded bytes (default: {limits.max_bytes})",
-    )
-    parser.add_argument("--verify", action="store_true", help="read the finished store against its checksums")
     return parser
 
 
@@ -126,7 +120,7 @@ def _pack(arguments: argparse.Namespace, ranks: Ranks, stop: StopSignal) -> None
     )
     result = pack_records(
         records,
-        arguments.folder,
+        arguments.out,
         binding=record_binding(records),
         layout=arguments.layout,
         image_size=arguments.image_size,
@@ -144,8 +138,8 @@ def _pack(arguments: argparse.Namespace, ranks: Ranks, stop: StopSignal) -> None
         raise StopRequested(stop.exit_code)
     if result.is_complete:
         _print_result(result)
-        if arguments.verify:
-            _verify(result.folder, ranks, stop)
+        if arguments.check:
+            _check(result.folder, ranks, stop)
     else:  # whoever ends last says the rest
         logger.info("rank %d is done; %d blocks of other ranks are not", ranks.rank, result.missing_blocks)
 
@@ -164,7 +158,7 @@ def _print_result(result: PackResult) -> None:
         print(f"  {result.damaged} damaged records are stored in grey with label -1; damaged.json lists them")
 
 
-def _verify(folder: Path, ranks: Ranks, stop: StopSignal) -> None:
+def _check(folder: Path, ranks: Ranks, stop: StopSignal) -> None:
     store = PackedStore(folder)
     header = store.header
     print(

@@ -15,23 +15,16 @@ import argparse
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from adadistill.loaders.dataset_tools.identity_histogram import (
-    Bin,
-    Duplicates,
-    bars,
-    find_duplicates,
-    histogram,
-    identities_below,
-    images_per_identity,
-)
-from adadistill.loaders.dataset_tools.statistics import RecordStatistics, record_statistics
+import numpy as np
+
+from adadistill.loaders.atomic_file import write_whole
+from adadistill.loaders.dataset_tools.duplicates import Duplicates, find_duplicates
+from adadistill.loaders.dataset_tools.statistics import RecordStatistics, bars, histogram, record_statistics
 from adadistill.loaders.records.image_records import ImageRecords
 from adadistill.recipes.data_verbs.progress import CountedProgress
 from adadistill.recipes.entry_point import entry_point
 from adadistill.recipes.outputs import will_write
-from adadistill.recipes.scoring.files import write_whole
 
 _SHOWN = 20
 
@@ -40,7 +33,40 @@ _SHOWN = 20
 def run(argv: Sequence[str]) -> int:
     """Run `adadistill data stats`; returns the exit code."""
     arguments = build_parser().parse_args(argv)
-    _stats(arguments)
+    for name in ("sample", "below"):
+        if getattr(arguments, name) is not None and getattr(arguments, name) < 1:
+            raise ValueError(f"--{name} must be positive, got {getattr(arguments, name)}")
+    csv: Path | None = arguments.histogram
+    if csv is not None and csv.exists() and not arguments.overwrite:
+        raise FileExistsError(f"{csv} exists; --overwrite replaces it")
+    if csv is not None:
+        will_write(csv, is_result=False)
+    num_classes = size = None
+    if arguments.recipe is not None:
+        from adadistill.core.recipe import load_recipe
+
+        data = load_recipe(arguments.recipe, [f"data.records={json.dumps(str(arguments.source))}"]).data
+        num_classes, size = data.num_classes, data.image_size
+    records = ImageRecords(arguments.source, num_classes=num_classes)
+    found = record_statistics(records, sample=arguments.sample, image_size=size)
+    below = None if arguments.below is None else np.flatnonzero(found.counts < arguments.below).tolist()
+    duplicates = None
+    if arguments.duplicates:
+        with CountedProgress() as progress:
+            duplicates = find_duplicates(records, progress)
+    if csv is not None:
+        lines = (f"{label},{count}\n" for label, count in enumerate(found.counts.tolist()))
+        write_whole(csv, "".join(["label,images\n", *lines]))
+    if arguments.json:
+        more = {"below": below, "duplicates": None if duplicates is None else duplicates.to_json()}
+        given = {name: value for name, value in more.items() if value is not None}
+        print(json.dumps({**found.to_json(), **given}, indent=2))
+        return 0
+    _print_statistics(found)
+    if below is not None:
+        print(f"below {arguments.below}      {len(below)} identities{_listed(below, found.counts.tolist())}")
+    if duplicates is not None:
+        _print_duplicates(duplicates, records)
     return 0
 
 
@@ -60,56 +86,7 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _stats(arguments: argparse.Namespace) -> None:
-    for name in ("sample", "below"):
-        if getattr(arguments, name) is not None and getattr(arguments, name) < 1:
-            raise ValueError(f"--{name} must be positive, got {getattr(arguments, name)}")
-    csv: Path | None = arguments.histogram
-    if csv is not None and csv.exists() and not arguments.overwrite:
-        raise FileExistsError(f"{csv} exists; --overwrite replaces it")
-    if csv is not None:
-        will_write(csv, is_result=False)
-    num_classes = size = None
-    if arguments.recipe is not None:
-        from adadistill.core.recipe import load_recipe
-
-        data = load_recipe(arguments.recipe, [f"data.records={json.dumps(str(arguments.source))}"]).data
-        num_classes, size = data.num_classes, data.image_size
-    records = ImageRecords(arguments.source, num_classes=num_classes)
-    found = record_statistics(records, sample=arguments.sample, image_size=size)
-    counts = images_per_identity(records.labels(), records.num_classes)
-    below = None if arguments.below is None else identities_below(counts, arguments.below).tolist()
-    duplicates = None
-    if arguments.duplicates:
-        with CountedProgress() as progress:
-            duplicates = find_duplicates(records, progress)
-    if csv is not None:
-        lines = (f"{label},{count}\n" for label, count in enumerate(counts.tolist()))
-        write_whole(csv, "".join(["label,images\n", *lines]))
-    if arguments.json:
-        print(json.dumps({**found.to_json(), **_more_json(histogram(counts), below, duplicates)}, indent=2))
-        return
-    _print_statistics(found, histogram(counts))
-    if below is not None:
-        print(f"below {arguments.below}      {len(below)} identities{_listed(below, counts.tolist())}")
-    if duplicates is not None:
-        _print_duplicates(duplicates, records)
-
-
-def _more_json(bins: list[Bin], below: list[int] | None, duplicates: Duplicates | None) -> dict[str, Any]:
-    more: dict[str, Any] = {"histogram": [[one.first, one.last, one.identities, one.images] for one in bins]}
-    if below is not None:
-        more["below"] = below
-    if duplicates is not None:
-        more["duplicates"] = {
-            "images": duplicates.images,
-            "groups": [list(group) for group in duplicates.groups],
-            "across_identities": duplicates.across_identities,
-        }
-    return more
-
-
-def _print_statistics(found: RecordStatistics, bins: list[Bin]) -> None:
+def _print_statistics(found: RecordStatistics) -> None:
     per, size = found.images_per_identity, found.bytes_per_image
     print(f"images        {found.images}")
     print(
@@ -117,7 +94,7 @@ def _print_statistics(found: RecordStatistics, bins: list[Bin]) -> None:
     )
     quartiles = f"quartiles {per['lower_quartile']:g}, {per['median']:g}, {per['upper_quartile']:g}"
     print(f"  images each {per['min']} to {per['max']}, {quartiles}; {per['singletons']} have one alone")
-    for line in bars(bins):
+    for line in bars(histogram(found.counts)):
         print(f"  {line}")
     print(f"bytes each    {size['min']:.0f} to {size['max']:.0f}, median {size['median']:.0f}, mean {size['mean']:.0f}")
     print(f"order         {'sorted by identity' if found.sorted_by_identity else 'not sorted by identity'}")

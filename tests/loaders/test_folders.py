@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 import simplejpeg
 
-from adadistill.loaders.dataset_tools.folder_index import folder_index_path, write_folder_index
 from adadistill.loaders.dataset_tools.foreign_sets import convert_to_records
 from adadistill.loaders.dataset_tools.inspection import inspect_path
 from adadistill.loaders.dataset_tools.record_folder.folder_to_records import folder_to_records
 from adadistill.loaders.evaluation_sets.pair_drawing import draw_pairs
 from adadistill.loaders.evaluation_sets.tinyface import TinyFaceError, open_tinyface
 from adadistill.loaders.folders import ImageFolderError, images_below, list_folder
+from adadistill.loaders.records.folder_index import folder_index_path, write_folder_index
 from adadistill.loaders.records.image_folder import ImageFolder
 from adadistill.loaders.records.image_records import ImageRecords
 from adadistill.recipes.scoring.folder import networks_of

@@ -20,7 +20,7 @@ def public_weights(arch, prefix=""):
 
 
 def convert(source, out, arch, *options):
-    return main([str(source), str(out), "--arch", arch, *SMALL, *options])
+    return main([str(source), "--arch", arch, *SMALL, *options, "--out", str(out)])
 
 
 def embeddings(network, *, bgr=False):

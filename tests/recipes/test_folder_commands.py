@@ -15,9 +15,9 @@ from adadistill.loaders.folders import ImageFolderError
 from adadistill.loaders.packed_store import PackedStore
 from adadistill.loaders.records.image_folder import ImageFolder
 from adadistill.recipes import plan
+from adadistill.recipes.data_verbs import check as data_check
 from adadistill.recipes.data_verbs import index as data_index
 from adadistill.recipes.data_verbs import pack as data_pack
-from adadistill.recipes.data_verbs import verify as data_verify
 
 
 @pytest.fixture(scope="module")
@@ -51,28 +51,28 @@ def test_every_bad_image_is_reported_and_a_good_folder_sealed(faces: Path, capsy
     whole = first.read_bytes(), second.read_bytes()
     first.write_bytes(b"")
     second.write_bytes(whole[1][:-200])
-    assert data_verify.run([str(faces), "--decode", "--image-size", "32", "--seal"]) == 1
+    assert data_check.run([str(faces), "--decode", "--image-size", "32", "--seal"]) == 1
     said = capsys.readouterr().out
     assert f"record 1  ImageFileError  {first}: record 1: it is empty" in said
     assert f"record 30  ImageDecodeError  {second}: record 30" in said
     assert "2 bad" in said
     for path, content in zip((first, second), whole, strict=True):
         path.write_bytes(content)
-    assert data_verify.run([str(faces), "--decode", "--image-size", "32", "--seal"]) == 0
+    assert data_check.run([str(faces), "--decode", "--image-size", "32", "--seal"]) == 0
     assert f"sealed: {faces}.images.index, 48 images" in capsys.readouterr().out
     assert ImageFolder(faces, seal="require").sealed
 
     second.write_bytes(whole[1][:-1] + b"\0")
-    assert data_verify.run([str(faces)]) == 1
+    assert data_check.run([str(faces)]) == 1
     assert "record 30  ImageChecksumError" in capsys.readouterr().out
-    assert data_verify.run([str(faces), "--seal", "--reseal"]) == 0
-    assert data_verify.run([str(faces)]) == 0
+    assert data_check.run([str(faces), "--seal", "--reseal"]) == 0
+    assert data_check.run([str(faces)]) == 0
     assert "checksums compared, 0 bad" in capsys.readouterr().out
 
 
 def test_what_is_no_folder_of_identities_is_a_wrong_command(faces: Path, capsys: pytest.CaptureFixture[str]):
     (faces / "notes.txt").write_text("?")
-    assert data_verify.run([str(faces)]) == 2
+    assert data_check.run([str(faces)]) == 2
     assert "ImageFolderError" in capsys.readouterr().err
 
 

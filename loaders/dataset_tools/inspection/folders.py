@@ -8,11 +8,9 @@ from pathlib import Path
 import numpy as np
 
 from adadistill.loaders.command_text import quoted
-from adadistill.loaders.dataset_tools.foreign_sets import MAX_IMAGE_BYTES
 from adadistill.loaders.dataset_tools.inspection.finding import Finding, printable, read_start
 from adadistill.loaders.dataset_tools.inspection.image_sample import ImageSample
-from adadistill.loaders.dataset_tools.record_folder.errors import RecordFolderError
-from adadistill.loaders.dataset_tools.record_folder.manifest import MANIFEST_NAME, Manifest
+from adadistill.loaders.dataset_tools.record_folder.image_lists import own_list, read_list
 from adadistill.loaders.folders import (
     UNFINISHED_NAME,
     FolderWalk,
@@ -22,6 +20,7 @@ from adadistill.loaders.folders import (
     read_image,
     shape_of,
 )
+from adadistill.loaders.pixels import MAX_IMAGE_BYTES
 from adadistill.loaders.records.arrow_images import is_arrow_folder
 from adadistill.loaders.stored_blocks.json_text import JSON, parse_json
 
@@ -120,18 +119,18 @@ def _images(path: Path, sample: int) -> Finding:
 def _manifest_facts(path: Path, finding: Finding) -> None:
     if (path / UNFINISHED_NAME).exists():
         finding.problems.append("it is an unfinished conversion; the same `adadistill data convert` goes on with it")
-    if not (path / MANIFEST_NAME).exists():
+    listed = own_list(path)
+    if listed is None:
         finding.facts["manifest"] = "none: converted by names"
         return
     try:
-        manifest = Manifest(path / MANIFEST_NAME)
-    except RecordFolderError as error:
+        images = sum(1 for _ in read_list(listed))
+    except ImageFolderError as error:
         finding.problems.append(str(error))
         return
-    end = manifest.end
-    finding.facts["manifest"] = f"of {manifest.records_name}: {end.records} records, {end.images} images"
-    if end.images != finding.facts["images"]:
-        finding.problems.append(f"its manifest names {end.images} images, {finding.facts['images']} are there")
+    finding.facts["manifest"] = f"{listed.name}, {images} images of a record file"
+    if images != finding.facts["images"]:
+        finding.problems.append(f"its {listed.name} names {images} images, {finding.facts['images']} are there")
 
 
 def _store(path: Path) -> Finding:

@@ -36,7 +36,7 @@ class ImageSample:
         except ImageDecodeError as error:
             self.damaged.append(str(error))
             return
-        self.kinds[" ".join(part for part in (header.kind, header.colorspace, header.subsampling) if part)] += 1
+        self.kinds[header.coding] += 1
         self.sizes[header.height, header.width] += 1
         self.progressive += header.kind == "jpeg" and not header.is_baseline
         self.four_colours += header.colorspace in ("CMYK", "YCCK")

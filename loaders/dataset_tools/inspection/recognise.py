@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import tarfile
 from pathlib import Path
 
 from adadistill.loaders.command_text import quoted
@@ -18,38 +17,33 @@ from adadistill.loaders.dataset_tools.inspection.small_files import (
     inspect_lst,
     inspect_npy,
     inspect_safetensors,
+    inspect_tar,
 )
-from adadistill.loaders.first_bytes import what_it_is
-from adadistill.loaders.folders import leads_through_litter
-from adadistill.loaders.records.recordio import MAGIC
+from adadistill.loaders.first_bytes import kind_of, what_it_is
 
-_START = 16 << 20
-"""An image is looked at whole; of all else the first bytes say what it is."""
+_READERS = {
+    "jpeg": inspect_image, "png": inspect_image, "npy": inspect_npy, "safetensors": inspect_safetensors,
+    "tar": inspect_tar,
+}  # fmt: skip
+_NAMED = {
+    "seal": ("seal: checksums of a record file", "compare: adadistill data check {records}"),
+    "parquet": ("parquet file", "as records: adadistill data convert {path} --out RECORDS"),
+    "onnx": ("ONNX network", "as a teacher: teacher.weights in a recipe"),
+    "zip": (
+        "zip archive, as torch.save writes weights",
+        "if these are weights: adadistill convert, which runs nothing of it",
+    ),
+}
+"""Kinds of which no more is told: title, and what to do."""
+_LOOKED_INTO = (*_READERS, *_NAMED, "records", "pickle", "json", "text")
 _IDX_START = re.compile(rb"\d{1,19}[\t ]\d{1,19}\r?\n")
 _LST_START = re.compile(rb"\d{1,19}\t[-+0-9.eE\t]+\t[^\t\n]+\n")
-_MOST_MEMBERS = 1000
-
-
-_LOOKED_INTO = (
-    *("records", "pickle", "jpeg", "png", "npy", "safetensors", "parquet", "tar"),
-    *("zip", "onnx", "json", "text"),
-)
 _KINDS_BY_SUFFIX = {
-    ".rec": {"records", "empty"},
-    ".idx": {"index"},
-    ".lst": {"list"},
-    ".bin": {"verification-set", "pickle", "zip"},
-    ".tar": {"tar"},
-    ".parquet": {"parquet"},
-    ".npy": {"array"},
-    ".safetensors": {"safetensors"},
-    ".pth": {"zip", "pickle"},
-    ".onnx": {"onnx"},
-    ".seal": {"seal"},
-    ".jpg": {"image"},
-    ".jpeg": {"image"},
-    ".png": {"image"},
-}
+    ".rec": {"records", "empty"}, ".idx": {"index"}, ".lst": {"list"}, ".bin": {"verification-set", "pickle", "zip"},
+    ".tar": {"tar"}, ".parquet": {"parquet"}, ".npy": {"array"}, ".safetensors": {"safetensors"},
+    ".pth": {"zip", "pickle"}, ".onnx": {"onnx"}, ".seal": {"seal"},
+    ".jpg": {"image"}, ".jpeg": {"image"}, ".png": {"image"},
+}  # fmt: skip
 
 
 def inspect_path(path: Path, *, index: Path | None = None, sample: int = 2000) -> Finding:
@@ -79,47 +73,20 @@ def _inspect_file(path: Path, index: Path | None, sample: int) -> Finding:
     start = read_start(path, 4096)
     if (other := what_it_is(start, *_LOOKED_INTO)) is not None:
         return Finding(path, "empty" if not start else "other", "not what its name says", problems=[f"it {other}"])
-    if start.startswith(MAGIC.to_bytes(4, "little")) or (path.suffix == ".rec" and start):
+    kind = "seal" if start.startswith(b"ADRSEAL1") else kind_of(start)
+    if kind == "records" or path.suffix == ".rec":
         return inspect_records(path, index, sample)
-    if start[:1] == b"\x80" and start[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05"):
+    if kind == "pickle":
         return inspect_bin(path, sample)
-    if start.startswith((b"\xff\xd8", b"\x89PNG")):
-        return inspect_image(path, read_start(path, _START))
-    return _by_signature(path, start) or _text(path, start, sample)
-
-
-def _by_signature(path: Path, start: bytes) -> Finding | None:
-    if start.startswith(b"ADRSEAL1"):
+    if path.suffix == ".safetensors" and start[8:9] == b"{":
+        kind = "safetensors"  # whose header announces more than any has
+    if kind in _READERS:
+        return _READERS[kind](path)
+    if kind in _NAMED and (kind != "onnx" or path.suffix == ".onnx"):
+        title, advice = _NAMED[kind]
         records = path.with_name(path.name.removesuffix(".seal"))
-        return Finding(
-            path,
-            "seal",
-            "seal: checksums of a record file",
-            next_steps=[f"compare: adadistill data verify {quoted(records)}"],
-        )
-    if start.startswith(b"\x93NUMPY"):
-        return inspect_npy(path)
-    if start[8:9] == b"{" and 2 <= int.from_bytes(start[:8], "little") < 1 << 40:
-        return inspect_safetensors(path, start)
-    if start.startswith(b"PAR1"):
-        return Finding(
-            path,
-            "parquet",
-            "parquet file",
-            next_steps=[f"as records: adadistill data convert {quoted(path)} --out RECORDS"],
-        )
-    if start[257:262] == b"ustar":
-        return _tar(path)
-    if start[:1] == b"\x08" and path.suffix == ".onnx":
-        return Finding(path, "onnx", "ONNX network", next_steps=["as a teacher: teacher.weights in a recipe"])
-    if start.startswith(b"PK\x03\x04"):
-        return Finding(
-            path,
-            "zip",
-            "zip archive, as torch.save writes weights",
-            next_steps=["if these are weights: adadistill convert, which runs nothing of it"],
-        )
-    return None
+        return Finding(path, kind, title, next_steps=[advice.format(path=quoted(path), records=quoted(records))])
+    return _text(path, start, sample)
 
 
 def _text(path: Path, start: bytes, sample: int) -> Finding:
@@ -131,35 +98,13 @@ def _text(path: Path, start: bytes, sample: int) -> Finding:
     if path.suffix == ".bin":
         return inspect_bin(path, sample)
     if start.lstrip()[:1] in (b"{", b"["):
-        return inspect_json(path, read_start(path, _START))
+        return inspect_json(path)
     try:
         text = first.decode("utf-8")
     except UnicodeDecodeError:
         hexed = start[:16].hex(" ")
         return Finding(path, "unknown", "nothing known here", {"first bytes": hexed, "bytes": path.stat().st_size})
     if path.name == "property":
-        return Finding(
-            path, "property", "insightface's property: identities, height, width", {"line": printable(text.rstrip())}
-        )
+        title, line = "insightface's property: identities, height, width", printable(text.rstrip())
+        return Finding(path, "property", title, {"line": line})
     return Finding(path, "text", "text", {"first line": printable(text.rstrip())})
-
-
-def _tar(path: Path) -> Finding:
-    finding = Finding(path, "tar", "tar file, as WebDataset shards are")
-    suffixes: dict[str, int] = {}
-    members = 0
-    try:
-        with tarfile.open(path, "r:") as shard:
-            for member in shard:
-                members += 1
-                if not leads_through_litter(member.name):
-                    suffix = printable(member.name.rpartition("/")[2].partition(".")[2], 20)
-                    suffixes[suffix] = suffixes.get(suffix, 0) + 1
-                if members == _MOST_MEMBERS:
-                    break
-    except tarfile.TarError as error:
-        finding.problems.append(f"it is damaged: {printable(str(error))}")
-    finding.facts["members looked at"] = members
-    finding.facts["their suffixes"] = dict(sorted(suffixes.items(), key=lambda one: -one[1])[:12])
-    finding.next_steps.append(f"as records: adadistill data convert {quoted(path)} --out RECORDS")
-    return finding

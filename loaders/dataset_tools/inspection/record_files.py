@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import struct
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,13 +13,12 @@ import numpy as np
 from adadistill.loaders.command_text import quoted
 from adadistill.loaders.dataset_tools.inspection.finding import Finding, printable, read_start
 from adadistill.loaders.dataset_tools.inspection.image_sample import ImageSample
-from adadistill.loaders.dataset_tools.record_folder.raw_records import bits_to_float, read_raw_record
 from adadistill.loaders.pixels import ImageDecodeError, image_header
 from adadistill.loaders.records.image_records import ImageRecords, read_property
 from adadistill.loaders.records.label_check import check_labels
 from adadistill.loaders.records.record_index import RecordIndex, load_record_index
 from adadistill.loaders.records.record_seal import SealError, open_seal
-from adadistill.loaders.records.recordio import MAX_EXACT_FLOAT, RecordError, RecordFile, ScannedRecord
+from adadistill.loaders.records.recordio import MAX_EXACT_FLOAT, RecordError, RecordFile
 from adadistill.loaders.stored_blocks.json_text import JSON, parse_json
 
 _IDX_CHUNK = 1 << 20
@@ -89,29 +89,28 @@ def show_record(path: Path, index_path: Path | None, record_id: int) -> RecordSh
     if not 0 <= record_id < len(index):
         raise IndexError(f"record ids of {path} are 0 to {len(index) - 1}, got {record_id}")
     offset, key = index.offsets.item(record_id), index.keys.item(record_id)
-    checked = file.read(offset, key=key, record_id=record_id, limit=index.limits.item(record_id))
-    raw = read_raw_record(file, ScannedRecord(offset, file.end_of(offset), 0, 0, 0))
-    shown: list[JSON] = [_plain(value) for value in checked.labels[:_SHOWN_LABELS]]
+    record = file.read(offset, key=key, record_id=record_id, limit=index.limits.item(record_id))
+    (in_header,) = struct.unpack("<f", file.bytes_at(offset + 12, offset + 16))
+    shown: list[JSON] = [_plain(value) for value in record.labels[:_SHOWN_LABELS]]
     facts: dict[str, JSON] = {
         "record": record_id,
         "key": key,
         "offset": offset,
         "ends at": file.end_of(offset),
-        "flag": raw.flag,
-        "labels": shown + ["..."] * (len(checked.labels) > _SHOWN_LABELS),
-        "label in the image header": _plain(bits_to_float(raw.label_bits)),
-        "id": raw.id if raw.id < 1 << 63 else hex(raw.id),
-        "id2": raw.id2 if raw.id2 < 1 << 63 else hex(raw.id2),
-        "image bytes": len(raw.body),
-        "sha256": hashlib.sha256(raw.body).hexdigest(),
+        "flag": record.flag,
+        "labels": shown + ["..."] * (len(record.labels) > _SHOWN_LABELS),
+        "label in the image header": _plain(in_header),
+        "id": record.id if record.id < 1 << 63 else hex(record.id),
+        "id2": record.id2 if record.id2 < 1 << 63 else hex(record.id2),
+        "image bytes": len(record.body),
+        "sha256": hashlib.sha256(record.body).hexdigest(),
     }
     try:
-        header = image_header(raw.body, where=f"{path}: record {record_id}")
-        kind = " ".join(part for part in (header.kind, header.colorspace, header.subsampling) if part)
-        facts["image"] = f"{kind}, {header.height} x {header.width}"
+        header = image_header(record.body, where=f"{path}: record {record_id}")
+        facts["image"] = f"{header.coding}, {header.height} x {header.width}"
     except ImageDecodeError as error:
         facts["image"] = str(error)
-    return RecordShown(facts, raw.body)
+    return RecordShown(facts, record.body)
 
 
 def _sample(
@@ -246,7 +245,7 @@ def _store_facts(path: Path, finding: Finding) -> None:
 
 def _advise(path: Path, finding: Finding, images: ImageSample, *, listed: bool, others: int) -> None:
     if finding.problems:
-        finding.next_steps.append(f"see all that is wrong: adadistill data verify {quoted(path)}")
+        finding.next_steps.append(f"see all that is wrong: adadistill data check {quoted(path)}")
     finding.next_steps.append(f"train from it: data.records: {path}")
     if others and listed:
         finding.next_steps.append(f"usable by DALI's own reader after: adadistill data index {quoted(path)}")
@@ -254,7 +253,7 @@ def _advise(path: Path, finding: Finding, images: ImageSample, *, listed: bool, 
         finding.next_steps.append("usable by DALI's own reader with this index")
     if finding.facts.get("seal") == "none":
         finding.next_steps.append(
-            f"protect it against changed bits: adadistill data verify --decode --seal {quoted(path)}"
+            f"protect it against changed bits: adadistill data check --decode --seal {quoted(path)}"
         )
     if images.needs_resizing:
         finding.next_steps.append("not all images are 112 x 112: data.wrong_size: resize, or align them first")

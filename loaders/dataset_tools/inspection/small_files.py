@@ -1,9 +1,11 @@
-"""Files that lie beside records or networks: `.idx`, `.lst`, `.bin`, weights, arrays, single images, JSON."""
+"""Files that lie beside records or networks: `.idx`, `.lst`, `.bin`, tars, weights, arrays, single images, JSON."""
 
 from __future__ import annotations
 
 import json
 import re
+import tarfile
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -12,16 +14,17 @@ from adadistill.loaders.allow_list_unpickler import PickleDamagedError, PickleRe
 from adadistill.loaders.command_text import quoted
 from adadistill.loaders.dataset_tools.inspection.finding import Finding, printable, read_start
 from adadistill.loaders.dataset_tools.inspection.image_sample import ImageSample
-from adadistill.loaders.dataset_tools.record_folder.errors import RecordFolderError
-from adadistill.loaders.dataset_tools.record_folder.lst_files import read_lst
+from adadistill.loaders.dataset_tools.record_folder.image_lists import read_list
 from adadistill.loaders.evaluation_sets.verification_pairs import VerificationSetError, read_verification_bin
-from adadistill.loaders.pixels import ImageDecodeError, image_header
+from adadistill.loaders.folders import ImageFolderError, leads_through_litter
+from adadistill.loaders.pixels import MAX_IMAGE_BYTES, ImageDecodeError, image_header
 from adadistill.loaders.stored_blocks.json_text import JSON, parse_json
 
 _SETS_BY_PAIRS = {6000: "LFW, CALFW, CPLFW or AgeDB-30", 7000: "CFP-FP or CFP-FF", 5000: "VGG2-FP"}
 _LARGEST_LST = 1 << 30
 _IDX_LINE_LIMIT = 64
 _FOLDS = 10
+_MOST_MEMBERS = 1000
 _IDX_LINE = re.compile(rb"\d{1,19}[\t ]+\d{1,19}\r?\n?")
 
 
@@ -53,8 +56,8 @@ def inspect_lst(path: Path) -> Finding:
         finding.problems.append(f"larger than {_LARGEST_LST} bytes, and not read")
         return finding
     try:
-        listed = read_lst(path)
-    except RecordFolderError as error:
+        listed = list(read_list(path))
+    except ImageFolderError as error:
         finding.problems.append(str(error))
         return finding
     finding.facts |= {
@@ -104,10 +107,29 @@ def inspect_bin(path: Path, sample: int) -> Finding:
     return finding
 
 
-def inspect_safetensors(path: Path, start: bytes) -> Finding:
+def inspect_tar(path: Path) -> Finding:
+    """A tar: its first members, by the suffixes of their names."""
+    finding = Finding(path, "tar", "tar file, as WebDataset shards are")
+    suffixes, members = Counter[str](), 0
+    try:
+        with tarfile.open(path, "r:") as shard:
+            for member in shard:
+                members += 1
+                if not leads_through_litter(member.name):
+                    suffixes[printable(member.name.rpartition("/")[2].partition(".")[2], 20)] += 1
+                if members == _MOST_MEMBERS:
+                    break
+    except tarfile.TarError as error:
+        finding.problems.append(f"it is damaged: {printable(str(error))}")
+    finding.facts |= {"members looked at": members, "their suffixes": dict(suffixes.most_common(12))}
+    finding.next_steps.append(f"as records: adadistill data convert {quoted(path)} --out RECORDS")
+    return finding
+
+
+def inspect_safetensors(path: Path) -> Finding:
     """Weights: names and shapes out of the header, no tensor."""
     finding = Finding(path, "safetensors", "safetensors file: weights without code")
-    length, size = int.from_bytes(start[:8], "little"), path.stat().st_size
+    length, size = int.from_bytes(read_start(path, 8), "little"), path.stat().st_size
     finding.facts["bytes"] = size
     if length > min(size - 8, 100 << 20):
         finding.problems.append(f"its header announces {length} bytes, the file has {size}")
@@ -149,24 +171,23 @@ def inspect_npy(path: Path) -> Finding:
     return finding
 
 
-def inspect_image(path: Path, start: bytes) -> Finding:
+def inspect_image(path: Path) -> Finding:
     """One encoded image."""
     finding = Finding(path, "image", "encoded image")
     try:
-        header = image_header(start, where=path)
+        header = image_header(read_start(path, MAX_IMAGE_BYTES), where=path)
     except ImageDecodeError as error:
         finding.problems.append(str(error))
         return finding
-    kind = " ".join(part for part in (header.kind, header.colorspace, header.subsampling) if part)
-    finding.facts |= {"kind": kind, "height x width": f"{header.height} x {header.width}"}
+    finding.facts |= {"kind": header.coding, "height x width": f"{header.height} x {header.width}"}
     return finding
 
 
-def inspect_json(path: Path, start: bytes) -> Finding:
+def inspect_json(path: Path) -> Finding:
     """A JSON file of ours or of somebody else's: its keys."""
     finding = Finding(path, "json", "JSON file")
     try:
-        content = json.loads(start)
+        content = json.loads(read_start(path, MAX_IMAGE_BYTES))
     except (ValueError, RecursionError) as error:
         finding.title = "text"
         finding.facts["not JSON"] = printable(str(error))

@@ -1,5 +1,5 @@
-"""Record files as image folders and back: image bytes untouched, resumable, the input never written to.
+"""Record files as folders of images, and back: the bytes of every image, its labels, the order and the identities.
 
-`records_to_folder` writes `FOLDER/<identity>/<key>.jpg` and a manifest of what images alone do not tell;
-`folder_to_records` makes records of such a folder (the very bytes it came from) or of any folder of identities.
+`records_to_folder` writes `FOLDER/<identity>/<key>.jpg` and beside them an im2rec list, `.records.lst`, of what images
+alone do not tell. `folder_to_records` makes records of such a folder, of any folder of identities, or by any such list.
 """

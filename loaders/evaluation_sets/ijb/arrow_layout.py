@@ -24,7 +24,7 @@ def read_arrow(folder: Path) -> tuple[IjbAnnotations, AlignedRows]:
 
     Raises:
         FileNotFoundError: a file is missing.
-        ArrowMissingError: pyarrow is not installed.
+        ImportError: pyarrow is not installed.
         ArrowImagesError, TorchMetadataError: a file is damaged or hostile.
         IjbError: the two contradict each other, or the metadata themselves.
     """

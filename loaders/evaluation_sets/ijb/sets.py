@@ -65,7 +65,7 @@ def open_ijb(folder: str | Path) -> IjbSet:
 
     Raises:
         FileNotFoundError: no such folder, or a file of the set is missing.
-        ArrowMissingError: a prepared folder, and pyarrow is not installed.
+        ImportError: a prepared folder, and pyarrow is not installed.
         IjbError, ArrowImagesError, TorchMetadataError: a file is damaged or hostile, or files contradict each other.
     """
     folder = Path(folder)

@@ -126,7 +126,7 @@ def test_a_run_reads_sealed_records_and_starts_without_a_seal_only_where_none_is
     for file in data.iterdir():
         if file.is_file():
             shutil.copy(file, tmp_path)
-    with pytest.raises(SealError, match="adadistill data verify --seal"):
+    with pytest.raises(SealError, match="adadistill data check --seal"):
         _train(tmp_path, tmp_path / "unsealed", data__seal="require")
     records = tmp_path / "train.rec"
     index = ImageRecords(records).index

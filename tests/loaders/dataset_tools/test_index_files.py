@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 import pytest
-import simplejpeg
+from noise_records import jpeg
 
 from adadistill.loaders.dataset_tools.index_files import rebuild_index, write_image_index
 from adadistill.loaders.records.image_records import ImageRecords
@@ -14,10 +13,6 @@ from adadistill.loaders.records.record_index import load_record_index
 from adadistill.loaders.records.recordio import RecordError, RecordWriter, write_insightface_records
 
 LABELS = [0, 0, 1, 2, 2, 2]
-
-
-def jpeg(seed: int) -> bytes:
-    return simplejpeg.encode_jpeg(np.random.RandomState(seed).randint(0, 256, (16, 16, 3), dtype=np.uint8))
 
 
 @pytest.fixture

@@ -11,8 +11,8 @@ import pytest
 import simplejpeg
 
 from adadistill.loaders.dataset_tools.inspection import inspect_path
-from adadistill.loaders.dataset_tools.record_folder.lst_files import read_lst
-from adadistill.loaders.dataset_tools.record_verification import verify_records
+from adadistill.loaders.dataset_tools.record_check import check_records
+from adadistill.loaders.dataset_tools.record_folder.image_lists import read_list
 from adadistill.loaders.records import label_check
 from adadistill.loaders.records.image_folder import ImageFolder
 from adadistill.loaders.records.image_records import ImageRecords
@@ -71,7 +71,7 @@ def test_a_label_that_is_no_class_is_named_by_its_first_record(tmp_path, labels,
     assert re.search(wanted, found.beyond)
     if stated is None:
         assert any(re.search(wanted, problem) for problem in inspect_path(path).problems)
-        assert any(re.search(wanted, bad.reason) for bad in verify_records(path).bad)
+        assert any(re.search(wanted, bad.reason) for bad in check_records(path).bad)
         assert main(["data", "stats", str(path)][1:]) == 1
         assert re.search(wanted, capsys.readouterr().err)
 
@@ -102,7 +102,7 @@ def test_identities_that_never_appear_are_counted(tmp_path, labels, claimed, wan
     assert re.search(wanted, text)
     assert len(found.refused) == refused
     assert any(re.search(wanted, problem) for problem in inspect_path(path).problems)
-    reasons = "".join(bad.reason for bad in verify_records(path).bad)
+    reasons = "".join(bad.reason for bad in check_records(path).bad)
     told = reasons + caplog.text
     assert re.search(wanted.removeprefix("^"), told)
     assert main(["stats", str(path)]) == 0
@@ -193,4 +193,4 @@ def test_a_property_file_may_begin_with_a_byte_order_mark(tmp_path: Path, start:
 
 def test_a_list_may_begin_with_a_byte_order_mark(tmp_path: Path):
     (tmp_path / "a.lst").write_bytes(b"\xef\xbb\xbf7\t1\tx/1.jpg\r\n8\t0\tx/2.jpg\r\n")
-    assert [(one.key, one.labels) for one in read_lst(tmp_path / "a.lst")] == [(7, (1.0,)), (8, (0.0,))]
+    assert [(one.key, one.labels) for one in list(read_list(tmp_path / "a.lst"))] == [(7, (1.0,)), (8, (0.0,))]

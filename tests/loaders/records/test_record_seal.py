@@ -14,7 +14,7 @@ import pytest
 import simplejpeg
 from tests_support import DATA
 
-from adadistill.loaders.dataset_tools.record_verification import damaged_spans, verify_records
+from adadistill.loaders.dataset_tools.record_check import check_records, damaged_spans
 from adadistill.loaders.records.checked_records import CheckedRecords
 from adadistill.loaders.records.image_records import ImageRecords
 from adadistill.loaders.records.record_seal import (
@@ -91,7 +91,7 @@ def test_a_flip_anywhere_is_reported_by_a_whole_verification_and_by_loading(reco
         _flip(records, bit)
         span = int(np.searchsorted(seal.starts, bit // 8, side="right")) - 1
         record_id = seal.record_of(span)
-        found = verify_records(records, workers=2)
+        found = check_records(records, workers=2)
         assert [bad.record_id for bad in found.bad if bad.kind == "checksum"] == [record_id]
         if record_id is not None:
             images = ImageRecords(records)
@@ -99,7 +99,7 @@ def test_a_flip_anywhere_is_reported_by_a_whole_verification_and_by_loading(reco
                 images.read(record_id)
             images.read((record_id + 1) % COUNT)
         _flip(records, bit)
-    assert verify_records(records).bad == ()
+    assert check_records(records).bad == ()
 
 
 def test_every_record_of_a_clean_file_reads(records: Path):
@@ -113,7 +113,7 @@ def test_every_record_of_a_clean_file_reads(records: Path):
 
 
 def test_where_a_seal_is_required_none_is_an_error(records: Path):
-    with pytest.raises(SealError, match=r"train\.rec\.seal is not there.*adadistill data verify --seal"):
+    with pytest.raises(SealError, match=r"train\.rec\.seal is not there.*adadistill data check --seal"):
         len(ImageRecords(records, seal="require"))
     assert not ImageRecords(records).sealed
 
@@ -166,7 +166,7 @@ def test_a_seal_of_another_file_is_refused_by_name(records: Path, tmp_path: Path
     with pytest.raises(SealError, match=r"was made for a file of \d+ bytes"):
         ImageRecords(records).read(0)
     with pytest.raises(SealError, match="cut, added to, or replaced"):
-        verify_records(records)
+        check_records(records)
 
 
 def test_a_seal_serves_the_file_with_an_index_of_images_alone_and_with_none(records: Path):
@@ -185,7 +185,7 @@ def test_checking_costs_next_to_nothing_beside_decoding(tmp_path: Path):
     for name in ("train.rec", "train.idx", "property"):
         shutil.copy(FACES.with_name(name), tmp_path)
     path = tmp_path / "train.rec"
-    assert verify_records(path, workers=2).bad == ()
+    assert check_records(path, workers=2).bad == ()
     plain = ImageRecords(path)
     _seal(path)
     sealed = ImageRecords(path)

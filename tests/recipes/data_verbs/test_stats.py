@@ -7,15 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import simplejpeg
+from noise_records import jpeg, write_plain
 
-from adadistill.loaders.dataset_tools.identity_histogram import BAR_WIDTH, bars, histogram
+from adadistill.loaders.dataset_tools.statistics import BAR_WIDTH, bars, histogram
 from adadistill.loaders.records.recordio import RecordWriter
 from adadistill.recipes.data import main
-
-
-def jpeg(seed: int) -> bytes:
-    return simplejpeg.encode_jpeg(np.random.RandomState(seed).randint(0, 256, (16, 16, 3), dtype=np.uint8))
 
 
 @pytest.fixture
@@ -45,6 +41,22 @@ def test_bins_double_and_lose_nobody():
     assert max(line.count("#") for line in lines) == BAR_WIDTH
     assert all("#" in line for line, one in zip(lines, bins, strict=True) if one.identities)
     assert bars(histogram(np.zeros(0, np.int64))) == []
+
+
+def test_statistics_count_what_is_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    source = write_plain(tmp_path / "train.rec", [0, 0, 0, 2])
+    (tmp_path / "property").write_text("5,16,16\n")
+    assert main(["stats", str(source), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["images"], found["identities"], found["empty_identities"]) == (4, 5, 3)
+    spread = {"min": 1, "lower_quartile": 1.5, "median": 2.0, "upper_quartile": 2.5, "max": 3, "singletons": 1}
+    assert found["images_per_identity"] == spread
+    assert found["kinds"] == {"jpeg YCbCr 420 16x16": 4}
+    assert found["sorted_by_identity"]
+    text = "labels 0 to 2, 3 identities never appear (the first: 1); the number of 5 is from property"
+    assert found["problems"] == [text]
+    assert main(["stats", str(source)]) == 0
+    assert "packed planes lose nothing" in capsys.readouterr().out
 
 
 def test_thin_identities_and_duplicates_are_listed(records: Path, capsys, tmp_path: Path):

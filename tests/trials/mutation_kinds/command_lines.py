@@ -34,7 +34,7 @@ log: {{every: 3}}
 
 
 class CommandLines:
-    """`data verify`, `data stats`, `evaluate`, `convert`, `train`, `train --resume auto`, each on something hostile."""
+    """`data check`, `data stats`, `evaluate`, `convert`, `train`, `train --resume auto`, each on something hostile."""
 
     group = "command line"
     damage = "records, indices, sets, recipes, checkpoints and weights as above, given to whole commands"

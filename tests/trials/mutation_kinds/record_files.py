@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from adadistill.loaders.dataset_tools.record_verification import verify_records
+from adadistill.loaders.dataset_tools.record_check import check_records
 from adadistill.loaders.records.checked_records import CheckedRecords
 from adadistill.loaders.records.image_records import ImageRecords
 from adadistill.loaders.records.recordio import RecordWriter
@@ -43,7 +43,7 @@ _FLOATS = (float("nan"), float("inf"), -1.0, 0.5, 1e30, float(IDENTITIES), 16777
 
 
 class RecordFiles:
-    """`.rec` files as training and `data verify` read them, without a seal or with one."""
+    """`.rec` files as training and `data check` read them, without a seal or with one."""
 
     def __init__(self, *, sealed: bool) -> None:
         self.group = "record file with a seal" if sealed else "record file"
@@ -84,7 +84,7 @@ class RecordFiles:
         resizes = rng.random() < 0.5
 
         def read() -> str:
-            verify_records(path, decode=True)
+            check_records(path, decode=True)
             checked = CheckedRecords(ImageRecords(path), SIDE, wrong_size="resize" if resizes else "refuse")
             _, pixels = checked.decode(0)
             if pixels.shape != (SIDE, SIDE, 3):
@@ -117,7 +117,7 @@ def _read(path: Path, original: Original, body: bytes) -> str:
 
 
 def _read_sealed(path: Path, original: Original, body: bytes) -> str:
-    found = verify_records(path)
+    found = check_records(path)
     if body == original.rec:
         if found.bad or contents(path) != list(zip(original.labels, original.pixels, strict=True)):
             raise BrokenPromiseError("an unchanged file was refused, or read otherwise")

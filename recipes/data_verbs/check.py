@@ -1,4 +1,4 @@
-"""`adadistill data verify RECORDS`: read a whole record file or folder, report every bad image, and seal a good one."""
+"""`adadistill data check RECORDS`: read a whole record file or folder, report every bad image, and seal a good one."""
 
 from __future__ import annotations
 
@@ -10,23 +10,22 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from adadistill.loaders.dataset_tools.folder_index import folder_index_path, write_folder_index
-from adadistill.loaders.dataset_tools.record_verification import BadRecord, Verification, verify_records
-from adadistill.loaders.evaluation_sets.folder_verification import verify_folder
+from adadistill.loaders.atomic_file import write_whole
+from adadistill.loaders.dataset_tools.record_check import BadRecord, Checked, check_folder, check_records
+from adadistill.loaders.records.folder_index import folder_index_path, write_folder_index
 from adadistill.loaders.records.image_records import ImageRecords
 from adadistill.loaders.records.record_seal import seal_path, write_seal
 from adadistill.loaders.records.recordio import RecordFile
 from adadistill.loaders.usable_cpus import usable_cpus
 from adadistill.recipes.entry_point import entry_point
 from adadistill.recipes.outputs import will_write
-from adadistill.recipes.scoring.files import write_whole
 
 _SHOWN = 20
 
 
-@entry_point("adadistill data verify")
+@entry_point("adadistill data check")
 def run(argv: Sequence[str]) -> int:
-    """Verify, report, seal. Exit code 0: all is good; 1: something is not; 2: the command is wrong."""
+    """Check, report, seal. Exit code 0: all is good; 1: something is not; 2: the command is wrong."""
     arguments = build_parser().parse_args(argv)
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     image_size, num_classes = _wanted(arguments)
@@ -36,9 +35,9 @@ def run(argv: Sequence[str]) -> int:
     if arguments.seal:
         of_folder = Path(arguments.index or folder_index_path(Path(arguments.records)))
         seal = of_folder if is_folder else seal_path(Path(arguments.records))
-        will_write(seal, is_result=False, remedy="verify without --seal, or seal a copy")
+        will_write(seal, is_result=False, remedy="check without --seal, or seal a copy")
     started = time.perf_counter()
-    found = (verify_folder if is_folder else verify_records)(
+    found = (check_folder if is_folder else check_records)(
         arguments.records,
         arguments.index,
         decode=arguments.decode,
@@ -64,7 +63,7 @@ def run(argv: Sequence[str]) -> int:
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = argparse.ArgumentParser(
-        prog="adadistill data verify",
+        prog="adadistill data check",
         description="Read a whole record file, or a folder of identities, and report every bad image. What is sealed "
         "is compared with its checksums; anything else is checked for frames, labels and image headers.",
     )
@@ -98,7 +97,7 @@ def _wanted(arguments: argparse.Namespace) -> tuple[int | None, int | None]:
     return arguments.image_size or data.image_size, data.num_classes
 
 
-def _report(found: Verification, seconds: float, arguments: argparse.Namespace) -> None:
+def _report(found: Checked, seconds: float, arguments: argparse.Namespace) -> None:
     path: Path | None = arguments.report
     if path is not None:
         write_whole(path, "".join(json.dumps(asdict(bad)) + "\n" for bad in found.bad))

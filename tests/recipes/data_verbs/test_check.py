@@ -1,22 +1,16 @@
-"""`adadistill data verify`: every bad record is reported, a good file can be sealed, exit codes say which."""
+"""`adadistill data check`: every bad record is reported, a good file can be sealed, exit codes say which."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
 
-import numpy as np
 import pytest
-import simplejpeg
+from noise_records import jpeg
 
 from adadistill.loaders.records.record_seal import open_seal
 from adadistill.loaders.records.recordio import RecordWriter
-from adadistill.recipes.data_verbs.verify import run
-
-
-def _jpeg(seed: int, side: int = 16) -> bytes:
-    noise = np.random.RandomState(seed).randint(0, 256, (side, side, 3), dtype=np.uint8)
-    return simplejpeg.encode_jpeg(noise)
+from adadistill.recipes.data_verbs.check import run
 
 
 def _write(path: Path, bodies: list[bytes], labels: list[float] | None = None) -> Path:
@@ -27,7 +21,7 @@ def _write(path: Path, bodies: list[bytes], labels: list[float] | None = None) -
 
 
 def test_a_good_file_is_sealed_and_then_compared(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    path = _write(tmp_path / "train.rec", [_jpeg(seed) for seed in range(9)])
+    path = _write(tmp_path / "train.rec", [jpeg(seed) for seed in range(9)])
     assert run([str(path), "--seal", "--decode"]) == 0
     assert "sealed: " in capsys.readouterr().out
     assert open_seal(path) is not None
@@ -36,11 +30,11 @@ def test_a_good_file_is_sealed_and_then_compared(tmp_path: Path, capsys: pytest.
 
 
 def test_every_bad_record_of_an_unsealed_file_is_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    bodies = [_jpeg(seed) for seed in range(40)]
+    bodies = [jpeg(seed) for seed in range(40)]
     bodies[3] = bodies[3][:2] + b"\xff\xc0\x00"  # a header that ends
     bodies[11] = bodies[11][:-300]  # only decoding can tell
     bodies[20] = b"GIF89a" + bytes(60)
-    bodies[30] = _jpeg(30, side=24)
+    bodies[30] = jpeg(30, side=24)
     labels = [float(number % 3) for number in range(40)]
     labels[25] = 0.5
     path = _write(tmp_path / "train.rec", bodies, labels)
@@ -61,7 +55,7 @@ def test_every_bad_record_of_an_unsealed_file_is_reported(tmp_path: Path, capsys
 
 
 def test_property_identities_and_recipe_must_agree(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    path = _write(tmp_path / "train.rec", [_jpeg(seed) for seed in range(6)])
+    path = _write(tmp_path / "train.rec", [jpeg(seed) for seed in range(6)])
     (tmp_path / "property").write_text("4,16,16\n")
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(
@@ -73,7 +67,7 @@ def test_property_identities_and_recipe_must_agree(tmp_path: Path, capsys: pytes
 
 
 def test_a_changed_file_is_found_by_its_seal_and_can_be_sealed_anew(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    bodies = [_jpeg(seed) for seed in range(5)]
+    bodies = [jpeg(seed) for seed in range(5)]
     path = _write(tmp_path / "train.rec", bodies)
     assert run([str(path), "--seal"]) == 0
     content = bytearray(path.read_bytes())
@@ -98,6 +92,6 @@ def test_a_changed_file_is_found_by_its_seal_and_can_be_sealed_anew(tmp_path: Pa
     ],
 )
 def test_mistakes_are_told(tmp_path: Path, capsys, arguments: list[str], code: int, message: str):
-    path = _write(tmp_path / "train.rec", [_jpeg(0)])
+    path = _write(tmp_path / "train.rec", [jpeg(0)])
     assert run([argument.format(path=path) for argument in arguments]) == code
     assert message in capsys.readouterr().err

@@ -1,9 +1,8 @@
-"""Reads a whole record file and reports every record that is bad, rather than the first.
+"""Reads a whole record file, or a folder of identities, and reports every image that is bad, rather than the first.
 
 A sealed file is compared with its checksums, span by span, which finds any changed bit and names its record, whatever
 the change did to the frames around it. An unsealed one is checked for what can be known without checksums: frames,
-labels, image headers, and the images themselves where they are decoded. Work is handed to threads in long runs of
-records; checksums and decoding let go of the interpreter lock.
+labels, image headers, and the images themselves where they are decoded.
 """
 
 from __future__ import annotations
@@ -19,9 +18,11 @@ import numpy as np
 
 from adadistill.loaders.pixels import ImageDecodeError, ImageLimits, decode_image, image_header
 from adadistill.loaders.records.checked_records import ImageSizeError
+from adadistill.loaders.records.image_folder import ImageFolder
 from adadistill.loaders.records.image_records import ImageRecords
-from adadistill.loaders.records.image_source import ImageSource
+from adadistill.loaders.records.image_source import ImageSource, SealUse
 from adadistill.loaders.records.label_check import check_labels
+from adadistill.loaders.records.record_index import RecordIndex
 from adadistill.loaders.records.record_seal import RecordSeal, SealError, open_seal
 from adadistill.loaders.records.recordio import RecordError, RecordFile
 
@@ -47,20 +48,20 @@ class BadRecord:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Verification:
-    """What was found."""
+class Checked:
+    """What a check found."""
 
     records: int
     """Images in the file."""
     bytes: int
-    """Read."""
+    """Bytes that were read."""
     bad: tuple[BadRecord, ...]
     """Everything that is wrong, in the order of the file."""
     sealed: bool
     """Whether checksums were compared."""
 
 
-def verify_records(
+def check_records(
     path: str | Path,
     index: str | Path | None = None,
     *,
@@ -70,7 +71,7 @@ def verify_records(
     workers: int = 4,
     use_seal: bool = True,
     progress: Callable[[int, int], None] | None = None,
-) -> Verification:
+) -> Checked:
     """Check a whole record file.
 
     Args:
@@ -90,29 +91,49 @@ def verify_records(
     file = RecordFile(path)
     seal = open_seal(file.path) if use_seal else None
     bad: list[BadRecord] = []
-    with ThreadPoolExecutor(workers, thread_name_prefix="adadistill-verify") as threads:
+    with ThreadPoolExecutor(workers, thread_name_prefix="adadistill-check") as threads:
         if seal is not None:
             bad += _against_seal(file, seal, threads, workers)
         try:
             records = ImageRecords(path, index, num_classes=num_classes, seal="auto" if use_seal else "ignore")
-            total = len(records)
+            len(records)  # reads the index
         except (RecordError, SealError):
             if not bad:
                 raise  # nothing else has told what is wrong
-            return Verification(records=seal.num_images if seal else 0, bytes=file.size, bad=tuple(bad), sealed=True)
+            return Checked(records=seal.num_images if seal else 0, bytes=file.size, bad=tuple(bad), sealed=True)
         bad += _of_whole_file(records, num_classes)
         known = {one.record_id for one in bad}
-        offsets, keys = records.index.offsets, records.index.keys
-        check = ImageCheck(records, lambda i: (offsets.item(i), keys.item(i)), decode=decode, image_size=image_size)
-        if seal is not None and not decode and image_size is None:
-            total = 0  # what was sealed had been found good, and is what it was
-        runs = [(start, min(start + _RECORDS_AT_ONCE, total)) for start in range(0, total, _RECORDS_AT_ONCE)]
-        for (_, stop), found in zip(runs, threads.map(check.run, runs), strict=True):
-            bad += [one for one in found if one.record_id not in known]
-            if progress is not None:
-                progress(stop, total)
+        if seal is None or decode or image_size is not None:  # what was sealed had been found good, and is what it was
+            check = _ImageCheck(records, records.index, decode=decode, image_size=image_size)
+            bad += [one for one in check.all_bad(threads, progress) if one.record_id not in known]
     bad.sort(key=lambda one: -1 if one.offset is None else one.offset)
-    return Verification(records=len(records), bytes=file.size, bad=tuple(bad), sealed=seal is not None)
+    return Checked(records=len(records), bytes=file.size, bad=tuple(bad), sealed=seal is not None)
+
+
+def check_folder(
+    path: str | Path,
+    index: str | Path | None = None,
+    *,
+    decode: bool = False,
+    image_size: int | None = None,
+    num_classes: int | None = None,
+    workers: int = 4,
+    use_seal: bool = True,
+    progress: Callable[[int, int], None] | None = None,
+) -> Checked:
+    """Check every image of a folder; the arguments are those of `check_records`.
+
+    Raises:
+        FileNotFoundError: there is no such folder or index.
+        ImageFolderError: it is no set of identities, or not of `num_classes`.
+        SealError, FolderIndexError: the index is damaged, or its checksums are of other files.
+    """
+    seal: SealUse = "auto" if use_seal else "ignore"
+    folder = ImageFolder(path, index, num_classes=num_classes, seal=seal, links="anywhere", list_anew=True)
+    check = _ImageCheck(folder, None, decode=decode, image_size=image_size)
+    with ThreadPoolExecutor(workers, thread_name_prefix="adadistill-check") as threads:
+        bad = tuple(check.all_bad(threads, progress))
+    return Checked(records=len(folder), bytes=int(folder.listing.sizes.sum()), bad=bad, sealed=folder.sealed)
 
 
 def damaged_spans(file: RecordFile, seal: RecordSeal, spans: range) -> Iterator[BadRecord]:
@@ -149,32 +170,26 @@ def _of_whole_file(records: ImageRecords, num_classes: int | None) -> list[BadRe
     return bad + [BadRecord("labels", text) for text in (found.beyond, *found.refused) if text]
 
 
-class ImageCheck:
-    """What is checked of each image.
+class _ImageCheck:
+    """What is checked of each image; `index` tells where records lie, and is None for a folder."""
 
-    Args:
-        place_of: offset and key of a record id, where it has them.
-    """
-
-    def __init__(
-        self,
-        records: ImageSource,
-        place_of: Callable[[int], tuple[int | None, int | None]],
-        *,
-        decode: bool,
-        image_size: int | None,
-    ) -> None:
-        self._records, self._place_of, self._decode, self._image_size = records, place_of, decode, image_size
+    def __init__(self, images: ImageSource, index: RecordIndex | None, *, decode: bool, image_size: int | None) -> None:
+        self._images, self._index, self._decode, self._image_size = images, index, decode, image_size
         self._limits = ImageLimits()
 
-    def run(self, run: tuple[int, int]) -> list[BadRecord]:
-        """The bad ones among records [start, stop)."""
-        return [bad for record_id in range(*run) if (bad := self._one(record_id)) is not None]
+    def all_bad(self, threads: ThreadPoolExecutor, progress: Callable[[int, int], None] | None) -> Iterator[BadRecord]:
+        """The bad ones, in order. Threads take long runs of images: decoding lets go of the interpreter lock."""
+        total = len(self._images)
+        runs = [range(start, min(start + _RECORDS_AT_ONCE, total)) for start in range(0, total, _RECORDS_AT_ONCE)]
+        for run, found in zip(runs, threads.map(lambda run: list(map(self._one, run)), runs), strict=True):
+            yield from (bad for bad in found if bad is not None)
+            if progress is not None:
+                progress(run.stop, total)
 
     def _one(self, record_id: int) -> BadRecord | None:
         try:
-            body = self._records.read(record_id).body
-            where = self._records.where(record_id)
+            body = self._images.read(record_id).body
+            where = self._images.where(record_id)
             if len(body) > self._limits.max_bytes:
                 raise ImageDecodeError(f"{where}: {len(body)} encoded bytes; at most {self._limits.max_bytes} are read")
             header = image_header(body, where=where)
@@ -184,6 +199,8 @@ class ImageCheck:
             if self._decode:
                 decode_image(body, where=where, max_side=self._limits.max_side)
         except (RecordError, ImageDecodeError) as error:
-            offset, key = self._place_of(record_id)
+            if self._index is None:
+                return BadRecord(type(error).__name__, str(error), None, record_id)
+            offset, key = self._index.offsets.item(record_id), self._index.keys.item(record_id)
             return BadRecord(type(error).__name__, str(error), offset, record_id, key)
         return None

@@ -1,20 +1,9 @@
 """The index of a folder of images: its listing in one file, so that no rank has to list it, and checksums.
 
-Why: to list a folder, every file has to be looked at, at each start, on each rank: on a network disk a round trip for
-every image. And files, like records, have no checksums of their own. `write_folder_index` writes `FOLDER.images.index`
-beside the folder, never into it, and only when it is asked to.
-
-A listing is taken from the index where the folder and every identity's were last modified when it says (one look at
-each of C folders, not at N files): names come and go with that time, so what this misses is a file written anew in
-place, and that is seen when it is read, by its size. In a copy of a folder the times are others. Then the folder is
-listed, and checksums are still used if that gives the names and sizes of the index.
-
-Layout, all little-endian:
-
-    b"ADFOLDR1" | u64 C | u64 N | u64 bytes of identity names | u64 bytes of image names
-    | u64 flags (1: there are checksums, 2: a link leads out of the folder)
-    | i64 modified_ns of C + 1 folders, the outer one first | u64 images of each identity | u64 bytes of each image
-    | u32 crc32 of each image, where there are checksums | names, each ended by NUL | u32 crc32 of all that precedes
+Why: to list a folder, every file has to be looked at, at each start and on each rank: on a network disk a round trip
+for every image. And files, unlike records, have no place for checksums. `FOLDER.images.index` lies beside the folder,
+and is used while the folder and those of its identities were last modified when it says, which is one look at each of
+C folders and not at N files. docs/data.md specifies the file.
 """
 
 from __future__ import annotations
@@ -31,6 +20,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from adadistill.loaders.atomic_file import write_whole
 from adadistill.loaders.command_text import quoted
 from adadistill.loaders.folders import (
     LISTING_THREADS,
@@ -101,7 +91,7 @@ def load_folder_index(
     if seal == "require" and (stored is None or stored.crc32 is None):
         raise SealError(
             f"{path} {'is not there' if stored is None else 'holds no checksums'}, and the images must be sealed. Copy "
-            f"it beside them, or write it: adadistill data verify --seal {quoted(folder)}"
+            f"it beside them, or write it: adadistill data check --seal {quoted(folder)}"
         )
     if stored is None:
         return FolderIndex(list_folder(folder, links), None)
@@ -125,7 +115,7 @@ def load_folder_index(
         raise SealError(
             f"{path} was made for {len(stored.listing.images)} images of {len(stored.listing.identities)} identities, "
             f"{folder} holds {len(listing.images)} of {len(listing.identities)}, or of other names or sizes. If that "
-            f"was done on purpose, seal them anew: adadistill data verify --seal --reseal {quoted(folder)}"
+            f"was done on purpose, seal them anew: adadistill data check --seal --reseal {quoted(folder)}"
         )
     logger.warning("%s is stale: the folder was changed, and is listed. Write it anew: %s", path, remedy)
     return FolderIndex(listing, None)
@@ -160,16 +150,7 @@ def write_folder_index(
     listing = list_folder(folder, "anywhere")  # whoever reads it says which may be followed
     crc32 = _checksums(folder, listing, progress) if checksums else None
     body = _packed(FolderIndex(listing, crc32))
-    partial = target.with_name(f".{target.name}.partial-{os.getpid()}")
-    try:
-        with partial.open("wb") as out:
-            out.write(body)
-            out.write(zlib.crc32(body).to_bytes(4, "little"))
-            out.flush()
-            os.fsync(out.fileno())
-        os.replace(partial, target)
-    finally:
-        partial.unlink(missing_ok=True)
+    write_whole(target, body + zlib.crc32(body).to_bytes(4, "little"))
     return target
 
 

@@ -11,15 +11,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from adadistill.loaders.dataset_tools import folder_index
-from adadistill.loaders.dataset_tools.folder_index import (
+from adadistill.loaders.dataset_tools.record_check import check_folder
+from adadistill.loaders.folders import ImageFolderError
+from adadistill.loaders.records import folder_index
+from adadistill.loaders.records.folder_index import (
     FolderIndexError,
     folder_index_path,
     read_folder_index,
     write_folder_index,
 )
-from adadistill.loaders.evaluation_sets.folder_verification import verify_folder
-from adadistill.loaders.folders import ImageFolderError
 from adadistill.loaders.records.image_folder import ImageChecksumError, ImageFileError, ImageFolder
 from adadistill.loaders.records.record_seal import SealError
 
@@ -145,7 +145,7 @@ def test_checksums_of_other_files_are_refused(folder: Path):
 
 
 def test_a_seal_that_is_required_must_be_there(folder: Path):
-    with pytest.raises(SealError, match=r"is not there, and the images must be sealed.*data verify --seal"):
+    with pytest.raises(SealError, match=r"is not there, and the images must be sealed.*data check --seal"):
         len(ImageFolder(folder, seal="require"))
     write_folder_index(folder)
     with pytest.raises(SealError, match="holds no checksums"):
@@ -232,8 +232,8 @@ def test_verification_finds_what_an_index_alone_would_not(folder: Path):
     write_folder_index(folder, checksums=True)
     (folder / "id1" / "2.jpg").write_bytes(b"\xff\xd8\xff")
     with pytest.raises(SealError, match="or of other names or sizes"):
-        verify_folder(folder)
+        check_folder(folder)
     (folder / "id1" / "2.jpg").write_bytes(b"\xff\xd8\xff\xe0" + b"x" * 22)
-    found = verify_folder(folder)
+    found = check_folder(folder)
     assert [bad.kind for bad in found.bad if bad.record_id == 2] == ["ImageChecksumError"]
     assert (found.records, found.sealed, found.bytes) == (6, True, sum(24 + number for number in range(6)))
