@@ -2,7 +2,7 @@
 
     adadistill data pack RECORDS.rec FOLDER           planes where all JPEGs are 4:2:0 (18,816 bytes a face), else RGB;
                                                       goes on where an earlier packing stopped
-    adadistill data pack RECORDS.rec FOLDER --verify  then read all of it against its checksums
+    adadistill data pack RECORDS.rec FOLDER --check   then read all of it against its checksums
 
 In several processes: torchrun --standalone --nproc_per_node=8 -m adadistill.recipes.data_verbs.pack RECORDS.rec FOLDER
 
@@ -28,10 +28,11 @@ from adadistill.core.distributed import LaunchError, Ranks
 from adadistill.core.teachers import record_binding
 from adadistill.core.training.metrics_log import format_seconds
 from adadistill.core.training.stop_signal import StopRequested, StopSignal, listen_for_stop
-from adadistill.loaders.packed_store import PackedStore, PackProgress, PackResult, pack_records
+from adadistill.loaders.block_store.packed_images import PackedStore
+from adadistill.loaders.block_store.packing import PackResult, pack_records
 from adadistill.loaders.pixels import ImageLimits
 from adadistill.loaders.records.open_images import open_images
-from adadistill.recipes.block_report import BlockReport, verify_blocks
+from adadistill.recipes.block_report import BlockReport, check_blocks
 from adadistill.recipes.entry_point import entry_point, log_to_stderr
 from adadistill.recipes.outputs import will_write_folder
 
@@ -111,7 +112,9 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="N",
         help=f"and so are those of more encoded bytes (default: {limits.max_bytes})",
     )
-    parser.add_argument("--verify", action="store_true", help="read the finished store against its checksums")
+    parser.add_argument(
+        "--check", "--verify", action="store_true", help="read the finished store against its checksums"
+    )
     return parser
 
 
@@ -138,14 +141,14 @@ def _pack(arguments: argparse.Namespace, ranks: Ranks, stop: StopSignal) -> None
         rank=ranks.rank,
         world_size=ranks.world_size,
         stop=lambda: stop.requested,
-        report=BlockReport(ranks, _rates) if ranks.is_main else None,
+        report=BlockReport(ranks) if ranks.is_main else lambda progress: None,
     )
     if result.stopped:
         raise StopRequested(stop.exit_code)
     if result.is_complete:
         _print_result(result)
-        if arguments.verify:
-            _verify(result.folder, ranks, stop)
+        if arguments.check:
+            print(check_blocks(PackedStore(result.folder), ranks, stop))
     else:  # whoever ends last says the rest
         logger.info("rank %d is done; %d blocks of other ranks are not", ranks.rank, result.missing_blocks)
 
@@ -162,20 +165,6 @@ def _print_result(result: PackResult) -> None:
         print("  this process found its part complete")
     if result.damaged:
         print(f"  {result.damaged} damaged records are stored in grey with label -1; damaged.json lists them")
-
-
-def _verify(folder: Path, ranks: Ranks, stop: StopSignal) -> None:
-    store = PackedStore(folder)
-    header = store.header
-    print(
-        verify_blocks(
-            lambda progress: store.verify(progress=progress), header.num_blocks, header.data_bytes, ranks, stop
-        )
-    )
-
-
-def _rates(progress: PackProgress, images_per_s: float) -> str:
-    return f"images/s {images_per_s:.0f}"
 
 
 def _ranks() -> Ranks:

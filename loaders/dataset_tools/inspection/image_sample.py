@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from adadistill.loaders.orientation import UPRIGHT
 from adadistill.loaders.pixels import ImageDecodeError, image_header
-from adadistill.loaders.stored_blocks.json_text import JSON
+from adadistill.loaders.json_text import JSON
 
 _MOST_KINDS = 12
 

@@ -34,7 +34,7 @@ from adadistill.loaders.dataset_tools.record_folder.record_layout import RecordL
 from adadistill.loaders.atomic_file import sync_folder
 from adadistill.loaders.folders import UNFINISHED_NAME
 from adadistill.loaders.records.recordio import BadBodyError, RecordFile, ScannedRecord
-from adadistill.loaders.stored_blocks.json_text import parse_json
+from adadistill.loaders.json_text import parse_json
 
 _SUFFIXES = (
     (b"\xff\xd8", "jpg"),

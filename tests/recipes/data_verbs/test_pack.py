@@ -16,7 +16,8 @@ from small_cache import contents
 from small_pack import COUNT, SIDE, jpeg, small_bodies, write_records
 from tests_support import ROOT
 
-from adadistill.loaders.packed_store import PackedStore, PackProgress
+from adadistill.loaders.block_store.packed_images import PackedStore
+from adadistill.loaders.block_store.writer import BlockProgress
 from adadistill.recipes.data_verbs import pack as data_pack
 
 START = f"""
@@ -124,7 +125,7 @@ def test_a_launch_that_does_not_fit_is_a_mistake(path, tmp_path, capsys, monkeyp
 def test_a_signal_stops_between_blocks_and_the_same_command_goes_on(path, tmp_path, monkeypatch, number, code):
     assert run(path, tmp_path / "undisturbed", "--layout", "rgb") == 0
 
-    def asked_once(self: object, progress: PackProgress) -> None:  # a second signal would end pytest
+    def asked_once(self: object, progress: BlockProgress) -> None:  # a second signal would end pytest
         if progress.blocks == 1:
             signal.raise_signal(number)
 
