@@ -35,7 +35,7 @@ from adadistill.bench.timing import drain
 from adadistill.core.host_memory import keep_freed_memory
 from adadistill.core.teachers.cached_teacher import CachedTeacher
 from adadistill.loaders.augment.augment_policy import Augmentation, AugmentConfig
-from adadistill.loaders.block_store.teacher_cache import CacheHeader, CacheWriter, MIRRORED, PLAIN, TeacherCache
+from adadistill.loaders.block_store.teacher_cache import MIRRORED, PLAIN, CacheHeader, CacheWriter, TeacherCache
 
 TINY = (
     "--records 5000 --embedding-dim 16 --batch-size 3 7 --teacher-arch ir18 --teacher-width 0.125 --image-size 32 "

@@ -27,7 +27,6 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from adadistill.loaders.errors import WorkFailed
 from adadistill.core.distributed import Ranks, distributed_session
 from adadistill.core.host_memory import keep_freed_memory
 from adadistill.core.recipe import Recipe, load_recipe, recipe_augmentation
@@ -38,11 +37,12 @@ from adadistill.core.teachers.cache_recompute import recompute_rows
 from adadistill.core.teachers.cache_views import needed_views
 from adadistill.core.training.metrics_log import format_seconds
 from adadistill.core.training.stop_signal import listen_for_stop
-from adadistill.loaders.pipelines.pipeline import named_records
-from adadistill.loaders.records.open_images import open_images
 from adadistill.loaders.block_store.errors import StoreIncompleteError
 from adadistill.loaders.block_store.files import read_header
 from adadistill.loaders.block_store.teacher_cache import CacheHeader, TeacherCache
+from adadistill.loaders.errors import WorkFailed
+from adadistill.loaders.pipelines.pipeline import named_records
+from adadistill.loaders.records.open_images import open_images
 from adadistill.recipes.block_report import BlockReport, check_blocks
 from adadistill.recipes.entry_point import entry_point, log_to_stderr
 from adadistill.recipes.outputs import will_write_folder

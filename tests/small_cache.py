@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from adadistill.loaders.block_store.teacher_cache import CacheHeader, CacheWriter, MIRRORED, PLAIN
+from adadistill.loaders.block_store.teacher_cache import MIRRORED, PLAIN, CacheHeader, CacheWriter
 
 NAMES = ("blocks.bin", "embeddings.bin", "header.json")
 

@@ -22,9 +22,9 @@ from adadistill.core.teachers.preprocessing import Color
 from adadistill.core.teachers.sources import load_source
 from adadistill.core.teachers.stored_embeddings import StoredEmbeddings
 from adadistill.loaders.augment.augment_policy import Augmentation
+from adadistill.loaders.block_store.teacher_cache import TeacherCache
 from adadistill.loaders.pipelines.pipeline import DataConfig
 from adadistill.loaders.records.image_source import ImageSource
-from adadistill.loaders.block_store.teacher_cache import TeacherCache
 
 logger = logging.getLogger(__name__)
 

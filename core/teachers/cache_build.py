@@ -274,5 +274,3 @@ def _announce(source: CacheSource, header: CacheHeader, folder: Path, pending: i
         "%s: %d of %d blocks to do, of %d images in %d view(s), %.3f GB when complete",
         folder, pending, header.num_blocks, header.block_records, header.num_views, header.data_bytes / 1e9,
     )  # fmt: skip
-
-

@@ -31,9 +31,9 @@ from adadistill.core.teachers.cache_views import VIEWS, ViewChoice
 from adadistill.core.teachers.knows_people import KNOWN_GAP, couples_of, evenly_spread
 from adadistill.core.teachers.weight_source import file_sha256
 from adadistill.core.training.stop_signal import StopRequested, StopSignal
-from adadistill.loaders.records.image_source import ImageSource
-from adadistill.loaders.block_store.writer import BlockProgress
 from adadistill.loaders.block_store.teacher_cache import CacheHeader, CacheWriter, TeacherCache
+from adadistill.loaders.block_store.writer import BlockProgress
+from adadistill.loaders.records.image_source import ImageSource
 
 logger = logging.getLogger(__name__)
 

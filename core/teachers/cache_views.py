@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Literal, TypeAlias
 
 from adadistill.loaders.augment.augment_policy import Augmentation
-from adadistill.loaders.block_store.teacher_cache import CacheView, MIRRORED, PLAIN
+from adadistill.loaders.block_store.teacher_cache import MIRRORED, PLAIN, CacheView
 
 ViewChoice: TypeAlias = Literal["plain", "both"]
 """Views of images that are not augmented."""

@@ -131,7 +131,12 @@ def pack_records(
 
 
 def _layout_of(
-    folder: Path, asked: LayoutChoice, records: CheckedRecords, on_damaged: OnDamaged, rank: int, stop: Callable[[], bool]
+    folder: Path,
+    asked: LayoutChoice,
+    records: CheckedRecords,
+    on_damaged: OnDamaged,
+    rank: int,
+    stop: Callable[[], bool],
 ) -> Layout | None:
     """The layout to pack in: that of a packing that is continued, where auto is asked for. None where stopped."""
     check_folder(folder, PackedHeader.kind)  # before minutes of reading headers
@@ -150,9 +155,7 @@ class _Packing:
         self._writer, self._source, self._stop = writer, source, stop
         self._skips_damaged, self._stopped = on_damaged == "skip", False
 
-    def run(
-        self, rank: int, world_size: int, workers: int, report: Callable[[BlockProgress], None]
-    ) -> PackResult:
+    def run(self, rank: int, world_size: int, workers: int, report: Callable[[BlockProgress], None]) -> PackResult:
         """Pack what is missing of a rank's blocks. They end in order, so the first damaged record is the one raised."""
         writer = self._writer
         first, last = (writer.header.num_blocks * place // world_size for place in (rank, rank + 1))

@@ -130,9 +130,7 @@ def take_rows(rows: npt.NDArray[Any], places: npt.NDArray[np.int64], out: npt.ND
     return np.take(rows, places, axis=0, out=out, mode="clip")
 
 
-def checked_ids(
-    what: str, values: npt.NDArray[np.integer[Any]] | Sequence[int], bound: int
-) -> npt.NDArray[np.int64]:
+def checked_ids(what: str, values: npt.NDArray[np.integer[Any]] | Sequence[int], bound: int) -> npt.NDArray[np.int64]:
     """Numbers of rows as int64; raises IndexError for the first out of [0, bound), ValueError for what are none."""
     array = np.asarray(values)
     if array.ndim != 1 or (array.size and array.dtype.kind not in "iu"):
@@ -145,9 +143,7 @@ def checked_ids(
     return array.astype(np.int64, copy=False)
 
 
-def checked_out(
-    out: npt.NDArray[Any] | None, shape: tuple[int, int], dtype: npt.DTypeLike
-) -> npt.NDArray[Any]:
+def checked_out(out: npt.NDArray[Any] | None, shape: tuple[int, int], dtype: npt.DTypeLike) -> npt.NDArray[Any]:
     """Where rows go: `out`, or a new array. Raises ValueError where `out` does not fit."""
     dtype = np.dtype(dtype)
     if out is None:

@@ -106,8 +106,8 @@ class CacheWriter(BlockWriter[CacheHeader]):
         Raises:
             IndexError: no such block.
             ValueError: wrong shape or dtype, or the writer is closed.
-            StoreWriteError: a row is not finite or its norm is off 1 by more than 5e-3 (record and view are named), or the
-                disk refused the bytes. The block is then not marked as done.
+            StoreWriteError: a row is not finite or its norm is off 1 by more than 5e-3 (record and view are named), or
+                the disk refused the bytes. The block is then not marked as done.
         """
         self._check_open()
         ids = self.header.block_record_range(block)

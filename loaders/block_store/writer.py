@@ -326,7 +326,9 @@ def _lock(handle: int, folder: Path, kind: StoreKind, *, shared: bool = False) -
     if locked is False:
         raise StoreError(f"{folder}: another {kind.making} is running in this folder; wait for it, or stop it")
     if locked is None:
-        logger.warning("%s: this file system has no locks; see that no other %s writes this folder", folder, kind.making)
+        logger.warning(
+            "%s: this file system has no locks; see that no other %s writes this folder", folder, kind.making
+        )
 
 
 def _release(handle: int, owner: int) -> None:

@@ -21,11 +21,11 @@ from adadistill.core.teachers.cache_build import build_cache
 from adadistill.core.teachers.cache_recompute import recompute_rows
 from adadistill.core.training.run import run_training
 from adadistill.core.training.stop_signal import StopSignal
+from adadistill.loaders.block_store.errors import StoreError
+from adadistill.loaders.block_store.teacher_cache import TeacherCache
 from adadistill.loaders.pipelines.pipeline import build_pipeline
 from adadistill.loaders.pipelines.sample_order import SampleOrder
 from adadistill.loaders.records.image_records import ImageRecords
-from adadistill.loaders.block_store.errors import StoreError
-from adadistill.loaders.block_store.teacher_cache import TeacherCache
 
 CPU = torch.device("cpu")
 NETWORK = BackboneConfig(arch="mobilefacenet", width=0.125, embedding_dim=16)

@@ -175,9 +175,7 @@ def test_check_with_a_recipe_compares_teacher_records_views_and_rows(recipe: Pat
     assert "the recipe names no network" in capsys.readouterr().out
 
 
-def test_check_finds_rows_that_the_teacher_never_said(
-    recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-):
+def test_check_finds_rows_that_the_teacher_never_said(recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     header = TeacherCache(recipe.parent / "cache").header
     draw = np.random.RandomState(0)
     with CacheWriter(tmp_path / "forged", header, main=True) as writer:
@@ -236,10 +234,7 @@ def test_rows_of_other_records_exit_2_with_the_reason(recipe: Path, tmp_path: Pa
     assert "label_check left out" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_a_signal_ends_a_build_after_its_block_and_it_goes_on_later(
-    recipe: Path, tmp_path: Path, number: signal.Signals, code: int
-):
+def test_a_signal_ends_a_build_after_its_block_and_it_goes_on_later(recipe: Path, tmp_path: Path):
     # Blocks of one record: 48 waits for the disk leave time to be interrupted.
     arguments = ["build", str(recipe), f"teacher.cache={tmp_path}/new", "--device", "cpu", "--batch-size", "1"]
     command = [sys.executable, "-c", "import sys, tests_support; tests_support.make_importable(); "
@@ -252,10 +247,10 @@ def test_a_signal_ends_a_build_after_its_block_and_it_goes_on_later(
         assert process.poll() is None, process.communicate()[1]
         assert time.monotonic() < deadline
         time.sleep(0.005)
-    process.send_signal(number)
+    process.send_signal(signal.SIGTERM)
     error = process.communicate(timeout=60)[1]
 
-    assert process.returncode == code, error
+    assert process.returncode == 143, error
     assert "blocks left to do" in error
     assert "Traceback" not in error
     assert 0 < slots.read_bytes().count(bytes(16)) < 48

@@ -32,8 +32,8 @@ from typing import Any, BinaryIO, Literal, TypeAlias
 from adadistill.loaders.dataset_tools.record_folder.errors import RecordFolderError
 from adadistill.loaders.dataset_tools.record_folder.raw_records import RawRecord, bits_to_float, float_to_bits
 from adadistill.loaders.folders import STORED_SUFFIXES, is_litter
-from adadistill.loaders.records.recordio import MAX_LABELS
 from adadistill.loaders.json_text import parse_json
+from adadistill.loaders.records.recordio import MAX_LABELS
 
 MANIFEST_NAME = ".records.jsonl"
 """Hidden, so that whatever reads the folder as images looks past it."""

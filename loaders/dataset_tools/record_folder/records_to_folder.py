@@ -18,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
+from adadistill.loaders.atomic_file import sync_folder
 from adadistill.loaders.dataset_tools.record_folder.errors import RecordFolderError
 from adadistill.loaders.dataset_tools.record_folder.manifest import (
     COPY_NAMES,
@@ -31,10 +32,9 @@ from adadistill.loaders.dataset_tools.record_folder.manifest import (
 )
 from adadistill.loaders.dataset_tools.record_folder.raw_records import RawRecord, parse_raw_record
 from adadistill.loaders.dataset_tools.record_folder.record_layout import RecordLayout, read_record_layout
-from adadistill.loaders.atomic_file import sync_folder
 from adadistill.loaders.folders import UNFINISHED_NAME
-from adadistill.loaders.records.recordio import BadBodyError, RecordFile, ScannedRecord
 from adadistill.loaders.json_text import parse_json
+from adadistill.loaders.records.recordio import BadBodyError, RecordFile, ScannedRecord
 
 _SUFFIXES = (
     (b"\xff\xd8", "jpg"),

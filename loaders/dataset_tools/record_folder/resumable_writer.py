@@ -22,11 +22,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO
 
+from adadistill.loaders.atomic_file import sync_folder
 from adadistill.loaders.dataset_tools.record_folder.errors import RecordFolderError
 from adadistill.loaders.file_lock import try_lock
-from adadistill.loaders.atomic_file import sync_folder
-from adadistill.loaders.records.recordio import SEAL_SUFFIX, RecordError, RecordFile, write_text_atomically
 from adadistill.loaders.json_text import parse_json
+from adadistill.loaders.records.recordio import SEAL_SUFFIX, RecordError, RecordFile, write_text_atomically
 
 _FORMAT = "adadistill-record-journal 1"
 _SAFE_POINT_BYTES = 64 << 20

@@ -26,10 +26,10 @@ from adadistill.core.teachers import (
 )
 from adadistill.core.teachers.sources import load_source
 from adadistill.core.training.run import run_training
+from adadistill.loaders.block_store.errors import StoreDamagedError, StoreError, StoreIncompleteError, StoreMissingError
+from adadistill.loaders.block_store.teacher_cache import MIRRORED, PLAIN, CacheHeader, CacheWriter
 from adadistill.loaders.pixels import decode_image, to_network_input
 from adadistill.loaders.records.image_records import ImageRecords
-from adadistill.loaders.block_store.errors import StoreDamagedError, StoreError, StoreIncompleteError, StoreMissingError
-from adadistill.loaders.block_store.teacher_cache import CacheHeader, CacheWriter, MIRRORED, PLAIN
 
 CPU = torch.device("cpu")
 NETWORK = BackboneConfig(arch="mobilefacenet", width=0.125, embedding_dim=16)

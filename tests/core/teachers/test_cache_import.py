@@ -18,10 +18,10 @@ from adadistill.core.teachers.cache_build import CacheBuildResult
 from adadistill.core.teachers.cache_import import ImportRefusedError, check_labels, import_embeddings, open_rows
 from adadistill.core.training.run import run_training
 from adadistill.core.training.stop_signal import StopRequested, StopSignal
-from adadistill.loaders.records.image_records import ImageRecords
 from adadistill.loaders.block_store.errors import StoreError
-from adadistill.loaders.block_store.writer import BlockProgress
 from adadistill.loaders.block_store.teacher_cache import MIRRORED, PLAIN, TeacherCache
+from adadistill.loaders.block_store.writer import BlockProgress
+from adadistill.loaders.records.image_records import ImageRecords
 
 RECORDS, IDENTITIES, DIM = 48, 24, 64
 

@@ -11,7 +11,14 @@ import torch
 from adadistill.core.teachers import CachedTeacher, RecordTeacher
 from adadistill.core.teachers.cache_views import needed_views
 from adadistill.loaders.augment.augment_policy import Augmentation, AugmentConfig
-from adadistill.loaders.block_store.teacher_cache import CacheHeader, CacheView, CacheWriter, MIRRORED, PLAIN, TeacherCache
+from adadistill.loaders.block_store.teacher_cache import (
+    MIRRORED,
+    PLAIN,
+    CacheHeader,
+    CacheView,
+    CacheWriter,
+    TeacherCache,
+)
 
 CPU = torch.device("cpu")
 MIRRORS, NO_MIRRORS = (

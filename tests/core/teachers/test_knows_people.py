@@ -22,10 +22,10 @@ from adadistill.core.teachers.knows_people import check_network, couples_of, peo
 from adadistill.core.teachers.preprocessing import Preprocessing
 from adadistill.core.training.run import run_training
 from adadistill.core.training.stop_signal import StopSignal
+from adadistill.loaders.block_store.errors import StoreIncompleteError
+from adadistill.loaders.block_store.teacher_cache import MIRRORED, PLAIN, CacheHeader, CacheWriter, TeacherCache
 from adadistill.loaders.records.image_records import ImageRecords
 from adadistill.loaders.records.recordio import write_insightface_records
-from adadistill.loaders.block_store.errors import StoreIncompleteError
-from adadistill.loaders.block_store.teacher_cache import CacheHeader, CacheWriter, MIRRORED, PLAIN, TeacherCache
 
 SIDE, PEOPLE, IMAGES, DIM = 32, 60, 2, 16
 NETWORK = BackboneConfig(arch="mobilefacenet", width=0.125, embedding_dim=DIM)

@@ -9,7 +9,7 @@ import pytest
 from small_cache import TEACHER, build, small_header
 
 from adadistill.loaders.block_store.errors import StoreError
-from adadistill.loaders.block_store.teacher_cache import CacheView, MIRRORED, PLAIN, TeacherCache
+from adadistill.loaders.block_store.teacher_cache import MIRRORED, PLAIN, CacheView, TeacherCache
 
 RECORDS = {"fingerprint": "cd" * 32, "num_records": 23, "num_classes": 7, "name": "train.rec"}
 POLICY = '{"crop":0.2}'

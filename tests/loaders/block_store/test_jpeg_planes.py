@@ -14,7 +14,12 @@ from small_pack import SIDE, jpeg, saved
 
 from adadistill.loaders.block_store import jpeg_planes
 from adadistill.loaders.block_store.errors import StoreError
-from adadistill.loaders.block_store.jpeg_planes import PlaneDecoder, TurboJpegMissingError, planes_available, why_no_planes
+from adadistill.loaders.block_store.jpeg_planes import (
+    PlaneDecoder,
+    TurboJpegMissingError,
+    planes_available,
+    why_no_planes,
+)
 from adadistill.loaders.block_store.packed_images import image_bytes
 from adadistill.loaders.pixels import ImageDecodeError
 from adadistill.loaders.records.image_records import ImageRecords

@@ -89,7 +89,9 @@ def test_files_are_plain_npy(packed):
 
 def test_labels_belong_to_the_checksum_of_their_block(folder):
     _put(folder / "labels.npy", HEAD_BYTES + 8 * 12, np.int64(4).tobytes())  # was 5; a class too
-    with pytest.raises(StoreDamagedError, match=r"block 2 \(records \[10, 15\)\) or beside it in labels.npy is damaged"):
+    with pytest.raises(
+        StoreDamagedError, match=r"block 2 \(records \[10, 15\)\) or beside it in labels.npy is damaged"
+    ):
         PackedStore(folder).check()
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import json
 import logging
 import os
@@ -19,7 +17,7 @@ import simplejpeg
 from small_cache import contents, die, run_in_child
 from small_pack import CLASSES, COUNT, SIDE, jpeg, pack, picture, saved, small_bodies, write_records
 
-from adadistill.loaders.block_store import packed_header, packing, writer
+from adadistill.loaders.block_store import packed_header, packing
 from adadistill.loaders.block_store.errors import StoreError, StoreIncompleteError
 from adadistill.loaders.block_store.jpeg_planes import planes_available
 from adadistill.loaders.block_store.packed_images import PackedStore

@@ -145,8 +145,8 @@ def test_two_ranks_pack_one_store(path, tmp_path):
 
 
 def test_kill_9_costs_the_blocks_under_way_and_no_more(tmp_path):
-    path = write_records(tmp_path / "records", [jpeg(seed, 112) for seed in range(50)] * 120, side=112)
-    options = ["--layout", "rgb", "--shard-records", "100", "--workers", "2"]
+    path = write_records(tmp_path / "records", small_bodies(20) * 30)
+    options = ["--image-size", str(SIDE), "--layout", "rgb", "--shard-records", "10", "--workers", "2"]
     assert data_pack.run([str(path), str(tmp_path / "undisturbed"), *options]) == 0
     folder = tmp_path / "store"
     process = subprocess.Popen([sys.executable, "-c", START, str(path), str(folder), *options])
@@ -155,7 +155,7 @@ def test_kill_9_costs_the_blocks_under_way_and_no_more(tmp_path):
         while _blocks_done(folder) < 5:
             assert process.poll() is None, "it ended before it could be killed"
             assert time.monotonic() < deadline
-            time.sleep(0.005)
+            time.sleep(0.001)
     finally:
         os.kill(process.pid, signal.SIGKILL)
         process.wait()

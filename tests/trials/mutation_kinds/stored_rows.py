@@ -15,7 +15,7 @@ from adadistill.core.npy_files import NpyFileError, open_npy
 from adadistill.loaders.block_store.errors import StoreError
 from adadistill.loaders.block_store.packed_images import DAMAGED_NAME, PackedStore
 from adadistill.loaders.block_store.packing import pack_records
-from adadistill.loaders.block_store.teacher_cache import CacheHeader, CacheWriter, PLAIN, TeacherCache
+from adadistill.loaders.block_store.teacher_cache import PLAIN, CacheHeader, CacheWriter, TeacherCache
 from adadistill.loaders.records.image_records import ImageRecords
 from trials.mutation_kinds.damage import Rng, damage_bytes
 from trials.mutation_kinds.records import SIDE, record_originals
