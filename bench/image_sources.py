@@ -14,7 +14,8 @@ import torch
 
 from adadistill.core.teachers import record_binding
 from adadistill.loaders.augment.augment_policy import Augmentation
-from adadistill.loaders.packed_store import PackError, pack_records
+from adadistill.loaders.block_store.errors import StoreError
+from adadistill.loaders.block_store.packing import pack_records
 from adadistill.loaders.pipelines.dali_pipeline import DaliMissingError, require_dali
 from adadistill.loaders.pipelines.pipeline import DataConfig, ImagePipeline, build_pipeline
 from adadistill.loaders.pipelines.sample_order import SampleOrder
@@ -129,7 +130,7 @@ def pipeline_builders(
             try:
                 if not store.exists():
                     pack_records(records, store, binding=record_binding(records), layout=layout, image_size=size)  # type: ignore[arg-type]
-            except PackError as reason:
+            except StoreError as reason:
                 print(f"without packed {layout}: {reason}")
                 continue
             for place in ("page_cache", "device") if feed.device.type == "cuda" else ("page_cache",):

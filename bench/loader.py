@@ -41,7 +41,9 @@ from adadistill.core.teachers import record_binding
 from adadistill.loaders.augment.augment_image import augment_image
 from adadistill.loaders.augment.augment_policy import Augmentation, AugmentConfig
 from adadistill.loaders.batch import Batch
-from adadistill.loaders.packed_store import Layout, PackError, pack_records
+from adadistill.loaders.block_store.errors import StoreError
+from adadistill.loaders.block_store.packed_images import Layout
+from adadistill.loaders.block_store.packing import pack_records
 from adadistill.loaders.pipelines.dali_pipeline import DaliMissingError, require_dali
 from adadistill.loaders.pipelines.pipeline import DataConfig, build_pipeline
 from adadistill.loaders.pipelines.sample_order import SampleOrder
@@ -485,7 +487,7 @@ def _packed_loaders(layout: Layout, setting: Setting, folder: Path) -> list[Load
             setting.records, store, binding=record_binding(setting.records), layout=layout, image_size=setting.size,
             workers=setting.workers,
         )  # fmt: skip
-    except PackError as reason:
+    except StoreError as reason:
         print(f"without packed {layout}: {reason}")
         return []
     places = ("page_cache", "device") if setting.device.type == "cuda" else ("page_cache",)

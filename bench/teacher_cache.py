@@ -35,7 +35,7 @@ from adadistill.bench.timing import drain
 from adadistill.core.host_memory import keep_freed_memory
 from adadistill.core.teachers.cached_teacher import CachedTeacher
 from adadistill.loaders.augment.augment_policy import Augmentation, AugmentConfig
-from adadistill.loaders.teacher_cache import MIRRORED, PLAIN, CacheHeader, TeacherCache, create_or_resume
+from adadistill.loaders.block_store.teacher_cache import MIRRORED, PLAIN, CacheHeader, CacheWriter, TeacherCache
 
 TINY = (
     "--records 5000 --embedding-dim 16 --batch-size 3 7 --teacher-arch ir18 --teacher-width 0.125 --image-size 32 "
@@ -99,7 +99,7 @@ def write_synthetic_cache(folder: Path, records: int, embedding_dim: int) -> Tea
         records={"fingerprint": _NOBODY, "num_records": records, "name": "none"},
         built={},
     )
-    with create_or_resume(folder, header, main=True) as writer:
+    with CacheWriter(folder, header, main=True) as writer:
         for block in range(header.num_blocks):
             writer.write_block(block, block_rows(header, block))
     return TeacherCache(folder)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import secrets
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO, cast
@@ -31,7 +32,8 @@ def atomic_file(path: str | os.PathLike[str], *, durable: bool = True) -> Iterat
         with path.open("wb") as stream:
             yield stream
         return
-    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
+    # Not named by process: ranks in containers of their own have the same process ids.
+    partial = path.with_name(f".{path.name}.partial-{secrets.token_hex(8)}")
     try:
         with partial.open("wb") as file:
             if path.exists():

@@ -4,8 +4,8 @@
                                                                  where an earlier build stopped
     adadistill cache import ROWS.npy FOLDER --records train.rec  take embeddings that exist already, after checking that
                                                                  they belong to the records
-    adadistill cache verify FOLDER [--recipe RECIPE]             read all of it against its checksums
-    adadistill cache info FOLDER                                 what it holds and where it came from
+    adadistill cache check FOLDER [--recipe RECIPE]              read all of it against its checksums
+    adadistill cache describe FOLDER                             what it holds and where it came from
 
 On several devices: torchrun --standalone --nproc_per_node=8 -m adadistill.recipes.cache_teacher RECIPE ...
 
@@ -27,31 +27,23 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from adadistill.loaders.errors import WorkFailed
 from adadistill.core.distributed import Ranks, distributed_session
 from adadistill.core.host_memory import keep_freed_memory
 from adadistill.core.recipe import Recipe, load_recipe, recipe_augmentation
 from adadistill.core.teachers import expected_identity, record_binding
-from adadistill.core.teachers.cache_build import (
-    BuildProgress,
-    CacheBuildResult,
-    build_cache,
-    recompute_rows,
-)
+from adadistill.core.teachers.cache_build import CacheBuildResult, build_cache
 from adadistill.core.teachers.cache_import import DEFAULT_MARGIN, import_embeddings
+from adadistill.core.teachers.cache_recompute import recompute_rows
 from adadistill.core.teachers.cache_views import needed_views
 from adadistill.core.training.metrics_log import format_seconds
 from adadistill.core.training.stop_signal import listen_for_stop
+from adadistill.loaders.block_store.errors import StoreIncompleteError
+from adadistill.loaders.block_store.files import read_header
+from adadistill.loaders.block_store.teacher_cache import CacheHeader, TeacherCache
+from adadistill.loaders.errors import WorkFailed
 from adadistill.loaders.pipelines.pipeline import named_records
 from adadistill.loaders.records.open_images import open_images
-from adadistill.loaders.stored_blocks.files import HEADER_NAME, read_header_bytes
-from adadistill.loaders.teacher_cache import (
-    CacheHeader,
-    CacheIncompleteError,
-    TeacherCache,
-)
-from adadistill.loaders.teacher_cache.header import KIND
-from adadistill.recipes.block_report import BlockReport, verify_blocks
+from adadistill.recipes.block_report import BlockReport, check_blocks
 from adadistill.recipes.entry_point import entry_point, log_to_stderr
 from adadistill.recipes.outputs import will_write_folder
 
@@ -61,14 +53,11 @@ LEAST_COSINE = 0.999
 """Of stored to fresh embeddings. Rounding moves a row by less, another image, colour order or network by far more."""
 
 
-class CacheDiffersError(WorkFailed, RuntimeError):
-    """The recipe's teacher does not say what the cache holds."""
-
-
 @entry_point("adadistill cache")
 def main(argv: Sequence[str]) -> int:
     """Run one of the verbs; returns the exit code."""
     verb, *rest = [*argv] or [""]
+    verb = _FORMER_NAMES.get(verb, verb)
     if verb not in _VERBS:
         asked = verb in ("-h", "--help")
         print(__doc__ or f"verbs: {', '.join(_VERBS)}", file=sys.stdout if asked else sys.stderr)
@@ -92,7 +81,7 @@ def _build(arguments: argparse.Namespace) -> None:
             stop=stop,
             batch_size=arguments.batch_size,
             views=arguments.views,
-            report=BlockReport(ranks, _rates) if ranks.is_main else None,
+            report=BlockReport(ranks) if ranks.is_main else None,
         )
         if ranks.is_main:
             _print_result(result)
@@ -112,12 +101,12 @@ def _import(arguments: argparse.Namespace) -> None:
             label_check=not arguments.no_label_check,
             name=arguments.name,
             image_size=arguments.image_size,
-            report=BlockReport(Ranks(), _rates),
+            report=BlockReport(Ranks()),
         )
     _print_result(result)
 
 
-def _verify(arguments: argparse.Namespace) -> None:
+def _check(arguments: argparse.Namespace) -> None:
     if arguments.recompute is not None and arguments.recipe is None:
         raise ValueError("--recompute embeds with the teacher of a recipe; name it with --recipe")
     if arguments.overrides and arguments.recipe is None:
@@ -129,7 +118,8 @@ def _verify(arguments: argparse.Namespace) -> None:
         if arguments.recipe is not None:
             recipe = load_recipe(arguments.recipe, arguments.overrides)
             print(_require(cache, recipe, ranks))
-        _check_sums(cache, ranks)
+        with listen_for_stop() as stop:
+            print(f"{check_blocks(cache, ranks, stop)}, digest {cache.digest()}")
         if recipe is not None and arguments.recompute is not None:
             _recompute(cache, recipe, arguments.recompute, ranks)
 
@@ -147,15 +137,6 @@ def _require(cache: TeacherCache, recipe: Recipe, ranks: Ranks) -> str:
     return f"fits recipe {recipe.name}: {compared}"
 
 
-def _check_sums(cache: TeacherCache, ranks: Ranks) -> None:
-    header = cache.header
-    with listen_for_stop() as stop:
-        said = verify_blocks(
-            lambda progress: cache.verify(progress=progress), header.num_blocks, header.data_bytes, ranks, stop
-        )
-    print(f"{said}, digest {cache.digest()}")
-
-
 def _recompute(cache: TeacherCache, recipe: Recipe, records: int, ranks: Ranks) -> None:
     found = recompute_rows(recipe, cache, records=records, ranks=ranks)
     least = (
@@ -163,19 +144,19 @@ def _recompute(cache: TeacherCache, recipe: Recipe, records: int, ranks: Ranks) 
         f"(record {found.record_id}, {found.view} view), over {found.records} records"
     )
     if not found.least_cosine >= LEAST_COSINE:
-        raise CacheDiffersError(
+        raise WorkFailed(
             f"{cache.folder} does not hold what the recipe's teacher says: {least}; {LEAST_COSINE} is asked for. "
             "Another teacher, other preprocessing or other records made it; build the cache anew"
         )
     print(f"recomputed: {least}")
 
 
-def _info(arguments: argparse.Namespace) -> None:
+def _describe(arguments: argparse.Namespace) -> None:
     folder: Path = arguments.folder
-    header = CacheHeader.from_bytes(read_header_bytes(folder, KIND), where=str(folder / HEADER_NAME))
+    header = read_header(folder, CacheHeader).header
     try:
         state, digest = "complete", TeacherCache(folder).digest()
-    except CacheIncompleteError as error:
+    except StoreIncompleteError as error:
         state, digest = str(error), None
     if arguments.json:
         content = {"header": json.loads(header.to_bytes()), "complete": digest is not None, "digest": digest}
@@ -210,10 +191,6 @@ def _listed(value: object) -> str:
     if not isinstance(value, dict):
         return str(value)
     return ", ".join(f"{key} {_listed(entry)}" for key, entry in value.items())
-
-
-def _rates(progress: BuildProgress, images_per_s: float) -> str:
-    return f"images/s {images_per_s:.0f}  embeddings/s {images_per_s * progress.views:.0f}"
 
 
 def _print_result(result: CacheBuildResult) -> None:
@@ -277,8 +254,8 @@ def _import_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _verify_parser() -> argparse.ArgumentParser:
-    parser = _parser("verify", "Read a cache against its checksums, and compare it with a recipe.")
+def _check_parser() -> argparse.ArgumentParser:
+    parser = _parser("check", "Read a cache against its checksums, and compare it with a recipe.")
     parser.add_argument("folder", type=Path, help="of the cache")
     parser.add_argument("overrides", nargs="*", metavar="key.path=value", help="replace values of the recipe")
     parser.add_argument("--recipe", help="refuse a cache that this recipe could not train from")
@@ -289,8 +266,8 @@ def _verify_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _info_parser() -> argparse.ArgumentParser:
-    parser = _parser("info", "Say what a cache holds and where it came from.")
+def _describe_parser() -> argparse.ArgumentParser:
+    parser = _parser("describe", "Say what a cache holds and where it came from.")
     parser.add_argument("folder", type=Path, help="of the cache")
     parser.add_argument("--json", action="store_true", help="print the header and the digest as JSON")
     return parser
@@ -299,9 +276,10 @@ def _info_parser() -> argparse.ArgumentParser:
 _VERBS: dict[str, tuple[Callable[[], argparse.ArgumentParser], Callable[[argparse.Namespace], None]]] = {
     "build": (_build_parser, _build),
     "import": (_import_parser, _import),
-    "verify": (_verify_parser, _verify),
-    "info": (_info_parser, _info),
+    "check": (_check_parser, _check),
+    "describe": (_describe_parser, _describe),
 }
+_FORMER_NAMES = {"verify": "check", "info": "describe"}
 
 
 if __name__ == "__main__":

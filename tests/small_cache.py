@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from adadistill.loaders.teacher_cache import MIRRORED, PLAIN, CacheHeader, create_or_resume
+from adadistill.loaders.block_store.teacher_cache import MIRRORED, PLAIN, CacheHeader, CacheWriter
 
 NAMES = ("blocks.bin", "embeddings.bin", "header.json")
 
@@ -62,7 +62,7 @@ def build(folder: Path, header: CacheHeader | None = None, *, seed: int = 0) -> 
     """Build a cache, or finish one, in this process."""
     header = header or small_header()
     rows = unit_rows(header, seed)
-    with create_or_resume(folder, header, main=True) as writer:
+    with CacheWriter(folder, header, main=True) as writer:
         for block in writer.pending().tolist():
             writer.write_block(block, block_rows(header, rows, block))
     return folder

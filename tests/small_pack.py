@@ -13,7 +13,7 @@ import simplejpeg
 from PIL import Image
 
 from adadistill.core.teachers import record_binding
-from adadistill.loaders.packed_store import PackResult, pack_records
+from adadistill.loaders.block_store.packing import PackResult, pack_records
 from adadistill.loaders.records.image_records import ImageRecords
 from adadistill.loaders.records.recordio import RecordWriter
 

@@ -26,8 +26,8 @@ from adadistill.core.teachers.cvlface import existing_folder, repository_id
 from adadistill.core.teachers.cvlface_files import KNOWN_PINS, PUBLISHED_FILES, folder_files
 from adadistill.core.teachers.hub_files import HubRepository
 from adadistill.core.teachers.teacher_lock import check_writable, read_lock
+from adadistill.loaders.block_store.teacher_cache import TeacherCache
 from adadistill.loaders.records.image_source import ImageSource
-from adadistill.loaders.teacher_cache import TeacherCache
 
 
 def check_teacher_files(recipe: Recipe, records: ImageSource | None, findings: Findings) -> list[tuple[str, str]]:

@@ -22,9 +22,9 @@ from adadistill.core.teachers.preprocessing import Color
 from adadistill.core.teachers.sources import load_source
 from adadistill.core.teachers.stored_embeddings import StoredEmbeddings
 from adadistill.loaders.augment.augment_policy import Augmentation
+from adadistill.loaders.block_store.teacher_cache import TeacherCache
 from adadistill.loaders.pipelines.pipeline import DataConfig
 from adadistill.loaders.records.image_source import ImageSource
-from adadistill.loaders.teacher_cache import TeacherCache
 
 logger = logging.getLogger(__name__)
 
@@ -156,7 +156,7 @@ def _cached(
         views=needed_views(augmentation),
     )
     if config.cache_verify:
-        cache.verify(*rank_share(cache.header.num_blocks, ranks.rank, ranks.world_size))
+        cache.check(*rank_share(cache.header.num_blocks, ranks.rank, ranks.world_size))
     if ranks.is_main:
         logger.info(
             "teacher: cache %s of %s, %d views, digest %s%s",

@@ -26,12 +26,14 @@ import numpy.typing as npt
 
 from adadistill.core.npy_files import NpyFileError, open_npy
 from adadistill.core.teachers import record_binding
-from adadistill.core.teachers.cache_build import VIEWS, BuildProgress, CacheBuildResult, ViewChoice
+from adadistill.core.teachers.cache_build import CacheBuildResult
+from adadistill.core.teachers.cache_views import VIEWS, ViewChoice
 from adadistill.core.teachers.knows_people import KNOWN_GAP, couples_of, evenly_spread
 from adadistill.core.teachers.weight_source import file_sha256
 from adadistill.core.training.stop_signal import StopRequested, StopSignal
+from adadistill.loaders.block_store.teacher_cache import CacheHeader, CacheWriter, TeacherCache
+from adadistill.loaders.block_store.writer import BlockProgress
 from adadistill.loaders.records.image_source import ImageSource
-from adadistill.loaders.teacher_cache import CacheHeader, TeacherCache, create_or_resume
 
 logger = logging.getLogger(__name__)
 
@@ -72,7 +74,7 @@ def import_embeddings(
     label_check: bool = True,
     name: str | None = None,
     image_size: int = 112,
-    report: Callable[[BuildProgress], None] | None = None,
+    report: Callable[[BlockProgress], None] | None = None,
 ) -> CacheBuildResult:
     """Turn a file of embeddings into a cache that is bound to its records. In one process.
 
@@ -94,7 +96,7 @@ def import_embeddings(
         ImportRefusedError: shape, dtype or number of rows are wrong; rows are zero or not finite; rows do not belong to
             the records' labels, or the views not to each other.
         StopRequested: `stop` was set before all was done.
-        CacheError, RecordError, OSError: the cache cannot be written, or the records or the file cannot be read.
+        StoreError, RecordError, OSError: the cache cannot be written, or the records or the file cannot be read.
     """
     if not 0.0 <= margin <= 2.0:
         raise ValueError(f"the margin is a difference of cosines, in [0, 2], got {margin}")
@@ -227,9 +229,9 @@ def _write(
     header: CacheHeader,
     folder: Path,
     stop: StopSignal,
-    report: Callable[[BuildProgress], None] | None,
+    report: Callable[[BlockProgress], None] | None,
 ) -> CacheBuildResult:
-    with create_or_resume(folder, header, main=True) as writer:
+    with CacheWriter(folder, header, main=True) as writer:
         pending = writer.pending().tolist()
         images, started = 0, time.perf_counter()
         for done, block in enumerate(pending):
@@ -242,8 +244,7 @@ def _write(
             writer.write_block(block, _unit_rows(rows[ids.start : ids.stop]).astype(np.float16))
             images += len(ids)
             if report is not None:
-                progress = BuildProgress(blocks=done + 1, of_blocks=len(pending), images=images, views=header.num_views)
-                report(progress)
+                report(BlockProgress(blocks=done + 1, of_blocks=len(pending), images=images))
         seconds = time.perf_counter() - started
         digest = TeacherCache(folder).digest()
     return CacheBuildResult(folder=folder, header=header, digest=digest, images=images, seconds=seconds)

@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Literal, TypeAlias
+
 from adadistill.loaders.augment.augment_policy import Augmentation
-from adadistill.loaders.teacher_cache import MIRRORED, PLAIN, CacheView
+from adadistill.loaders.block_store.teacher_cache import MIRRORED, PLAIN, CacheView
+
+ViewChoice: TypeAlias = Literal["plain", "both"]
+"""Views of images that are not augmented."""
+
+VIEWS: dict[ViewChoice, tuple[CacheView, ...]] = {"plain": (PLAIN,), "both": (PLAIN, MIRRORED)}
 
 
 def needed_views(augmentation: Augmentation) -> tuple[CacheView, ...]:
@@ -24,3 +31,10 @@ def needed_views(augmentation: Augmentation) -> tuple[CacheView, ...]:
         CacheView(kind="augmented", seed=augmentation.seed, view=view, policy=policy)
         for view in range(augmentation.views)
     )
+
+
+def chosen_views(augmentation: Augmentation, choice: ViewChoice | None) -> tuple[CacheView, ...]:
+    """The views that a new cache gets: those chosen, else those that the augmentation needs, else both."""
+    if choice is not None:
+        return VIEWS[choice]
+    return needed_views(augmentation) if augmentation.alters_pixels else VIEWS["both"]

@@ -16,7 +16,7 @@ from torch import Tensor
 from adadistill.core.teachers.cache_views import needed_views
 from adadistill.kernels.device_copy import copied_to
 from adadistill.loaders.augment.augment_policy import Augmentation
-from adadistill.loaders.teacher_cache import TeacherCache
+from adadistill.loaders.block_store.teacher_cache import TeacherCache
 
 _COPY_ROWS = 1 << 16
 """Rows moved to the device at once: 64 MiB of float16 rows of 512."""

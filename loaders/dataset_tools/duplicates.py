@@ -9,7 +9,7 @@ import numpy as np
 
 from adadistill.loaders.dataset_tools.rewrite import Progress
 from adadistill.loaders.records.image_records import ImageRecords
-from adadistill.loaders.stored_blocks.json_text import JSON
+from adadistill.loaders.json_text import JSON
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,7 +24,7 @@ from torch import Tensor
 from adadistill.kernels.device_copy import copied_to
 from adadistill.loaders.augment.planned_augmentation import PlannedImages, write_augmented
 from adadistill.loaders.batch import Batch
-from adadistill.loaders.packed_store import PackedStore
+from adadistill.loaders.block_store.packed_images import PackedStore
 from adadistill.loaders.pipelines.batch_destination import (
     BatchDestination,
     HostDestination,

@@ -22,7 +22,7 @@ import torch
 from adadistill.loaders.augment.augment_policy import Augmentation
 from adadistill.loaders.augment.planned_augmentation import PlannedImages
 from adadistill.loaders.batch import Batch
-from adadistill.loaders.packed_store import PackedStore
+from adadistill.loaders.block_store.packed_images import PackedStore
 from adadistill.loaders.pipelines.batch_destination import batch_destination, hand_over
 from adadistill.loaders.pipelines.cpu_pipeline import CpuDecoding
 from adadistill.loaders.pipelines.dali_pipeline import DaliDecoding
@@ -242,7 +242,7 @@ def build_pipeline(
 
     Raises:
         ValueError: order, rank, device or dtype do not fit, or a packed store has no room where it shall live.
-        PackError: the packed store is not one, not complete, or of other records.
+        StoreError: the packed store is not one, not complete, or of other records.
         DaliMissingError: the recipe asks for DALI and it is not installed.
         FileNotFoundError, RecordError: the records cannot be opened.
     """
@@ -345,7 +345,7 @@ def open_store(config: DataConfig, records: ImageSource) -> PackedStore:
     """The packed store that a recipe names, checked against its records; images are not read.
 
     Raises:
-        PackError, OSError: as `PackedStore` and its `require`. ValueError: its images have another size.
+        StoreError, OSError: as `PackedStore` and its `require`. ValueError: its images have another size.
     """
     assert config.packed is not None
     store = PackedStore(config.packed)

@@ -20,7 +20,7 @@ from pathlib import Path
 from adadistill.loaders.dataset_tools.inspection import Finding, inspect_path
 from adadistill.loaders.dataset_tools.inspection.finding import printable
 from adadistill.loaders.dataset_tools.inspection.record_files import show_record
-from adadistill.loaders.stored_blocks.json_text import JSON
+from adadistill.loaders.json_text import JSON
 from adadistill.recipes.entry_point import entry_point
 from adadistill.recipes.outputs import will_write
 

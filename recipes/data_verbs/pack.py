@@ -29,10 +29,11 @@ from adadistill.core.distributed import LaunchError, Ranks
 from adadistill.core.teachers import record_binding
 from adadistill.core.training.metrics_log import format_seconds
 from adadistill.core.training.stop_signal import StopRequested, StopSignal, listen_for_stop
-from adadistill.loaders.packed_store import PackedStore, PackProgress, PackResult, pack_records
+from adadistill.loaders.block_store.packed_images import PackedStore
+from adadistill.loaders.block_store.packing import PackResult, pack_records
 from adadistill.loaders.pixels import ImageLimits
 from adadistill.loaders.records.open_images import open_images
-from adadistill.recipes.block_report import BlockReport, verify_blocks
+from adadistill.recipes.block_report import BlockReport, check_blocks
 from adadistill.recipes.entry_point import entry_point, log_to_stderr
 from adadistill.recipes.out_option import add_out, parse_with_out
 from adadistill.recipes.outputs import will_write_folder
@@ -132,14 +133,14 @@ def _pack(arguments: argparse.Namespace, ranks: Ranks, stop: StopSignal) -> None
         rank=ranks.rank,
         world_size=ranks.world_size,
         stop=lambda: stop.requested,
-        report=BlockReport(ranks, _rates) if ranks.is_main else None,
+        report=BlockReport(ranks) if ranks.is_main else lambda progress: None,
     )
     if result.stopped:
         raise StopRequested(stop.exit_code)
     if result.is_complete:
         _print_result(result)
         if arguments.check:
-            _check(result.folder, ranks, stop)
+            print(check_blocks(PackedStore(result.folder), ranks, stop))
     else:  # whoever ends last says the rest
         logger.info("rank %d is done; %d blocks of other ranks are not", ranks.rank, result.missing_blocks)
 
@@ -156,20 +157,6 @@ def _print_result(result: PackResult) -> None:
         print("  this process found its part complete")
     if result.damaged:
         print(f"  {result.damaged} damaged records are stored in grey with label -1; damaged.json lists them")
-
-
-def _check(folder: Path, ranks: Ranks, stop: StopSignal) -> None:
-    store = PackedStore(folder)
-    header = store.header
-    print(
-        verify_blocks(
-            lambda progress: store.verify(progress=progress), header.num_blocks, header.data_bytes, ranks, stop
-        )
-    )
-
-
-def _rates(progress: PackProgress, images_per_s: float) -> str:
-    return f"images/s {images_per_s:.0f}"
 
 
 def _ranks() -> Ranks:

@@ -17,13 +17,15 @@ from adadistill.core.distributed import Ranks
 from adadistill.core.precision import resolve_precision
 from adadistill.core.recipe import Recipe, recipe_augmentation
 from adadistill.core.teachers import in_loop_teacher, load_source
-from adadistill.core.teachers.cache_build import build_cache, recompute_rows
+from adadistill.core.teachers.cache_build import build_cache
+from adadistill.core.teachers.cache_recompute import recompute_rows
 from adadistill.core.training.run import run_training
 from adadistill.core.training.stop_signal import StopSignal
+from adadistill.loaders.block_store.errors import StoreError
+from adadistill.loaders.block_store.teacher_cache import TeacherCache
 from adadistill.loaders.pipelines.pipeline import build_pipeline
 from adadistill.loaders.pipelines.sample_order import SampleOrder
 from adadistill.loaders.records.image_records import ImageRecords
-from adadistill.loaders.teacher_cache import CacheMismatchError, TeacherCache
 
 CPU = torch.device("cpu")
 NETWORK = BackboneConfig(arch="mobilefacenet", width=0.125, embedding_dim=16)
@@ -112,7 +114,7 @@ def test_training_from_the_views_is_training_with_the_teacher_in_the_loop(data: 
     ],
 )
 def test_a_recipe_that_shows_other_images_is_refused(data: Path, tmp_path: Path, change: dict, named: str):
-    with pytest.raises(CacheMismatchError, match=named):
+    with pytest.raises(StoreError, match=named):
         run_training(_recipe(data, **change), tmp_path / "run", ranks=Ranks(), student=PlainStudent())
 
 

@@ -59,7 +59,7 @@ def _overrides(folder: Path, packed: Path) -> dict[str, dict[str, Any]]:
 def counted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Recipe, list[list[list[Transfer]]]]]:
     """By name of the run: its recipe, and what each of two ranks handed over in every settled step."""
     from adadistill.core.teachers import record_binding
-    from adadistill.loaders.packed_store import pack_records
+    from adadistill.loaders.block_store.packing import pack_records
     from adadistill.loaders.records.image_records import ImageRecords
 
     folder = tmp_path_factory.mktemp("counted")

@@ -18,8 +18,7 @@ from hopper_code import compile_for_hopper, registers_of
 from adadistill.kernels.augment_parameters import Column, resample_tables
 from adadistill.kernels.planar_augment import BLOCK, planar_augment, planar_augment_reference, planar_augment_u8
 from adadistill.loaders.augment.augment_image import augment_image
-from adadistill.loaders.packed_store.errors import TurboJpegMissingError
-from adadistill.loaders.packed_store.jpeg_planes import PlaneDecoder
+from adadistill.loaders.block_store.jpeg_planes import PlaneDecoder, TurboJpegMissingError
 from adadistill.loaders.plane_pixels import PlaneConverter
 
 WORKER = Path(__file__).with_name("planar_augment_worker.py")

@@ -19,12 +19,12 @@ from PIL import Image, ImageOps
 from small_pack import SIDE, jpeg
 
 from adadistill.loaders.augment.augment_policy import Augmentation, AugmentConfig
+from adadistill.loaders.block_store.layout_choice import choose_layout
 from adadistill.loaders.dataset_tools.inspection.image_sample import ImageSample
 from adadistill.loaders.evaluation_sets.face_alignment import ARCFACE_TEMPLATE, aligned, similarities_to_template
 from adadistill.loaders.evaluation_sets.pair_lists import make_verification_bin
 from adadistill.loaders.evaluation_sets.verification_pairs import decode_pairs, read_verification_set
 from adadistill.loaders.orientation import exif_orientation
-from adadistill.loaders.packed_store.layout_choice import choose_layout
 from adadistill.loaders.pipelines.pipeline import DataConfig, build_pipeline
 from adadistill.loaders.pipelines.sample_order import SampleOrder
 from adadistill.loaders.pixels import decode_image, image_header, image_size

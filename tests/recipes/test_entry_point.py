@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import os
 import subprocess
 import sys
@@ -10,15 +9,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from tests_support import ROOT
 from tiny_training import tiny_recipe, write_tiny_records
 
 from adadistill.core.checkpoints import CheckpointError
 from adadistill.core.checkpoints.attempt import CheckpointWriteError
 from adadistill.core.recipe import dump_recipe, load_recipe
 from adadistill.core.training.stop_signal import StopRequested
+from adadistill.loaders.block_store.errors import StoreDamagedError, StoreError
 from adadistill.loaders.records.recordio import BadMagicError
-from adadistill.loaders.teacher_cache import CacheDamagedError, CacheError
 from adadistill.recipes.cli import VERBS
 from adadistill.recipes.data import VERBS as DATA_VERBS
 from adadistill.recipes.entry_point import NOBODY_READS, entry_point
@@ -95,8 +93,8 @@ def test_text_beyond_the_locale_is_printed_and_names_keep_their_bytes(tmp_path: 
         (BadMagicError("x.rec", 8, "reason"), 1, "BadMagicError: "),
         (CheckpointWriteError("x"), 1, ""),
         (CheckpointError("x"), 2, ""),
-        (CacheDamagedError("x"), 1, ""),
-        (CacheError("x"), 2, ""),
+        (StoreDamagedError("x"), 1, ""),
+        (StoreError("x"), 2, ""),
         (FileNotFoundError("x"), 2, ""),
         (MemoryError("x"), 1, "out of memory"),
         (ModuleNotFoundError("No module named 'onnx'", name="onnx"), 2, "pip install 'adadistill[onnx]'"),

@@ -11,8 +11,8 @@ from folder_of_records import write_folder_of
 from tiny_training import tiny_recipe, write_tiny_records
 
 from adadistill.core.recipe import dump_recipe
+from adadistill.loaders.block_store.packed_images import PackedStore
 from adadistill.loaders.folders import ImageFolderError
-from adadistill.loaders.packed_store import PackedStore
 from adadistill.loaders.records.image_folder import ImageFolder
 from adadistill.recipes import plan
 from adadistill.recipes.data_verbs import check as data_check

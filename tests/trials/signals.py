@@ -36,7 +36,7 @@ from adadistill.core.checkpoints import newest_valid_checkpoint
 from adadistill.core.checkpoints.network_checkpoint import save_network
 from adadistill.core.recipe import load_recipe
 from adadistill.core.training.metrics_log import read_metrics
-from adadistill.loaders.stored_blocks.slots import EMPTY_SLOT, SLOT_BYTES, SLOTS_NAME
+from adadistill.loaders.block_store.slots import EMPTY_SLOT, SLOT_BYTES, SLOTS_NAME
 from adadistill.loaders.synthetic.synthetic_faces import (
     SyntheticFacesConfig,
     write_synthetic_pairs,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from adadistill.loaders.stored_blocks.json_text import JSON
+from adadistill.loaders.json_text import JSON
 
 
 @dataclass(slots=True)

@@ -21,8 +21,8 @@ from adadistill.loaders.folders import (
     shape_of,
 )
 from adadistill.loaders.pixels import MAX_IMAGE_BYTES
+from adadistill.loaders.json_text import JSON, parse_json
 from adadistill.loaders.records.arrow_images import is_arrow_folder
-from adadistill.loaders.stored_blocks.json_text import JSON, parse_json
 
 _MOST_JSON = 16 << 20
 _SHOWN = 8

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, field
 
+from adadistill.loaders.json_text import JSON
 from adadistill.loaders.orientation import UPRIGHT
 from adadistill.loaders.pixels import ImageDecodeError, image_header
-from adadistill.loaders.stored_blocks.json_text import JSON
 
 _MOST_KINDS = 12
 

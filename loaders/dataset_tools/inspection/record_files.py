@@ -19,7 +19,7 @@ from adadistill.loaders.records.label_check import check_labels
 from adadistill.loaders.records.record_index import RecordIndex, load_record_index
 from adadistill.loaders.records.record_seal import SealError, open_seal
 from adadistill.loaders.records.recordio import MAX_EXACT_FLOAT, RecordError, RecordFile
-from adadistill.loaders.stored_blocks.json_text import JSON, parse_json
+from adadistill.loaders.json_text import JSON, parse_json
 
 _IDX_CHUNK = 1 << 20
 _STORE_HEADER_BYTES = 1 << 20

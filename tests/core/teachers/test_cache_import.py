@@ -14,12 +14,14 @@ from tiny_training import tiny_recipe, write_tiny_records
 
 from adadistill.core.distributed import Ranks
 from adadistill.core.teachers import cache_import
-from adadistill.core.teachers.cache_build import BuildProgress, CacheBuildResult
+from adadistill.core.teachers.cache_build import CacheBuildResult
 from adadistill.core.teachers.cache_import import ImportRefusedError, check_labels, import_embeddings, open_rows
 from adadistill.core.training.run import run_training
 from adadistill.core.training.stop_signal import StopRequested, StopSignal
+from adadistill.loaders.block_store.errors import StoreError
+from adadistill.loaders.block_store.teacher_cache import MIRRORED, PLAIN, TeacherCache
+from adadistill.loaders.block_store.writer import BlockProgress
 from adadistill.loaders.records.image_records import ImageRecords
-from adadistill.loaders.teacher_cache import MIRRORED, PLAIN, CacheMismatchError, TeacherCache
 
 RECORDS, IDENTITIES, DIM = 48, 24, 64
 
@@ -251,7 +253,7 @@ def test_a_stopped_import_goes_on_and_leaves_the_same_bytes(
     _import(source, tmp_path / "whole", data)
     stop = StopSignal()
 
-    def report(progress: BuildProgress) -> None:
+    def report(progress: BlockProgress) -> None:
         if progress.blocks == 2:
             stop.number = signal.SIGINT
 
@@ -265,7 +267,7 @@ def test_a_stopped_import_goes_on_and_leaves_the_same_bytes(
 
 def test_other_rows_do_not_go_into_the_same_cache(data: Path, tmp_path: Path):
     _import(_save(tmp_path / "rows.npy", _rows()), tmp_path / "cache", data)
-    with pytest.raises(CacheMismatchError, match=r"teacher\.sha256"):
+    with pytest.raises(StoreError, match=r"teacher\.sha256"):
         _import(_save(tmp_path / "other.npy", _rows(seed=5)), tmp_path / "cache", data, name="rows.npy")
 
 

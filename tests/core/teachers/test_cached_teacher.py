@@ -11,7 +11,14 @@ import torch
 from adadistill.core.teachers import CachedTeacher, RecordTeacher
 from adadistill.core.teachers.cache_views import needed_views
 from adadistill.loaders.augment.augment_policy import Augmentation, AugmentConfig
-from adadistill.loaders.teacher_cache import MIRRORED, PLAIN, CacheHeader, CacheView, TeacherCache, create_or_resume
+from adadistill.loaders.block_store.teacher_cache import (
+    MIRRORED,
+    PLAIN,
+    CacheHeader,
+    CacheView,
+    CacheWriter,
+    TeacherCache,
+)
 
 CPU = torch.device("cpu")
 MIRRORS, NO_MIRRORS = (
@@ -30,7 +37,7 @@ def _cache(folder: Path, rows: np.ndarray, views: tuple[CacheView, ...]) -> Teac
         records={"fingerprint": "1" * 64, "num_records": records},
         built={},
     )
-    with create_or_resume(folder, header, main=True) as writer:
+    with CacheWriter(folder, header, main=True) as writer:
         for block in writer.pending().tolist():
             span = header.block_record_range(block)
             writer.write_block(block, rows[span.start : span.stop].astype(np.float16))

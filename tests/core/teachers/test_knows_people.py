@@ -22,16 +22,10 @@ from adadistill.core.teachers.knows_people import check_network, couples_of, peo
 from adadistill.core.teachers.preprocessing import Preprocessing
 from adadistill.core.training.run import run_training
 from adadistill.core.training.stop_signal import StopSignal
+from adadistill.loaders.block_store.errors import StoreIncompleteError
+from adadistill.loaders.block_store.teacher_cache import MIRRORED, PLAIN, CacheHeader, CacheWriter, TeacherCache
 from adadistill.loaders.records.image_records import ImageRecords
 from adadistill.loaders.records.recordio import write_insightface_records
-from adadistill.loaders.teacher_cache import (
-    MIRRORED,
-    PLAIN,
-    CacheHeader,
-    CacheIncompleteError,
-    TeacherCache,
-    create_or_resume,
-)
 
 SIDE, PEOPLE, IMAGES, DIM = 32, 60, 2, 16
 NETWORK = BackboneConfig(arch="mobilefacenet", width=0.125, embedding_dim=DIM)
@@ -181,7 +175,7 @@ def test_a_cache_of_it_is_not_begun(tiny: Path, tmp_path: Path):
     recipe = network_recipe(tmp_path, tiny, teacher__cache=tmp_path / "cache")
     with pytest.raises(TeacherError, match="does not know the people"):
         build_cache(recipe, ranks=Ranks(), stop=StopSignal(), batch_size=16)
-    with pytest.raises(CacheIncompleteError):
+    with pytest.raises(StoreIncompleteError):
         TeacherCache(tmp_path / "cache")
 
 
@@ -209,7 +203,7 @@ def save_cache(folder: Path, rows: np.ndarray, records: ImageRecords) -> None:
         teacher={**teacher, "image_size": SIDE, "preprocessing": None}, records=record_binding(records), built={},
     )  # fmt: skip
     unit = rows.astype(np.float64) / np.linalg.norm(rows.astype(np.float64), axis=2, keepdims=True)
-    with create_or_resume(folder, header, main=True) as writer:
+    with CacheWriter(folder, header, main=True) as writer:
         for block in writer.pending().tolist():
             ids = header.block_record_range(block)
             writer.write_block(block, unit[ids.start : ids.stop].astype(np.float16))

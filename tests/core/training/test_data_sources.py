@@ -15,7 +15,8 @@ from tiny_training import PlainStudent, tiny_recipe, write_tiny_records
 from adadistill.core.distributed import Ranks
 from adadistill.core.teachers import record_binding
 from adadistill.core.training.run import run_training
-from adadistill.loaders.packed_store import PackMismatchError, pack_records
+from adadistill.loaders.block_store.errors import StoreError
+from adadistill.loaders.block_store.packing import pack_records
 from adadistill.loaders.pixels import ImageDecodeError
 from adadistill.loaders.records.image_records import ImageRecords
 from adadistill.loaders.records.record_seal import ChecksumError, SealError, write_seal
@@ -76,7 +77,7 @@ def test_two_ranks_that_share_a_store_train_as_one_that_decodes(data: Path, tmp_
 def test_a_store_of_other_records_is_refused(data: Path, tmp_path: Path):
     other = ImageRecords(write_tiny_records(tmp_path / "other", images=9))
     pack_records(other, tmp_path / "packed", binding=record_binding(other), layout="rgb", image_size=32)
-    with pytest.raises(PackMismatchError):
+    with pytest.raises(StoreError):
         _train(data, tmp_path / "run", data__packed=tmp_path / "packed")
 
 

@@ -20,10 +20,11 @@ from adadistill.core.teachers.cache_build import build_cache
 from adadistill.core.training.resume import ResumeError
 from adadistill.core.training.run import run_training
 from adadistill.core.training.stop_signal import StopSignal
-from adadistill.loaders.packed_store import PackMismatchError, pack_records
+from adadistill.loaders.block_store.errors import StoreError
+from adadistill.loaders.block_store.packing import pack_records
+from adadistill.loaders.block_store.teacher_cache import TeacherCache
 from adadistill.loaders.records.image_folder import ImageFileError, ImageFolder
 from adadistill.loaders.records.image_records import ImageRecords
-from adadistill.loaders.teacher_cache import CacheMismatchError, TeacherCache
 
 SHORT = {"optim__epochs": 2, "log__every": 1}
 NETWORK = BackboneConfig(arch="mobilefacenet", width=0.125, embedding_dim=16)
@@ -76,7 +77,7 @@ def test_a_store_packed_from_a_folder_trains_as_the_folder_does(data: Path, want
     pack_records(images, tmp_path / "rgb", binding=record_binding(images), layout="rgb", image_size=32)
     packed = {"data__packed": tmp_path / "rgb"}
     assert _train(data, tmp_path / "run", data__records=data / "faces", **packed) == wanted
-    with pytest.raises(PackMismatchError):
+    with pytest.raises(StoreError):
         _train(data, tmp_path / "other", **packed)  # of the record file, whose fingerprint is another
 
 
@@ -129,7 +130,7 @@ def test_a_cache_of_a_folder_holds_the_same_rows_and_is_refused_once_it_changed(
     cached["optim__milestones"] = "[]"
     assert _train(data, tmp_path / "run", **cached)
     _damage(faces / "000000" / "00000003.jpg")
-    with pytest.raises(CacheMismatchError, match="other records"):
+    with pytest.raises(StoreError, match="other records"):
         _train(data, tmp_path / "changed", **cached)
 
 

@@ -22,7 +22,7 @@ from adadistill.core.training.record_agreement import (
     require_sound_labels,
 )
 from adadistill.core.training.run import run_training
-from adadistill.loaders.packed_store import pack_records
+from adadistill.loaders.block_store.packing import pack_records
 from adadistill.loaders.pipelines.pipeline import DataConfig, named_records
 from adadistill.loaders.records.image_records import ImageRecords
 from adadistill.loaders.records.label_check import LabelClaimError

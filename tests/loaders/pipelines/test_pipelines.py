@@ -24,7 +24,8 @@ from adadistill.kernels.augment_parameters import identity_parameters
 from adadistill.loaders.augment.augment_policy import Augmentation, AugmentConfig
 from adadistill.loaders.augment.augmentation import mirror_flags
 from adadistill.loaders.batch import Batch
-from adadistill.loaders.packed_store import TurboJpegMissingError, pack_records
+from adadistill.loaders.block_store.jpeg_planes import TurboJpegMissingError
+from adadistill.loaders.block_store.packing import pack_records
 from adadistill.loaders.pipelines.dali_pipeline import DaliBatchError, DaliMissingError
 from adadistill.loaders.pipelines.pipeline import DataConfig, ImagePipeline, build_pipeline
 from adadistill.loaders.pipelines.rank_steps import RankSteps

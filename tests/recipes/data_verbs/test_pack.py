@@ -16,7 +16,8 @@ from small_cache import contents
 from small_pack import COUNT, SIDE, jpeg, small_bodies, write_records
 from tests_support import ROOT
 
-from adadistill.loaders.packed_store import PackedStore, PackProgress
+from adadistill.loaders.block_store.packed_images import PackedStore
+from adadistill.loaders.block_store.writer import BlockProgress
 from adadistill.recipes.data_verbs import pack as data_pack
 
 START = f"""
@@ -124,7 +125,7 @@ def test_a_launch_that_does_not_fit_is_a_mistake(path, tmp_path, capsys, monkeyp
 def test_a_signal_stops_between_blocks_and_the_same_command_goes_on(path, tmp_path, monkeypatch, number, code):
     assert run(path, tmp_path / "undisturbed", "--layout", "rgb") == 0
 
-    def asked_once(self: object, progress: PackProgress) -> None:  # a second signal would end pytest
+    def asked_once(self: object, progress: BlockProgress) -> None:  # a second signal would end pytest
         if progress.blocks == 1:
             signal.raise_signal(number)
 
@@ -144,8 +145,8 @@ def test_two_ranks_pack_one_store(path, tmp_path):
 
 
 def test_kill_9_costs_the_blocks_under_way_and_no_more(tmp_path):
-    path = write_records(tmp_path / "records", [jpeg(seed, 112) for seed in range(50)] * 120, side=112)
-    options = ["--layout", "rgb", "--shard-records", "100", "--workers", "2"]
+    path = write_records(tmp_path / "records", small_bodies(20) * 30)
+    options = ["--image-size", str(SIDE), "--layout", "rgb", "--shard-records", "10", "--workers", "2"]
     assert data_pack.run([str(path), str(tmp_path / "undisturbed"), *options]) == 0
     folder = tmp_path / "store"
     process = subprocess.Popen([sys.executable, "-c", START, str(path), str(folder), *options])
@@ -154,7 +155,7 @@ def test_kill_9_costs_the_blocks_under_way_and_no_more(tmp_path):
         while _blocks_done(folder) < 5:
             assert process.poll() is None, "it ended before it could be killed"
             assert time.monotonic() < deadline
-            time.sleep(0.005)
+            time.sleep(0.001)
     finally:
         os.kill(process.pid, signal.SIGKILL)
         process.wait()

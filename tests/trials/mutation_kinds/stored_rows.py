@@ -12,10 +12,11 @@ from typing import Any
 import numpy as np
 
 from adadistill.core.npy_files import NpyFileError, open_npy
-from adadistill.loaders.packed_store import PackedStore, PackError, pack_records
-from adadistill.loaders.packed_store.files import DAMAGED_NAME
+from adadistill.loaders.block_store.errors import StoreError
+from adadistill.loaders.block_store.packed_images import DAMAGED_NAME, PackedStore
+from adadistill.loaders.block_store.packing import pack_records
+from adadistill.loaders.block_store.teacher_cache import PLAIN, CacheHeader, CacheWriter, TeacherCache
 from adadistill.loaders.records.image_records import ImageRecords
-from adadistill.loaders.teacher_cache import PLAIN, CacheError, CacheHeader, TeacherCache, create_or_resume
 from trials.mutation_kinds.damage import Rng, damage_bytes
 from trials.mutation_kinds.records import SIDE, record_originals
 from trials.mutation_kinds.trial import READ, BrokenPromiseError, Ending, judge
@@ -88,11 +89,11 @@ class StoredRows:
                 raise BrokenPromiseError("a changed store was read whole")
             return READ if unchanged else "read under another description"
 
-        return judge(damage, read, (CacheError, PackError), named="store")
+        return judge(damage, read, (StoreError, StoreError), named="store")
 
     def _read(self, store: Path) -> None:
         opened = PackedStore(store) if self._packed else TeacherCache(store)
-        opened.verify()
+        opened.check()
         ids = np.arange(min(len(opened), 64))
         rows = opened.gather(ids) if isinstance(opened, PackedStore) else opened.gather(ids, np.zeros_like(ids))
         if len(rows) != len(ids):
@@ -114,7 +115,7 @@ def _write_cache(folder: Path) -> None:
         teacher=teacher,
         records={"fingerprint": "cd" * 32, "num_records": 23, "num_classes": 7, "name": "train.rec"},
     )
-    with create_or_resume(folder, header, main=True) as writer:
+    with CacheWriter(folder, header, main=True) as writer:
         for block in writer.pending().tolist():
             ids = header.block_record_range(block)
             writer.write_block(block, rows[ids.start : ids.stop])

@@ -1,0 +1,315 @@
+"""Reading: from any process, only from a sound store; whatever happened to its files is said with the right error."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import shutil
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+from small_cache import run_in_child, signed
+from small_stores import Face, build
+
+from adadistill.loaders.block_store.errors import (
+    StoreDamagedError,
+    StoreError,
+    StoreIncompleteError,
+    StoreMissingError,
+)
+
+EVERY = range(23)
+
+
+@pytest.fixture
+def folder(built: Path, tmp_path: Path) -> Path:
+    """A copy to break."""
+    return Path(shutil.copytree(built, tmp_path / "store"))
+
+
+# ---- processes, threads, memory
+
+
+def test_a_pickled_copy_reads_the_same_from_another_directory(face, built, monkeypatch, tmp_path):
+    monkeypatch.chdir(built.parent)
+    sent = pickle.dumps(face.reader(built.name))
+    assert len(sent) < 1000, "the rows do not travel"
+    monkeypatch.chdir(tmp_path)
+    np.testing.assert_array_equal(face.gathered(pickle.loads(sent), EVERY), face.expected(EVERY))
+
+
+def test_a_pickled_copy_of_a_store_that_was_replaced_is_refused(face, folder):
+    sent = pickle.dumps(face.reader(folder))
+    shutil.rmtree(folder)
+    build(face, folder, seed=1)
+    with pytest.raises(StoreError, match="was replaced while it was in use"):
+        pickle.loads(sent)
+
+
+def test_forked_processes_and_threads_read_the_same(face, built):
+    store = face.reader(built)
+
+    def read(seed=0):
+        ids = np.random.default_rng(seed).integers(0, 23, 100)
+        np.testing.assert_array_equal(face.gathered(store, ids), face.expected(ids))
+        store.check()
+
+    assert run_in_child(read) == 0
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(read, range(12)))
+
+
+def test_nothing_of_the_rows_is_held_in_memory(face, tmp_path):
+    large = {"num_records": 2000, "embedding_dim": 2048, "block_records": 1000}  # 16 MiB
+    if face.name != "cache":
+        large = {"num_records": 1000, "image_size": 76, "shard_records": 1000, "block_records": 1000}
+    header = face.header(**large)
+    face.writer(tmp_path / "store", header, main=True).close()
+    _mark_all_done(face, tmp_path / "store", header)
+
+    def read():
+        before = _private_kib()
+        store = face.reader(tmp_path / "store")
+        store.check()
+        for start in range(0, 1000, 100):
+            face.gathered(store, np.arange(start, start + 100))
+        grown = _private_kib() - before
+        assert grown < 6 * 1024, f"{grown} KiB"
+
+    assert run_in_child(read) == 0
+
+
+def _mark_all_done(face: Face, folder: Path, header) -> None:
+    """Call the zeros that a store begins with its rows: it is large, and writing it takes no time."""
+    from adadistill.loaders.block_store.slots import SlotFormat, chunk_buffer, crc32_of_spans
+
+    slots = SlotFormat(json.loads(header.to_bytes())["header_sha256"])
+    handles = {file.name: os.open(folder / file.name, os.O_RDONLY) for file in header.files()}
+    sums = [
+        crc32_of_spans(handles, header.block_spans(block), chunk_buffer()) or 0 for block in range(header.num_blocks)
+    ]
+    (folder / "blocks.bin").write_bytes(b"".join(slots.pack(block, crc32) for block, crc32 in enumerate(sums)))
+    for handle in handles.values():
+        os.close(handle)
+
+
+def _private_kib() -> int:
+    """Memory of this process that is not shared with a file."""
+    for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
+        if line.startswith("RssAnon:"):
+            return int(line.split()[1])
+    pytest.skip("this kernel does not tell private memory apart")
+
+
+def test_a_dropped_store_closes_its_files(face, built):
+    before = len(os.listdir("/proc/self/fd"))
+    for _ in range(5):
+        face.reader(built).check()
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_a_store_in_a_folder_that_cannot_be_written_is_read(face, folder):
+    for path in (*folder.iterdir(), folder):
+        path.chmod(0o555)
+    try:
+        face.reader(folder).check()
+    finally:
+        folder.chmod(0o755)
+
+
+def test_the_digest_names_the_content(face, built, tmp_path):
+    digest = face.reader(built).digest()
+    assert len(digest) == 64
+    assert face.reader(build(face, tmp_path / "same")).digest() == digest
+    assert face.reader(build(face, tmp_path / "rows", seed=1)).digest() != digest
+    assert face.reader(build(face, tmp_path / "blocks", face.header(block_records=4))).digest() != digest
+    assert len(face.reader(built)) == 23
+
+
+# ---- checking
+
+
+def test_check_tells_its_progress_and_reads_the_blocks_it_was_given(face, folder):
+    store = face.reader(folder)
+    seen: list[int] = []
+    store.check(progress=seen.append)
+    assert seen == [1, 2, 3, 4, 5]
+    _flip(folder / face.rows_file, face.byte_of_block_2)
+    seen.clear()
+    store.check(0, 2, progress=seen.append)
+    store.check(3, progress=seen.append)
+    assert seen == [1, 2, 1, 2]
+    wanted = rf"{face.rows_file}: block 2 \(records \[10, 15\)\).* damaged: crc32 .* expected.*{face.command}"
+    with pytest.raises(StoreDamagedError, match=wanted):
+        store.check(1)
+    for first, stop in ((-1, 2), (3, 2), (0, 6)):
+        with pytest.raises(IndexError, match=r"\[0, 5\)"):
+            store.check(first, stop)
+
+
+def test_a_file_cut_after_opening_is_found_by_check(face, folder):
+    store = face.reader(folder)
+    os.truncate(folder / face.rows_file, face.byte_of_block_2)
+    with pytest.raises(StoreDamagedError, match=r"block 2 .* the file ends before"):
+        store.check()
+
+
+def test_an_unfinished_store_says_how_much_is_done(face, tmp_path):
+    with face.writer(tmp_path / "store", face.header(), main=True) as writer:
+        for block in (0, 1, 3):
+            face.write(writer, block)
+    wanted = rf"3 of 5 blocks are done, the first missing one is block 2 \(records \[10, 15\).*{face.command}"
+    with pytest.raises(StoreIncompleteError, match=wanted):
+        face.reader(tmp_path / "store")
+
+
+def test_what_is_no_store_is_missing_and_a_beginning_is_incomplete(face, tmp_path):
+    (tmp_path / "file").touch()
+    (tmp_path / "empty").mkdir()
+    for name, reason in (("nowhere", "does not exist"), ("file", "is a file"), ("empty", r"holds no header\.json")):
+        with pytest.raises(StoreMissingError, match=f"no {face.name} at .*{name}: it {reason}.*{face.command}"):
+            face.reader(tmp_path / name)
+    (tmp_path / "empty" / "header.json.partial").write_bytes(b"{")
+    with pytest.raises(StoreIncompleteError, match=f"its {face.making} was stopped as it began"):
+        face.reader(tmp_path / "empty")
+
+
+def test_pipes_and_folders_in_place_of_files_are_refused(face, folder):
+    for name in ("header.json", face.rows_file, "blocks.bin"):
+        body = (folder / name).read_bytes()
+        (folder / name).unlink()
+        os.mkfifo(folder / name)
+        with pytest.raises(StoreDamagedError, match=f"{name} is no regular file"):
+            face.reader(folder)
+        (folder / name).unlink()
+        (folder / name).mkdir()
+        with pytest.raises(StoreDamagedError, match=f"{name} is no regular file"):
+            face.reader(folder)
+        (folder / name).rmdir()
+        (folder / name).write_bytes(body)
+
+
+def _flip(path: Path, byte: int, bit: int = 0) -> None:
+    body = bytearray(path.read_bytes())
+    body[byte] ^= 1 << bit
+    path.write_bytes(body)
+
+
+def _flip_somewhere(name):
+    def damage(face, folder, rng):
+        path = folder / _named(face, name)
+        _flip(path, int(rng.integers(path.stat().st_size)), int(rng.integers(8)))
+
+    return damage
+
+
+def _cut(name):
+    def damage(face, folder, rng):
+        path = folder / _named(face, name)
+        os.truncate(path, int(rng.integers(path.stat().st_size)))
+
+    return damage
+
+
+def _extend(name):
+    def damage(face, folder, rng):
+        with (folder / _named(face, name)).open("ab") as file:
+            file.write(rng.bytes(int(rng.integers(1, 40))))
+
+    return damage
+
+
+def _remove(name):
+    return lambda face, folder, rng: (folder / _named(face, name)).unlink()
+
+
+def _named(face: Face, name: str) -> str:
+    return face.rows_file if name == "rows" else name
+
+
+def _empty_slot(face, folder, rng):
+    block = int(rng.integers(5))
+    body = bytearray((folder / "blocks.bin").read_bytes())
+    body[16 * block : 16 * block + 16] = bytes(16)
+    (folder / "blocks.bin").write_bytes(body)
+
+
+def _exchange_slots(face, folder, rng):
+    first, second = rng.choice(5, 2, replace=False).tolist()
+    body = (folder / "blocks.bin").read_bytes()
+    slots = [body[16 * block : 16 * block + 16] for block in range(5)]
+    slots[first], slots[second] = slots[second], slots[first]
+    (folder / "blocks.bin").write_bytes(b"".join(slots))
+
+
+def _exchange_blocks(face, folder, rng):
+    (first,), (second,) = ([span.bytes for span in face.header().block_spans(block)][:1] for block in (2, 3))
+    path = folder / face.rows_file
+    body = bytearray(path.read_bytes())
+    body[first.start : first.stop], body[second.start : second.stop] = (
+        body[second.start : second.stop],
+        body[first.start : first.stop],
+    )
+    path.write_bytes(body)
+
+
+def _files_of_another(*names):
+    """Sound files of the same sizes, of other records (the rows differ too)."""
+
+    def damage(face, folder, rng):
+        records = dict(face.header().records) | {"fingerprint": rng.bytes(32).hex()}
+        other = build(face, folder.with_name("other"), face.header(records=records), seed=int(rng.integers(1, 1000)))
+        for name in names:
+            shutil.copy(other / _named(face, name), folder / _named(face, name))
+
+    return damage
+
+
+def _resign(face, folder, rng):
+    """Other records written into the header, with a right sha256."""
+    content = json.loads((folder / "header.json").read_bytes())
+    del content["header_sha256"]
+    content["records"]["fingerprint"] = rng.bytes(32).hex()
+    (folder / "header.json").write_bytes(signed(content, indent=2))
+
+
+_DAMAGED = (StoreDamagedError,)
+DAMAGES = {
+    "header flipped": (_flip_somewhere("header.json"), (StoreDamagedError, StoreError)),
+    "rows flipped": (_flip_somewhere("rows"), _DAMAGED),
+    "slots flipped": (_flip_somewhere("blocks.bin"), _DAMAGED),
+    "header cut": (_cut("header.json"), _DAMAGED),
+    "rows cut": (_cut("rows"), _DAMAGED),
+    "slots cut": (_cut("blocks.bin"), _DAMAGED),
+    "header extended": (_extend("header.json"), _DAMAGED),
+    "rows extended": (_extend("rows"), _DAMAGED),
+    "slots extended": (_extend("blocks.bin"), _DAMAGED),
+    "header removed": (_remove("header.json"), (StoreMissingError,)),
+    "rows removed": (_remove("rows"), _DAMAGED),
+    "slots removed": (_remove("blocks.bin"), _DAMAGED),
+    "slot emptied": (_empty_slot, (StoreIncompleteError,)),
+    "slots exchanged": (_exchange_slots, _DAMAGED),
+    "blocks exchanged": (_exchange_blocks, _DAMAGED),
+    "another store's header": (_files_of_another("header.json"), _DAMAGED),
+    "another store's rows": (_files_of_another("rows"), _DAMAGED),
+    "another store's slots": (_files_of_another("blocks.bin"), _DAMAGED),
+    "another store's rows and slots": (_files_of_another("rows", "blocks.bin"), _DAMAGED),
+    "header and rows of another": (_files_of_another("header.json", "rows"), _DAMAGED),
+    "other records written in": (_resign, _DAMAGED),
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGES)
+def test_every_damage_is_refused_with_its_own_error(face, built, tmp_path, kind):
+    damage, errors = DAMAGES[kind]
+    for seed in range(4):
+        rng = np.random.default_rng([seed, len(kind)])
+        victim = shutil.copytree(built, tmp_path / f"{seed}" / "store")
+        damage(face, victim, rng)
+        with pytest.raises(errors) as refused:
+            face.reader(victim).check()
+        assert type(refused.value) in errors, (kind, seed)
+        assert str(victim) in str(refused.value)

@@ -1,0 +1,586 @@
+"""Building: whatever kills a build and however many processes share it, the finished files are the same bytes."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import logging
+import os
+import resource
+import signal
+import sys
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+from small_cache import contents, die, end_of_child, run_in_child, small_header, start_child
+from small_stores import RECORDS, CacheFace, PackedFace, block_2, build
+
+from adadistill.loaders.block_store.errors import (
+    StoreDamagedError,
+    StoreError,
+    StoreIncompleteError,
+    StoreMissingError,
+)
+
+CHANGES_THE_DISK = ("open", "mkdir", "ftruncate", "pwrite", "fsync", "fdatasync", "posix_fallocate", "rename")
+
+
+def _at_call(number: int, event) -> list[str]:
+    """Patch this process's `os` so that the `number`-th call that changes the disk makes `event(call, args)` happen.
+
+    Returns the names of the calls made so far, which goes on growing.
+    """
+    calls: list[str] = []
+    for name in CHANGES_THE_DISK:
+        _patch(name, getattr(os, name), number, event, calls)
+    return calls
+
+
+def _patch(name, real, number, event, calls):
+    def patched(*args, **kwargs):
+        calls.append(name)
+        if len(calls) == number:
+            event(real, args)
+        return real(*args, **kwargs)
+
+    setattr(os, name, patched)
+
+
+def _die_halfway(real, args):
+    """A write that the kill cuts in two; other calls are done, and then the process dies."""
+    if real.__name__ == "pwrite":
+        handle, body, offset = args
+        real(handle, body[: len(body) // 2], offset)
+    else:
+        real(*args)
+    die()
+
+
+# ---- killed
+
+
+def test_killed_at_any_call_a_build_resumes_to_the_same_bytes(face, tmp_path):
+    header = face.header(num_records=13)  # three blocks, of the packed store in two shards
+    finished = contents(build(face, tmp_path / "finished", header))
+    number, killed = 0, True
+    while killed:
+        number += 1
+        folder = tmp_path / f"killed-{number}"
+
+        def dying_build(folder=folder, number=number):
+            _at_call(number, _die_halfway)
+            build(face, folder, header)
+
+        killed = run_in_child(dying_build) == -signal.SIGKILL
+        build(face, folder, header)
+        assert contents(folder) == finished, f"killed at call {number}"
+    assert number > 30, "the build makes more calls than that"
+
+
+def test_killed_again_and_again_a_build_repeats_one_block_a_kill_at_most(tmp_path):
+    face, header = CacheFace(), small_header(num_records=75)  # 15 blocks
+    expected = contents(build(face, tmp_path / "finished", header))
+    folder, log = tmp_path / "killed", tmp_path / "computed"
+    rng = np.random.default_rng(0)
+
+    def dying_build(number):
+        with face.writer(folder, header, main=True) as writer, log.open("ab", buffering=0) as computed:
+            _at_call(number, _die_halfway)
+            for block in writer.pending().tolist():
+                computed.write(bytes([block]))
+                face.write(writer, block)
+
+    kills = 0
+    while run_in_child(lambda: dying_build(int(rng.integers(1, 9)))) == -signal.SIGKILL:
+        kills += 1
+    assert contents(folder) == expected
+    assert kills >= 8
+    computed = log.read_bytes()
+    assert set(computed) == set(range(15))
+    assert len(computed) <= 15 + kills
+
+
+def test_killed_while_a_block_is_written_again_no_slot_vouches_for_mixed_rows(face, tmp_path, caplog):
+    number, killed = 0, True
+    folder = build(face, tmp_path / "store")
+    while killed:
+        number += 1
+
+        def dying_write(number=number):
+            with face.writer(folder, face.header(), main=True) as writer:
+                _at_call(number, lambda real, args: die())
+                face.write(writer, 2, seed=number)
+
+        killed = run_in_child(dying_write) == -signal.SIGKILL
+        with face.writer(folder, face.header(), main=True) as writer:
+            pending = writer.pending().tolist()
+            assert pending in ([], [2])
+            if pending:
+                face.write(writer, 2)
+    assert number == 5 + 2 * len(face.header().block_spans(2)), "empty slot, sync, rows, sync, ..., slot, sync"
+    assert not caplog.records, "nothing was found damaged: the slot was emptied first"
+
+
+def _logged_calls(monkeypatch) -> list[tuple[str, str]]:
+    """(call, file name) of every later call that decides what a power cut leaves."""
+    log: list[tuple[str, str]] = []
+
+    def log_calls_of(name):
+        real = getattr(os, name)
+
+        def logged(first, *rest):
+            path = first if name == "rename" else os.readlink(f"/proc/self/fd/{first}")
+            log.append((name, Path(path).name))
+            return real(first, *rest)
+
+        monkeypatch.setattr(os, name, logged)
+
+    for name in ("pwrite", "fsync", "fdatasync", "posix_fallocate", "rename"):
+        log_calls_of(name)
+    return log
+
+
+def test_the_header_gets_its_name_when_everything_else_is_on_disk(face, tmp_path, monkeypatch):
+    log = _logged_calls(monkeypatch)
+    face.writer(tmp_path / "store", face.header(), main=True).close()
+    expected = [("pwrite", "header.json.partial"), ("fsync", "header.json.partial")]
+    for file in face.header().files():
+        expected += [("posix_fallocate", file.name), *[("pwrite", file.name)] * bool(file.head), ("fsync", file.name)]
+    assert log == [
+        *expected,
+        ("posix_fallocate", "blocks.bin"),
+        ("fsync", "blocks.bin"),
+        ("fsync", "store"),
+        ("rename", "header.json.partial"),
+        ("fsync", "store"),
+        ("fsync", tmp_path.name),
+    ]
+
+
+def test_rows_are_on_disk_before_their_slot_says_so(face, tmp_path, monkeypatch):
+    names = [span.name for span in face.header().block_spans(1)]
+    written = [(call, name) for name in names for call in ("pwrite", "fdatasync")]
+    marked = [("pwrite", "blocks.bin"), ("fdatasync", "blocks.bin")]
+    with face.writer(tmp_path / "store", face.header(), main=True) as writer:
+        log = _logged_calls(monkeypatch)
+        face.write(writer, 1)
+        assert log == written + marked
+        log.clear()
+        face.write(writer, 1, seed=1)
+        assert log == marked + written + marked, "first it is marked as not done"
+
+
+# ---- failing calls
+
+
+def test_when_any_call_fails_the_error_names_the_store_and_the_build_resumes(tmp_path, monkeypatch):
+    face, number, failed = PackedFace(), 0, True
+    header = face.header(num_records=13)
+    finished = contents(build(face, tmp_path / "finished", header))
+
+    def fail(real, args):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    while failed:
+        number += 1
+        folder = tmp_path / f"failed-{number}"
+        with monkeypatch.context() as patch:
+            for name in CHANGES_THE_DISK:
+                patch.setattr(os, name, getattr(os, name))  # so that leaving the context undoes `_at_call`
+            calls = _at_call(number, fail)
+            try:
+                build(face, folder, header)
+                text = None
+            except StoreError as error:
+                text = str(error)
+        failed = len(calls) >= number
+        assert text is None or str(folder) in text
+        assert failed == (text is not None), "no failing call is passed over"
+        build(face, folder, header)
+        assert contents(folder) == finished, f"failed at call {number}"
+    assert number > 30
+
+
+def test_a_disk_without_room_says_so_before_any_work_and_leaves_nothing(face, tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    header = face.header()
+    files = header.files()
+    needed = sum(file.size for file in files) + 16 * 5 + len(header.to_bytes())
+    with pytest.raises(StoreError, match=rf"No space left.*{files[0].name}.*needs {needed:,} bytes \(23 "):
+        face.writer(tmp_path / "new", header, main=True)
+    assert not (tmp_path / "new").exists()
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(StoreError, match="No space left"):
+        face.writer(tmp_path / "empty", header, main=True)
+    assert list((tmp_path / "empty").iterdir()) == []
+
+
+def test_a_limit_on_file_sizes_is_met_when_the_store_is_begun(tmp_path):
+    def limited():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, 1 << 16))
+        with pytest.raises(StoreError, match="It needs 3,"):
+            CacheFace.writer(tmp_path / "cache", small_header(num_records=100_000, block_records=100), main=True)
+
+    assert run_in_child(limited) == 0
+    assert not (tmp_path / "cache").exists()
+
+
+@pytest.mark.parametrize("code", [errno.EOPNOTSUPP, errno.EINVAL])
+def test_a_file_system_that_cannot_reserve_room_gives_the_same_bytes(face, tmp_path, finished, monkeypatch, code):
+    def refused(*_):
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(os, "posix_fallocate", refused)
+    assert contents(build(face, tmp_path / "store")) == finished
+
+
+def test_the_whole_size_is_on_disk_from_the_beginning(tmp_path):
+    header = small_header(num_records=100_000, block_records=1000)
+    with CacheFace.writer(tmp_path / "cache", header, main=True):
+        found = (tmp_path / "cache" / "embeddings.bin").stat()
+    assert found.st_size == header.data_bytes
+    assert found.st_blocks * 512 >= header.data_bytes, "room is reserved, not only promised"
+
+
+def test_a_write_that_fails_names_the_block_and_leaves_it_undone(face, tmp_path, monkeypatch):
+    with face.writer(tmp_path / "store", face.header(), main=True) as writer:
+        with monkeypatch.context() as patch:
+
+            def full(*_):
+                raise OSError(errno.ENOSPC, "No space left on device")
+
+            patch.setattr(os, "pwrite", full)
+            wanted = rf"block 1 \(records \[5, 10\).*No space left.*start the {face.making} again"
+            with pytest.raises(StoreError, match=wanted):
+                face.write(writer, 1)
+        assert writer.pending().tolist() == [0, 1, 2, 3, 4]
+
+
+def test_a_folder_that_cannot_be_written_is_an_error_that_names_it():
+    with tempfile.TemporaryDirectory() as place:  # outside tmp_path, which other users cannot enter
+        folder = Path(place) / "cache"
+        folder.mkdir()
+        Path(place).chmod(0o755)
+        folder.chmod(0o555)
+
+        def as_nobody():
+            if os.geteuid() == 0:  # root writes anywhere
+                os.setegid(65534)
+                os.seteuid(65534)
+            with pytest.raises(StoreError, match=f"{folder} cannot be written.*Permission denied"):
+                CacheFace.writer(folder, small_header(), main=True)
+
+        assert run_in_child(as_nobody) == 0
+        assert list(folder.iterdir()) == []
+
+
+# ---- several processes
+
+
+def test_processes_that_share_the_blocks_write_the_same_bytes(face, tmp_path, finished):
+    folder = tmp_path / "store"
+
+    def write_share(rank):
+        with face.writer(folder, face.header(), main=False) as writer:
+            for block in writer.pending().tolist()[::-1]:
+                if block % 3 == rank:
+                    face.write(writer, block)
+
+    with face.writer(folder, face.header(), main=True) as writer:
+        children = [start_child(lambda rank=rank: write_share(rank)) for rank in (1, 2)]
+        for block in (0, 3):
+            face.write(writer, block)
+        assert [end_of_child(pid) for pid in children] == [0, 0]
+        assert writer.missing_blocks() == 0
+        face.finish(writer)
+    assert contents(folder) == finished
+
+
+def test_threads_write_different_blocks_at_the_same_time(face, tmp_path, finished):
+    with face.writer(tmp_path / "store", face.header(), main=True) as writer:
+        with ThreadPoolExecutor(5) as pool:
+            list(pool.map(lambda block: face.write(writer, block), range(5)))
+        face.finish(writer)
+    assert contents(tmp_path / "store") == finished
+
+
+@pytest.mark.parametrize("main", [True, False])
+def test_a_second_build_is_refused_until_every_writer_of_the_first_is_dead(face, tmp_path, finished, main):
+    if not main and not face.header().kind.ranks_lock:
+        pytest.skip("ranks that do not speak to each other hold no lock")
+    folder = tmp_path / "store"
+    first = face.writer(folder, face.header(), main=True)
+    ready, tell = os.pipe()
+
+    def hold():
+        held = face.writer(folder, face.header(), main=main)
+        os.write(tell, b"!")
+        time.sleep(60)
+        held.close()
+
+    if main:
+        first.close()
+    pid = start_child(hold)
+    assert os.read(ready, 1) == b"!"
+    first.close()  # the other one lives on
+    with pytest.raises(StoreError, match=f"another {face.making} is running"):
+        face.writer(folder, face.header(), main=True)
+    os.kill(pid, signal.SIGKILL)
+    end_of_child(pid)
+    assert contents(build(face, folder)) == finished
+
+
+def test_of_builds_that_begin_together_one_at_a_time_gets_the_folder(face, tmp_path, finished):
+    for attempt in range(3):
+        folder = tmp_path / f"store-{attempt}"
+        go, tell = os.pipe()
+
+        def begin(folder=folder, go=go, tell=tell):
+            os.close(tell)
+            os.read(go, 1)  # until the parent closes its end
+            sys.stderr = open(os.devnull, "w")  # noqa: SIM115
+            build(face, folder)
+
+        children = [start_child(begin) for _ in range(4)]
+        os.close(tell)
+        ends = [end_of_child(pid) for pid in children]
+        os.close(go)
+        assert 0 in ends
+        assert set(ends) <= {0, 3}
+        assert contents(folder) == finished
+
+
+def _once(monkeypatch, owner, name, concerns, event):
+    """Let `event()` happen just before the first call of `owner.name` that `concerns(*args)`."""
+    real, happened = getattr(owner, name), []
+
+    def patched(*args, **kwargs):
+        if not happened and concerns(*args):
+            happened.append(True)
+            event()
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(owner, name, patched)
+    return happened
+
+
+def test_a_build_that_finishes_while_another_is_about_to_begin_keeps_its_blocks(face, tmp_path, finished, monkeypatch):
+    folder = tmp_path / "store"
+    begins = lambda path, *_: Path(path).name == "header.json.partial"  # noqa: E731
+    happened = _once(monkeypatch, os, "open", begins, lambda: build(face, folder))
+    with face.writer(folder, face.header(), main=True) as late:
+        assert late.pending().size == 0
+    assert happened
+    assert contents(folder) == finished
+
+
+@pytest.mark.parametrize("other", ["finishes", "gives up"])
+def test_the_file_that_is_locked_is_the_one_that_has_the_name(face, tmp_path, finished, monkeypatch, other):
+    folder = tmp_path / "store"
+    event = (lambda: build(face, folder)) if other == "finishes" else (folder / "header.json.partial").unlink
+    happened = _once(monkeypatch, fcntl, "flock", lambda *_: True, event)
+    assert contents(build(face, folder)) == finished
+    assert happened
+
+
+def test_others_open_what_the_main_process_has_made_and_nothing_else(face, tmp_path):
+    folder = tmp_path / "store"
+    with pytest.raises(StoreMissingError, match=f"no {face.name} at"):
+        face.writer(folder, face.header(), main=False)
+    assert not folder.exists()
+    folder.mkdir()
+    with pytest.raises(StoreMissingError, match=r"holds no header\.json"):
+        face.writer(folder, face.header(), main=False)
+    (folder / "header.json.partial").write_bytes(b"")
+    with pytest.raises(StoreIncompleteError, match="stopped as it began"):
+        face.writer(folder, face.header(), main=False)
+    build(face, folder)
+    with face.writer(folder, face.header(), main=True):
+        with face.writer(folder, face.header(), main=False) as joined:
+            assert not joined.pending().size
+        with pytest.raises(StoreError, match="block_records: 5 stored, 6 wanted"):
+            face.writer(folder, face.header(block_records=6), main=False)
+
+
+def test_a_file_system_without_locks_is_written_with_a_warning(face, tmp_path, finished, monkeypatch, caplog):
+    def no_locks(*_):
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    assert contents(build(face, tmp_path / "store")) == finished
+    assert "this file system has no locks" in caplog.text
+
+
+def test_a_writer_that_is_dropped_gives_up_its_lock_and_its_files(face, tmp_path):
+    before = len(os.listdir("/proc/self/fd"))
+    dropped = face.writer(tmp_path / "store", face.header(), main=True)
+    del dropped
+    build(face, tmp_path / "store")
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+# ---- what is already there
+
+
+def test_a_torn_beginning_is_begun_again_without_its_files(face, tmp_path, finished):
+    folder = tmp_path / "store"
+    for torn in (b"", b'{\n  "block', b"x" * 5000):
+        for path in build(face, folder, face.header(**face.begun_anew[1])).iterdir():
+            if path.name in ("header.json", "damaged.json"):
+                path.unlink()
+        (folder / "header.json.partial").write_bytes(torn)
+        (folder / face.rows_file).write_bytes(b"left over from a header that asked for more" * 100)
+        assert contents(build(face, folder)) == finished
+        for path in folder.iterdir():
+            path.unlink()
+
+
+def test_a_build_that_lost_the_race_and_was_killed_leaves_nothing(face, tmp_path, finished):
+    folder = tmp_path / "store"
+    face.writer(folder, face.header(), main=True).close()
+    (folder / "header.json.partial").write_bytes(b"")
+    assert contents(build(face, folder)) == finished
+
+
+def test_a_folder_with_something_else_is_refused_and_not_touched(face, tmp_path):
+    of_others = [
+        ("photo.jpg",), (face.rows_file,), (face.rows_file, "blocks.bin"), ("header.json.partial", "photo.jpg"),
+        (".hidden",), ("header.json.partial", face.other),
+    ]  # fmt: skip
+    for number, names in enumerate(of_others):
+        folder = tmp_path / f"mine-{number}"
+        folder.mkdir()
+        for name in names:
+            (folder / name).write_bytes(b"precious")
+        with pytest.raises(StoreError, match=f"not empty and holds no {face.name}"):
+            face.writer(folder, face.header(), main=True)
+        assert contents(folder) == dict.fromkeys(names, b"precious")
+
+
+def test_a_strangers_header_is_refused_and_nothing_beside_it_is_touched(face, tmp_path):
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    files = {"header.json": b'{"title": "my page"}', "header.json.partial": b"draft", face.rows_file: b"rows"}
+    for name, body in files.items():
+        (folder / name).write_bytes(body)
+    with pytest.raises(StoreError, match=f"no header of a {face.name}"):
+        face.writer(folder, face.header(), main=True)
+    assert contents(folder) == files
+    (tmp_path / "file").write_bytes(b"precious")
+    with pytest.raises(StoreError, match=f"is a file; a {face.name} needs a folder"):
+        face.writer(tmp_path / "file", face.header(), main=True)
+    assert (tmp_path / "file").read_bytes() == b"precious"
+
+
+def test_a_writer_does_not_follow_links(face, tmp_path):
+    for name in ("header.json", face.rows_file, "blocks.bin"):
+        folder = build(face, tmp_path / f"store-{name}")
+        (folder / name).rename(tmp_path / name)
+        (folder / name).symlink_to(tmp_path / name)
+        before = (tmp_path / name).read_bytes()
+        with pytest.raises(StoreError, match="symbolic links"):
+            face.writer(folder, face.header(), main=True)
+        assert (tmp_path / name).read_bytes() == before
+        face.reader(folder).check()  # a reader does: it cannot do harm
+
+
+def test_a_beginning_with_a_planted_link_does_not_write_through_it(face, tmp_path):
+    folder = tmp_path / "store"
+    folder.mkdir()
+    (tmp_path / "elsewhere").write_bytes(b"precious")
+    (folder / "header.json.partial").touch()
+    (folder / face.rows_file).symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(StoreError, match="symbolic links"):
+        face.writer(folder, face.header(), main=True)
+    assert (tmp_path / "elsewhere").read_bytes() == b"precious"
+
+
+def test_a_folder_made_beforehand_and_missing_parents_are_fine(face, tmp_path, finished):
+    (tmp_path / "empty").mkdir()
+    assert contents(build(face, tmp_path / "empty")) == finished
+    assert contents(build(face, tmp_path / "a" / "b" / "c")) == finished
+
+
+def test_another_header_is_refused_with_every_difference_and_nothing_is_written(face, tmp_path, finished):
+    folder = build(face, tmp_path / "store")
+    other = face.header(block_records=4, records=RECORDS | {"num_records": 23, "fingerprint": "99" * 32})
+    with pytest.raises(StoreError, match=f"holds another {face.name} than") as refused:
+        face.writer(folder, other, main=True)
+    assert "block_records: 5 stored, 4 wanted" in str(refused.value)
+    assert f"records.fingerprint: '{'cd' * 32}' stored, '{'99' * 32}' wanted" in str(refused.value)
+    assert contents(folder) == finished
+
+
+@pytest.mark.parametrize("change", [-1, 1, None])
+def test_a_build_with_a_file_of_a_wrong_size_is_refused(face, tmp_path, change):
+    for name in (face.rows_file, "blocks.bin"):
+        path = build(face, tmp_path / name) / name
+        if change is None:
+            path.unlink()
+        else:
+            os.truncate(path, path.stat().st_size + change)
+        with pytest.raises(StoreDamagedError, match=name):
+            face.writer(tmp_path / name, face.header(), main=True)
+
+
+# ---- blocks
+
+
+def test_a_finished_store_has_nothing_pending_and_no_other_files(face, built, finished):
+    assert tuple(finished) == face.files
+    with face.writer(built, face.header(), main=True) as writer:
+        assert writer.pending().dtype == np.int64
+        assert writer.pending().size == 0
+
+
+def test_pending_blocks_can_be_found_in_shares(face, tmp_path):
+    with face.writer(tmp_path / "store", face.header(), main=True) as writer:
+        face.write(writer, 3)
+        assert writer.pending().tolist() == [0, 1, 2, 4]
+        assert writer.missing_blocks() == 4
+        assert writer.pending(0, 2).tolist() == [0, 1]
+        assert writer.pending(2, 5).tolist() == [2, 4]
+        assert writer.pending(3, 4).tolist() == []
+        assert writer.pending(5).tolist() == []
+        for first, stop in ((-1, 2), (3, 2), (0, 6)):
+            with pytest.raises(IndexError, match=r"blocks must be in \[0, 5\)"):
+                writer.pending(first, stop)
+
+
+@pytest.mark.parametrize("where", ["rows", "slot", "tag", "labels"])
+def test_a_damaged_block_is_pending_again_with_a_warning_and_repaired(face, tmp_path, finished, caplog, where):
+    if where == "labels" and face.name == "cache":
+        pytest.skip("a cache has no labels")
+    folder = build(face, tmp_path / "store")
+    name, byte = {
+        "rows": (face.rows_file, face.byte_of_block_2), "slot": ("blocks.bin", 2 * 16),
+        "tag": ("blocks.bin", 2 * 16 + 9), "labels": ("labels.npy", 128 + 8 * 13),
+    }[where]  # fmt: skip
+    body = bytearray((folder / name).read_bytes())
+    body[byte] ^= 4
+    (folder / name).write_bytes(body)
+    with caplog.at_level(logging.WARNING), face.writer(folder, face.header(), main=True) as writer:
+        assert writer.pending().tolist() == [2]
+    assert "1 blocks that were done are damaged" in caplog.text
+    assert block_2(caplog.text)
+    assert contents(build(face, folder)) == finished
+
+
+def test_a_block_out_of_range_and_a_closed_writer_are_refused(face, tmp_path):
+    writer = face.writer(tmp_path / "store", face.header(), main=True)
+    for block in (-1, 5):
+        with pytest.raises(IndexError, match=rf"got {block}"):
+            face.write(writer, block)
+    writer.close()
+    writer.close()
+    with pytest.raises(ValueError, match="is closed"):
+        writer.pending()
+    with pytest.raises(ValueError, match="is closed"):
+        face.write(writer, 0)
