@@ -42,7 +42,10 @@ setup(
     python_requires=">=3.10",
     packages=[f"adadistill.{p}" for p in found],
     package_dir={"adadistill": "."},
-    package_data={"adadistill.recipes": ["*.yaml", "variants/*.yaml", "launch/*.sbatch"]},
+    package_data={
+        "adadistill.recipes": ["*.yaml", "variants/*.yaml", "launch/*.sbatch"],
+        "adadistill.core.report": ["*.jinja"],
+    },
     install_requires=[
         "torch>=2.11",
         "numpy",
@@ -52,7 +55,9 @@ setup(
         "nvtx",
         "huggingface_hub",
         "scikit-learn",
-        "threadpoolctl",  # which scikit-learn brings
+        "scipy",  # which scikit-learn brings, as it does the next
+        "threadpoolctl",
+        "jinja2",  # which torch brings
     ],
     extras_require=EXTRAS,
     entry_points={"console_scripts": ["adadistill = adadistill.recipes.cli:main"]},

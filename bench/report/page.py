@@ -7,7 +7,9 @@ from collections.abc import Sequence
 from adadistill.bench.report.charts import bar_chart
 from adadistill.bench.report.tables import Machine, Table
 from adadistill.bench.report.targets import Standing
-from adadistill.core.report.text import html_text
+from html import escape
+
+from adadistill.core.report.text import one_line
 
 _LONGEST = 400
 
@@ -78,4 +80,4 @@ def _cell(tag: str, text: str, right: bool) -> str:
 
 
 def _text(text: str, *, longest: int = _LONGEST) -> str:
-    return html_text(text, longest=longest)
+    return escape(one_line(text, longest=longest))

@@ -11,7 +11,6 @@ from adadistill.core.report.document import (
     Heading,
     Number,
     Paragraph,
-    Pictures,
     Table,
 )
 from adadistill.core.report.text import markdown_text
@@ -25,6 +24,20 @@ def markdown_page(document: Document) -> str:
     return "\n\n".join(parts) + "\n"
 
 
+def markdown_table(table: Table) -> str:
+    """One table without its caption; numbers stand to the right."""
+    lines = [
+        f"| {' | '.join(map(markdown_text, table.heads))} |",
+        f"|{'|'.join(' ---: ' if right else ' --- ' for right in table.numeric)}|",
+    ]
+    for index, row in enumerate(table.rows):
+        cells = [_cell(cell) for cell in row]
+        if index in table.strong:
+            cells[0] = f"**{cells[0]}**"
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def _block(block: Block) -> list[str]:
     if isinstance(block, Heading):
         return [f"{'#' * block.level} {markdown_text(block.text)}"]
@@ -33,28 +46,10 @@ def _block(block: Block) -> list[str]:
     if isinstance(block, Bullets):
         return ["\n".join(f"- {markdown_text(item)}" for item in block.items)]
     if isinstance(block, Table):
-        return _table(block)
+        return [markdown_text(block.caption), markdown_table(block)]
     if isinstance(block, Figures):
-        return [part for figure in block.items for part in _table(figure.table)]
-    assert isinstance(block, Pictures), "every kind of block is written"
+        return [part for figure in block.items if figure.table is not None for part in _block(figure.table)]
     return [f"{len(block.items)} images are in the HTML report alone."]
-
-
-def _table(table: Table) -> list[str]:
-    numeric = [
-        any(isinstance(row[column], Number) for row in table.rows if column < len(row))
-        for column in range(len(table.heads))
-    ]
-    lines = [
-        f"| {' | '.join(map(markdown_text, table.heads))} |",
-        f"|{'|'.join(' ---: ' if right else ' --- ' for right in numeric)}|",
-    ]
-    for index, row in enumerate(table.rows):
-        cells = [_cell(cell) for cell in row]
-        if index in table.strong:
-            cells[0] = f"**{cells[0]}**"
-        lines.append(f"| {' | '.join(cells)} |")
-    return [f"{markdown_text(table.caption)}", "\n".join(lines)]
 
 
 def _cell(cell: Cell) -> str:

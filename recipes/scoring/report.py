@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from adadistill.core.report.charts import MOST_LINES
 from adadistill.core.report.document import (
     Block,
     Bullets,
@@ -22,14 +23,8 @@ from adadistill.core.report.document import (
     Pictures,
     Table,
 )
-from adadistill.core.report.line_chart import MOST_SERIES
 from adadistill.core.scoring.evaluation import PUBLISHED_PAIRS
-from adadistill.core.scoring.published import (
-    RANKS,
-    VERIFICATION,
-    PublishedRow,
-    comparable,
-)
+from adadistill.core.scoring.published import RANKS, VERIFICATION, PublishedRow, comparable
 from adadistill.core.scoring.result import BenchmarkResult, Curve, Score
 from adadistill.core.training.metrics_log import read_metrics
 from adadistill.core.training.run_folder import RunFolder
@@ -405,7 +400,7 @@ def _drawn(group: _Group, best: Evaluation | None) -> list[str]:
         value = group.results[name][group.results[name].headline].value
         return best is not None and name == best.name, -1.0 if value is None else value
 
-    kept = set(sorted(group.results, key=merit, reverse=True)[:MOST_SERIES])
+    kept = set(sorted(group.results, key=merit, reverse=True)[:MOST_LINES])
     return [name for name in group.results if name in kept]
 
 
