@@ -11,10 +11,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
-from adadistill.bench.report.markdown import escaped
-from adadistill.bench.report.marked_text import replace_marked
 from adadistill.bench.report.row_sets import machine, matching, newest, when
 from adadistill.bench.row_schema import BENCHES, Row
+from adadistill.core.report.markdown_page import replace_marked
+from adadistill.core.report.text import markdown_text
 
 BEGIN = "<!-- measured: begin. Written by `python -m adadistill.bench report --readme README.md`; edit headlines.py -->"
 END = "<!-- measured: end -->"
@@ -183,7 +183,7 @@ def measured_text(rows: Sequence[Row]) -> str:
         dates = _dates(lines, name)
         torch = " / ".join(sorted({row["torch"] for line in lines if line.machine == name for row in line.rows}))
         span = min(dates) if min(dates) == max(dates) else f"{min(dates)} to {max(dates)}"
-        parts += [f"{escaped(name)}; torch {escaped(torch)}; {escaped(span)}:", ""]
+        parts += [f"{markdown_text(name)}; torch {markdown_text(torch)}; {markdown_text(span)}:", ""]
         parts += ["| What | Here | For comparison, same machine |", "| --- | --- | --- |"]
         parts += [f"| {' | '.join(line.cells)} |" for line in lines if line.machine == name]
         parts.append("")
@@ -255,7 +255,7 @@ def _figure(row: Row, path: str) -> float | None:
 
 
 def _plain(value: object) -> str:
-    return f"{value:,}" if type(value) is int else escaped(str(value))
+    return f"{value:,}" if type(value) is int else markdown_text(str(value))
 
 
 def _dates(lines: Sequence[_Line], name: str) -> list[str]:

@@ -38,6 +38,21 @@ def markdown_table(table: Table) -> str:
     return "\n".join(lines)
 
 
+def replace_marked(text: str, begin: str, end: str, body: str) -> str:
+    """A Markdown file with what stands between two marker lines written anew.
+
+    Args:
+        body: what goes between them, without empty lines around.
+
+    Raises:
+        ValueError: the file has not exactly one of each marker, in this order.
+    """
+    first, last = text.find(begin), text.find(end)
+    if text.count(begin) != 1 or text.count(end) != 1 or last < first:
+        raise ValueError(f"the figures go between two lines, each once and in this order:\n{begin}\n{end}")
+    return f"{text[: first + len(begin)]}\n\n{body}\n{text[last:]}"
+
+
 def _block(block: Block) -> list[str]:
     if isinstance(block, Heading):
         return [f"{'#' * block.level} {markdown_text(block.text)}"]
