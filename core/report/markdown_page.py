@@ -13,7 +13,7 @@ from adadistill.core.report.document import (
     Paragraph,
     Table,
 )
-from adadistill.core.report.text import markdown_text
+from adadistill.core.report.text import markdown_text, one_line
 
 
 def markdown_page(document: Document) -> str:
@@ -31,11 +31,19 @@ def markdown_table(table: Table) -> str:
         f"|{'|'.join(' ---: ' if right else ' --- ' for right in table.numeric)}|",
     ]
     for index, row in enumerate(table.rows):
-        cells = [_cell(cell) for cell in row]
+        cells = [markdown_text(_shown(cell)) for cell in row]
         if index in table.strong:
             cells[0] = f"**{cells[0]}**"
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def terminal_table(table: Table) -> str:
+    """One table without its caption, in columns of spaces."""
+    rows = [list(table.heads), *([one_line(_shown(cell)) for cell in row] for row in table.rows)]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(table.heads))]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    return "\n".join([lines[0], "-" * max(map(len, lines)), *lines[1:]])
 
 
 def replace_marked(text: str, begin: str, end: str, body: str) -> str:
@@ -67,7 +75,5 @@ def _block(block: Block) -> list[str]:
     return [f"{len(block.items)} images are in the HTML report alone."]
 
 
-def _cell(cell: Cell) -> str:
-    if cell is None:
-        return "-"
-    return markdown_text(cell.text if isinstance(cell, Number) else cell)
+def _shown(cell: Cell) -> str:
+    return "-" if cell is None else cell.text if isinstance(cell, Number) else cell
