@@ -109,7 +109,7 @@ def _caption(shared: Mapping[str, str], rows: Sequence[Row]) -> str:
     """What all rows have in common, versions, and what the machine could do."""
     parts = [f"{name} {text}" for name, text in shared.items() if text not in ("", "none")]
     parts.append("torch " + " / ".join(sorted({row["torch"] for row in rows})))
-    probes = next((row["probes"] for row in reversed(rows) if row.get("probes")), {})  # newest
+    probes: Row = next((row["probes"] for row in reversed(rows) if row.get("probes")), {})  # newest
     parts += [f"{name} {_text('', spread)}" for name, spread in probes.items()] or ["machine not probed"]
     return "; ".join(parts)
 

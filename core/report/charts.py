@@ -25,7 +25,7 @@ NO_DRAWINGS = (
     "Curves are left out, for matplotlib is not installed: pip install 'adadistill[report]' adds them. The tables hold "
     "their numbers."
 )
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     "svg.fonttype": "none", "svg.hashsalt": "adadistill", "text.parse_math": False, "font.size": 8.0,
     "axes.spines.top": False, "axes.spines.right": False, "axes.axisbelow": True, "axes.grid": True, "grid.alpha": 0.15,
     "grid.color": BLACK, "axes.formatter.use_mathtext": False, "legend.frameon": False,

@@ -347,12 +347,13 @@ def _table(one: SetResult, plan: AblationPlan) -> Table:
         by_seed = None if found is None else ", ".join(map(_points, found.differences))
         interval = None if found is None or found.interval is None else " to ".join(map(_points, found.interval))
         accuracy: Cell = "failed" if variant.failures else None
+        difference: Cell = "baseline" if of is not None and variant.label == plan.baseline else None
         rows.append(
             [
                 variant.label,
                 accuracy if of is None else Number(of.mean, f"{100 * of.mean:.2f}"),
                 None if of is None or of.std is None else Number(of.std, f"{100 * of.std:.2f}"),
-                "baseline" if of is not None and variant.label == plan.baseline else found and _number(found.mean),
+                difference if found is None else Number(found.mean, _points(found.mean)),
                 interval,
                 by_seed,
                 f"{len(variant.accuracies)} of {len(plan.seeds)}",
@@ -411,7 +412,3 @@ def _measured_on(result: AblationResult) -> str:
 
 def _points(difference: float) -> str:
     return f"{100 * difference:+.2f}"
-
-
-def _number(difference: float) -> Number:
-    return Number(difference, _points(difference))
