@@ -12,7 +12,7 @@ EXTRAS = {
     "dali12": ["nvidia-dali-cuda120>=2.3"],
     "onnx": ["onnx", "onnxruntime>=1.20"],
     "onnx-gpu": ["onnx", "onnxruntime-gpu>=1.20"],
-    "report": ["matplotlib"],
+    "report": ["matplotlib>=3.7"],
     "arrow": ["pyarrow"],
     "png": ["pillow"],
     "tensorboard": ["tensorboard"],

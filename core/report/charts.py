@@ -149,12 +149,12 @@ def _draw_interval(plot: Any, place: int, row: Interval) -> None:
 def _drawn(draw: Callable[[Any], None], *, width: float, height: float) -> str | None:
     """An SVG document, made without a display; None without matplotlib."""
     try:
-        import matplotlib
+        from matplotlib import style
         from matplotlib.figure import Figure
     except ImportError:
         return None
     out = io.StringIO()
-    with matplotlib.rc_context(_STYLE):
+    with style.context(["default", _STYLE]):  # whatever the user's own settings are
         figure = Figure(figsize=(width, height), layout="constrained")
         draw(figure)
         figure.savefig(out, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
