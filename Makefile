@@ -51,8 +51,8 @@ $(VENV)/bin/python:
 	$(PYTHON3) -m venv $(VENV)
 
 $(VENV)/.adadistill-base: setup.py pyproject.toml constraints.txt | $(VENV)/bin/python
-	@echo "installing adadistill into $(VENV) (torch is the large part)"
-	$(PIP_INSTALL) -e .
+	@echo "installing adadistill into $(VENV) with matplotlib (torch is the large part)"
+	$(PIP_INSTALL) -e '.[report]'
 	@touch $@
 
 $(VENV)/.adadistill-dev: setup.py pyproject.toml constraints.txt | $(VENV)/bin/python

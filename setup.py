@@ -12,7 +12,7 @@ EXTRAS = {
     "dali12": ["nvidia-dali-cuda120>=2.3"],
     "onnx": ["onnx", "onnxruntime>=1.20"],
     "onnx-gpu": ["onnx", "onnxruntime-gpu>=1.20"],
-    "report": ["matplotlib"],
+    "report": ["matplotlib>=3.7"],
     "arrow": ["pyarrow"],
     "png": ["pillow"],
     "tensorboard": ["tensorboard"],
@@ -42,7 +42,10 @@ setup(
     python_requires=">=3.10",
     packages=[f"adadistill.{p}" for p in found],
     package_dir={"adadistill": "."},
-    package_data={"adadistill.recipes": ["*.yaml", "variants/*.yaml", "launch/*.sbatch"]},
+    package_data={
+        "adadistill.recipes": ["*.yaml", "variants/*.yaml", "launch/*.sbatch"],
+        "adadistill.core.report": ["*.jinja"],
+    },
     install_requires=[
         "torch>=2.11",
         "numpy",
@@ -52,7 +55,9 @@ setup(
         "nvtx",
         "huggingface_hub",
         "scikit-learn",
-        "threadpoolctl",  # which scikit-learn brings
+        "scipy",  # which scikit-learn brings, as it does the next
+        "threadpoolctl",
+        "jinja2",  # which torch brings
     ],
     extras_require=EXTRAS,
     entry_points={"console_scripts": ["adadistill = adadistill.recipes.cli:main"]},

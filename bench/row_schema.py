@@ -2,12 +2,8 @@
 
 A row is one JSON object. What all rows hold stands in `COMMON`: which bench, when, which commit, which versions, which
 machine, what the machine itself could do in the same process (`probes`). An entry of `BENCHES` says what tells the
-rows of a bench apart (`keys`: recipe, shape, form) and what was measured (`values`, each with its unit and which way is
-better). `check_row` holds a row against both, and is what `append_row` asks before it writes.
-
-Rows say in `schema` which rules they were written under; rows without it are the first ones, which had no probes and
-named a few things otherwise. `upgraded` gives any row in today's names, so that readers know one form. Nothing here
-imports torch: reading rows takes no time.
+rows of a bench apart (`keys`: recipe, shape, form) and what was measured (`values`). Units stand in the names, as
+`unit_of` reads them. Nothing here imports torch: reading rows takes no time.
 """
 
 from __future__ import annotations
@@ -15,22 +11,23 @@ from __future__ import annotations
 import difflib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 SCHEMA = 2
-"""2, 2026-11-25: `schema`, `device` and `probes` in every row; a spread for every time. Before: none of them."""
+"""2, 2026-11-25: `schema`, `device` and `probes` in every row; a spread for every time. Rows without it are the first
+ones, which lack some fields and named a few things otherwise."""
 
 MAX_FILE_BYTES = 64 << 20
 """A row is about 1 KB: a larger file is something else, and is not read."""
 
 _LONGEST_TEXT = 2000
 
-Kind = Literal["text", "texts", "integer", "number", "numbers", "flag", "spread", "spreads", "named numbers", "json"]
-Better = Literal["higher", "lower"]
 Row = dict[str, Any]
+Fields = Mapping[str, str]
+"""Name of a field -> its kind, one of `_KINDS`; a `?` after the kind says that it may be missing or null."""
 
 
 class RowError(ValueError):
@@ -38,263 +35,183 @@ class RowError(ValueError):
 
 
 @dataclass(frozen=True, slots=True)
-class Field:
-    """One field of a row."""
-
-    kind: Kind
-    unit: str = ""
-    """As people write it: `images/s`, `ms`, `MiB`; `x` for ratios; `%` for shares, which rows hold as fractions. Empty
-    for names, counts and scores."""
-    better: Better | None = None
-    """Which way is better, for values that two sets of rows are compared by."""
-    optional: bool = False
-    """May be missing or null: not every form, device or run has it."""
-    since: int = 1
-    """Rows of an earlier schema may lack it."""
-
-
-@dataclass(frozen=True, slots=True)
 class BenchRows:
     """What rows of one bench hold beside `COMMON`."""
 
     title: str
-    keys: Mapping[str, Field]
+    keys: Fields
     """What the values depend on; rows that agree in all of them measure the same thing."""
-    values: Mapping[str, Field]
+    values: Fields
     """What was measured, the most telling first."""
-    notes: Mapping[str, Field]
+    notes: Fields
     """What else is worth keeping."""
 
-    def fields(self) -> dict[str, Field]:
-        """All of them by name."""
-        return {**self.keys, **self.values, **self.notes}
+
+@dataclass(frozen=True, slots=True)
+class Unit:
+    """What a figure counts, as people write it; `x` for ratios, `%` for shares, which rows hold as fractions."""
+
+    text: str = ""
+    better: Literal["higher", "lower"] | None = None
+    """Which way is better, for values that two sets of rows are compared by."""
 
 
-_TEXT, _COUNT, _NUMBER, _FLAG = Field("text"), Field("integer"), Field("number"), Field("flag")
-_TEXTS, _JSON = Field("texts"), Field("json")
-_RATE = Field("spread", "images/s", "higher")
-_MS = Field("spread", "ms", "lower")
-_MIB = Field("number", "MiB", "lower", optional=True)
-_SHARE = Field("number", "%", optional=True)
-_RATIO = Field("number", "x", optional=True)
-_GB_PER_S = Field("number", "GB/s", optional=True, since=2)
-_SHAPE = {"batch": _COUNT, "classes": _COUNT, "dim": _COUNT}
+_UNITS = {
+    "images_per_s": Unit("images/s", "higher"), "tflop_per_s": Unit("TFLOP/s"), "gb_per_s": Unit("GB/s"),
+    "per_s": Unit("1/s", "higher"), "gflops": Unit("GFLOP/s"), "gflop_per_image": Unit("GFLOP"),
+    "ms": Unit("ms", "lower"), "cpu_seconds": Unit("CPU s", "lower"), "seconds": Unit("s", "lower"),
+    "first_call_s": Unit("s", "lower"), "cpu_s_per_10k": Unit("CPU s", "lower"),
+    "cpu_us_each": Unit("CPU us", "lower"), "us_base": Unit("us"), "us_per_kb": Unit("us per KB"),
+    "mib": Unit("MiB", "lower"), "input_stall": Unit("%"), "gpu_busy": Unit("%"), "accuracy": Unit("%"),
+    "accuracy_std_over_folds": Unit("%"),
+}  # fmt: skip
+"""By the last words of a field's name; the first that fits counts."""
 
-COMMON: Mapping[str, Field] = {
-    "bench": _TEXT,
-    "date": _TEXT,
-    "schema": Field("integer", since=2),
-    "commit": Field("text", optional=True),
-    "python": _TEXT,
-    "torch": _TEXT,
-    "cuda": Field("text", optional=True),
-    "driver": Field("text", optional=True),
-    "devices": _TEXTS,
-    "cpu": Field("text", optional=True),
-    "cpu_count": Field("integer", optional=True),
-    "threads": _COUNT,
-    "device": Field("text", since=2),
-    "probes": Field("spreads", since=2),
-    "conditions": Field("text", optional=True),
-    "note": Field("text", optional=True),
-}
+
+def unit_of(name: str) -> Unit:
+    """The unit that a field's name ends in; without text for names, counts and scores."""
+    if name.startswith("share_of_"):
+        return Unit("%")
+    if name.startswith(("against_", "cpu_against_", "times_the_origin")):
+        return Unit("x")
+    return next((unit for words, unit in _UNITS.items() if f"_{name}".endswith(f"_{words}")), Unit())
+
+
+def _fields(text: str) -> Fields:
+    return dict(field.split(": ") for field in text.split(", ")) if text else {}
+
+
+def _rows(title: str, *, keys: str, values: str, notes: str = "") -> BenchRows:
+    return BenchRows(title, _fields(keys), _fields(values), _fields(notes))
+
+
+COMMON: Fields = _fields(
+    "bench: text, date: text, schema: integer, commit: text?, python: text, torch: text, cuda: text?, driver: text?, "
+    "devices: texts, cpu: text?, cpu_count: integer?, threads: integer, device: text, probes: spreads, "
+    "conditions: text?, note: text?"
+)
 """`device` is where the bench ran (`cpu`, `cuda`, `cuda:0`), `devices` the GPUs of the machine, `conditions` and `note`
 what a person had to add by hand."""
 
 BENCHES: Mapping[str, BenchRows] = {
-    "step": BenchRows(
+    "step": _rows(
         "Training step: loader alone, model on a replayed batch, both together",
-        keys={
-            "arch": _TEXT, "width": _NUMBER, "image_size": _COUNT, "batch_size": _COUNT, "identities": _COUNT,
-            "precision": _TEXT, "mode": _TEXT, "way": _TEXT, "source": Field("text", since=2),
-            "augment": Field("text", since=2), "workers": Field("integer", optional=True),
-            "optimiser": Field("text", optional=True), "micro_batch_size": Field("integer", optional=True),
-        },
-        values={
-            "images_per_s": _RATE, "step_ms": Field("number", "ms"), "input_stall": _SHARE,
-            "bottleneck": Field("text", optional=True), "peak_mib": _MIB,
-            "share_of_gemm_rate": _SHARE, "gflop_per_image": Field("number", "GFLOP", since=2, optional=True),
-        },
-        notes={
-            "rounds": Field("integer", since=2), "steps": Field("integer", since=2),
-            "records": Field("integer", optional=True), "mean_record_bytes": Field("integer", optional=True),
-        },
+        keys="arch: text, width: number, image_size: integer, batch_size: integer, identities: integer, "
+        "precision: text, mode: text, way: text, source: text, augment: text, workers: integer?, "
+        "optimiser: text?, micro_batch_size: integer?",
+        values="images_per_s: spread, step_ms: number, input_stall: number?, bottleneck: text?, peak_mib: number?, "
+        "share_of_gemm_rate: number?, gflop_per_image: number?",
+        notes="rounds: integer, steps: integer, records: integer?, mean_record_bytes: integer?",
     ),
-    "loader": BenchRows(
+    "loader": _rows(
         "Loading, stage by stage",
-        keys={
-            "pipeline": _TEXT, "stage": _TEXT, "augment": _TEXT, "batch_size": _COUNT, "workers": _COUNT,
-            "mean_record_bytes": Field("integer", since=2, optional=True),
-        },
-        values={
-            "images_per_s": _RATE, "cpu_s_per_10k": Field("spread", "CPU s", "lower", since=2, optional=True),
-            "gpu_busy": _SHARE,
-        },
-        notes={"records": Field("integer", since=2, optional=True), "batches": _COUNT, "repeats": _COUNT},
+        keys="pipeline: text, stage: text, augment: text, batch_size: integer, workers: integer, "
+        "mean_record_bytes: integer?",
+        values="images_per_s: spread, cpu_s_per_10k: spread?, gpu_busy: number?",
+        notes="records: integer?, batches: integer, repeats: integer",
     ),
-    "decode_fit": BenchRows(
+    "decode_fit": _rows(
         "JPEG decoding against bytes, one thread",
-        keys={"pipeline": _TEXT, "image_size": _COUNT},
-        values={
-            "us_base": Field("number", "us"), "us_per_kb": Field("number", "us per KB"),
-        },
-        notes={"kb": Field("numbers", "KB"), "us": Field("numbers", "us")},
+        keys="pipeline: text, image_size: integer",
+        values="us_base: number, us_per_kb: number",
+        notes="kb: numbers, us: numbers",
     ),
-    "teacher": BenchRows(
+    "teacher": _rows(
         "Teacher network alone",
-        keys={
-            "arch": _TEXT, "width": _NUMBER, "image_size": _COUNT, "batch_size": _COUNT, "form": _TEXT,
-            "tf32_conv": _FLAG, "tf32_matmul": _FLAG,
-        },
-        values={
-            "images_per_s": _RATE, "against_float32": _RATIO, "tflop_per_s": Field("number", "TFLOP/s"),
-            "share_of_gemm_rate": _SHARE, "cosine": Field("named numbers"), "first_call_s": Field("number", "s"),
-            "extra_mib": _MIB,
-        },
-        notes={"gflop_per_image": Field("number", "GFLOP"), "rounds": _COUNT, "calls": _COUNT},
+        keys="arch: text, width: number, image_size: integer, batch_size: integer, form: text, tf32_conv: flag, "
+        "tf32_matmul: flag",
+        values="images_per_s: spread, against_float32: number?, tflop_per_s: number, share_of_gemm_rate: number?, "
+        "cosine: named numbers, first_call_s: number, extra_mib: number?",
+        notes="gflop_per_image: number, rounds: integer, calls: integer",
     ),
-    "ijb": BenchRows(
+    "ijb": _rows(
         "IJB 1:1 scores from embeddings, all pooling modes",
-        keys={
-            "form": _TEXT, "share": _NUMBER, "images": _COUNT, "templates": _COUNT, "pairs": _COUNT,
-            "embedding_dim": _COUNT, "modes": _COUNT,
-        },
-        values={
-            "seconds": Field("number", "s", "lower"), "cpu_seconds": Field("number", "CPU s", "lower"),
-            "against_loop": _RATIO, "against_loop_wall": _RATIO, "extra_mib": _MIB, "embeddings_mib": _MIB,
-        },
-        notes={},
+        keys="form: text, share: number, images: integer, templates: integer, pairs: integer, "
+        "embedding_dim: integer, modes: integer",
+        values="seconds: number, cpu_seconds: number, against_loop: number?, against_loop_wall: number?, "
+        "extra_mib: number?, embeddings_mib: number?",
     ),
-    "teacher_cache": BenchRows(
+    "teacher_cache": _rows(
         "Stored teacher embeddings against the teacher",
-        keys={
-            "source": _TEXT, "batch_size": _COUNT, "records": _COUNT, "embedding_dim": _COUNT, "image_size": _COUNT,
-            "teacher_width": _NUMBER, "page_cache": _TEXT,
-        },
-        values={
-            "per_s": Field("spread", "1/s", "higher"), "cpu_us_each": Field("spread", "CPU us", "lower"),
-            "against_teacher": _RATIO, "cpu_against_teacher": _RATIO, "share_of_copy_rate": _SHARE,
-        },
-        notes={"rounds": _COUNT},
+        keys="source: text, batch_size: integer, records: integer, embedding_dim: integer, image_size: integer, "
+        "teacher_width: number, page_cache: text",
+        values="per_s: spread, cpu_us_each: spread, against_teacher: number?, cpu_against_teacher: number?, "
+        "share_of_copy_rate: number?",
+        notes="rounds: integer",
     ),
-    "margin_softmax": BenchRows(
+    "margin_softmax": _rows(
         "Margin softmax, loss and embedding gradient",
-        keys={"form": _TEXT, **_SHAPE},
-        values={
-            "ms": Field("spread", "ms", "lower", optional=True), "gflops": Field("number", "GFLOP/s", optional=True),
-            "share_of_gemm_rate": _SHARE, "extra_mib": _MIB, "out_of_memory": _FLAG,
-            "loss_off": Field("number", optional=True),
-        },
-        notes={},
+        keys="form: text, batch: integer, classes: integer, dim: integer",
+        values="ms: spread?, gflops: number?, share_of_gemm_rate: number?, extra_mib: number?, out_of_memory: flag, "
+        "loss_off: number?",
     ),
-    "centre_update": BenchRows(
+    "centre_update": _rows(
         "Centre update",
-        keys={"form": _TEXT, **_SHAPE},
-        values={"ms": _MS, "gb_per_s": _GB_PER_S, "share_of_copy_rate": _SHARE},
-        notes={},
+        keys="form: text, batch: integer, classes: integer, dim: integer",
+        values="ms: spread, gb_per_s: number?, share_of_copy_rate: number?",
     ),
-    "centre_drift": BenchRows(
+    "centre_drift": _rows(
         "Half-precision centres beside float32",
-        keys={"half": _TEXT, "classes": _COUNT, "dim": _COUNT, "updates_each": _NUMBER},
-        values={"one_minus_cosine": Field("named numbers")},
-        notes={},
+        keys="half: text, classes: integer, dim: integer, updates_each: number",
+        values="one_minus_cosine: named numbers",
     ),
-    "head_prologue": BenchRows(
+    "head_prologue": _rows(
         "Head prologue: norms, margins, target of one batch, forward and backward",
-        keys={"form": _TEXT, **_SHAPE},
-        values={
-            "ms": _MS, "gb_per_s": Field("number", "GB/s"), "launches": _COUNT, "off": _NUMBER,
-            "share_of_copy_rate": _SHARE,
-        },
-        notes={},
+        keys="form: text, batch: integer, classes: integer, dim: integer",
+        values="ms: spread, gb_per_s: number, launches: integer, off: number, share_of_copy_rate: number?",
     ),
-    "planar_augment": BenchRows(
+    "planar_augment": _rows(
         "Stored planes to network input",
-        keys={
-            "form": _TEXT, "layout": _TEXT, "augment": _TEXT, "batch": _COUNT, "image_size": _COUNT, "dtype": _TEXT,
-        },
-        values={
-            "ms": _MS, "images_per_s": Field("number", "images/s"), "gb_per_s": Field("number", "GB/s"),
-            "share_of_copy_rate": _SHARE,
-        },
-        notes={},
+        keys="form: text, layout: text, augment: text, batch: integer, image_size: integer, dtype: text",
+        values="ms: spread, images_per_s: number, gb_per_s: number, share_of_copy_rate: number?",
     ),
-    "prelu": BenchRows(
+    "prelu": _rows(
         "PReLU, forward and backward",
-        keys={"form": _TEXT, "batch": _COUNT, "channels": _COUNT, "side": _COUNT},
-        values={"ms": _MS, "gb_per_s": Field("number", "GB/s"), "share_of_copy_rate": _SHARE},
-        notes={},
+        keys="form: text, batch: integer, channels: integer, side: integer",
+        values="ms: spread, gb_per_s: number, share_of_copy_rate: number?",
     ),
-    "beside_origin": BenchRows(
+    "beside_origin": _rows(
         "Training step beside the origin's, from one start",
-        keys={
-            "variant": _TEXT, "arch": _TEXT, "width": _NUMBER, "image_size": _COUNT, "batch_size": _COUNT,
-            "identities": _COUNT, "precision": _TEXT,
-        },
-        values={
-            "images_per_s": _RATE, "times_the_origin": Field("spread", "x"),
-            "times_the_origin_keeping_memory": Field("spread", "x"),
-            "first_loss_difference": _NUMBER, "float64_loss_difference": _NUMBER,
-        },
-        notes={"float64_steps": _COUNT},
+        keys="variant: text, arch: text, width: number, image_size: integer, batch_size: integer, "
+        "identities: integer, precision: text",
+        values="images_per_s: spread, times_the_origin: spread, times_the_origin_keeping_memory: spread, "
+        "first_loss_difference: number, float64_loss_difference: number",
+        notes="float64_steps: integer",
     ),
-    "ablation": BenchRows(
+    "ablation": _rows(
         "Ablation: accuracy of one variant with one seed",
-        keys={
-            "recipe": _TEXT, "variant": _TEXT, "seed": _COUNT, "set": Field("text", optional=True),
-            "recipe_hash": _TEXT,
-        },
-        values={
-            name: Field("number", optional=True)
-            for name in ("accuracy", "accuracy_std", "tar_10fold", "tar_strict", "auc", "eer", "xnorm")
-        },
-        notes={
-            "baseline": _TEXT, "state": _TEXT, "failed": Field("text", optional=True),
-            "far_target": Field("number", optional=True), "pairs": Field("integer", optional=True),
-            "world_size": Field("integer", optional=True),
-        },
+        keys="recipe: text, variant: text, seed: integer, set: text?, recipe_hash: text",
+        values="accuracy: number?, accuracy_std: number?, tar_10fold: number?, tar_strict: number?, auc: number?, "
+        "eer: number?, xnorm: number?",
+        notes="baseline: text, state: text, failed: text?, far_target: number?, pairs: integer?, "
+        "world_size: integer?",
     ),
-    "scaling": BenchRows(
+    "scaling": _rows(
         "Training on one process and on several",
-        keys={
-            "kind": _TEXT, "ranks": _COUNT, "arch": _TEXT, "width": _NUMBER, "image_size": _COUNT,
-            "embedding_dim": _COUNT, "global_batch_size": _COUNT, "identities": _COUNT, "precision": _TEXT,
-            "threads_per_rank": _COUNT,
-        },
-        values={
-            "images_per_s": _RATE, "against_first": _RATIO,
-            "bytes_per_rank_and_step": _NUMBER, "wire_bytes_per_rank_and_step": _NUMBER, "loss_off": _NUMBER,
-        },
-        notes={"bytes_by_part": Field("named numbers"), "bytes_by_formula": Field("named numbers"), "steps": _COUNT},
+        keys="kind: text, ranks: integer, arch: text, width: number, image_size: integer, embedding_dim: integer, "
+        "global_batch_size: integer, identities: integer, precision: text, threads_per_rank: integer",
+        values="images_per_s: spread, against_first: number?, bytes_per_rank_and_step: number, "
+        "wire_bytes_per_rank_and_step: number, loss_off: number",
+        notes="bytes_by_part: named numbers, bytes_by_formula: named numbers, steps: integer",
     ),
-    "real_faces": BenchRows(
+    "real_faces": _rows(
         "Training on a small set of real faces",
-        keys={
-            "kind": _TEXT, "seed": _COUNT, "epochs": _COUNT, "overrides": _TEXTS, "decoder": _TEXT,
-            "set": Field("text", optional=True),
-        },
-        values={
-            "accuracy": _SHARE, "accuracy_std_over_folds": _SHARE, "auc": Field("number", optional=True),
-            "images_per_s": Field("number", "images/s", "higher", optional=True),
-        },
-        notes={"recipe_hash": _TEXT, "metrics": _JSON},
+        keys="kind: text, seed: integer, epochs: integer, overrides: texts, decoder: text, set: text?",
+        values="accuracy: number?, accuracy_std_over_folds: number?, auc: number?, images_per_s: number?",
+        notes="recipe_hash: text, metrics: json",
     ),
-    "reliability": BenchRows(
+    "reliability": _rows(
         "What holds under damage: kills, full disks, flipped bits, mutated files",
-        keys={"family": _TEXT, "group": _TEXT, "damage": _TEXT, "promise": _TEXT, "small": _FLAG},
-        values={"held": _COUNT, "trials": _COUNT, "outcomes": Field("named numbers"), "peak_mib": _MIB},
-        notes={"seed": _COUNT, "failures": _TEXTS},
+        keys="family: text, group: text, damage: text, promise: text, small: flag",
+        values="held: integer, trials: integer, outcomes: named numbers, peak_mib: number?",
+        notes="seed: integer, failures: texts",
     ),
-    "demo": BenchRows(
+    "demo": _rows(
         "`make demo`: synthetic faces from data to report",
-        keys={"seeds": _COUNT},
-        values={
-            "scores": _JSON, "gain_by_seed": Field("numbers"), "standard_errors_above_untrained": _NUMBER,
-            "seconds": Field("number", "s"),
-        },
-        notes={},
+        keys="seeds: integer",
+        values="scores: json, gain_by_seed: numbers, standard_errors_above_untrained: number, seconds: number",
     ),
-}  # fmt: skip
+}
 """By the name that rows carry in `bench`. A bench may write rows of several."""
 
 
@@ -323,15 +240,18 @@ def row_problems(row: Mapping[str, Any]) -> list[str]:
     version = row.get("schema", 1)
     if type(version) is not int or not 1 <= version <= SCHEMA:
         return [f"`schema` must be 1 to {SCHEMA}, got {_shown(version)}; newer rows need a newer adadistill"]
-    known = {**COMMON, **BENCHES[bench].fields()}
+    entry = BENCHES[bench]
+    known = {**COMMON, **entry.keys, **entry.values, **entry.notes}
     problems = [f"unknown field `{_shown(name)}`{_nearest(name, known)}" for name in row if name not in known]
-    for name, field in known.items():
+    for name, kind in known.items():
         value = row.get(name)
         if value is None:
-            if not field.optional and version >= field.since:
+            if not kind.endswith("?") and (version == SCHEMA or name in _ALWAYS):
                 problems.append(f"`{name}` is missing")
-        elif wrong := _wrong(value, field.kind):
-            problems.append(f"`{name}` must be {wrong}, got {_shown(value)}")
+            continue
+        fits, wanted = _KINDS[kind.removesuffix("?")]
+        if not fits(value):
+            problems.append(f"`{name}` must be {wanted}, got {_shown(value)}")
     return problems
 
 
@@ -374,18 +294,13 @@ def read_rows(path: str | Path) -> list[Row]:
     for number, line in enumerate(lines, start=1):
         if line.strip():
             where = f"{path}, line {number}"
-            row = upgraded(parse_row(line, where=where))
+            row = upgraded(_parsed(line, where=where))
             check_row(row, where=where)
             rows.append(row)
     return rows
 
 
-def parse_row(line: str, *, where: str) -> Row:
-    """The JSON object of one line.
-
-    Raises:
-        RowError: it is none, or holds NaN or Infinity, which JSON does not know.
-    """
+def _parsed(line: str, *, where: str) -> Row:
     try:
         row = json.loads(line, parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as error:
@@ -399,56 +314,55 @@ def _refuse_constant(name: str) -> None:
     raise ValueError(f"{name} is no number in JSON")
 
 
-def _wrong(value: object, kind: Kind) -> str:
-    """What the value should have been, or an empty text if it is that."""
-    if kind == "text":
-        return "" if _is_text(value) else f"text of at most {_LONGEST_TEXT} characters"
-    if kind == "texts":
-        return "" if isinstance(value, list) and all(map(_is_text, value)) else "a list of texts"
-    if kind == "integer":
-        return "" if type(value) is int and _is_finite(value) else "an integer that a double holds"
-    if kind == "number":
-        return "" if _is_finite(value) else "a finite number"
-    if kind == "numbers":
-        return "" if isinstance(value, list) and all(map(_is_finite, value)) else "a list of finite numbers"
-    if kind == "flag":
-        return "" if isinstance(value, bool) else "true or false"
-    if kind == "spread":
-        return "" if _is_spread(value) else "{median, p20, p80}, finite and p20 <= median <= p80"
-    if kind == "spreads":
-        good = isinstance(value, dict) and all(map(_is_spread, value.values()))
-        return "" if good else "{name: {median, p20, p80}}, finite and p20 <= median <= p80"
-    if kind == "named numbers":
-        good = isinstance(value, dict) and all(map(_is_finite, value.values()))
-        return "" if good else "{name: finite number}"
-    return "" if _all_finite(value) else "JSON with finite numbers"
-
-
 def _is_text(value: object) -> bool:
     return isinstance(value, str) and len(value) <= _LONGEST_TEXT
 
 
-def _is_finite(value: object) -> bool:
-    if type(value) is int:
-        return abs(value) <= 1 << 53  # beyond, it would be another number, or none, in what reads it
-    return type(value) is float and math.isfinite(value)
+def _is_integer(value: object) -> bool:
+    return type(value) is int and abs(value) <= 1 << 53  # beyond, it would be another number in what reads it
+
+
+def _is_number(value: object) -> bool:
+    return _is_integer(value) or (type(value) is float and math.isfinite(value))
 
 
 def _is_spread(value: object) -> bool:
     return (
         isinstance(value, dict)
         and set(value) == {"median", "p20", "p80"}
-        and all(map(_is_finite, value.values()))
+        and all(map(_is_number, value.values()))
         and value["p20"] <= value["median"] <= value["p80"]
     )
 
 
-def _all_finite(value: object) -> bool:
-    if isinstance(value, dict):
-        return all(map(_all_finite, value.values()))
-    if isinstance(value, list):
-        return all(map(_all_finite, value))
-    return value is None or isinstance(value, str | bool) or _is_finite(value)
+def _is_json(value: object) -> bool:
+    if isinstance(value, dict | list):
+        return all(map(_is_json, value.values() if isinstance(value, dict) else value))
+    return value is None or isinstance(value, str | bool) or _is_number(value)
+
+
+def _list_of(fits: Callable[[object], bool]) -> Callable[[object], bool]:
+    return lambda value: isinstance(value, list) and all(map(fits, value))
+
+
+def _named(fits: Callable[[object], bool]) -> Callable[[object], bool]:
+    return lambda value: isinstance(value, dict) and all(map(fits, value.values()))
+
+
+_KINDS: Mapping[str, tuple[Callable[[object], bool], str]] = {
+    "text": (_is_text, f"text of at most {_LONGEST_TEXT} characters"),
+    "texts": (_list_of(_is_text), "a list of texts"),
+    "integer": (_is_integer, "an integer that a double holds"),
+    "number": (_is_number, "a finite number"),
+    "numbers": (_list_of(_is_number), "a list of finite numbers"),
+    "flag": (lambda value: isinstance(value, bool), "true or false"),
+    "spread": (_is_spread, "{median, p20, p80}, finite and p20 <= median <= p80"),
+    "spreads": (_named(_is_spread), "{name: {median, p20, p80}}, finite and p20 <= median <= p80"),
+    "named numbers": (_named(_is_number), "{name: finite number}"),
+    "json": (_is_json, "JSON with finite numbers"),
+}
+_ALWAYS = ("date", "python", "torch", "devices", "threads", "device")
+"""What rows of the first schema have too; `upgraded` adds the last one."""
 
 
 def _nearest(name: str, known: Mapping[str, object]) -> str:

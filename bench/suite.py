@@ -1,13 +1,14 @@
 """All benches by priority inside a time budget: what `bench all`, `bench kernels` and `make gpu-check` run.
 
 Jobs run as processes of their own, so that one that fails or overruns costs itself alone, and one after the other, so
-that none disturbs another. Rows go to $OUT where that is set, else to `bench/results`. There are two lists of the
-sizes that matter, for CUDA and for a CPU; a bench that neither knows of runs last, with its own defaults.
+that none disturbs another. Rows go to $OUT where that is set, else to `bench/results`. Two lists hold the sizes that
+matter, for CUDA and for a CPU; a bench that neither knows of runs last, with its own defaults.
 """
 
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -20,6 +21,50 @@ from adadistill.bench.catalogue import Bench, bench_named, benches
 
 ROOT = Path(__file__).resolve().parent.parent
 _SHORTEST_S = 20.0
+_SOFTMAX = "kernels.bench_margin_softmax"
+
+# What to run on CUDA, most important first: name, bench, arguments, longest seconds. FACES is the folder of real faces,
+# without which its job is left out; RECORDS their train.rec, without which its word is left out and faces are drawn.
+_ON_CUDA = (
+    ("step mobilefacenet", "step",
+     "--ways replayed --precision bfloat16 --compile eager compiled reduce-overhead", 200),
+    ("step iresnet50", "step", "--ways replayed --arch iresnet50 --precision bfloat16 --batch-size 512", 90),
+    ("teacher ir50, ir101", "teacher", "--arch ir50 ir101 --batch-size 1024", 240),
+    ("teacher cache", "teacher_cache", "", 120),
+    ("step float32", "step", "--ways replayed --precision float32 --steps 10", 60),
+    ("centre update", "kernels.bench_centre_update", "", 40),
+    ("head prologue", "kernels.bench_head_prologue", "", 120),
+    ("margin softmax", _SOFTMAX, "--classes 85742 --batch 384 1024 2048 4096", 120),
+    ("margin softmax, large C", _SOFTMAX, "--classes 360232 2059906 --batch 1024 4096", 150),
+    ("planar augment", "kernels.bench_planar_augment", "", 60),
+    ("prelu", "kernels.bench_prelu", "--batch 1024", 30),
+    ("loader, 5 KB JPEGs", "loader", "RECORDS --tile 50000 --hw-decoder-load 0 0.35 0.65 1", 150),
+    ("loader, 8 KB JPEGs", "loader", "RECORDS --tile 50000 --quality 95", 120),
+    ("loader, augmented", "loader", "RECORDS --tile 50000 --augment adaface", 120),
+    ("input stall", "step", "--records=RECORDS --precision bfloat16 --records-at-least 50000", 150),
+    ("step beside the origin's", "beside_origin", "FACES", 180),
+    ("scaling, 2 processes on the CPU", "scaling", "--device cpu --width 0.25 --steps 5", 240),
+    ("real faces, 3 seeds", "real_faces", "FACES --kinds distilled --seeds 0 1 2 --decoder DECODER", 300),
+    ("real faces, baseline", "real_faces", "FACES --kinds baseline --seeds 0 1 2 --decoder DECODER", 300),
+)  # fmt: skip
+_ON_CPU = (
+    ("step, three ways", "step", "--records=RECORDS --identities 816 --sources cpu packed_rgb", 240),
+    ("loader", "loader", "RECORDS --tile 50000 --fit", 180),
+    ("loader, augmented", "loader", "RECORDS --tile 50000 --augment adaface", 180),
+    ("margin softmax", _SOFTMAX, "--classes 10572 100000 --batch 128 512 --repeats 5", 300),
+    ("teacher ir50", "teacher", "--batch-size 16 --calls 1 --forms float32-folded float32-compiled bfloat16", 300),
+    ("teacher cache", "teacher_cache", "", 120),
+    ("centre update", "kernels.bench_centre_update", "--batch 512 1024", 60),
+    ("head prologue", "kernels.bench_head_prologue", "--batch 384 --repeats 20", 120),
+    ("planar augment", "kernels.bench_planar_augment", "--batch 256 --images 2000 --repeats 5", 120),
+    ("prelu", "kernels.bench_prelu", "", 120),
+    ("step beside the origin's", "beside_origin", "FACES --batch-size 64 --variants 'eager float32'", 240),
+    ("scaling, 2 processes", "scaling", "--width 0.25 --steps 5", 300),
+    # Twenty epochs take half an hour on two cores: here the speed alone.
+    ("real faces, 1 epoch", "real_faces",
+     "FACES 'optim={epochs: 1, milestones: []}' evaluation.sets=[] checkpoint.every_epochs=null log.every=8 "
+     "--kinds distilled --decoder DECODER", 300),
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -40,11 +85,13 @@ def jobs(faces: Path | None, *, cuda: bool) -> list[Job]:
         faces: folder of real faces; without one, benches that need them are left out and others use synthetic faces.
         cuda: whether a GPU is there; otherwise sizes are a CPU's.
     """
-    listed = _cuda_jobs(faces) if cuda else _cpu_jobs(faces)
-    known = {job.command[2] for job in listed}
-    others = [bench for bench in benches() if bench.name not in known and (faces is not None or not bench.needs_faces)]
-    return listed + [
-        _job(bench.name, bench.name, shlex.quote(str(faces)) if bench.needs_faces else "", 120) for bench in others
+    listed = list(_ON_CUDA if cuda else _ON_CPU)
+    known = {bench for _, bench, _, _ in listed}
+    listed += [(one.name, one.name, "FACES" * one.needs_faces, 120) for one in benches() if one.name not in known]
+    return [
+        _job(bench_named(bench), _words(arguments, faces), limit_s, name=name)
+        for name, bench, arguments, limit_s in listed
+        if faces is not None or "FACES" not in arguments
     ]
 
 
@@ -62,15 +109,12 @@ def chosen_jobs(listed: Sequence[Job], only: Sequence[str] | None) -> list[Job]:
 
 def tiny_jobs(chosen: Sequence[Bench], arguments: Sequence[str] = ()) -> list[Job]:
     """Each bench in seconds on any CPU."""
-    return default_jobs(chosen, ["--tiny", *arguments], limit_s=120)
+    return [_job(bench, ["--tiny", *arguments], 120) for bench in chosen]
 
 
-def default_jobs(chosen: Sequence[Bench], arguments: Sequence[str] = (), *, limit_s: float = 600.0) -> list[Job]:
+def default_jobs(chosen: Sequence[Bench], arguments: Sequence[str] = ()) -> list[Job]:
     """Each bench with its own defaults, and further arguments."""
-    return [
-        Job(bench.name, ("-m", "adadistill.bench", bench.name, "--rows", bench.rows_file, *arguments), limit_s)
-        for bench in chosen
-    ]
+    return [_job(bench, arguments, 600) for bench in chosen]
 
 
 def run_jobs(listed: Sequence[Job], *, minutes: float) -> int:
@@ -97,92 +141,21 @@ def faces_folder(given: Path | None) -> Path | None:
     return found if (found / "train.rec").is_file() else None
 
 
-def _cuda_jobs(faces: Path | None) -> list[Job]:
-    records = _records(faces)
-    loader = f"{records} --tile 50000"
-    return [
-        _job(
-            "step mobilefacenet",
-            "step",
-            "--ways replayed --precision bfloat16 --compile eager compiled reduce-overhead",
-            200,
-        ),
-        _job("step iresnet50", "step", "--ways replayed --arch iresnet50 --precision bfloat16 --batch-size 512", 90),
-        _job("teacher ir50, ir101", "teacher", "--arch ir50 ir101 --batch-size 1024", 240),
-        _job("teacher cache", "teacher_cache", "", 120),
-        _job("step float32", "step", "--ways replayed --precision float32 --steps 10", 60),
-        _job("centre update", "kernels.bench_centre_update", "", 40),
-        _job("head prologue", "kernels.bench_head_prologue", "", 120),
-        _job("margin softmax", _SOFTMAX, "--classes 85742 --batch 384 1024 2048 4096", 120),
-        _job("margin softmax, large C", _SOFTMAX, "--classes 360232 2059906 --batch 1024 4096", 150),
-        _job("planar augment", "kernels.bench_planar_augment", "", 60),
-        _job("prelu", "kernels.bench_prelu", "--batch 1024", 30),
-        _job("loader, 5 KB JPEGs", "loader", f"{loader} --hw-decoder-load 0 0.35 0.65 1", 150),
-        _job("loader, 8 KB JPEGs", "loader", f"{loader} --quality 95", 120),
-        _job("loader, augmented", "loader", f"{loader} --augment adaface", 120),
-        _job("input stall", "step", f"{_named(records)} --precision bfloat16 --records-at-least 50000", 150),
-        *_beside_origin(faces, "", 180),
-        _job("scaling, 2 processes on the CPU", "scaling", "--device cpu --width 0.25 --steps 5", 240),
-        *_faces_jobs("real faces, 3 seeds", faces, "--kinds distilled --seeds 0 1 2"),
-        *_faces_jobs("real faces, baseline", faces, "--kinds baseline --seeds 0 1 2"),
-    ]
+def _job(bench: Bench, arguments: Sequence[str], limit_s: float, *, name: str = "") -> Job:
+    command = ("-m", "adadistill.bench", bench.name, *arguments, "--rows", bench.rows_file)
+    return Job(name or bench.name, command, limit_s)
 
 
-def _cpu_jobs(faces: Path | None) -> list[Job]:
-    records = _records(faces)
-    return [
-        _job("step, three ways", "step", f"{_named(records)} --identities 816 --sources cpu packed_rgb", 240),
-        _job("loader", "loader", f"{records} --tile 50000 --fit", 180),
-        _job("loader, augmented", "loader", f"{records} --tile 50000 --augment adaface", 180),
-        _job("margin softmax", _SOFTMAX, "--classes 10572 100000 --batch 128 512 --repeats 5", 300),
-        _job(
-            "teacher ir50", "teacher", "--batch-size 16 --calls 1 --forms float32-folded float32-compiled bfloat16", 300
-        ),
-        _job("teacher cache", "teacher_cache", "", 120),
-        _job("centre update", "kernels.bench_centre_update", "--batch 512 1024", 60),
-        _job("head prologue", "kernels.bench_head_prologue", "--batch 384 --repeats 20", 120),
-        _job("planar augment", "kernels.bench_planar_augment", "--batch 256 --images 2000 --repeats 5", 120),
-        _job("prelu", "kernels.bench_prelu", "", 120),
-        *_beside_origin(faces, "--batch-size 64 --variants 'eager float32'", 240),
-        _job("scaling, 2 processes", "scaling", "--width 0.25 --steps 5", 300),
-        *_faces_jobs("real faces, 1 epoch", faces, _ONE_EPOCH),
-    ]
+def _words(arguments: str, faces: Path | None) -> list[str]:
+    """Arguments with what stands for something replaced."""
+    words = [word for word in shlex.split(arguments) if faces is not None or "RECORDS" not in word]
 
+    def meant(found: re.Match[str]) -> str:
+        if found[0] == "DECODER":
+            return _decoder()
+        return str(faces) if found[0] == "FACES" else f"{faces}/train.rec"
 
-_CPU_FORMS = "float32-folded float32-compiled bfloat16"
-
-_SOFTMAX = "kernels.bench_margin_softmax"
-
-_ONE_EPOCH = (
-    "'optim={epochs: 1, milestones: []}' evaluation.sets=[] checkpoint.every_epochs=null log.every=8 --kinds distilled"
-)
-"""Twenty epochs take half an hour on two cores: here the speed alone."""
-
-
-def _job(name: str, bench: str, arguments: str, limit_s: float) -> Job:
-    words = ("-m", "adadistill.bench", bench, *shlex.split(arguments), "--rows", bench_named(bench).rows_file)
-    return Job(name, words, limit_s)
-
-
-def _records(faces: Path | None) -> str:
-    """The .rec file as a word of a command, or nothing: benches then draw faces."""
-    return "" if faces is None else shlex.quote(str(faces / "train.rec"))
-
-
-def _named(records: str) -> str:
-    return f"--records {records}" if records else ""
-
-
-def _faces_jobs(name: str, faces: Path | None, arguments: str) -> list[Job]:
-    if faces is None:
-        return []
-    return [_job(name, "real_faces", f"{shlex.quote(str(faces))} {arguments} --decoder {_decoder()}", 300)]
-
-
-def _beside_origin(faces: Path | None, arguments: str, limit_s: float) -> list[Job]:
-    if faces is None:
-        return []
-    return [_job("step beside the origin's", "beside_origin", f"{shlex.quote(str(faces))} {arguments}", limit_s)]
+    return [re.sub("FACES|RECORDS|DECODER", meant, word) for word in words]
 
 
 def _decoder() -> str:

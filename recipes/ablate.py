@@ -32,16 +32,13 @@ from pathlib import Path
 
 import torch
 
-from adadistill.core.checkpoints import CheckpointError
 from adadistill.core.distributed import Ranks, barrier, broadcast_text, distributed_session
 from adadistill.core.host_memory import keep_freed_memory
+from adadistill.core.report.charts import NO_DRAWINGS
 from adadistill.core.scoring.pair_metrics import NonFiniteEmbeddingsError
 from adadistill.core.training.non_finite import NonFiniteError
 from adadistill.core.training.run import run_training
-from adadistill.core.training.run_folder import RunFolderError
-from adadistill.loaders.pipelines.dali_pipeline import DaliBatchError, DaliMissingError
-from adadistill.loaders.pixels import ImageDecodeError
-from adadistill.loaders.records.recordio import RecordError
+from adadistill.loaders.errors import Refused, WorkFailed
 from adadistill.recipes.ablation.plan import (
     AblationPlan,
     PlannedRun,
@@ -49,8 +46,7 @@ from adadistill.recipes.ablation.plan import (
     shipped_variants,
     variant_description,
 )
-from adadistill.recipes.ablation.plot import PlotMissingError, plot_differences
-from adadistill.recipes.ablation.report import AblationResult, ablation_result, report_text, write_report
+from adadistill.recipes.ablation.report import ablation_result, report_text, write_report
 from adadistill.recipes.ablation.runs import (
     RunState,
     check_folder,
@@ -64,18 +60,7 @@ from adadistill.recipes.outputs import will_write_folder
 
 logger = logging.getLogger("adadistill")
 
-RUN_ERRORS = (
-    NonFiniteError,
-    CheckpointError,
-    RecordError,
-    ImageDecodeError,
-    DaliBatchError,
-    DaliMissingError,
-    RunFolderError,
-    ValueError,
-    OSError,
-    torch.OutOfMemoryError,
-)
+RUN_ERRORS = (Refused, WorkFailed, ValueError, OSError, ImportError, torch.OutOfMemoryError)
 """What ends one run and leaves the others their turn."""
 AGREED_ERRORS = (NonFiniteError, NonFiniteEmbeddingsError)
 """Of these, what every rank raises at the same step. After any other, ranks may no longer be at the same place."""
@@ -144,7 +129,11 @@ def _run(plan: AblationPlan, ranks: Ranks) -> int:
             write_report(ablation_result(plan, states, failures), plan.folder / "report")
     if ranks.is_main:
         refuse_mixtures(states)
-        _report(ablation_result(plan, states, failures))
+        result = ablation_result(plan, states, failures)
+        written = write_report(result, plan.folder / "report")
+        print(f"\n{report_text(result)}\n\nwritten: {', '.join(map(str, written))}")
+        if len(plan.variants) > 1 and written[-1].suffix != ".svg":
+            print(f"no figure: {NO_DRAWINGS}")
     barrier(ranks)
     return 1 if failures else 0
 
@@ -173,20 +162,6 @@ def _forget_the_last_run(ranks: Ranks) -> None:
     if ranks.device.type == "cuda":
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(ranks.device)
-
-
-def _report(result: AblationResult) -> None:
-    folder = result.plan.folder / "report"
-    written = write_report(result, folder)
-    note = ""
-    if len(result.plan.variants) > 1:
-        figure = folder / "ablation.svg"
-        try:
-            plot_differences(result, figure)
-            written.append(figure)
-        except PlotMissingError as error:
-            note = f"\nno figure: {error}"
-    print(f"\n{report_text(result)}\n\nwritten: {', '.join(map(str, written))}{note}")
 
 
 def _reason(error: BaseException) -> str:

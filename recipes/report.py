@@ -4,9 +4,9 @@
     adadistill report results --out casia.html       of a folder that adadistill evaluate wrote to
     adadistill report results --show-images data/lfw.bin
 
-The HTML file needs nothing beside it; the Markdown says the same without the drawings. Faces are shown, small, only
-where --show-images names the set that they are in; the page then holds pictures of people. Exit: 0, or 2 when there is
-nothing to report or a file is wrong.
+The HTML file needs nothing beside it; the Markdown says the same without the drawings, which need the extra `report`.
+Faces are shown, small, only where --show-images names the set that they are in; the page then holds pictures of people.
+Exit: 0, or 2 when there is nothing to report or a file is wrong.
 """
 
 from __future__ import annotations
@@ -48,9 +48,10 @@ def write_report(folder: Path, *, out: Path | None = None, shown_sets: Sequence[
     Raises:
         ValueError, OSError: there is nothing to report, or a file cannot be used.
     """
+    from adadistill.core.report.charts import NO_DRAWINGS
     from adadistill.core.report.html_page import html_page
     from adadistill.core.report.markdown_page import markdown_page
-    from adadistill.recipes.scoring.files import write_whole
+    from adadistill.loaders.atomic_file import write_whole
     from adadistill.recipes.scoring.report import gather, report_document
 
     if out is not None and out.suffix.lower() not in (".html", ".htm"):
@@ -65,6 +66,8 @@ def write_report(folder: Path, *, out: Path | None = None, shown_sets: Sequence[
     page.parent.mkdir(parents=True, exist_ok=True)
     write_whole(page, html_page(document))
     write_whole(text, markdown_page(document))
+    if document.misses_drawings:
+        print(NO_DRAWINGS)
     return page, text
 
 

@@ -17,10 +17,11 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Literal, get_args
 
-from adadistill.bench.report.figures import figure, head
-from adadistill.bench.report.markdown import grid
 from adadistill.bench.report.row_sets import Key, key_of, machine
-from adadistill.bench.row_schema import BENCHES, Row
+from adadistill.bench.report.tables import head
+from adadistill.bench.row_schema import BENCHES, Row, unit_of
+from adadistill.core.report.document import Block, Cell, Document, Number, Paragraph, Table
+from adadistill.core.report.text import short_number
 
 Verdict = Literal["faster", "slower", "within noise", "noise unknown"]
 _NOISES = 2.0
@@ -73,26 +74,32 @@ def compare(a: Sequence[Row], b: Sequence[Row], *, across_machines: bool = False
     )
 
 
-def comparison_text(found: Comparison, names: tuple[str, str]) -> str:
-    """As Markdown."""
-    lines = [
+def comparison_document(found: Comparison, names: tuple[str, str]) -> Document:
+    """A row for each value that could be compared, and how many of each verdict there are."""
+    rows: list[Sequence[Cell]] = [
         [
-            one.bench, one.what, one.value, figure(one.a), figure(one.b), f"{one.ratio:.3f}",
-            "" if one.noise is None else f"{one.noise:.1%}", one.verdict,
+            one.bench,
+            one.what,
+            one.value,
+            Number(one.a, short_number(one.a)),
+            Number(one.b, short_number(one.b)),
+            Number(one.ratio, f"{one.ratio:.3f}"),
+            None if one.noise is None else Number(one.noise, f"{one.noise:.1%}"),
+            one.verdict,
         ]
         for one in found.compared
-    ]  # fmt: skip
+    ]
+    caption = f"A is {names[0]}, B is {names[1]}. Faster or slower: further from 1 than {_NOISES:g} times the noise."
     heads = ["bench", "what", "value", "A", "B", "B is x times as fast", "noise", "verdict"]
-    told = [f"A is {names[0]}, B is {names[1]}. Faster or slower: further from 1 than {_NOISES:g} times the noise.", ""]
-    if lines:
-        told += [grid(heads, lines, [False, False, False, True, True, True, True, False]), ""]
+    blocks: list[Block] = [Table(caption=caption, heads=heads, rows=rows)]
     counts = {verdict: sum(one.verdict == verdict for one in found.compared) for verdict in get_args(Verdict)}
-    told.append(", ".join(f"{count} {verdict}" for verdict, count in counts.items()) + ".")
+    blocks.append(Paragraph(", ".join(f"{count} {verdict}" for verdict, count in counts.items()) + "."))
     if found.only_a or found.only_b:
-        told.append(f"Without a partner: {found.only_a} of A, {found.only_b} of B.")
+        blocks.append(Paragraph(f"Without a partner: {found.only_a} of A, {found.only_b} of B."))
     if found.elsewhere:
-        told.append(f"{found.elsewhere} of them have one on another machine; --across-machines compares those too.")
-    return "\n".join(told)
+        told = f"{found.elsewhere} of them have one on another machine; --across-machines compares those too."
+        blocks.append(Paragraph(told))
+    return Document(title="Comparison", blocks=blocks)
 
 
 def _by_key(rows: Sequence[Row], *, with_machine: bool) -> dict[Key, list[Row]]:
@@ -108,19 +115,20 @@ def _compared(a: Sequence[Row], b: Sequence[Row], across_machines: bool) -> list
     what = ", ".join(f"{name} {value if isinstance(value, str) else json.dumps(value)}" for name, value in keys.items())
     where = f"{machine(a[0])} to {machine(b[0])}" if across_machines else machine(a[0])
     found = []
-    for name, field in schema.values.items():
+    for name, kind in schema.values.items():
+        better = unit_of(name).better
         sides = [[row[name] for row in rows if row.get(name) is not None] for rows in (a, b)]
-        if field.kind != "spread" or field.better is None or not all(sides):
+        if not kind.startswith("spread") or better is None or not all(sides):
             continue
         in_a, in_b = (median(spread["median"] for spread in side) for side in sides)
         if min(in_a, in_b) <= 0.0:
             continue
-        ratio = in_b / in_a if field.better == "higher" else in_a / in_b
+        ratio = in_b / in_a if better == "higher" else in_a / in_b
         widths = [_width(sides[0], in_a), _width(sides[1], in_b)]
         noise = None if 0.0 in widths else math.hypot(*widths)
         found.append(
             Compared(
-                a[0]["bench"], f"{where}: {what}, threads {a[0]['threads']}", head(name, field), in_a, in_b, ratio,
+                a[0]["bench"], f"{where}: {what}, threads {a[0]['threads']}", head(name), in_a, in_b, ratio,
                 noise, _verdict(ratio, noise),
             )
         )  # fmt: skip

@@ -1,4 +1,4 @@
-"""The README's figures: which rows they come from, as data, and the text that is made of them.
+"""The README's five figures: which rows they come from, as data, and the text that is made of them.
 
 Each headline takes the newest row that fits, on whatever machine that was, and compares it with the newest fitting rows
 of that same machine. Rows that differ only in `seed` are averaged. What no row can say (figures of other people's code
@@ -11,10 +11,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
-from adadistill.bench.report.markdown import escaped
-from adadistill.bench.report.marked_text import replace_marked
 from adadistill.bench.report.row_sets import machine, matching, newest, when
 from adadistill.bench.row_schema import BENCHES, Row
+from adadistill.core.report.markdown_page import replace_marked
+from adadistill.core.report.text import markdown_text
 
 BEGIN = "<!-- measured: begin. Written by `python -m adadistill.bench report --readme README.md`; edit headlines.py -->"
 END = "<!-- measured: end -->"
@@ -44,47 +44,19 @@ class Headline:
 
 
 _FACES = {"bench": "real_faces", "epochs": 20, "set": "faces_holdout"}
-_BATCH = {"bench": "loader", "stage": "batch"}
+_BATCH = {"bench": "loader", "stage": "batch", "augment": "none"}
 _SOFTMAX = {"bench": "margin_softmax", "batch": 512, "classes": 100_000, "dim": 512}
-_CACHE = {"bench": "teacher_cache", "batch_size": 2048}
-
-_LAYOUTS = {"rgb": "RGB", "planes": "planes"}
-_STEP_SHAPE = ("batch_size", "identities", "precision")
-_LOADED = ("batch_size", "workers", "mean_record_bytes")
-
-
-def _batches(augment: str) -> tuple[Value, ...]:
-    names = {"cpu": "CPU pipeline", "dali": "DALI"}
-    names |= {f"packed {layout}, page_cache": f"packed {title}" for layout, title in _LAYOUTS.items()}
-    where = {**_BATCH, "augment": augment}
-    return tuple(
-        Value({**where, "pipeline": name}, "images_per_s", f"{{:,.0f}} {title}") for name, title in names.items()
-    )
-
 
 HEADLINES: tuple[Headline, ...] = (
     Headline(
         "Real faces (`bench real_faces`): MobileFaceNet, 4,145 faces of 816 people, stored teacher, {epochs} epochs, "
         "batch 128; accuracy on 1,800 pairs of strangers, mean of {seeds}, standard error of one 0.8 points",
-        (Value({**_FACES, "kind": "distilled"}, "accuracy", "**{:.2%}** distilled"),),
+        (
+            Value({**_FACES, "kind": "distilled"}, "accuracy", "**{:.2%}** distilled"),
+            Value({**_FACES, "kind": "distilled_onnx_cache"}, "accuracy",
+                  "**{:.2%}** at 128-d, by a real ONNX teacher through its cache"),
+        ),
         (Value({**_FACES, "kind": "baseline"}, "accuracy", "{:.2%}: same network and budget, ArcFace, no teacher"),),
-    ),
-    Headline(
-        "The same network, 128-d, taught by a real ONNX teacher through its cache, {seeds}",
-        (Value({**_FACES, "kind": "distilled_onnx_cache"}, "accuracy", "**{:.2%}**"),),
-    ),
-    Headline(
-        "Images/s of that training, end to end, first epoch",
-        (Value({"bench": "real_faces", "epochs": 1, "kind": "distilled"}, "images_per_s", "{:.1f}"),),
-    ),
-    Headline(
-        "One MobileFaceNet step on a replayed batch of {batch_size}, {identities} identities, {precision} "
-        "(`bench step`), images/s",
-        (Value({"bench": "step", "way": "replayed", "arch": "mobilefacenet", "width": 1.0, "mode": "eager"},
-               "images_per_s", "{:.1f}"),),
-        (Value({"bench": "step", "way": "replayed", "arch": "mobilefacenet", "width": 1.0, "mode": "compiled"},
-               "images_per_s", "{:.1f} compiled"),),
-        same=_STEP_SHAPE,
     ),
     Headline(
         "One step beside the origin's, in turn, batch {batch_size}, {identities} identities, real faces, {precision} "
@@ -98,24 +70,23 @@ HEADLINES: tuple[Headline, ...] = (
             Value({"bench": "beside_origin", "variant": "origin keeping memory"}, "images_per_s",
                   "{:.1f}: the same with our allocator setting"),
         ),
-        same=(*_STEP_SHAPE, "arch", "width"),
-    ),
-    Headline(
-        "The same step fed by the CPU pipeline: input stall",
-        (Value({"bench": "step", "way": "fed", "arch": "mobilefacenet", "width": 1.0, "source": "cpu"},
-               "input_stall", "{:.1%}"),),
+        same=("batch_size", "identities", "precision", "arch", "width"),
     ),
     Headline(
         "Loader to normalised float32 batches of 112 x 112 faces (`bench loader`), {workers} workers, images/s",
-        _batches("none"),
+        (
+            Value({**_BATCH, "pipeline": "cpu"}, "images_per_s", "{:,.0f} CPU pipeline"),
+            Value({**_BATCH, "pipeline": "dali"}, "images_per_s", "{:,.0f} DALI"),
+            Value({**_BATCH, "pipeline": "packed rgb, page_cache"}, "images_per_s", "{:,.0f} packed RGB"),
+            Value({**_BATCH, "pipeline": "packed planes, page_cache"}, "images_per_s", "{:,.0f} packed planes"),
+        ),
         (
             Value({**_BATCH, "pipeline": "torch DataLoader + Pillow"}, "images_per_s", "{:,.0f}: DataLoader + Pillow"),
             Value({**_BATCH, "pipeline": "DALI as insightface writes it"}, "images_per_s",
                   "{:,.0f}: DALI as insightface writes it"),
         ),
-        same=_LOADED,
+        same=("batch_size", "workers", "mean_record_bytes"),
     ),
-    Headline("The same with AdaFace's augmentation", _batches("adaface"), same=_LOADED),
     Headline(
         "Margin softmax, loss and gradient, B {batch}, C {classes}, D {dim} (`bench kernels.bench_margin_softmax`)",
         (
@@ -129,27 +100,6 @@ HEADLINES: tuple[Headline, ...] = (
             Value({**_SOFTMAX, "form": "linear_cross_entropy"}, "extra_mib",
                   "{:,.0f} MiB: torch's `linear_cross_entropy`, which has no margin"),
         ),
-    ),
-    Headline(
-        "IJB-C's 1:1 scores at full size, {modes} pooling modes, {images} embeddings of {embedding_dim}, {pairs} pairs "
-        "(`bench ijb`)",
-        (
-            Value({"bench": "ijb", "form": "ours", "share": 1.0}, "seconds", "**{:.1f} s**"),
-            Value({"bench": "ijb", "form": "ours", "share": 1.0}, "extra_mib", "{:,.0f} MiB beside the embeddings"),
-        ),
-        (
-            Value({"bench": "ijb", "form": "ours", "share": 0.1}, "against_loop_wall",
-                  "loops take {:.1f} times as long for a tenth"),
-        ),
-    ),
-    Headline(
-        "Cached teacher (`bench teacher_cache`), random rows of {embedding_dim}, page cache {page_cache}, rows/s",
-        (
-            Value({**_CACHE, "source": "gather"}, "per_s", "{:,.0f} as stored"),
-            Value({**_CACHE, "source": "rows"}, "per_s", "{:,.0f} as float32 unit rows"),
-        ),
-        (Value({"bench": "teacher_cache", "source": "ir50 float32-folded"}, "per_s",
-               "{:,.0f} images/s: an IR-50 in the loop"),),
     ),
     Headline(
         "`make demo`: 3,000 pairs of synthetic strangers, mean of {seeds} seeds",
@@ -183,7 +133,7 @@ def measured_text(rows: Sequence[Row]) -> str:
         dates = _dates(lines, name)
         torch = " / ".join(sorted({row["torch"] for line in lines if line.machine == name for row in line.rows}))
         span = min(dates) if min(dates) == max(dates) else f"{min(dates)} to {max(dates)}"
-        parts += [f"{escaped(name)}; torch {escaped(torch)}; {escaped(span)}:", ""]
+        parts += [f"{markdown_text(name)}; torch {markdown_text(torch)}; {markdown_text(span)}:", ""]
         parts += ["| What | Here | For comparison, same machine |", "| --- | --- | --- |"]
         parts += [f"| {' | '.join(line.cells)} |" for line in lines if line.machine == name]
         parts.append("")
@@ -255,7 +205,7 @@ def _figure(row: Row, path: str) -> float | None:
 
 
 def _plain(value: object) -> str:
-    return f"{value:,}" if type(value) is int else escaped(str(value))
+    return f"{value:,}" if type(value) is int else markdown_text(str(value))
 
 
 def _dates(lines: Sequence[_Line], name: str) -> list[str]:

@@ -1,117 +1,120 @@
-"""Rows as tables: one for each machine and bench, of the newest rows, with what they all share in the caption."""
+"""Rows as a document: for each machine a table and bars of each bench, of the newest rows; last the targets.
+
+What all rows of a table share stands in its caption.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 
-from adadistill.bench.report.figures import head, shown
 from adadistill.bench.report.row_sets import machine, newest
-from adadistill.bench.row_schema import BENCHES, COMMON, Field, Row
+from adadistill.bench.report.targets import targets_table
+from adadistill.bench.row_schema import BENCHES, COMMON, Fields, Row, unit_of
+from adadistill.core.report.charts import Bar, bar_chart
+from adadistill.core.report.document import Block, Cell, Document, Figure, Figures, Heading, Number, Paragraph, Table
+from adadistill.core.report.text import short_number
+
+_ABOUT = (
+    "Medians, with p20 - p80 in brackets; a star marks a commit with uncommitted changes. Bars show medians, lines p20 "
+    "to p80."
+)
 
 
-@dataclass(frozen=True, slots=True)
-class Bar:
-    """A row in a chart."""
-
-    label: str
-    median: float
-    p20: float
-    p80: float
-
-
-@dataclass(frozen=True, slots=True)
-class Table:
-    """Plain text throughout: whoever writes it out escapes it."""
-
-    title: str
-    caption: str
-    heads: list[str]
-    lines: list[list[str]]
-    numeric: list[bool]
-    """For each column, whether it holds figures."""
-    bars: list[Bar]
-    bars_of: str
-    """What the bars are, with its unit; empty where there are none."""
-
-
-@dataclass(frozen=True, slots=True)
-class Machine:
-    """All tables of a machine."""
-
-    name: str
-    tables: list[Table]
-
-
-def machines(rows: Sequence[Row]) -> list[Machine]:
-    """Tables of the newest rows, the machine that measured last first."""
+def bench_document(rows: Sequence[Row]) -> Document:
+    """Everything, the machine that measured last first."""
     kept = newest(rows)
-    names = list(dict.fromkeys(machine(row) for row in reversed(kept)))
-    order = list(BENCHES)
-    found = []
-    for name in names:
-        mine = [row for row in kept if machine(row) == name]
-        by_bench = {bench: [row for row in mine if row["bench"] == bench] for bench in order}
-        found.append(Machine(name, [bench_table(bench, listed) for bench, listed in by_bench.items() if listed]))
-    return found
+    blocks: list[Block] = [Paragraph(_ABOUT)]
+    for name in dict.fromkeys(machine(row) for row in reversed(kept)):
+        blocks.append(Heading(2, name))
+        for bench in BENCHES:
+            listed = [row for row in kept if machine(row) == name and row["bench"] == bench]
+            blocks += _bench_blocks(bench, listed) if listed else []
+    blocks += [Heading(2, "Targets"), targets_table(rows)]
+    return Document(title="adadistill: measured", blocks=blocks)
 
 
-def bench_table(bench: str, rows: Sequence[Row]) -> Table:
-    """A table of rows of one bench and machine."""
+def head(name: str) -> str:
+    """The head of a column, the unit taken out of the name: `step [ms]` of step_ms, `images/s` of images_per_s."""
+    unit = unit_of(name).text
+    if unit in ("", "%", "x"):
+        return name
+    token = unit.lower().replace("/", "_per_").replace(" ", "_")
+    return unit if name == token else f"{name.removesuffix('_' + token)} [{unit}]"
+
+
+def _bench_blocks(bench: str, rows: Sequence[Row]) -> list[Block]:
+    """Rows of one bench and machine."""
     schema = BENCHES[bench]
-    keys: dict[str, Field] = {**schema.keys, "threads": COMMON["threads"]}
+    keys: Fields = {**schema.keys, "threads": COMMON["threads"]}
     varying = [name for name in keys if len({json.dumps(row.get(name)) for row in rows}) > 1]
-    shared = {name: shown(rows[0].get(name), keys[name]) for name in keys if name not in varying}
-    measured = {
-        name: field
-        for name, field in schema.values.items()
-        if field.kind != "json" and any(row.get(name) not in (None, False) for row in rows)
-    }
-    lines = [
-        [
-            *(shown(row.get(name), keys[name]) for name in varying),
-            *(shown(row.get(name), field) for name, field in measured.items()),
-            row["date"][:10],
-            commit(row),
-        ]
-        for row in rows
+    shared = {name: _text(name, rows[0].get(name)) for name in keys if name not in varying}
+    measured = [
+        name
+        for name, kind in schema.values.items()
+        if kind != "json" and any(row.get(name) not in (None, False) for row in rows)
     ]
-    figures = [keys[name].kind in ("integer", "number") for name in varying]
-    figures += [field.kind in ("spread", "number") for field in measured.values()]
-    first = next((name for name, field in measured.items() if field.kind == "spread"), None)
-    return Table(
-        title=f"{schema.title} ({bench})",
+    columns = [*varying, *measured]
+    table = Table(
         caption=_caption(shared, rows),
-        heads=[*varying, *(head(name, field) for name, field in measured.items()), "date", "commit"],
-        lines=lines,
-        numeric=[*figures, False, False],
-        bars=[] if first is None else _bars(rows, first, varying, keys),
-        bars_of="" if first is None else head(first, measured[first]),
+        heads=[*varying, *map(head, measured), "date", "commit"],
+        rows=[[*(_cell(name, row.get(name)) for name in columns), row["date"][:10], _commit(row)] for row in rows],
     )
+    blocks: list[Block] = [Heading(3, f"{schema.title} ({bench})")]
+    first = next((name for name in measured if schema.values[name].startswith("spread")), None)
+    drawn = [] if first is None else [row for row in rows if row.get(first) is not None]
+    if first is not None and len(drawn) > 1:
+        bars = [Bar(_bar_label(row, varying, keys), **row[first]) for row in drawn]
+        what = f"{schema.title}, {head(first)}"
+        blocks.append(Figures([Figure(svg=bar_chart(bars, head(first)), caption=what)]))
+    return [*blocks, table]
 
 
-def commit(row: Row) -> str:
+def _cell(name: str, value: object) -> Cell:
+    if value is None:
+        return None
+    number = value.get("median") if isinstance(value, dict) else value
+    text = _text(name, value)
+    return Number(number, text) if isinstance(number, int | float) and not isinstance(number, bool) else text
+
+
+def _text(name: str, value: object) -> str:
+    """A field's value; its unit stands in the head of the column, except for `%` and `x`."""
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, dict) and "median" in value:
+        middle, low, high = (_text(name, float(value[one])) for one in ("median", "p20", "p80"))
+        return middle if low == middle == high else f"{middle} ({low} - {high})"
+    if isinstance(value, dict):
+        return ", ".join(f"{one} {short_number(number)}" for one, number in value.items() if isinstance(number, int | float))
+    if isinstance(value, list):
+        return ", ".join(short_number(one) if isinstance(one, int | float) else str(one) for one in value) or "none"
+    if isinstance(value, int):
+        return f"{value:,}"
+    if not isinstance(value, float):
+        return str(value)
+    unit = unit_of(name).text
+    return f"{value:.1%}" if unit == "%" else short_number(value) + ("x" if unit == "x" else "")
+
+
+def _commit(row: Row) -> str:
     """First letters of the commit; a star where files had been changed."""
     text = row.get("commit") or ""
     return text[:7] + ("*" if text.endswith("+changes") else "")
 
 
-def _caption(shared: dict[str, str], rows: Sequence[Row]) -> str:
+def _caption(shared: Mapping[str, str], rows: Sequence[Row]) -> str:
     """What all rows have in common, versions, and what the machine could do."""
     parts = [f"{name} {text}" for name, text in shared.items() if text not in ("", "none")]
     parts.append("torch " + " / ".join(sorted({row["torch"] for row in rows})))
-    probes: dict[str, float] = next((row["probes"] for row in reversed(rows) if row.get("probes")), {})  # newest
-    parts += [f"{name} {shown(spread, Field('spread'))}" for name, spread in probes.items()]
-    if not probes:
-        parts.append("machine not probed")
+    probes: Row = next((row["probes"] for row in reversed(rows) if row.get("probes")), {})  # newest
+    parts += [f"{name} {_text('', spread)}" for name, spread in probes.items()] or ["machine not probed"]
     return "; ".join(parts)
 
 
-def _bars(rows: Sequence[Row], name: str, varying: Sequence[str], keys: dict[str, Field]) -> list[Bar]:
-    def label(row: Row) -> str:
-        told = {key: shown(row.get(key), keys[key]) for key in varying}
-        named = [text if keys[key].kind == "text" else f"{key} {text}" for key, text in told.items() if text]
-        return ", ".join(text for text in named if text != "none") or "all"
-
-    return [Bar(label(row), **row[name]) for row in rows if row.get(name) is not None]
+def _bar_label(row: Row, varying: Sequence[str], keys: Fields) -> str:
+    told = {name: _text(name, row.get(name)) for name in varying}
+    named = [text if keys[name] == "text" else f"{name} {text}" for name, text in told.items() if text]
+    return ", ".join(text for text in named if text != "none") or "all"

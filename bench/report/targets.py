@@ -11,9 +11,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from adadistill.bench.report.figures import figure
 from adadistill.bench.report.row_sets import machine, matching, newest
-from adadistill.bench.row_schema import BENCHES, Row
+from adadistill.bench.row_schema import BENCHES, Row, unit_of
+from adadistill.core.report.document import Table
+from adadistill.core.report.text import short_number
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,13 +36,11 @@ class Target:
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """Where a target stands; plain text."""
+    """Where a target stands."""
 
-    what: str
-    reach: str
-    measured: str
-    where: str
-    """The machine; empty where nothing was measured."""
+    measured: str = "not measured"
+    where: str | None = None
+    """The machine; None where nothing was measured."""
 
 
 _OURS = {"bench": "margin_softmax", "form": ("chunks", "fused")}
@@ -82,33 +81,35 @@ TARGETS: tuple[Target, ...] = (
 )  # fmt: skip
 
 
-def standings(rows: Sequence[Row]) -> list[Standing]:
-    """Where every target stands by these rows."""
-    return [_standing(target, rows) for target in TARGETS]
+def targets_table(rows: Sequence[Row]) -> Table:
+    """What the project set out to reach, and where it stands by these rows."""
+    standings = [(target, standing(target, rows)) for target in TARGETS]
+    return Table(
+        caption="What the project set out to reach, and where it stands",
+        heads=["What", "To reach", "Measured", "On"],
+        rows=[[target.what, target.reach, found.measured, found.where] for target, found in standings],
+    )
 
 
-def _standing(target: Target, rows: Sequence[Row]) -> Standing:
-    if not target.where:
-        return Standing(target.what, target.reach, "not measured", "")
+def standing(target: Target, rows: Sequence[Row]) -> Standing:
+    """Where a target stands by these rows."""
     here = [row for row in newest(rows) if row["device"].startswith(target.device)]
-    counted = matching(here, target.where)
-    if not counted:
-        return Standing(target.what, target.reach, "not measured", "")
-    last = machine(counted[-1])
-    best: dict[tuple[object, ...], float] = {}  # by shape: all keys but those of which several forms count
+    counted = matching(here, target.where) if target.where else []
+    last = machine(counted[-1]) if counted else None
+    best: dict[tuple[str, ...], float] = {}  # by shape: all keys but those of which several forms count
     several = {name for name, value in target.where.items() if isinstance(value, tuple)}
+    chosen = max if target.than == "at least" else min
     for row in counted:
         value = _value(row, target, here) if machine(row) == last else None
         if value is not None:
             shape = tuple(str(row.get(name)) for name in BENCHES[row["bench"]].keys if name not in several)
-            chosen = max if target.than == "at least" else min
-            best[shape] = value if shape not in best else chosen(best[shape], value)
+            best[shape] = chosen(best.get(shape, value), value)
     if not best:
-        return Standing(target.what, target.reach, "not measured", "")
+        return Standing()
     low, high = min(best.values()), max(best.values())
     reached = low >= target.limit if target.than == "at least" else high <= target.limit
     text = _text(low, target) if low == high else f"{_text(low, target)} to {_text(high, target)}"
-    return Standing(target.what, target.reach, f"{'reached' if reached else 'missed'}: {text}", last)
+    return Standing(f"{'reached' if reached else 'missed'}: {text}", last)
 
 
 def _value(row: Row, target: Target, rows: Sequence[Row]) -> float | None:
@@ -121,8 +122,7 @@ def _value(row: Row, target: Target, rows: Sequence[Row]) -> float | None:
     other = _median(partners[-1].get(target.value)) if partners else None
     if not other or not own:
         return None
-    lower_is_better = BENCHES[row["bench"]].values[target.value].better == "lower"
-    return other / own if lower_is_better else own / other
+    return other / own if unit_of(target.value).better == "lower" else own / other
 
 
 def _median(value: object) -> float | None:
@@ -133,8 +133,6 @@ def _median(value: object) -> float | None:
 
 def _text(value: float, target: Target) -> str:
     if target.against:
-        return f"{figure(value)} x"
-    bench = target.where["bench"]
-    assert isinstance(bench, str), "a target looks at one bench"
-    unit = BENCHES[bench].values[target.value].unit
-    return f"{value:.1%}" if unit == "%" else f"{figure(value)} {unit}"
+        return f"{short_number(value)} x"
+    unit = unit_of(target.value).text
+    return f"{value:.1%}" if unit == "%" else f"{short_number(value)} {unit}"

@@ -1,14 +1,13 @@
-"""What a report says, before it is HTML or Markdown: headings, paragraphs, tables, figures.
+"""What a report says, before it is HTML or Markdown: headings, paragraphs, tables, figures, small images.
 
-Texts are plain and may come from strangers; whoever writes the page escapes them. Figures are SVG made by
-`line_chart.py`, which escapes its own labels, and stand beside a table of what they show, for readers who cannot see
-them and for Markdown, which has no place for them.
+Texts are plain and may come from strangers; whoever writes the page escapes them. A figure stands beside a table of
+what it shows, for readers who cannot see it, for Markdown, and for places where nothing can draw it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TypeAlias
 
 
@@ -26,7 +25,7 @@ Cell: TypeAlias = str | Number | None
 
 @dataclass(frozen=True, slots=True)
 class Heading:
-    """Of a section; level 2 or 3."""
+    """It opens a section; its level is 2 or 3."""
 
     level: int
     text: str
@@ -54,18 +53,23 @@ class Table:
     heads: Sequence[str]
     rows: Sequence[Sequence[Cell]]
     strong: frozenset[int] = frozenset()
-    """Rows that stand out."""
+    """Places of the rows that stand out."""
+
+    @property
+    def numeric(self) -> list[bool]:
+        """For each column, whether it holds numbers."""
+        return [any(isinstance(row[column], Number) for row in self.rows) for column in range(len(self.heads))]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Figure:
     """A drawing, what it is, and its numbers."""
 
-    svg: str
+    svg: str | None
+    """An SVG document of `charts.py`; None where matplotlib is missing."""
     caption: str
-    key: Sequence[str]
-    """Labels of its lines, in their order."""
-    table: Table
+    table: Table | None = None
+    """None where the same numbers stand in a table of the document."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +81,7 @@ class Figures:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Picture:
-    """A small image, embedded; HTML only."""
+    """A small image, embedded in the HTML page only."""
 
     jpeg: bytes
     caption: str
@@ -98,4 +102,11 @@ class Document:
     """A report."""
 
     title: str
-    blocks: Sequence[Block] = field(default_factory=tuple)
+    blocks: Sequence[Block] = ()
+
+    @property
+    def misses_drawings(self) -> bool:
+        """Whether figures could not be drawn."""
+        return any(
+            figure.svg is None for block in self.blocks if isinstance(block, Figures) for figure in block.items
+        )

@@ -1,21 +1,22 @@
 """What an ablation is to train: a recipe, variants of it laid over it, and seeds.
 
 A variant is a name of `recipes/variants/`, a YAML file of recipe keys, or `recipe`, the recipe as it is given. `--vary`
-multiplies every variant by values of a key. Everything that can be wrong with names, files and values is found here,
-before anything is trained, and said at once.
+multiplies every variant by values of a key. Whatever can be wrong with names, files and values is found here, before
+anything is trained, and said at once.
 """
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import difflib
 import hashlib
 import itertools
+import math
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
 
 from adadistill.core.config.strict_yaml import RecipeError
 from adadistill.core.config.yaml_tree import show_text
@@ -29,9 +30,6 @@ _FILE_STEM = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", re.ASCII)
 _UNSAFE = re.compile(r"[^A-Za-z0-9._=,+-]+")
 _LONG_SECTION = re.compile(r"\{.{40,}\}")
 _LONGEST_FOLDER = 120
-
-
-T = TypeVar("T", int, str)
 
 
 class AblationError(ValueError):
@@ -52,7 +50,7 @@ class Variant:
     description: str
     """One line; empty where its file has none."""
     recipe: Recipe
-    """With the seed of the recipe it was laid over."""
+    """Its seed is that of the recipe it was laid over."""
 
     def differences(self, base: Recipe) -> list[str]:
         """What it changes, whole sections shortened: `head.kind: adaface != arcface`, `teacher: {...} != null`."""
@@ -103,7 +101,7 @@ class AblationPlan:
     def run(self, variant: Variant, seed: int) -> PlannedRun:
         """One of them; its folder is an ordinary run folder."""
         folder = self.folder / "runs" / variant.folder_name / f"seed-{seed}"
-        return PlannedRun(variant.label, seed, _with_seed(variant.recipe, seed), folder)
+        return PlannedRun(variant.label, seed, dataclasses.replace(variant.recipe, seed=seed), folder)
 
 
 def shipped_variants() -> dict[str, Path]:
@@ -151,47 +149,44 @@ def plan_ablation(
         problems.append("evaluation.sets is empty, and an ablation compares accuracies on verification sets; name some")
     chosen_seeds = _parse_seeds(seeds, base.seed, problems)
     named = _find_variants(variants or (AS_GIVEN,), problems)
-    axes = [axis for text in _without_repeats(vary, problems) if (axis := _parse_vary(text, problems)) is not None]
+    axes = _parse_axes(vary, problems)
     if not problems and not variants and not axes:
         problems.append(f"there is nothing to compare; give --variants or --vary (variants: {_known_variants()})")
-    count = len(named) * len(chosen_seeds)
-    for axis in axes:
-        count *= len(axis)
+    count = math.prod([len(named), len(chosen_seeds), *map(len, axes)])
     if count > MOST_RUNS:
         problems.append(f"these are {count:,} runs; {MOST_RUNS:,} at most")
     if problems:
         raise AblationError(problems)
 
-    found: list[Variant] = []
-    for name, path in named.items():
-        description = variant_description(path) if path is not None else "the recipe as it is given"
-        for values in itertools.product(*axes):
-            label = ",".join([*([] if name == AS_GIVEN and values else [name]), *values])
-            try:
-                laid = load_overlaid_recipe(recipe, overrides, overlay=path, overlay_overrides=values)
-            except RecipeError as error:
-                problems += [f"variant {show_text(label, 200)}: {problem}" for problem in error.problems]
-            else:
-                if laid.seed != base.seed:
-                    problems.append(f"variant {label} sets the seed; seeds are chosen with --seeds")
-                if laid.evaluation.sets != base.evaluation.sets:
-                    problems.append(f"variant {label} sets evaluation.sets; all variants are scored on the same pairs")
-                found.append(Variant(label, description, laid))
-    problems += _equal_variants(found)
-    labels = [variant.label for variant in found]
+    found: dict[str, Variant] = {}
+    for (name, path), values in itertools.product(named.items(), itertools.product(*axes)):
+        label = ",".join([*([] if name == AS_GIVEN and values else [name]), *values])
+        try:
+            laid = load_overlaid_recipe(recipe, overrides, overlay=path, overlay_overrides=values)
+        except RecipeError as error:
+            problems += [f"variant {show_text(label, 200)}: {problem}" for problem in error.problems]
+            continue
+        if laid.seed != base.seed:
+            problems.append(f"variant {label} sets the seed; seeds are chosen with --seeds")
+        if laid.evaluation.sets != base.evaluation.sets:
+            problems.append(f"variant {label} sets evaluation.sets; all variants are scored on the same pairs")
+        # Two names for one recipe would be trained twice and compared with themselves.
+        other = found.setdefault(recipe_hash(laid), Variant(label, _description(path), laid))
+        if other.label != label:
+            problems.append(f"variants {other.label} and {label} give the same recipe; leave one out")
+    labels = [variant.label for variant in found.values()]
     if not problems and baseline is not None and baseline not in labels:
         problems.append(f"--baseline {show_text(baseline)} is none of the variants{_nearest(baseline, labels)}")
     if problems:
         raise AblationError(problems)
-    return AblationPlan(base, tuple(found), baseline or labels[0], chosen_seeds, folder)
+    return AblationPlan(base, tuple(found.values()), baseline or labels[0], chosen_seeds, folder)
 
 
 def _parse_seeds(text: str, first: int, problems: list[str]) -> tuple[int, ...]:
-    parts = text.split(",")
-    if not all(re.fullmatch(r"[0-9]{1,19}", part) for part in parts):
+    if not re.fullmatch(r"[0-9]{1,19}(,[0-9]{1,19})*", text):
         problems.append(f"--seeds must be a number of seeds or a list of them such as 0,1,2, got {show_text(text)}")
         return ()
-    numbers = [int(part) for part in parts]
+    numbers = [int(part) for part in text.split(",")]
     if len(numbers) == 1:
         if not 1 <= numbers[0] <= MOST_RUNS:
             problems.append(f"--seeds must be at least 1 and at most {MOST_RUNS:,}, got {numbers[0]}")
@@ -199,7 +194,7 @@ def _parse_seeds(text: str, first: int, problems: list[str]) -> tuple[int, ...]:
         numbers = list(range(first, first + numbers[0]))
     if max(numbers) >= 2**63:
         problems.append(f"--seeds must be in [0, 2^63), got {max(numbers)}")
-    problems += [f"--seeds names {number} twice" for number in _repeated(numbers)]
+    problems += [f"--seeds names {number} twice" for number in _repeated(list(map(str, numbers)))]
     return tuple(numbers)
 
 
@@ -208,55 +203,41 @@ def _find_variants(names: Sequence[str], problems: list[str]) -> dict[str, Path 
     shipped = shipped_variants()
     found: dict[str, Path | None] = {}
     for name in names:
-        path: Path | None = None
-        key = name
+        key, path = name, shipped.get(name)
         if name.endswith(_FILE_SUFFIXES):
-            path = Path(name)
-            key = path.stem
+            key, path = Path(name).stem, Path(name)
             if not _FILE_STEM.fullmatch(key):
                 problems.append(f"variant file {show_text(name)} must be named with letters, digits, '.', '_' and '-'")
-                continue
-            if key == AS_GIVEN:
-                problems.append(
-                    f"variant file {show_text(name)} must have another name; `{AS_GIVEN}` is the recipe itself"
-                )
-                continue
-        elif name in shipped:
-            path = shipped[name]
+            elif key == AS_GIVEN:
+                told = f"must have another name; `{AS_GIVEN}` is the recipe itself"
+                problems.append(f"variant file {show_text(name)} {told}")
         elif "=" in name:
             problems.append(f"variant {show_text(name)} is an override; overrides stand before --variants")
-            continue
-        elif name != AS_GIVEN:
+        elif path is None and name != AS_GIVEN:
             hint = _nearest(name, [*shipped, AS_GIVEN]) or f"; there are {_known_variants()}"
             problems.append(f"there is no variant {show_text(name)}{hint}")
-            continue
-        if key in found:
-            problems.append(f"variant {key} is named twice")
         found[key] = path
+    keys = [Path(name).stem if name.endswith(_FILE_SUFFIXES) else name for name in names]
+    problems += [f"variant {key} is named twice" for key in _repeated(keys)]
     return found
 
 
-def _without_repeats(vary: Sequence[str], problems: list[str]) -> list[str]:
+def _parse_axes(vary: Sequence[str], problems: list[str]) -> list[list[str]]:
+    """`key=a,b` as the overrides `key=a` and `key=b`; whether the key exists is seen when they are laid over."""
     keys = [text.partition("=")[0] for text in vary]
     problems += [f"--vary names {show_text(key)} twice; give all its values in one" for key in _repeated(keys)]
-    return list(vary)
-
-
-def _parse_vary(text: str, problems: list[str]) -> list[str] | None:
-    """`key=a,b` as the overrides `key=a` and `key=b`; whether the key exists is seen when they are laid over."""
-    key, equals, values = text.partition("=")
-    if not equals or not key:
-        problems.append(f"--vary must be written key.path=value,value, got {show_text(text)}")
-        return None
-    if key == "seed":
-        problems.append("--vary seed: seeds are chosen with --seeds")
-        return None
-    parts = _split_values(values)
-    if "" in parts:
-        problems.append(f"--vary {show_text(text)} has an empty value; write null for none")
-        return None
-    problems += [f"--vary {show_text(key)} has the value {show_text(part)} twice" for part in _repeated(parts)]
-    return [f"{key}={part}" for part in parts]
+    axes = []
+    for key, text in zip(keys, vary, strict=True):
+        values = _split_values(text.partition("=")[2])
+        if "=" not in text or not key:
+            problems.append(f"--vary must be written key.path=value,value, got {show_text(text)}")
+        elif key == "seed":
+            problems.append("--vary seed: seeds are chosen with --seeds")
+        elif "" in values:
+            problems.append(f"--vary {show_text(text)} has an empty value; write null for none")
+        problems += [f"--vary {show_text(key)} has the value {show_text(one)} twice" for one in _repeated(values)]
+        axes.append([f"{key}={value}" for value in values])
+    return axes
 
 
 def _split_values(text: str) -> list[str]:
@@ -267,10 +248,8 @@ def _split_values(text: str) -> list[str]:
             quote = "" if character == quote else quote
         elif character in "\"'":
             quote = character
-        elif character in "[{":
-            depth += 1
-        elif character in "]}":
-            depth -= 1
+        else:
+            depth += (character in "[{") - (character in "]}")
         if character == "," and depth == 0 and not quote:
             parts.append("")
         else:
@@ -278,25 +257,12 @@ def _split_values(text: str) -> list[str]:
     return [part.strip() for part in parts]
 
 
-def _equal_variants(variants: Sequence[Variant]) -> list[str]:
-    """Two names for one recipe would be trained twice and compared with themselves."""
-    first: dict[str, str] = {}
-    problems = []
-    for variant in variants:
-        other = first.setdefault(recipe_hash(variant.recipe), variant.label)
-        if other != variant.label:
-            problems.append(f"variants {other} and {variant.label} give the same recipe; leave one out")
-    return problems
+def _description(path: Path | None) -> str:
+    return "the recipe as it is given" if path is None else variant_description(path)
 
 
-def _repeated(values: Iterable[T]) -> list[T]:
-    seen: set[T] = set()
-    repeated: list[T] = []
-    for value in values:
-        if value in seen and value not in repeated:
-            repeated.append(value)
-        seen.add(value)
-    return repeated
+def _repeated(values: Sequence[str]) -> list[str]:
+    return [value for value, count in collections.Counter(values).items() if value and count > 1]
 
 
 def _nearest(name: str, known: Sequence[str]) -> str:
@@ -306,7 +272,3 @@ def _nearest(name: str, known: Sequence[str]) -> str:
 
 def _known_variants() -> str:
     return ", ".join([*shipped_variants(), f"or {AS_GIVEN}, the recipe as it is given"])
-
-
-def _with_seed(recipe: Recipe, seed: int) -> Recipe:
-    return dataclasses.replace(recipe, seed=seed)

@@ -1,11 +1,11 @@
-"""What an ablation found: accuracies by variant and seed, paired differences to the baseline, and what they can tell.
+"""What an ablation found, written from the run folders: accuracies by variant and seed, paired differences, their limits.
 
     ablation.jsonl  a row for each run and set: accuracy, recipe hash, and what the number depends on, as bench rows
     ablation.json   the statistics
     ablation.md     the same as tables and sentences
     ablation.svg    differences with their intervals, where matplotlib is installed
 
-Everything is read from the run folders. Rates are in [0, 1] in the JSON files, percent and percentage points in tables.
+Rates are in [0, 1] in the JSON files, percent and percentage points in tables.
 """
 
 from __future__ import annotations
@@ -18,7 +18,15 @@ from pathlib import Path
 from typing import Any
 
 from adadistill.core.recipe import recipe_hash
-from adadistill.core.seed_statistics import (
+from adadistill.core.report.charts import Interval, interval_chart
+from adadistill.core.report.document import Block, Bullets, Cell, Document, Heading, Number, Paragraph, Table
+from adadistill.core.report.markdown_page import markdown_page, terminal_table
+from adadistill.core.training.run_folder import RunFolder
+from adadistill.loaders.atomic_file import write_whole
+from adadistill.loaders.evaluation_sets.verification_pairs import verification_set_name
+from adadistill.recipes.ablation.plan import AblationPlan, PlannedRun
+from adadistill.recipes.ablation.runs import RunState
+from adadistill.recipes.ablation.seed_statistics import (
     LEVEL,
     PairedDifference,
     Spread,
@@ -27,11 +35,6 @@ from adadistill.core.seed_statistics import (
     seeds_to_tell,
     spread,
 )
-from adadistill.core.training.run_folder import RunFolder
-from adadistill.loaders.evaluation_sets.verification_pairs import verification_set_name
-from adadistill.recipes.ablation.plan import AblationPlan, PlannedRun
-from adadistill.recipes.ablation.runs import RunState
-from adadistill.recipes.scoring.files import write_whole
 
 GAIN = 0.002
 """The difference that the report plans seeds for: 0.2 points, as large as the gains published for this method."""
@@ -39,6 +42,7 @@ SCORES = ("accuracy", "accuracy_std", "tar_10fold", "tar_strict", "far_target", 
 ENVIRONMENT = (
     "date", "commit", "python", "torch", "cuda", "devices", "device", "cpu", "cpu_count", "threads", "world_size",
 )  # fmt: skip
+_MOST_SEEDS_SHOWN = 20  # beyond, dots hide the interval
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,25 +64,27 @@ class VariantResult:
     def sentence(self, baseline: str, planned: int) -> str:
         """What its interval says, in words."""
         lost = f"; {len(self.failures)} of {planned} runs failed" if self.failures else ""
-        if self.spread is None:
-            return f"no run is finished{lost}"
-        if self.label == baseline:
-            return f"the baseline{lost}"
+        return f"{self._told(baseline)}{lost}"
+
+    def _told(self, baseline: str) -> str:
         found = self.difference
+        if self.spread is None:
+            return "no run is finished"
+        if self.label == baseline:
+            return "the baseline"
         if found is None:
-            return f"no seed in common with {baseline}{lost}"
+            return f"no seed in common with {baseline}"
         if found.interval is None:
-            return f"{_points(found.mean)} points in one seed, which has no interval: nothing can be told{lost}"
+            return f"{_points(found.mean)} points in one seed, which has no interval: nothing can be told"
         seeds = f"these {len(found.differences)} seeds"
         if not any(found.differences):
-            return f"the same accuracy as {baseline} in each of {seeds}{lost}"
-        low, high = found.interval
+            return f"the same accuracy as {baseline} in each of {seeds}"
+        reach = " to ".join(map(_points, found.interval))
         if not found.excludes_zero:
-            return f"no difference can be told from {seeds}: {_points(low)} to {_points(high)} points{lost}"
-        word = "better" if low > 0.0 else "worse"
+            return f"no difference can be told from {seeds}: {reach} points"
         corrected = self.corrected is not None and self.corrected.excludes_zero
         kept = "" if corrected else ", but not when all comparisons are counted (Bonferroni)"
-        return f"{word} than {baseline}, {_points(low)} to {_points(high)} points in {seeds}{kept}{lost}"
+        return f"{'better' if found.mean > 0.0 else 'worse'} than {baseline}, {reach} points in {seeds}{kept}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,74 +110,65 @@ class AblationResult:
 
     plan: AblationPlan
     states: Mapping[PlannedRun, RunState]
+    """Of every run of the plan."""
     failures: Mapping[PlannedRun, str]
+    """Why runs failed in this launch."""
     sets: tuple[SetResult, ...]
     comparisons: int
     """Intervals in all sets together."""
+
+    def told(self, run: PlannedRun) -> str:
+        """Where a run is, for people."""
+        return f"failed: {self.failures[run]}" if run in self.failures else self.states[run].told
 
 
 def ablation_result(
     plan: AblationPlan, states: Mapping[PlannedRun, RunState], failures: Mapping[PlannedRun, str]
 ) -> AblationResult:
-    """Compare what is finished.
-
-    Args:
-        states: of every run of the plan.
-        failures: why runs failed in this launch.
-    """
+    """Compare what is finished."""
     names = [verification_set_name(path) for path in plan.base.evaluation.sets]
     comparisons = (len(plan.variants) - 1) * len(names)
-    return AblationResult(
-        plan=plan,
-        states=states,
-        failures=failures,
-        sets=tuple(_set_result(name, plan, states, failures, comparisons) for name in names),
-        comparisons=comparisons,
-    )
+    sets = []
+    for name in names:
+        scores = {run: state.evaluations[name] for run, state in states.items() if name in state.evaluations}
+        scores = {run: score for run, score in scores.items() if score["accuracy"] is not None}
+        accuracies: dict[str, dict[int, float]] = {variant.label: {} for variant in plan.variants}
+        for run, score in scores.items():
+            accuracies[run.variant][run.seed] = score["accuracy"]
+        pairs = next((score["pairs"] for score in reversed(scores.values())), None)
+        variants = []
+        for label, ours in accuracies.items():
+            failed = {run.seed: reason for run, reason in failures.items() if run.variant == label}
+            theirs = {} if label == plan.baseline else accuracies[plan.baseline]
+            variants.append(VariantResult(label, ours, failed, *_compared(ours, theirs, comparisons)))
+        sets.append(SetResult(name, pairs, tuple(variants)))
+    return AblationResult(plan, states, failures, tuple(sets), comparisons)
 
 
-def _set_result(
-    name: str,
-    plan: AblationPlan,
-    states: Mapping[PlannedRun, RunState],
-    failures: Mapping[PlannedRun, str],
-    comparisons: int,
-) -> SetResult:
-    accuracies: dict[str, dict[int, float]] = {variant.label: {} for variant in plan.variants}
-    failed: dict[str, dict[int, str]] = {variant.label: {} for variant in plan.variants}
-    pairs = None
-    for run, state in states.items():
-        if run in failures:
-            failed[run.variant][run.seed] = failures[run]
-        scores = state.evaluations.get(name)
-        if scores is not None and scores["accuracy"] is not None:
-            accuracies[run.variant][run.seed] = scores["accuracy"]
-            pairs = scores["pairs"]
-    baseline = accuracies[plan.baseline]
-    variants = []
-    for label, ours in accuracies.items():
-        difference = corrected = None
-        common = [seed for seed in ours if seed in baseline]
-        if label != plan.baseline and common:
-            both = [ours[seed] for seed in common], [baseline[seed] for seed in common]
-            difference = paired_difference(*both)
-            corrected = paired_difference(*both, level=1.0 - (1.0 - LEVEL) / comparisons)
-        of = spread(list(ours.values())) if ours else None
-        variants.append(VariantResult(label, ours, failed[label], of, difference, corrected))
-    return SetResult(name, pairs, tuple(variants))
+def _compared(
+    ours: Mapping[int, float], theirs: Mapping[int, float], comparisons: int
+) -> tuple[Spread | None, PairedDifference | None, PairedDifference | None]:
+    of = spread(list(ours.values())) if ours else None
+    common = [seed for seed in ours if seed in theirs]
+    if not common:
+        return of, None, None
+    both = [ours[seed] for seed in common], [theirs[seed] for seed in common]
+    return of, paired_difference(*both), paired_difference(*both, level=1.0 - (1.0 - LEVEL) / comparisons)
 
 
 def write_report(result: AblationResult, folder: Path) -> list[Path]:
-    """Write `ablation.jsonl`, `.json` and `.md`, each whole or not at all; the files."""
+    """Write `ablation.jsonl`, `.json`, `.md` and, of two variants or more, `.svg`, each whole; those that were."""
     folder.mkdir(parents=True, exist_ok=True)
     texts = {
         "ablation.jsonl": "".join(json.dumps(row) + "\n" for row in report_rows(result)),
         "ablation.json": json.dumps(report_json(result), indent=1) + "\n",
-        "ablation.md": report_markdown(result),
+        "ablation.md": markdown_page(report_document(result)),
+        "ablation.svg": difference_chart(result),
     }
-    for name, text in texts.items():
-        write_whole(folder / name, text)
-    return [folder / name for name in texts]
+    written = {folder / name: text for name, text in texts.items() if text is not None}
+    for path, text in written.items():
+        write_whole(path, text)
+    return list(written)
 
 
 def report_rows(result: AblationResult) -> list[dict[str, Any]]:
@@ -224,130 +221,74 @@ def report_json(result: AblationResult) -> dict[str, Any]:
             }
             for variant in plan.variants
         ],
-        "sets": [_set_json(one, plan) for one in result.sets],
-    }
-
-
-def _set_json(one: SetResult, plan: AblationPlan) -> dict[str, Any]:
-    return {
-        "set": one.name,
-        "pairs": one.pairs,
-        "pairs_standard_error": one.pairs_standard_error,
-        "variants": [
+        "sets": [
             {
-                "name": variant.label,
-                "accuracies": {str(seed): accuracy for seed, accuracy in variant.accuracies.items()},
-                "mean": None if variant.spread is None else variant.spread.mean,
-                "std": None if variant.spread is None else variant.spread.std,
-                "difference": _difference_json(variant),
-                "sentence": variant.sentence(plan.baseline, len(plan.seeds)),
+                "set": one.name,
+                "pairs": one.pairs,
+                "pairs_standard_error": one.pairs_standard_error,
+                "variants": [_variant_json(variant, plan) for variant in one.variants],
             }
-            for variant in one.variants
+            for one in result.sets
         ],
     }
 
 
-def _difference_json(variant: VariantResult) -> dict[str, Any] | None:
+def _variant_json(variant: VariantResult, plan: AblationPlan) -> dict[str, Any]:
     found, corrected = variant.difference, variant.corrected
-    if found is None:
-        return None
+    difference = None
+    if found is not None:
+        difference = {
+            "by_seed": found.differences,
+            "mean": found.mean,
+            "std": found.std,
+            "interval": found.interval,
+            "excludes_zero": found.excludes_zero,
+            "corrected_interval": None if corrected is None else corrected.interval,
+            f"seeds_for_{GAIN:g}": None if found.std is None else seeds_to_tell(GAIN, found.std),
+        }
     return {
-        "by_seed": list(found.differences),
-        "mean": found.mean,
-        "std": found.std,
-        "interval": None if found.interval is None else list(found.interval),
-        "excludes_zero": found.excludes_zero,
-        "corrected_interval": None if corrected is None or corrected.interval is None else list(corrected.interval),
-        f"seeds_for_{GAIN:g}": _seeds_for_gain(found),
+        "name": variant.label,
+        "accuracies": {str(seed): accuracy for seed, accuracy in variant.accuracies.items()},
+        "mean": None if variant.spread is None else variant.spread.mean,
+        "std": None if variant.spread is None else variant.spread.std,
+        "difference": difference,
+        "sentence": variant.sentence(plan.baseline, len(plan.seeds)),
     }
 
 
-def report_markdown(result: AblationResult) -> str:
+def report_document(result: AblationResult) -> Document:
     """Tables and sentences."""
     plan = result.plan
-    lines = [
-        f"# Ablation of {plan.base.name}",
-        "",
-        f"{len(plan.variants)} variants, {_seeds(plan.seeds)}. Differences are to `{plan.baseline}`, paired by seed, "
-        f"in percentage points, with Student's {100 * LEVEL:g} % interval over the seeds.",
-        "",
+    seeds = f"{'seed' if len(plan.seeds) == 1 else 'seeds'} {', '.join(map(str, plan.seeds))}"
+    blocks: list[Block] = [
+        Paragraph(
+            f"{len(plan.variants)} variants, {seeds}. Differences are to {plan.baseline}, paired by seed, in "
+            f"percentage points, with Student's {100 * LEVEL:g} % interval over the seeds."
+        )
     ]
     for one in result.sets:
-        lines += [f"## {one.name}", "", *_set_markdown(one, plan), ""]
-    lines += ["## Reading it", "", *(f"- {note}" for note in reading_notes(result)), ""]
-    lines += ["## Variants", ""]
+        blocks += [Heading(2, one.name), _table(one, plan), Bullets(_sentences(one, plan)), Paragraph(_pairs_note(one))]
+    if notes := reading_notes(result):
+        blocks += [Heading(2, "Reading it"), Bullets(notes)]
+    variants = []
     for variant in plan.variants:
-        changes = "; ".join(f"`{line}`" for line in variant.differences(plan.base)) or "the recipe itself"
-        lines += [f"- **{_cell(variant.label)}**: {variant.description or 'no description'} ({changes})"]
-    lines += ["", "## Runs", "", "| Variant | Seed | State |", "| --- | ---: | --- |"]
-    for run in result.states:
-        lines.append(f"| {_cell(run.variant)} | {run.seed} | {_cell(_told(run, result))} |")
-    measured = _measured_on(result)
-    return "\n".join([*lines, "", *([f"Measured on {measured}.", ""] if measured else [])])
-
-
-def _set_markdown(one: SetResult, plan: AblationPlan) -> list[str]:
-    head = f"| Variant | Accuracy % | Std over seeds | Difference | {100 * LEVEL:g} % interval | By seed | Seeds |"
-    lines = [head, "| --- | ---: | ---: | ---: | ---: | --- | ---: |"]
-    lines += [f"| {' | '.join(map(_cell, cells))} |" for cells in _cells(one, plan)]
-    return [*lines, "", *(f"- {_cell(line)}" for line in _sentences(one, plan)), "", _pairs_note(one)]
+        changes = "; ".join(variant.differences(plan.base)) or "the recipe itself"
+        variants.append(f"{variant.label}: {variant.description or 'no description'} ({changes})")
+    rows: list[Sequence[Cell]] = [[run.variant, Number(run.seed, str(run.seed)), result.told(run)] for run in result.states]
+    runs = Table(caption="Every run, and where it is", heads=["Variant", "Seed", "State"], rows=rows)
+    blocks += [Heading(2, "Variants"), Bullets(variants), Heading(2, "Runs"), runs]
+    if measured := _measured_on(result):
+        blocks.append(Paragraph(f"Measured on {measured}."))
+    return Document(title=f"Ablation of {plan.base.name}", blocks=blocks)
 
 
 def report_text(result: AblationResult) -> str:
     """The tables for a terminal."""
-    blocks = []
+    parts = []
     for one in result.sets:
-        head = ("variant", "accuracy %", "std", "difference", f"{100 * LEVEL:g} % interval", "by seed", "seeds")
-        rows = [head, *_cells(one, result.plan)]
-        widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-        table = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-        table.insert(1, "-" * max(map(len, table)))
-        blocks.append("\n".join([f"{one.name}:", *table, "", *_sentences(one, result.plan), _pairs_note(one)]))
-    return "\n\n".join([*blocks, *reading_notes(result)])
-
-
-def _cells(one: SetResult, plan: AblationPlan) -> list[tuple[str, ...]]:
-    """A row for each variant: name, mean, std, difference, interval, differences by seed, seeds."""
-    rows = []
-    for variant in one.variants:
-        of, found = variant.spread, variant.difference
-        seeds = f"{len(variant.accuracies)} of {len(plan.seeds)}"
-        if of is None:
-            rows.append((variant.label, *(["failed" if variant.failures else "-"] + ["-"] * 4), seeds))
-            continue
-        by_seed = "" if found is None else ", ".join(map(_points, found.differences))
-        interval = "-" if found is None or found.interval is None else " to ".join(map(_points, found.interval))
-        rows.append(
-            (
-                variant.label,
-                f"{100 * of.mean:.2f}",
-                "-" if of.std is None else f"{100 * of.std:.2f}",
-                "baseline" if variant.label == plan.baseline else "-" if found is None else _points(found.mean),
-                interval,
-                by_seed or "-",
-                seeds,
-            )
-        )
-    return rows
-
-
-def _sentences(one: SetResult, plan: AblationPlan) -> list[str]:
-    lines = []
-    for variant in one.variants:
-        lines.append(f"{variant.label}: {variant.sentence(plan.baseline, len(plan.seeds))}.")
-        for seed, reason in variant.failures.items():
-            lines.append(f"{variant.label}, seed {seed}, failed: {reason}")
-    return lines
-
-
-def _pairs_note(one: SetResult) -> str:
-    error = one.pairs_standard_error
-    if error is None:
-        return "No run is finished."
-    return (
-        f"For scale: one network's accuracy has a standard error of {100 * error:.2f} points from the choice of "
-        f"{one.pairs:,} pairs, which all runs here share."
-    )
+        table = _table(one, result.plan)
+        parts.append("\n".join([f"{one.name}:", terminal_table(table), "", *_sentences(one, result.plan), _pairs_note(one)]))
+    return "\n\n".join([*parts, *reading_notes(result)])
 
 
 def reading_notes(result: AblationResult) -> list[str]:
@@ -377,16 +318,71 @@ def reading_notes(result: AblationResult) -> list[str]:
     return notes
 
 
-def _seeds_for_gain(found: PairedDifference) -> int | None:
-    return None if found.std is None else seeds_to_tell(GAIN, found.std)
+def difference_chart(result: AblationResult) -> str | None:
+    """Differences to the baseline with their intervals, a panel for each set; None of one variant, or undrawn."""
+    panels = {}
+    for one in result.sets:
+        rows = []
+        for variant in one.variants:
+            found, label = variant.difference, variant.label
+            if label == result.plan.baseline:
+                continue
+            if found is None:
+                rows.append(Interval(label, None, instead="failed" if variant.failures else "not finished"))
+                continue
+            values = [100 * value for value in found.differences[: _MOST_SEEDS_SHOWN + 1]]
+            interval = None if found.interval is None else (100 * found.interval[0], 100 * found.interval[1])
+            rows.append(Interval(label, 100 * found.mean, values if len(values) <= _MOST_SEEDS_SHOWN else (), interval))
+        panels[f"{one.name}: mean (diamond), seeds (dots), {100 * LEVEL:g} % interval (line)"] = rows
+    if len(result.plan.variants) < 2:
+        return None
+    return interval_chart(panels, f"difference to {result.plan.baseline}, percentage points")
+
+
+def _table(one: SetResult, plan: AblationPlan) -> Table:
+    """A row for each variant: mean, deviation, difference, interval, differences by seed, seeds."""
+    rows: list[Sequence[Cell]] = []
+    for variant in one.variants:
+        of, found = variant.spread, variant.difference
+        by_seed = None if found is None else ", ".join(map(_points, found.differences))
+        interval = None if found is None or found.interval is None else " to ".join(map(_points, found.interval))
+        accuracy: Cell = "failed" if variant.failures else None
+        difference: Cell = "baseline" if of is not None and variant.label == plan.baseline else None
+        rows.append(
+            [
+                variant.label,
+                accuracy if of is None else Number(of.mean, f"{100 * of.mean:.2f}"),
+                None if of is None or of.std is None else Number(of.std, f"{100 * of.std:.2f}"),
+                difference if found is None else Number(found.mean, _points(found.mean)),
+                interval,
+                by_seed,
+                f"{len(variant.accuracies)} of {len(plan.seeds)}",
+            ]
+        )
+    heads = ["Variant", "Accuracy %", "Std over seeds", "Difference", f"{100 * LEVEL:g} % interval", "By seed", "Seeds"]
+    return Table(caption=f"Accuracies on {one.name}, and differences to {plan.baseline}", heads=heads, rows=rows)
+
+
+def _sentences(one: SetResult, plan: AblationPlan) -> list[str]:
+    lines = []
+    for variant in one.variants:
+        lines.append(f"{variant.label}: {variant.sentence(plan.baseline, len(plan.seeds))}.")
+        lines += [f"{variant.label}, seed {seed}, failed: {reason}" for seed, reason in variant.failures.items()]
+    return lines
+
+
+def _pairs_note(one: SetResult) -> str:
+    error = one.pairs_standard_error
+    if error is None:
+        return "No run is finished."
+    return (
+        f"For scale: one network's accuracy has a standard error of {100 * error:.2f} points from the choice of "
+        f"{one.pairs:,} pairs, which all runs here share."
+    )
 
 
 def _state(run: PlannedRun, result: AblationResult) -> str:
     return "failed" if run in result.failures else result.states[run].stage
-
-
-def _told(run: PlannedRun, result: AblationResult) -> str:
-    return f"failed: {result.failures[run]}" if run in result.failures else result.states[run].told
 
 
 def _environment(run: PlannedRun) -> dict[str, Any]:
@@ -414,14 +410,5 @@ def _measured_on(result: AblationResult) -> str:
     return "; ".join(found)
 
 
-def _seeds(seeds: Sequence[int]) -> str:
-    return f"{'seed' if len(seeds) == 1 else 'seeds'} {', '.join(map(str, seeds))}"
-
-
 def _points(difference: float) -> str:
     return f"{100 * difference:+.2f}"
-
-
-def _cell(text: str) -> str:
-    """Text that leaves a Markdown table as it is."""
-    return text.replace("\\", "\\\\").replace("|", "\\|").replace("\n", " ")

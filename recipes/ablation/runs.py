@@ -1,7 +1,7 @@
 """How far the runs of an ablation are, read from the run folders themselves.
 
 There is no list of what has been done: a run is finished when its newest checkpoint is of its recipe and of its last
-epoch, verifies, and the scores of every verification set after that epoch stand in its `metrics.jsonl`. Whatever is
+epoch, is undamaged, and the scores of every verification set after that epoch stand in its `metrics.jsonl`. Whatever is
 less is trained on from where it is, so that a kill at any moment costs what training alone would lose.
 """
 
@@ -17,9 +17,9 @@ from adadistill.core.config.strict_yaml import RecipeError
 from adadistill.core.recipe import Recipe, dump_recipe, parse_recipe, recipe_differences, recipe_hash
 from adadistill.core.training.metrics_log import read_metrics
 from adadistill.core.training.run_folder import RunFolder, redact_urls
+from adadistill.loaders.atomic_file import write_whole
 from adadistill.loaders.evaluation_sets.verification_pairs import verification_set_name
 from adadistill.recipes.ablation.plan import AblationError, AblationPlan, PlannedRun
-from adadistill.recipes.scoring.files import write_whole
 
 BASE_RECIPE = "base.resolved.yaml"
 
@@ -32,31 +32,19 @@ class RunState:
     told: str
     """For people: `not begun`, `begun, epoch 3 of 16`, `finished`."""
     evaluations: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    """Of a finished run: fields of `VerificationResult` by set, as `metrics.jsonl` holds them."""
+    """The scores of a finished run by set, as `metrics.jsonl` holds them."""
     made_of: Mapping[str, str] = field(default_factory=dict)
-    """Of a finished run: what stood behind the paths in its recipe, by kind: fingerprint of the records, sha256 of the
+    """What stood behind the paths in the recipe of a finished run, by kind: fingerprint of the records, sha256 of the
     teacher where it has one, number of pairs of each set."""
 
 
-def claim_folder(plan: AblationPlan) -> None:
-    """Make the folder of an ablation, or recognise it. Rank 0 calls it.
-
-    Raises:
-        AblationError: see `check_folder`.
-        OSError: it cannot be written.
-    """
-    check_folder(plan)
-    base = plan.folder / BASE_RECIPE
-    if not base.exists():
-        plan.folder.mkdir(parents=True, exist_ok=True)
-        write_whole(base, redact_urls(dump_recipe(plan.base)))
-
-
 def check_folder(plan: AblationPlan) -> None:
-    """Refuse a folder that holds something else. Nothing is written.
+    """Refuse a folder that is a file, or holds a run, something unknown, or an ablation of another recipe.
+
+    Nothing is written.
 
     Raises:
-        AblationError: it is a file, holds a run, something unknown, or an ablation of another recipe.
+        AblationError: it does.
     """
     folder = plan.folder
     if not folder.exists():
@@ -65,27 +53,34 @@ def check_folder(plan: AblationPlan) -> None:
         raise AblationError([f"{folder} is a file; an ablation needs a folder. Give another --out"])
     base = folder / BASE_RECIPE
     if base.exists():
-        differences = _differences(base, plan.base)
-        if differences:
+        if differences := _differences(base, plan.base):
             raise AblationError(
                 [
                     f"{folder} is the ablation of another recipe; differences (there != now): "
                     f"{'; '.join(differences)}. Give another --out, or the recipe and overrides it was begun with"
                 ]
             )
-        return
-    if RunFolder(folder).traces_of_a_run():
+    elif RunFolder(folder).traces_of_a_run():
         raise AblationError([f"{folder} is the folder of one run; give the ablation a folder of its own with --out"])
     # What a kill leaves of a file that was being written begins with a dot.
-    if any(not path.name.startswith(".") for path in folder.iterdir()):
+    elif any(not path.name.startswith(".") for path in folder.iterdir()):
         raise AblationError([f"{folder} is not empty and holds no ablation; give another --out"])
+
+
+def claim_folder(plan: AblationPlan) -> None:
+    """Make the folder of an ablation, or recognise it. Rank 0 calls it. Raises as `check_folder`, and OSError."""
+    check_folder(plan)
+    base = plan.folder / BASE_RECIPE
+    if not base.exists():
+        plan.folder.mkdir(parents=True, exist_ok=True)
+        write_whole(base, redact_urls(dump_recipe(plan.base)))
 
 
 def read_states(plan: AblationPlan) -> dict[PlannedRun, RunState]:
     """Where every run of the plan is.
 
     Raises:
-        AblationError: run folders hold other recipes than the plan's; all of them are named.
+        AblationError: run folders hold other recipes than the plan's, or were made of other files; all are named.
     """
     states: dict[PlannedRun, RunState] = {}
     problems: list[str] = []
@@ -139,7 +134,8 @@ def read_state(run: PlannedRun) -> RunState:
         return RunState("begun", "begun; its newest checkpoint is damaged")
     if checkpoint.state.get("recipe_hash") != recipe_hash(run.recipe):
         _refuse_differences(run, ["its newest checkpoint has another recipe hash"])
-    epoch, epochs = _epoch(checkpoint.state), run.recipe.optim.epochs
+    position = checkpoint.state.get("position")
+    epoch, epochs = position.get("epoch") if isinstance(position, dict) else None, run.recipe.optim.epochs
     if epoch != epochs:
         return RunState("begun", f"begun, epoch {epoch} of {epochs}")
     found = _evaluations(folder.metrics, step=checkpoint.step)
@@ -177,19 +173,10 @@ def _differences(saved: Path, recipe: Recipe) -> list[str]:
     return [] if recipe_hash(there) == recipe_hash(now) else recipe_differences(there, now)
 
 
-def _epoch(state: Mapping[str, Any]) -> int | None:
-    position = state.get("position")
-    epoch = position.get("epoch") if isinstance(position, dict) else None
-    return epoch if isinstance(epoch, int) else None
-
-
 def _evaluations(metrics: Path, *, step: int) -> dict[str, dict[str, Any]]:
     """The last scores of each set after a step. A line that is no JSON (of a machine that died) says nothing."""
-    found: dict[str, dict[str, Any]] = {}
-    for row in read_metrics(metrics):
-        if row.get("event") == "evaluation" and row.get("step") == step and _is_score(row):
-            found[row["set"]] = row
-    return found
+    rows = (row for row in read_metrics(metrics) if row.get("event") == "evaluation" and row.get("step") == step)
+    return {row["set"]: row for row in rows if _is_score(row)}
 
 
 def _is_score(row: Mapping[str, Any]) -> bool:

@@ -8,8 +8,8 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 import numpy.typing as npt
 
+from adadistill.core.report.charts import MOST_LINES, Axis, line_chart
 from adadistill.core.report.document import Cell, Figure, Number, Table
-from adadistill.core.report.line_chart import MOST_SERIES, Axis, Series, line_chart
 from adadistill.core.scoring.result import Curve, Histogram
 
 _DRAWN_POINTS = 240
@@ -23,46 +23,30 @@ def roc_and_det(title: str, curves: Mapping[str, Curve], *, different: int) -> l
     Args:
         title: of the set, for captions.
         different: number of different pairs; tables leave out rates below one of them.
-        curves: by network, at most `MOST_SERIES`; others are left out.
+        curves: by network, at most `MOST_LINES`; others are left out.
     """
-    curves = dict(list(curves.items())[:MOST_SERIES])
+    curves = dict(list(curves.items())[:MOST_LINES])
     floor = _lowest_rate(curves.values())
     if floor is None:
         return []
     far = Axis(label="false-accept rate", low=floor, high=1.0, scale="log")
-    roc = [Series(name, _corners(curve, floor)) for name, curve in curves.items()]
-    lowest = min(rate for one in roc for _, rate in one.points)
-    bottom = max(0.0, math.floor(10.0 * lowest) / 10.0) if lowest < 1.0 else 0.9
-    misses = [1.0 - rate for one in roc for _, rate in one.points if rate < 1.0]
-    frr_floor = 10.0 ** math.floor(math.log10(max(min(misses, default=1e-3), _LOWEST_RATE)))
-    det = [Series(one.label, [(x, max(1.0 - y, frr_floor)) for x, y in one.points]) for one in roc]
+    roc = {name: _corners(curve, floor) for name, curve in curves.items()}
     rates = [rate for rate in _RATES if rate * different >= 1.0 - 1e-9]
-    table = _rates_table(title, curves, rates)
-    names = list(curves)
     figures = [
         Figure(
-            svg=line_chart(
-                roc,
-                x=far,
-                y=Axis(label="true-accept rate", low=bottom, high=1.0, percent=True),
-                description=f"ROC curves on {title} of {', '.join(names)}",
-            ),
+            svg=line_chart(roc, x=far, y=Axis(label="true-accept rate", percent=True)),
             caption=f"ROC on {title}: higher is better. False-accept rates below {floor:g} cannot be told.",
-            key=names,
-            table=table,
+            table=_rates_table(title, curves, rates),
         )
     ]
-    if frr_floor < 1.0:
+    misses = [1.0 - rate for points in roc.values() for _, rate in points if rate < 1.0]
+    lowest = 10.0 ** math.floor(math.log10(max(min(misses, default=1e-3), _LOWEST_RATE)))
+    if lowest < 1.0:
+        det = {name: [(x, max(1.0 - y, lowest)) for x, y in points] for name, points in roc.items()}
         figures.append(
             Figure(
-                svg=line_chart(
-                    det,
-                    x=far,
-                    y=Axis(label="false-reject rate", low=frr_floor, high=1.0, scale="log"),
-                    description=f"DET curves on {title} of {', '.join(names)}",
-                ),
+                svg=line_chart(det, x=far, y=Axis(label="false-reject rate", low=lowest, high=1.0, scale="log")),
                 caption=f"DET on {title}: lower is better, both axes logarithmic.",
-                key=names,
                 table=_rates_table(title, curves, rates, rejects=True),
             )
         )
@@ -71,35 +55,24 @@ def roc_and_det(title: str, curves: Mapping[str, Curve], *, different: int) -> l
 
 def score_histogram(title: str, network: str, histogram: Histogram) -> Figure | None:
     """Scores of same and of different pairs of one network; None where it holds no pairs."""
-    kinds = {"same": histogram.same, "different": histogram.different}
     filled = np.flatnonzero(histogram.same + histogram.different)
     if not filled.size:
         return None
     first, last = max(int(filled[0]) - 1, 0), min(int(filled[-1]) + 2, len(histogram.same))
     edges = histogram.edges[first : last + 1]
-    series: list[Series] = []
+    lines: dict[str, list[tuple[float, float]]] = {}
     rows: list[Sequence[Cell]] = []
-    for kind, counts in kinds.items():
+    for kind, counts in (("same", histogram.same), ("different", histogram.different)):
         total = int(counts.sum())
-        shares = counts[first:last] / max(total, 1)
-        outline = [(float(edges[0]), 0.0)]
-        for index, share in enumerate(shares):
-            outline += [(float(edges[index]), float(share)), (float(edges[index + 1]), float(share))]
-        series.append(Series(f"{kind} ({total:,})", [*outline, (float(edges[-1]), 0.0)]))
+        shares = np.concatenate([[0.0], np.repeat(counts[first:last] / max(total, 1), 2), [0.0]])
+        lines[f"{kind} ({total:,})"] = list(zip(np.repeat(edges, 2).tolist(), shares.tolist(), strict=True))
         quantiles = [_quantile(histogram.edges, counts, share) for share in (0.05, 0.5, 0.95)]
         rows.append(
             [kind, Number(total, f"{total:,}"), *(None if q is None else Number(q, f"{q:.3f}") for q in quantiles)]
         )
-    top = max(share for one in series for _, share in one.points)
     return Figure(
-        svg=line_chart(
-            series,
-            x=Axis(label="cosine", low=float(edges[0]), high=float(edges[-1])),
-            y=Axis(label="share of pairs", low=0.0, high=1.05 * top, percent=True),
-            description=f"Scores of same and of different pairs on {title}, {network}",
-        ),
+        svg=line_chart(lines, x=Axis(label="cosine"), y=Axis(label="share of pairs", low=0.0, percent=True)),
         caption=f"{network} on {title}: scores of same and of different pairs.",
-        key=[one.label for one in series],
         table=Table(
             caption=f"Cosines on {title}, {network}",
             heads=["Pairs", "Number", "5 %", "Median", "95 %"],

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from adadistill.core.report.charts import MOST_LINES
 from adadistill.core.report.document import (
     Block,
     Bullets,
@@ -22,19 +23,12 @@ from adadistill.core.report.document import (
     Pictures,
     Table,
 )
-from adadistill.core.report.line_chart import MOST_SERIES
-from adadistill.core.scoring.evaluation import PUBLISHED_PAIRS
-from adadistill.core.scoring.published import (
-    RANKS,
-    VERIFICATION,
-    PublishedRow,
-    comparable,
-)
 from adadistill.core.scoring.result import BenchmarkResult, Curve, Score
 from adadistill.core.training.metrics_log import read_metrics
 from adadistill.core.training.run_folder import RunFolder
 from adadistill.recipes.scoring.figures import roc_and_det, score_histogram
 from adadistill.recipes.scoring.files import Evaluation, read_evaluations
+from adadistill.recipes.scoring.published_comparison import published_blocks
 from adadistill.recipes.scoring.standing import Standing, read_best_by
 from adadistill.recipes.scoring.training_curves import logged_scores, training_figures
 
@@ -44,8 +38,6 @@ if TYPE_CHECKING:
 _MOST_HISTOGRAMS = 4
 _MOST_COLUMNS = 16
 _FACE_PIXELS = 56
-_IJB_PAIRS = {"IJBB": 8_010_270, "IJBC": 15_658_489}
-_IJB_KEY = re.compile(r"(Norm:(?:True|False)_Det:(?:True|False))_tpr_at_fpr_(\S+)")
 _POOLING = re.compile(r"Norm:(?:True|False)_Det:(?:True|False)")
 _READING = (
     "A number belongs to its protocol. Accuracy is the ten-fold number of papers: both versions of an image, as "
@@ -85,6 +77,14 @@ class _Group:
     title: str
     results: Mapping[str, BenchmarkResult]
     """By network."""
+    best: str | None
+    """Name of the best network of all, which need not be in this group."""
+
+    @property
+    def shown(self) -> tuple[str, BenchmarkResult]:
+        """The network that is looked at alone: the best one where it was scored here, else the first."""
+        name = self.best if self.best in self.results else next(iter(self.results))
+        return str(name), self.results[str(name)]
 
     @property
     def first(self) -> BenchmarkResult:
@@ -134,15 +134,15 @@ def gather(folder: Path, shown_sets: Sequence[Path] = ()) -> Material:
 
 def report_document(material: Material) -> Document:
     """The whole report."""
-    standing, groups = material.standing, _groups(material.standing.evaluations)
+    standing, groups = material.standing, _groups(material.standing)
     blocks: list[Block] = []
     if standing.evaluations:
         blocks += [Heading(2, "Summary"), *_summary(standing, groups)]
         blocks += [Heading(2, "What was evaluated"), *_subjects(material, groups)]
-        blocks += [Heading(2, "Scores"), *(block for group in groups for block in _scores(group, standing.best))]
-        blocks += [Heading(2, "Curves"), *(block for group in groups for block in _curves(group, standing.best))]
-        blocks += [Heading(2, "Worst cases"), *_worst_cases(groups, standing.best, material.shown)]
-        blocks += [Heading(2, "Published results"), *_published(groups, standing.best)]
+        blocks += [Heading(2, "Scores"), *(block for group in groups for block in _scores(group))]
+        blocks += [Heading(2, "Curves"), *(block for group in groups for block in _curves(group))]
+        blocks += [Heading(2, "Worst cases"), *_worst_cases(groups, material.shown)]
+        blocks += [Heading(2, "Published results"), *published_blocks([(group.title, *group.shown) for group in groups])]
     elif material.passed_over:
         blocks.append(Bullets(material.passed_over))
     if material.metrics:
@@ -182,17 +182,8 @@ def _subjects(material: Material, groups: Sequence[_Group]) -> list[Block]:
     networks: list[Sequence[Cell]] = []
     for one in material.standing.evaluations:
         size = one.facts.get("image_size") or _identity(one).get("image_size")
-        networks.append(
-            [
-                one.name,
-                _described(one),
-                one.sha256 or None,
-                _text(size),
-                _input_of(one),
-                _text(one.setting.get("precision")),
-                _text(one.setting.get("device")),
-            ]
-        )
+        set_up = [_text(size), _input_of(one), _text(one.setting.get("precision")), _text(one.setting.get("device"))]
+        networks.append([one.name, _described(one), one.sha256 or None, *set_up])
     data: list[Sequence[Cell]] = []
     for group in groups:
         counts = ", ".join(f"{count:,} {name}" for name, count in group.first.counts.items())
@@ -211,7 +202,7 @@ def _subjects(material: Material, groups: Sequence[_Group]) -> list[Block]:
     return blocks
 
 
-def _scores(group: _Group, best: Evaluation | None) -> list[Block]:
+def _scores(group: _Group) -> list[Block]:
     """A row for each score, a column for each network, and how it was made; or, of few scores, the other way round."""
     scores: dict[str, Score] = {}
     notes: dict[str, list[str]] = {}
@@ -238,7 +229,7 @@ def _scores(group: _Group, best: Evaluation | None) -> list[Block]:
                 caption=caption,
                 heads=["Network", *map(_head, scores.values())],
                 rows=[[name, *(cell(name, key) for key in scores)] for name in by_network],
-                strong=frozenset(i for i, name in enumerate(by_network) if best is not None and name == best.name),
+                strong=frozenset(i for i, name in enumerate(by_network) if name == group.best),
             )
         )
     if notes:
@@ -250,8 +241,8 @@ def _scores(group: _Group, best: Evaluation | None) -> list[Block]:
     return blocks
 
 
-def _curves(group: _Group, best: Evaluation | None) -> list[Block]:
-    chosen = _drawn(group, best)
+def _curves(group: _Group) -> list[Block]:
+    chosen = _drawn(group)
     by_name: dict[str, dict[str, Curve]] = {}
     for network in chosen:
         for curve in group.results[network].curves:
@@ -262,7 +253,7 @@ def _curves(group: _Group, best: Evaluation | None) -> list[Block]:
     for name, curves in by_name.items():
         title = group.title if name == group.first.name else f"{group.title}, {name}"
         figures += roc_and_det(title, curves, different=different)
-    best_first = sorted(chosen, key=lambda name: best is None or name != best.name)
+    best_first = sorted(chosen, key=lambda name: name != group.best)
     for network in best_first[:_MOST_HISTOGRAMS]:
         mode = _POOLING.search(group.results[network].headline)
         for histogram in group.results[network].histograms:
@@ -280,9 +271,7 @@ def _curves(group: _Group, best: Evaluation | None) -> list[Block]:
     return [*blocks, Figures(figures)]
 
 
-def _worst_cases(
-    groups: Sequence[_Group], best: Evaluation | None, shown: Mapping[str, VerificationPairs]
-) -> list[Block]:
+def _worst_cases(groups: Sequence[_Group], shown: Mapping[str, VerificationPairs]) -> list[Block]:
     blocks: list[Block] = [
         Paragraph(
             "Same people with the lowest scores and different ones with the highest, by index in the data; of the best "
@@ -290,8 +279,7 @@ def _worst_cases(
         )
     ]
     for group in groups:
-        name = best.name if best is not None and best.name in group.results else next(iter(group.results))
-        result = group.results[name]
+        name, result = group.shown
         if not result.errors:
             continue
         keys = list(dict.fromkeys(key for error in result.errors for key in error))
@@ -303,73 +291,6 @@ def _worst_cases(
         if result.data_sha256 in shown:
             blocks.append(Pictures(_pictures(result, shown[result.data_sha256])))
     return blocks
-
-
-def _published(groups: Sequence[_Group], best: Evaluation | None) -> list[Block]:
-    blocks: list[Block] = []
-    for group in groups:
-        name = best.name if best is not None and best.name in group.results else next(iter(group.results))
-        result = group.results[name]
-        for protocol, ours in _comparable_scores(result).items():
-            rows = [row for row in comparable(protocol) if row.percent.keys() & ours.keys()]
-            if rows:
-                blocks.append(_comparison(group.title, name, protocol, ours, rows))
-    odd = [group.title for group in groups if not _is_published(group.first)]
-    if odd:
-        blocks.append(
-            Paragraph(f"{', '.join(odd)}: no published set, or not of the published size. Nothing stands beside it.")
-        )
-    elif not blocks:
-        blocks.append(Paragraph("No row was published under these protocols."))
-    return blocks
-
-
-def _comparison(
-    title: str, network: str, protocol: str, ours: Mapping[str, float], published: Sequence[PublishedRow]
-) -> Table:
-    """Our network first, then what others reported under the same protocol."""
-    names = [name for name in ours if any(name in row.percent for row in published)]
-    rows: list[Sequence[Cell]] = [
-        [network, None, *(Number(ours[name], f"{100.0 * ours[name]:.2f}") for name in names), "this report"]
-    ]
-    for row in published:
-        values = [row.percent.get(name) for name in names]
-        cells = [None if value is None else Number(value / 100.0, f"{value:.2f}") for value in values]
-        rows.append([row.network, row.trained_on, *cells, row.source])
-    return Table(
-        caption=f"{title}, percent. Protocol of every row: {protocol}. Training data, networks and schedules differ.",
-        heads=["Network", "Trained on", *names, "Source"],
-        rows=rows,
-        strong=frozenset({0}),
-    )
-
-
-def _comparable_scores(result: BenchmarkResult) -> dict[str, dict[str, float]]:
-    """Protocol -> name in published rows -> our share. Empty where data or protocol are not the published ones."""
-    found: dict[str, dict[str, float]] = {}
-    if not _is_published(result):
-        return found
-    for score in result.scores:
-        if score.value is None:
-            continue
-        key = score.key.removeprefix(f"{result.kind}.{result.name}.")
-        if result.kind == "verification" and key == "Accuracy-Flip":
-            found.setdefault(VERIFICATION, {})[result.name] = score.value
-        elif result.kind == "tinyface" and key.startswith("rank-"):
-            found.setdefault(RANKS, {})[f"tinyface {key}"] = score.value
-        elif result.kind == "ijb" and (match := _IJB_KEY.fullmatch(key)):
-            far = {"0.0001": "1e-4", "1e-05": "1e-5"}.get(match[2], match[2])
-            found.setdefault(match[1], {})[f"{result.name[:4].upper()} {far}"] = score.value
-    return found
-
-
-def _is_published(result: BenchmarkResult) -> bool:
-    """Whether data of this name and size were published on."""
-    if result.kind == "verification":
-        return PUBLISHED_PAIRS.get(result.name) == result.counts.get("pairs")
-    if result.kind == "ijb":
-        return _IJB_PAIRS.get(result.name[:4].upper()) == result.counts.get("pairs")
-    return result.counts.get("probes") == 3728
 
 
 def _training(metrics: Sequence[Mapping[str, Any]]) -> list[Block]:
@@ -385,27 +306,28 @@ def _training(metrics: Sequence[Mapping[str, Any]]) -> list[Block]:
     return blocks or [Paragraph("The run has logged nothing yet.")]
 
 
-def _groups(evaluations: Sequence[Evaluation]) -> list[_Group]:
+def _groups(standing: Standing) -> list[_Group]:
     """Results by benchmark and data: two sets of one name with other content are two groups."""
     found: dict[tuple[str, str, str], dict[str, BenchmarkResult]] = {}
-    for one in evaluations:
+    for one in standing.evaluations:
         for result in one.results:
             found.setdefault((result.kind, result.name, result.data_sha256), {})[one.name] = result
     names = [name for _, name, _ in found]
+    best = None if standing.best is None else standing.best.name
     return [
-        _Group(name if names.count(name) == 1 else f"{name} ({kind}, data {sha256[:8]})", results)
+        _Group(name if names.count(name) == 1 else f"{name} ({kind}, data {sha256[:8]})", results, best)
         for (kind, name, sha256), results in found.items()
     ]
 
 
-def _drawn(group: _Group, best: Evaluation | None) -> list[str]:
+def _drawn(group: _Group) -> list[str]:
     """Networks with a place in the charts, in the order of the tables: the best ones by their headline."""
 
     def merit(name: str) -> tuple[bool, float]:
         value = group.results[name][group.results[name].headline].value
-        return best is not None and name == best.name, -1.0 if value is None else value
+        return name == group.best, -1.0 if value is None else value
 
-    kept = set(sorted(group.results, key=merit, reverse=True)[:MOST_SERIES])
+    kept = set(sorted(group.results, key=merit, reverse=True)[:MOST_LINES])
     return [name for name in group.results if name in kept]
 
 

@@ -23,18 +23,24 @@ def test_every_committed_row_fits():
         assert read_rows(path), f"{path} is empty"
 
 
-def test_every_value_names_its_unit_and_no_field_is_declared_twice():
+def test_every_field_has_a_known_kind_and_is_declared_once():
     for bench, entry in BENCHES.items():
         names = [*COMMON, *entry.keys, *entry.values, *entry.notes]
         assert len(names) == len(set(names)), bench
-        for name, field in entry.values.items():
-            if field.unit in ("", "x"):
-                continue
-            letters = field.unit.lower().replace("/", "_per_").replace(" ", "_")
-            words = {"%": ("share", "stall", "busy", "accuracy"), "1/s": ("per_s",), "GFLOP/s": ("gflops",)}
-            short = (letters, letters.removeprefix("cpu_"), f"cpu_{letters.removeprefix('cpu_')}_")
-            known = (*words.get(field.unit, ()), *short, "seconds", "gflop")
-            assert any(word in name for word in known), f"{bench}: {name} does not say {field.unit}"
+        for fields in (COMMON, entry.keys, entry.values, entry.notes):
+            assert {kind.removesuffix("?") for kind in fields.values()} <= set(row_schema._KINDS), bench
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "better"),
+    [
+        ("images_per_s", "images/s", "higher"), ("gb_per_s", "GB/s", None), ("step_ms", "ms", "lower"),
+        ("cpu_us_each", "CPU us", "lower"), ("extra_mib", "MiB", "lower"), ("share_of_gemm_rate", "%", None),
+        ("against_loop_wall", "x", None), ("accuracy", "%", None), ("forms", "", None), ("batch", "", None),
+    ],
+)  # fmt: skip
+def test_a_value_s_name_says_its_unit_and_which_way_is_better(name: str, text: str, better: str | None):
+    assert (row_schema.unit_of(name).text, row_schema.unit_of(name).better) == (text, better)
 
 
 def test_a_row_is_written_with_where_it_came_from_and_read_again(tmp_path: Path):

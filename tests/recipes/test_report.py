@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -74,13 +75,14 @@ def page(scored) -> str:
 def test_the_page_is_whole_and_refers_to_nothing_outside(page):
     parsed = Page(page)
     for tag, attributes in parsed.tags:
-        assert tag not in {"script", "link", "iframe", "object", "embed", "base", "form", "image", "use"}
+        assert tag not in {"script", "link", "iframe", "object", "embed", "base", "form", "image"}
         assert not any(name.startswith("on") for name in attributes)
         assert (attributes.get("href") or "#").startswith("#")
+        assert (attributes.get("xlink:href") or "#").startswith("#")
         assert "src" not in attributes
     assert "http:" not in page
     assert "https:" not in page
-    assert "url(" not in page
+    assert page.count("url(") == page.count("url(#")
     assert "@import" not in page
 
 
@@ -261,3 +263,13 @@ def test_nothing_to_report_is_an_error_with_what_to_do(tmp_path, capsys):
     (tmp_path / "verification-old.json").write_text('{"sets": {}}')
     assert main([str(tmp_path)]) == 2
     assert "run adadistill evaluate again" in capsys.readouterr().err
+
+
+def test_without_matplotlib_the_report_says_which_extra_shows_the_curves(scored, tmp_path, page, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    assert main([str(scored / "results"), "--out", str(tmp_path / "bare.html")]) == 0
+    assert "adadistill[report]" in capsys.readouterr().out
+    bare = Page((tmp_path / "bare.html").read_text(encoding="utf-8"))
+    assert "pip install 'adadistill[report]'" in bare.text
+    assert "svg" not in {tag for tag, _ in bare.tags}
+    assert bare.numbers == Page(page).numbers

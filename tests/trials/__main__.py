@@ -25,12 +25,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from adadistill.bench.report.figures import figure
-from adadistill.bench.report.markdown import escaped, grid
-from adadistill.bench.report.marked_text import replace_marked, write_whole
 from adadistill.bench.report.row_sets import machine, newest
 from adadistill.bench.row_schema import Row
 from adadistill.bench.rows import append_row, read_rows, results_folder
+from adadistill.core.report.document import Cell, Number, Table
+from adadistill.core.report.markdown_page import markdown_table, replace_marked
+from adadistill.core.report.text import markdown_text, short_number
+from adadistill.loaders.atomic_file import write_whole
 from trials.outcome import TrialOutcome
 
 BEGIN = '<!-- trials: begin. Written by `make trials TRIALS_ARGS="--rows FILE --markdown THIS"` -->'
@@ -121,14 +122,14 @@ def families() -> list[str]:
 
 def table_text(rows: Sequence[Row]) -> str:
     """Rows of this bench as a Markdown table, with the machine and the date below."""
-    lines = [
+    lines: list[Sequence[Cell]] = [
         [
             row["group"],
             row["damage"],
             row["promise"],
-            f"{row['held']:,} of {row['trials']:,}",
+            Number(row["held"], f"{row['held']:,} of {row['trials']:,}"),
             _endings(row["outcomes"]),
-            "" if row.get("peak_mib") is None else figure(row["peak_mib"]),
+            None if row.get("peak_mib") is None else Number(row["peak_mib"], short_number(row["peak_mib"])),
         ]
         for row in rows
     ]
@@ -139,7 +140,7 @@ def table_text(rows: Sequence[Row]) -> str:
             for row in rows
         }
     )
-    return "\n".join([grid(_HEADS, lines, [False, False, False, True, False, True]), "", *map(escaped, where), ""])
+    return "\n".join([markdown_table(Table(caption="", heads=_HEADS, rows=lines)), "", *map(markdown_text, where), ""])
 
 
 def _try_family(name: str, arguments: argparse.Namespace) -> list[TrialOutcome]:
@@ -152,7 +153,7 @@ def _try_family(name: str, arguments: argparse.Namespace) -> list[TrialOutcome]:
 
 
 def _line(outcome: TrialOutcome) -> str:
-    peak = "" if outcome.peak_mib is None else f", peak {figure(outcome.peak_mib)} MiB"
+    peak = "" if outcome.peak_mib is None else f", peak {short_number(outcome.peak_mib)} MiB"
     lines = [
         f"  {'held' if outcome.held == outcome.trials else 'BROKEN':<6}  {outcome.held}/{outcome.trials}  "
         f"{outcome.group}, {outcome.damage}: {outcome.promise}",

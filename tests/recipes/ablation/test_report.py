@@ -2,28 +2,29 @@
 
 from __future__ import annotations
 
-import builtins
 import json
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
 
-from adadistill.core.seed_statistics import seeds_to_tell
+from adadistill.core.report.markdown_page import markdown_page
 from adadistill.recipes.ablation.plan import AblationPlan, plan_ablation
-from adadistill.recipes.ablation.plot import PlotMissingError, plot_differences
 from adadistill.recipes.ablation.report import (
     AblationResult,
     ablation_result,
+    difference_chart,
     reading_notes,
+    report_document,
     report_json,
-    report_markdown,
     report_rows,
     report_text,
     write_report,
 )
 from adadistill.recipes.ablation.runs import RunState
+from adadistill.recipes.ablation.seed_statistics import seeds_to_tell
 
 BASE, OTHER, ALONE = "adadistill_adaface", "geometry_adaptive", "no_teacher"
 
@@ -55,6 +56,10 @@ def result_of(
             if value is not None:
                 failures[run] = value
     return ablation_result(plan, states, failures)
+
+
+def page_of(result: AblationResult) -> str:
+    return markdown_page(report_document(result))
 
 
 def sentence(result: AblationResult, label: str) -> str:
@@ -128,14 +133,14 @@ def test_the_page_s_table_of_seeds_is_what_the_report_computes():
 
 def test_the_pairs_own_error_is_given_for_scale(tmp_path: Path):
     result = result_of(tmp_path, {BASE: [0.5, 0.5], OTHER: [0.5, 0.5]}, pairs=2500)
-    assert "standard error of 1.00 points from the choice of 2,500 pairs" in report_markdown(result)
+    assert "standard error of 1.00 points from the choice of 2,500 pairs" in page_of(result)
     nothing = result_of(tmp_path, {BASE: [None], OTHER: [None]})
-    assert "No run is finished." in report_markdown(nothing)
+    assert "No run is finished." in page_of(nothing)
 
 
 def test_failed_runs_stand_in_every_form_with_their_reason(tmp_path: Path):
     result = result_of(tmp_path, {BASE: [0.8, 0.8], ALONE: ["RecordError: a | b", "RecordError: c"]})
-    page, text, rows = report_markdown(result), report_text(result), report_rows(result)
+    page, text, rows = page_of(result), report_text(result), report_rows(result)
     assert "failed: RecordError: a \\| b" in page
     assert f"{ALONE}, seed 1, failed: RecordError: c" in text
     (row,) = (row for row in rows if row["variant"] == ALONE and row["seed"] == 0)
@@ -168,29 +173,23 @@ def test_rows_are_those_of_a_bench_with_variant_seed_set_and_recipe(tmp_path: Pa
     assert saved["comparisons"] == 2
 
 
-def test_the_figure_names_every_variant_and_set(tmp_path: Path):
+def test_the_figure_names_every_variant_and_set_and_stands_beside_the_report(tmp_path: Path):
     pytest.importorskip("matplotlib", reason="the figure needs matplotlib")
     result = result_of(
         tmp_path, {BASE: [0.8, 0.81], OTHER: [0.82, 0.8], ALONE: ["broken", "broken"]}, sets=("lfw", "cplfw")
     )
-    plot_differences(result, tmp_path / "one.svg")
-    plot_differences(result, tmp_path / "two.svg")
-    drawn = (tmp_path / "one.svg").read_bytes()
+    written = write_report(result, tmp_path / "report")
+    drawn = written[-1].read_text()
+    assert written[-1].name == "ablation.svg"
     text = "".join(ElementTree.fromstring(drawn).itertext())
     for part in (OTHER, ALONE, "lfw", "cplfw", "percentage points", "failed"):
         assert part in text
-    assert drawn == (tmp_path / "two.svg").read_bytes()
+    assert drawn == difference_chart(result)
+    assert difference_chart(result_of(tmp_path, {BASE: [0.8]})) is None, "one variant has no differences"
 
 
-def test_without_matplotlib_the_error_says_how_to_get_the_figure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    real = builtins.__import__
-
-    def without(name: str, *rest: object, **named: object) -> object:
-        if name.partition(".")[0] == "matplotlib":
-            raise ImportError("No module named 'matplotlib'")
-        return real(name, *rest, **named)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(builtins, "__import__", without)
-    with pytest.raises(PlotMissingError, match=r"pip install 'adadistill\[report\]'"):
-        plot_differences(result_of(tmp_path, {BASE: [0.8], OTHER: [0.9]}), tmp_path / "one.svg")
-    assert not (tmp_path / "one.svg").exists()
+def test_without_matplotlib_the_rest_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    written = write_report(result_of(tmp_path, {BASE: [0.8], OTHER: [0.9]}), tmp_path / "report")
+    assert [path.name for path in written] == ["ablation.jsonl", "ablation.json", "ablation.md"]
+    assert sorted(path.name for path in (tmp_path / "report").iterdir()) == sorted(path.name for path in written)

@@ -1,36 +1,20 @@
-"""Student's interval of paired differences, against scipy, tables and numbers worked out by hand."""
+"""Student's interval of paired differences, against scipy's test, printed tables and numbers worked out by hand."""
 
 from __future__ import annotations
 
 import math
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import stats
 
-from adadistill.core.seed_statistics import (
+from adadistill.recipes.ablation.seed_statistics import (
     paired_difference,
     proportion_standard_error,
     seeds_to_tell,
     spread,
-    student_t_distribution,
-    student_t_quantile,
 )
-
-
-@pytest.mark.parametrize("freedom", [1, 2, 3, 4, 5, 9, 10, 29, 30, 119, 500])
-def test_quantiles_and_probabilities_are_scipy_s(freedom: int):
-    stats = pytest.importorskip("scipy.stats", reason="scipy, which scikit-learn brings, is the judge")
-    for probability in (0.001, 0.025, 0.3, 0.5, 0.8, 0.95, 0.975, 0.995, 0.9999):
-        expected = float(stats.t.ppf(probability, freedom))
-        assert student_t_quantile(probability, freedom) == pytest.approx(expected, rel=1e-9, abs=1e-12)
-    for t in (-30.0, -1.0, 0.0, 0.2, 2.0, 5.0):
-        assert student_t_distribution(t, freedom) == pytest.approx(float(stats.t.cdf(t, freedom)), abs=1e-13)
-
-
-@pytest.mark.parametrize(("freedom", "printed"), [(1, 12.706), (2, 4.303), (3, 3.182), (4, 2.776), (9, 2.262)])
-def test_quantiles_are_those_of_the_printed_tables(freedom: int, printed: float):
-    assert student_t_quantile(0.975, freedom) == pytest.approx(printed, abs=5e-4)
 
 
 def test_three_paired_seeds_by_hand():
@@ -42,8 +26,21 @@ def test_three_paired_seeds_by_hand():
     assert not found.excludes_zero, "-0.48 to 4.48"
 
 
-def test_the_interval_is_scipy_s_paired_one():
-    stats = pytest.importorskip("scipy.stats", reason="scipy, which scikit-learn brings, is the judge")
+@pytest.mark.parametrize(
+    ("ours", "level", "interval"),
+    [
+        # What the closed form of Student's distribution gave, with which earlier reports were written.
+        ([0.757, 0.765, 0.747], 0.95, (-0.016767498201580303, 0.028767498201580314)),
+        ([0.757, 0.765, 0.747], 1 - 0.05 / 7, (-0.056273992799652194, 0.06827399279965221)),
+        ([0.757, 0.765, 0.747, 0.761, 0.7531], 0.99, (-0.01097885267765497, 0.021818852677654973)),
+    ],
+)
+def test_intervals_are_those_of_earlier_reports(ours, level, interval):
+    theirs = [0.741, 0.761, 0.749, 0.75, 0.755][: len(ours)]
+    assert paired_difference(ours, theirs, level=level).interval == pytest.approx(interval, rel=0, abs=1e-12)
+
+
+def test_the_interval_is_that_of_scipy_s_paired_test():
     ours, theirs = [0.757, 0.765, 0.747, 0.761], [0.741, 0.761, 0.749, 0.750]
     judge = stats.ttest_rel(ours, theirs).confidence_interval(0.95)
     found = paired_difference(ours, theirs)
@@ -62,6 +59,7 @@ def test_differences_without_spread_have_an_interval_of_no_width():
     assert not paired_difference([2.0, 3.0], [2.0, 3.0]).excludes_zero
 
 
+@settings(max_examples=30)
 @given(st.lists(st.tuples(st.floats(0, 1), st.floats(0, 1)), min_size=2, max_size=8))
 def test_swapping_the_sides_mirrors_the_interval_and_a_higher_level_widens_it(pairs: list[tuple[float, float]]):
     ours, theirs = zip(*pairs, strict=True)
@@ -80,29 +78,14 @@ def test_seeds_for_a_gain_grow_with_the_square_of_the_spread():
     for gain, std in ((0.2, 0.3), (0.2, 0.8), (1.0, 1.2)):
         count = seeds_to_tell(gain, std)
         reach = [
-            (student_t_quantile(0.975, n - 1) + student_t_quantile(0.8, n - 1)) * std / math.sqrt(n)
-            for n in (count - 1, count)
+            (stats.t.ppf(0.975, n - 1) + stats.t.ppf(0.8, n - 1)) * std / math.sqrt(n) for n in (count - 1, count)
         ]
         assert reach[1] <= gain < reach[0]
     assert seeds_to_tell(0.2, 0.0) == 2
     assert seeds_to_tell(0.001, 1.0) is None
 
 
-def test_a_rate_over_pairs_has_the_binomial_error():
+def test_a_rate_over_pairs_has_the_binomial_error_and_one_seed_no_spread():
     assert proportion_standard_error(0.5, 2500) == pytest.approx(0.01)
     assert proportion_standard_error(1.0, 10) == 0.0
-
-
-def test_spreads_and_wrong_inputs():
     assert (spread([1.0, 3.0]).mean, spread([1.0, 3.0]).std, spread([5.0]).std) == (2.0, pytest.approx(2**0.5), None)
-    with pytest.raises(ValueError, match="of no values"):
-        spread([])
-    with pytest.raises(ValueError, match="got 1 and 2"):
-        paired_difference([1.0], [1.0, 2.0])
-    with pytest.raises(ValueError, match=r"level must be in \(0, 1\)"):
-        paired_difference([1.0], [1.0], level=1.0)
-    for probability, freedom in ((0.0, 2), (1.0, 2), (0.5, 0)):
-        with pytest.raises(ValueError, match=r"probability must be in \(0, 1\) and freedom at least 1"):
-            student_t_quantile(probability, freedom)
-    with pytest.raises(ValueError, match="difference must be positive"):
-        seeds_to_tell(0.0, 1.0)
