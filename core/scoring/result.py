@@ -7,12 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeAlias
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-
-BenchmarkKind: TypeAlias = Literal["verification", "ijb", "tinyface"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -70,7 +68,8 @@ class Histogram:
 class BenchmarkResult:
     """Everything that one benchmark says of one network."""
 
-    kind: BenchmarkKind
+    kind: str
+    """Name of a `BenchmarkKind`."""
     name: str
     """Of the set, as in its scores' keys: `lfw`, `IJBC_gt_aligned`."""
     data_sha256: str
@@ -86,7 +85,23 @@ class BenchmarkResult:
     """Worst cases by index (never images): same pairs with the lowest scores, different ones with the highest."""
     seconds: Mapping[str, float] = field(default_factory=dict)
     """By stage: decode, embed, score."""
+    details: Mapping[str, Any] = field(default_factory=dict)
+    """Fields of its own, JSON values, of kinds that are `flat`; empty for the others."""
+    told: str = ""
+    """What a log says of it; empty where that is the headline."""
 
     def __getitem__(self, key: str) -> Score:
         """The score of a key."""
         return next(score for score in self.scores if score.key == key)
+
+    @property
+    def summary(self) -> str:
+        """One line for a log."""
+        return self.told or self[self.headline].line()
+
+    def log_fields(self) -> Mapping[str, Any]:
+        """What `metrics.jsonl` holds of it, beside its name."""
+        if self.details:
+            return self.details
+        scores = {score.key: score.value for score in self.scores}
+        return {"kind": self.kind, "data_sha256": self.data_sha256, "headline": self.headline, "scores": scores}

@@ -23,7 +23,6 @@ from adadistill.core.report.document import (
     Table,
 )
 from adadistill.core.report.line_chart import MOST_SERIES
-from adadistill.core.scoring.evaluation import PUBLISHED_PAIRS
 from adadistill.core.scoring.published import (
     RANKS,
     VERIFICATION,
@@ -31,6 +30,7 @@ from adadistill.core.scoring.published import (
     comparable,
 )
 from adadistill.core.scoring.result import BenchmarkResult, Curve, Score
+from adadistill.core.scoring.verification import PUBLISHED_PAIRS
 from adadistill.core.training.metrics_log import read_metrics
 from adadistill.core.training.run_folder import RunFolder
 from adadistill.recipes.scoring.figures import roc_and_det, score_histogram

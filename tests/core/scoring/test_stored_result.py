@@ -63,7 +63,7 @@ def test_a_result_comes_back_as_it_was():
         (("histograms", 0, "edges"), [0.0, 0.0, 1.0], "rising edges"),
         (("histograms", 0, "same"), [1], "rising edges, and a count"),
         (("errors", 0, "pair"), {"x": 1}, "must be a number, text, or a list"),
-        (("seconds",), [], "seconds: must be an object"),
+        (("seconds",), [], "seconds must be an object"),
     ],
 )
 def test_what_is_wrong_is_refused_with_its_place(path, value, message):
