@@ -34,6 +34,10 @@ class Score:
     note: str | None = None
     """Why it is withheld, or to be read with care."""
 
+    def __post_init__(self) -> None:
+        if self.is_share and self.value is not None and not -1e-9 <= self.value <= 1.0 + 1e-9:
+            raise ValueError(f"a share must be in [0, 1], got {self.value:g}")
+
     def line(self) -> str:
         """For a log: the label and the value of a share, or why it is withheld."""
         return f"{self.label} " + (f"withheld ({self.note})" if self.value is None else f"{100.0 * self.value:.2f} %")
@@ -50,6 +54,14 @@ class Curve:
     true_accept_rates: npt.NDArray[np.float64]
     """(n,)."""
 
+    def __post_init__(self) -> None:
+        fars, tars = self.false_accept_rates, self.true_accept_rates
+        if len(fars) != len(tars) or (np.diff(fars) < 0.0).any():
+            raise ValueError("needs as many true as false accept rates, the latter ascending")
+        for rates in (fars, tars):
+            if ((rates < 0.0) | (rates > 1.0)).any():
+                raise ValueError("a rate must be in [0, 1]")
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Histogram:
@@ -62,6 +74,11 @@ class Histogram:
     """(bins,)."""
     different: npt.NDArray[np.int64]
     """(bins,)."""
+
+    def __post_init__(self) -> None:
+        bins = len(self.edges) - 1
+        if bins < 1 or not len(self.same) == len(self.different) == bins or (np.diff(self.edges) <= 0.0).any():
+            raise ValueError("needs rising edges, and a count of each kind between two edges")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
