@@ -111,7 +111,6 @@ class BenchmarkResult:
         """The score of a key."""
         return next(score for score in self.scores if score.key == key)
 
-    @property
     def summary(self) -> str:
         """One line for a log."""
         return self.told or self[self.headline].line()

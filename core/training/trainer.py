@@ -349,7 +349,7 @@ class Trainer:
         self._last_evaluations[benchmark.name] = result
         if self._ranks.is_main:
             self._bar.clear()
-            logger.info("after epoch %d  %s  %s", self.position.epoch, benchmark.name, result.summary)
+            logger.info("after epoch %d  %s  %s", self.position.epoch, benchmark.name, result.summary())
             self._metrics_file.write(
                 "evaluation",
                 step=self.global_step,

@@ -95,7 +95,7 @@ class PreparedNetwork:
         """
         result = benchmark.score(self.scored.network, self.forward, cache=self._cache(benchmark))
         if self.forward.ranks.is_main:
-            print(f"{result.name}  {result.summary}", file=sys.stderr, flush=True)
+            print(f"{result.name}  {result.summary()}", file=sys.stderr, flush=True)
         return Done(result=result, settings=self.settings_of(benchmark))
 
     def evaluation(self, name: str, done: Iterable[Done]) -> Evaluation:

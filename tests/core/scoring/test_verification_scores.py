@@ -38,7 +38,7 @@ def test_keys_are_the_origins_and_values_the_sets_own():
     assert found[found.headline].deviation == values["Accuracy-Std"]
     assert all(score.protocol for score in found.scores)
     assert found.counts == {"images": 12000, "pairs": 6000, "same pairs": 3000, "different pairs": 3000}
-    assert found.summary.startswith("accuracy ")
+    assert found.summary().startswith("accuracy ")
     assert found.log_fields() == found.details
 
 

@@ -61,7 +61,7 @@ def test_detector_scores_of_zero_are_said_at_opening_and_end_nothing(tmp_path: P
     assert f"templates have detector scores of 0 alone, the first is {small.templates[0]}" in caplog.text
     found = one.score(SmallNetwork(), Forward())
     assert found[found.headline].value is None
-    assert "withheld (1 templates have detector scores" in found.summary
+    assert "withheld (1 templates have detector scores" in found.summary()
     assert found["ijb.IJBC.Norm:True_Det:False_tpr_at_fpr_0.1"].value is not None
 
 
