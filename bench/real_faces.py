@@ -19,7 +19,7 @@ from adadistill.bench.rows import append_row
 from adadistill.core.distributed import distributed_session
 from adadistill.core.host_memory import keep_freed_memory
 from adadistill.core.recipe import Recipe, parse_recipe, recipe_hash
-from adadistill.core.scoring.pair_metrics import VerificationResult
+from adadistill.core.scoring.result import BenchmarkResult
 from adadistill.core.training.run import run_training
 
 TINY = (
@@ -105,12 +105,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _score(evaluation: VerificationResult) -> dict[str, Any]:
+def _score(evaluation: BenchmarkResult) -> dict[str, Any]:
+    numbers = evaluation.details
     return {
         "set": evaluation.name,
-        "accuracy": evaluation.accuracy,
-        "accuracy_std_over_folds": evaluation.accuracy_std,
-        "auc": evaluation.auc,
+        "accuracy": numbers["accuracy"],
+        "accuracy_std_over_folds": numbers["accuracy_std"],
+        "auc": numbers["auc"],
     }
 
 

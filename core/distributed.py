@@ -18,11 +18,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from adadistill.loaders.errors import Refused, WorkFailed
 from adadistill.core.checkpoints.files import row_range
 from adadistill.core.training.heartbeat import beat
 from adadistill.core.training.restarts import store_of_restart
 from adadistill.kernels.margin_softmax import ClassShard
+from adadistill.loaders.errors import Refused, WorkFailed
 
 T = TypeVar("T")
 
@@ -211,6 +211,11 @@ def run_on_main(action: Callable[[], T], ranks: Ranks) -> T:
     if box[1] is not None:
         raise box[1]
     return box[0]
+
+
+def rank_share(count: int, rank: int, world_size: int) -> tuple[int, int]:
+    """[start, stop) of a rank's contiguous share of `count` things; shares differ by one at most."""
+    return rank * count // world_size, (rank + 1) * count // world_size
 
 
 def gather_texts(text: str, ranks: Ranks) -> list[str]:

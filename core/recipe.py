@@ -30,7 +30,7 @@ from adadistill.core.method.geometry_margin import GeometryMarginConfig
 from adadistill.core.method.heads import HEADS, HeadConfig
 from adadistill.core.method.regression import RegressionConfig
 from adadistill.core.precision import PrecisionName
-from adadistill.core.scoring.evaluation import EvaluationConfig
+from adadistill.core.scoring.evaluation_config import EvaluationConfig
 from adadistill.core.seeding import derive_seed
 from adadistill.core.teachers import TeacherConfig
 from adadistill.core.training.metrics_log import LogConfig

@@ -33,8 +33,10 @@ from adadistill.core.backbones import build_backbone
 from adadistill.core.distributed import Ranks
 from adadistill.core.host_memory import keep_freed_memory
 from adadistill.core.recipe import Recipe, load_recipe
-from adadistill.core.scoring.evaluation import VerificationSets, evaluate_sets
-from adadistill.core.scoring.pair_metrics import VerificationResult
+from adadistill.core.scoring.benchmark import Benchmark, Opening
+from adadistill.core.scoring.embedding import Forward
+from adadistill.core.scoring.result import BenchmarkResult
+from adadistill.core.scoring.verification import open_verification
 from adadistill.core.seeding import derive_seed
 from adadistill.core.training.run import run_training
 from adadistill.loaders.synthetic.synthetic_faces import (
@@ -115,7 +117,7 @@ def run(out: Path, *, seeds: int, overrides: Sequence[str] = ()) -> dict[str, Sc
         write_synthetic_pairs(faces / "pairs.bin", STUDENT_FACES, pairs=PAIRS)
     with _stage("training the teacher (narrow IR-18, no teacher of its own)"):
         teacher = _train("demo_teacher", out, "teacher", seed=0, overrides=overrides)
-    sets = VerificationSets.load([faces / "pairs.bin"], IMAGE_SIZE)
+    pairs = open_verification(faces / "pairs.bin", Opening(image_size=IMAGE_SIZE, ranks=Ranks(), intervals=False))
     accuracies: dict[str, list[float]] = {role: [] for role in _ROLES}
     accuracies["teacher"].append(_accuracy(teacher))
     for seed in range(seeds):
@@ -127,7 +129,7 @@ def run(out: Path, *, seeds: int, overrides: Sequence[str] = ()) -> dict[str, Sc
             accuracies["distilled"].append(
                 _accuracy(_train("demo_distilled", out, f"distilled-seed{seed}", seed=seed, overrides=overrides))
             )
-        accuracies["untrained"].append(_accuracy(_score_untrained(seed, sets, out, overrides)))
+        accuracies["untrained"].append(_accuracy(_score_untrained(seed, pairs, out, overrides)))
     return {role: Score(tuple(values), PAIRS) for role, values in accuracies.items()}
 
 
@@ -153,11 +155,12 @@ def report(out: Path, scores: dict[str, Score], *, seconds: float) -> bool:
     return above >= STANDARD_ERRORS
 
 
-def _train(name: str, out: Path, folder: str, *, seed: int, overrides: Sequence[str]) -> dict[str, VerificationResult]:
+def _train(name: str, out: Path, folder: str, *, seed: int, overrides: Sequence[str]) -> BenchmarkResult:
     recipe = _recipe(name, out, seed, overrides)
     result = run_training(recipe, out / folder, ranks=Ranks())
-    print(f"    {result.images_per_s:.0f} images/s, accuracy {_accuracy(result.evaluations):.2%}", flush=True)
-    return result.evaluations
+    (scored,) = result.evaluations.values()
+    print(f"    {result.images_per_s:.0f} images/s, accuracy {_accuracy(scored):.2%}", flush=True)
+    return scored
 
 
 def _recipe(name: str, out: Path, seed: int, overrides: Sequence[str]) -> Recipe:
@@ -172,20 +175,18 @@ def _recipe(name: str, out: Path, seed: int, overrides: Sequence[str]) -> Recipe
     return load_recipe(name, [*own, f"seed={seed}", *overrides])
 
 
-def _score_untrained(
-    seed: int, sets: VerificationSets, out: Path, overrides: Sequence[str]
-) -> dict[str, VerificationResult]:
+def _score_untrained(seed: int, pairs: Benchmark, out: Path, overrides: Sequence[str]) -> BenchmarkResult:
     """The distilled student as it was before its first step."""
     recipe = _recipe("demo_distilled", out, seed, overrides)
     network = build_backbone(recipe.student, IMAGE_SIZE, generator=derive_seed(recipe.seed, "student"))
-    return evaluate_sets(network, sets, ranks=Ranks())
+    return pairs.score(network, Forward())
 
 
-def _accuracy(results: dict[str, VerificationResult]) -> float:
-    (result,) = results.values()
-    if result.accuracy is None:
-        raise RuntimeError(f"the demo's {result.name} has no accuracy: {result.notes['accuracy']}")
-    return result.accuracy
+def _accuracy(result: BenchmarkResult) -> float:
+    accuracy = result[result.headline]
+    if accuracy.value is None:
+        raise RuntimeError(f"the demo's {result.name} has no accuracy: {accuracy.note}")
+    return accuracy.value
 
 
 def _count(config: SyntheticFacesConfig) -> str:

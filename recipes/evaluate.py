@@ -8,7 +8,7 @@
     adadistill evaluate weights --suffix .pth --sets data/lfw.bin --best-by verification.lfw.Accuracy-Flip
     torchrun --standalone --nproc_per_node=2 -m adadistill.recipes.evaluate runs/casia --sets data/lfw.bin
 
-Prints one table and writes the same numbers as JSON (with protocol, hash of the weights, colour order, and why a number
+Prints tables and writes the same numbers as JSON (with protocol, hash of the weights, colour order, and why a number
 is missing) and as CSV (`metric,value` with the keys that AdaDistill's users know), see `scoring/files.py`. --report
 adds a page for people, see `report.py`. Exit: 0 when scored, 2 when the command, the network or a benchmark is wrong, 1
 when a network gives NaN or infinity, or one of several could not be scored, 143 when SIGTERM stopped it (130: SIGINT).
@@ -25,14 +25,16 @@ import argparse
 import math
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from adadistill.core.scoring.evaluation_config import KINDS, KINDS_BY_KEY
+from adadistill.core.scoring.tables import score_table
 from adadistill.recipes.entry_point import entry_point
 from adadistill.recipes.report import print_report
-from adadistill.recipes.scoring.benchmark_pass import Forward, score_benchmark
-from adadistill.recipes.scoring.files import Evaluation, check_places, write_evaluation
+from adadistill.recipes.scoring.benchmark_pass import PreparedNetwork, Request
+from adadistill.recipes.scoring.files import Evaluation, write_evaluation
 from adadistill.recipes.scoring.scored_network import (
     NAMED_SUFFIXES,
     TeacherSource,
@@ -42,8 +44,6 @@ from adadistill.recipes.scoring.scored_network import (
 )
 
 if TYPE_CHECKING:  # imported when work begins, so that --help answers at once
-    from adadistill.core.precision import PrecisionName
-    from adadistill.core.scoring.pair_metrics import VerificationResult
     from adadistill.core.scoring.result import BenchmarkResult
 
 TEACHER_OPTIONS = ("color", "mean", "std", "arch", "format", "revision", "lock")
@@ -58,21 +58,21 @@ def main(arguments: Sequence[str]) -> int:
     misuse = _misuse(options)
     if misuse is not None:
         parser.error(misuse)
-    names = ("ijb", "tinyface", "out", "batch_size", "device", "precision", "far", "report", "embeddings")
-    settings: dict[str, Any] = {name: getattr(options, name) for name in names}
+    names = ("out", "batch_size", "device", "precision", "far", "report", "embeddings")
+    settings = {name: getattr(options, name) for name in names}
+    request = Request(paths={key: getattr(options, key) for key in KINDS_BY_KEY}, **settings)
     try:
         if not _many(options):
-            run(_source(options, options.network), options.sets, **settings)
+            evaluate_network(_source(options, options.network), request)
             return 0
         from adadistill.recipes.scoring.folder import evaluate_folder
 
         scored_all = evaluate_folder(
             Path(options.network),
-            options.sets,
+            request,
             suffixes=tuple(options.suffix or ()),
             source=lambda path: _source(options, path),
             best_by=options.best_by,
-            **settings,
         )
         return 0 if scored_all else 1
     except ValueError as error:
@@ -81,40 +81,14 @@ def main(arguments: Sequence[str]) -> int:
         raise
 
 
-def run(
-    source: Path | TeacherSource,
-    sets: Sequence[Path],
-    *,
-    ijb: Sequence[Path] = (),
-    tinyface: Sequence[Path] = (),
-    out: Path | None = None,
-    batch_size: int = 256,
-    device: str | None = None,
-    precision: PrecisionName = "float32",
-    far: float = 1e-3,
-    report: bool = False,
-    embeddings: Path | None = None,
-) -> dict[str, VerificationResult]:
-    """Score a network, print the table, write the reports; under torchrun the ranks share the images.
+def evaluate_network(source: Path | TeacherSource, request: Request) -> Evaluation:
+    """Score a network, print its tables, write the reports; under torchrun the ranks share the images.
 
     Args:
         source: a checkpoint directory, a run folder, whose newest valid checkpoint is taken, or another network.
-        sets: verification sets; each is named by its file's stem.
-        ijb: folders of IJB-B or IJB-C.
-        tinyface: folders of TinyFace.
-        out: folder for `verification-<name>.json` and `.csv`; default: `report` in the checkpoint's run folder, or
-            beside the network's file, or here for a network of the Hub.
-        batch_size: images per forward pass and rank.
-        device: `cpu`, `cuda`, `cuda:N`, or None for CUDA where there is one.
-        precision: of the network; float32 by default, so that numbers do not depend on the device's habits. An ONNX
-            file computes in float32, whatever this says.
-        far: false-accept rate of the reported TARs, in (0, 1].
-        report: write `report.html` and `report.md` of everything in `out`, too.
-        embeddings: folder that keeps the embeddings of IJB and TinyFace, by network and benchmark, so that a changed
-            metric, or a run that was stopped, does not embed again.
 
     Returns:
-        Verification set -> result, on every rank.
+        What was written as `verification-<name>.json` and `.csv`, on every rank.
 
     Raises:
         CheckpointError, TeacherError, WeightFileError, VerificationSetError, ImageDecodeError, LaunchError, OSError:
@@ -122,79 +96,36 @@ def run(
         NonFiniteEmbeddingsError: the network gives NaN or infinity.
     """
     from adadistill.core.distributed import distributed_session
-    from adadistill.core.scoring.suite import BenchmarkPaths, open_benchmarks
 
-    with distributed_session(device) as ranks:
+    with distributed_session(request.device) as ranks:
         scored = load_scored(source, ranks)
-        folder = out or scored.folder
+        folder = request.out or scored.folder
         if ranks.is_main:
-            check_places(folder, embeddings)
-        forward = Forward.prepare(scored, precision, batch_size, ranks, embeddings)
-        paths = BenchmarkPaths(sets=tuple(sets), ijb=tuple(ijb), tinyface=tuple(tinyface), far=far)
-        benchmarks = open_benchmarks(paths, scored.image_size, ranks)
-        outcomes = [score_benchmark(scored, one, forward) for one in benchmarks]
-        results = {done.result.name: details for done, details in outcomes if details is not None}
+            request.check_places(folder)
+        prepared = PreparedNetwork.of(scored, request, ranks)
+        benchmarks = request.open_benchmarks(scored.image_size, ranks)
+        evaluation = prepared.evaluation(scored.name, [prepared.score(one) for one in benchmarks])
         if ranks.is_main:
-            evaluation = Evaluation(
-                name=scored.name,
-                facts=scored.facts,
-                setting=forward.setting(),
-                done=tuple(done for done, _ in outcomes),
-            )
             json_file, csv_file = write_evaluation(folder, evaluation)
             if scored.announcement is not None:
                 print(scored.announcement)
-            if results:
-                print(results_table(results))
-            for done, details in outcomes:
-                if details is None:
-                    print(benchmark_table(done.result))
+            print(results_text(evaluation.results))
             print(f"written to {json_file} and {csv_file.name}")
-            if report:
+            if request.report:
                 print_report(folder)
-    return results
+    return evaluation
 
 
-def results_table(results: Mapping[str, VerificationResult]) -> str:
-    """An aligned table, one row a set, then one line for each number that is missing or needs care."""
-    far = next(iter(results.values())).far_target
-    head = ["set", "pairs", "accuracy %", "threshold"]
-    head += [f"TAR@FAR={far:g} 10-fold %", f"TAR@FAR={far:g} strict %", "AUC", "EER %", "XNorm"]
-    rows = [head]
-    for name, result in results.items():
-        rows.append(
-            [
-                name,
-                str(result.pairs),
-                _with_deviation(result.accuracy, result.accuracy_std),
-                f"{result.threshold:.2f}",
-                _with_deviation(result.tar_10fold, result.tar_10fold_std),
-                _cell(result.tar_strict, 100.0, 2),
-                _cell(result.auc, 1.0, 5),
-                _cell(result.eer, 100.0, 2),
-                "-" if result.xnorm is None else f"{result.xnorm:.4g}",
-            ]
-        )
-    widths = [max(len(row[column]) for row in rows) for column in range(len(head))]
-    lines = []
-    for row in rows:
-        cells = [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
-        lines.append("  ".join(cells).rstrip())
-    lines.insert(1, "-" * max(map(len, lines)))
-    notes = [f"{name}: {field}: {why}" for name, result in results.items() for field, why in result.notes.items()]
-    return "\n".join([*lines, *notes])
-
-
-def benchmark_table(result: BenchmarkResult) -> str:
-    """An aligned table of IJB or TinyFace: one row a score, with its protocol, shares in percent."""
-    rows = [
-        (score.label, _cell(score.value, 100.0 if score.is_share else 1.0, 2 if score.is_share else 4), score.protocol)
-        for score in result.scores
-    ]
-    wide = [max(len(row[column]) for row in rows) for column in (0, 1)]
-    lines = [f"{label.ljust(wide[0])}  {value.rjust(wide[1])}  {protocol}" for label, value, protocol in rows]
-    notes = dict.fromkeys(f"{score.label}: {score.note}" for score in result.scores if score.note is not None)
-    return "\n".join([f"{result.name}, rates in %:", *lines, *notes])
+def results_text(results: Sequence[BenchmarkResult]) -> str:
+    """The tables of all results, kind by kind."""
+    tables: list[str] = []
+    for kind in KINDS.values():
+        own = [result for result in results if result.kind == kind.name]
+        if kind.table is None:
+            tables += map(score_table, own)
+        elif own:
+            tables.append(kind.table(own))
+    return "\n".join(tables)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -216,13 +147,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--best-by", metavar="KEY", help="key that chooses the best of all (default: mean of the headline scores)"
     )
-    parser.add_argument(
-        "--sets", type=Path, nargs="+", default=[], metavar="SET", help="verification sets: .bin files, Arrow folders"
-    )
-    parser.add_argument(
-        "--ijb", type=Path, nargs="+", default=[], metavar="FOLDER", help="IJB-B or IJB-C, original or prepared"
-    )
-    parser.add_argument("--tinyface", type=Path, nargs="+", default=[], metavar="FOLDER", help="TinyFace's test set")
+    for key, kind in KINDS_BY_KEY.items():
+        parser.add_argument(
+            f"--{key.replace('_', '-')}", type=Path, nargs="+", default=[], metavar=kind.metavar, help=kind.help
+        )
     parser.add_argument("--out", type=Path, help="folder of the results (default: report in the run folder)")
     parser.add_argument("--report", action="store_true", help="write report.html and report.md beside them")
     parser.add_argument(
@@ -256,8 +184,9 @@ def _add_teacher_options(group: argparse._ArgumentGroup) -> None:
 
 def _misuse(options: argparse.Namespace) -> str | None:
     """What is wrong with a command that is well formed; None where nothing is."""
-    if not (options.sets or options.ijb or options.tinyface):
-        return "a benchmark is required: --sets, --ijb or --tinyface"
+    if not any(getattr(options, key) for key in KINDS_BY_KEY):
+        *others, last = (f"--{key.replace('_', '-')}" for key in KINDS_BY_KEY)
+        return f"a benchmark is required: {', '.join(others)} or {last}"
     if (options.network is None) == (options.teacher is None):
         return "name one network: a checkpoint, a file, a CVLface network, or --teacher RECIPE"
     if _many(options) and options.teacher is not None:
@@ -342,16 +271,6 @@ def _rate(text: str) -> float:
     if not 0.0 < value <= 1.0:
         raise argparse.ArgumentTypeError(f"must be in (0, 1], got {text}")
     return value
-
-
-def _cell(value: float | None, factor: float, digits: int) -> str:
-    return "-" if value is None else f"{factor * value:.{digits}f}"
-
-
-def _with_deviation(rate: float | None, deviation: float | None) -> str:
-    if rate is None or deviation is None:
-        return "-"
-    return f"{100.0 * rate:.2f} +- {100.0 * deviation:.2f}"
 
 
 if __name__ == "__main__":

@@ -42,6 +42,7 @@ from adadistill.loaders.augment.augment_policy import Augmentation, AugmentConfi
 from adadistill.loaders.pipelines.pipeline import DataConfig, build_pipeline
 from adadistill.loaders.pipelines.sample_order import SampleOrder
 from adadistill.loaders.records.image_records import ImageRecords
+from adadistill.recipes.evaluate import main as evaluate
 
 DALI = importlib.util.find_spec("nvidia.dali") is not None
 
@@ -194,15 +195,25 @@ def _compare_with_torch(form) -> None:
 
 
 def together() -> None:
-    """Everything in one recipe: two epochs, then the student is read back."""
+    """Everything in one recipe: two epochs with their scores, then the student is read back and scored again."""
     recipe = tiny_recipe(
         _faces(), head="{kind: norm_ramp, margin: 0.3}", geometry_margin="{mode: off}", student__arch="strided",
         optim__kind="lion", optim__lr=0.001, augment__erase=0.5, teacher__embeddings="null",
         teacher__linear_map=f"{OUT}/linear.safetensors", teacher__check="false",
+        evaluation__mirror=f"[{OUT}/faces/pairs.bin]",
     )  # fmt: skip
-    result = run_training(recipe, Path(OUT) / "all", ranks=Ranks())
+    run = Path(OUT) / "all"
+    result = run_training(recipe, run, ranks=Ranks())
     assert math.isfinite(result.metrics["loss"])
-    assert load_network(Path(OUT) / "all", device=torch.device("cpu")).backbone.arch == "strided"
+    assert load_network(run, device=torch.device("cpu")).backbone.arch == "strided"
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    scores = [row["scores"]["mirror.pairs.cosine"] for row in rows if row["event"] == "evaluation"]
+    assert len(scores) == recipe.optim.epochs
+    own = ["--mirror", f"{OUT}/faces/pairs.bin", "--device", "cpu", "--report"]
+    assert evaluate([str(run), "--all", *own, "--best-by", "mirror.pairs.cosine"]) == 0
+    table = next((run / "report").glob("verification-step-*.csv")).read_text().splitlines()
+    assert table[1].startswith("mirror.pairs.cosine,")
+    assert "mirror.pairs.cosine" in (run / "report" / "report.html").read_text()
 
 
 def _faces() -> Path:

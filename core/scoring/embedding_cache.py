@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,16 +17,13 @@ import numpy as np
 import numpy.typing as npt
 
 from adadistill.core.npy_files import NpyFileError, open_npy
+from adadistill.loaders.atomic_file import atomic_file, write_whole
 
 _HEADER_NAME = "header.json"
 _MAX_HEADER_BYTES = 1 << 16
 _FORMAT = 1
 
 _log = logging.getLogger(__name__)
-
-
-class EmbeddingCacheError(ValueError):
-    """Stored embeddings are of another network, other data or another precision; they must not mix."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -37,14 +33,12 @@ class EmbeddingCache:
     folder: Path
     network_sha256: str
     """Tells the network from others: weights, architecture and preprocessing."""
-    rebuild: bool = False
-    """Replace what another network, or other data, left there; false refuses."""
 
     def open(self, *, data_sha256: str, precision: str, image_size: int, images: int, block_rows: int) -> StoredBlocks:
         """Make the folder or take it over.
 
         Raises:
-            EmbeddingCacheError: it was written for something else and `rebuild` is false, or is no such folder.
+            ValueError: it was written for something else, so that embeddings would mix, or is no such folder.
             OSError: it cannot be read or written.
         """
         binding = {
@@ -57,8 +51,7 @@ class EmbeddingCache:
             "block_rows": block_rows,
             "holds": "float32 sums of the raw embeddings of an image and of its mirror image",
         }
-        blocks = StoredBlocks(self.folder, images, block_rows)
-        found = _read_header(self.folder)
+        blocks, found = StoredBlocks(self.folder, images, block_rows), _read_header(self.folder)
         if found == binding:
             return blocks
         if found is not None:
@@ -67,17 +60,13 @@ class EmbeddingCache:
                 for name, value in binding.items()
                 if found.get(name) != value
             )
-            if not self.rebuild:
-                raise EmbeddingCacheError(
-                    f"{self.folder} holds embeddings of something else: {different}. Name another folder, or rebuild it"
-                )
-            _log.warning("rebuilding %s, which was of something else: %s", self.folder, different)
-            (self.folder / _HEADER_NAME).unlink()
-        elif self.folder.exists() and any(self.folder.iterdir()):
-            raise EmbeddingCacheError(f"{self.folder} is not empty and holds no {_HEADER_NAME}; name another folder")
-        blocks.clear()
+            raise ValueError(
+                f"{self.folder} holds embeddings of something else: {different}. Name another folder, or remove it"
+            )
+        if self.folder.exists() and any(self.folder.iterdir()):
+            raise ValueError(f"{self.folder} is not empty and holds no {_HEADER_NAME}; name another folder")
         self.folder.mkdir(parents=True, exist_ok=True)
-        _write_whole(self.folder / _HEADER_NAME, (json.dumps(binding, indent=2) + "\n").encode())
+        write_whole(self.folder / _HEADER_NAME, json.dumps(binding, indent=2) + "\n")
         return blocks
 
 
@@ -107,21 +96,8 @@ class StoredBlocks:
 
     def write(self, number: int, rows: npt.NDArray[np.float32]) -> None:
         """Keep a block."""
-        path = self._path(number)
-        partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
-        try:
-            with partial.open("wb") as file:
-                np.save(file, rows)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(partial, path)
-        finally:
-            partial.unlink(missing_ok=True)
-
-    def clear(self) -> None:
-        """Remove all blocks."""
-        for path in self.folder.glob("block-*.npy"):
-            path.unlink()
+        with atomic_file(self._path(number)) as file:
+            np.save(file, rows)
 
     def _path(self, number: int) -> Path:
         return self.folder / f"block-{number:06d}.npy"
@@ -138,17 +114,8 @@ def _read_header(folder: Path) -> Mapping[str, object] | None:
     except (ValueError, RecursionError):
         content = None
     if not isinstance(content, dict) or len(text) > _MAX_HEADER_BYTES:
-        raise EmbeddingCacheError(f"{path} is damaged; remove the folder, or name another")
+        raise ValueError(f"{path} is damaged; remove the folder, or name another")
     return content
-
-
-def _write_whole(path: Path, body: bytes) -> None:
-    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
-    try:
-        partial.write_bytes(body)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _shown(value: object) -> str:

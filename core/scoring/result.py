@@ -7,12 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeAlias
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-
-BenchmarkKind: TypeAlias = Literal["verification", "ijb", "tinyface"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -36,6 +34,10 @@ class Score:
     note: str | None = None
     """Why it is withheld, or to be read with care."""
 
+    def __post_init__(self) -> None:
+        if self.is_share and self.value is not None and not -1e-9 <= self.value <= 1.0 + 1e-9:
+            raise ValueError(f"a share must be in [0, 1], got {self.value:g}")
+
     def line(self) -> str:
         """For a log: the label and the value of a share, or why it is withheld."""
         return f"{self.label} " + (f"withheld ({self.note})" if self.value is None else f"{100.0 * self.value:.2f} %")
@@ -52,6 +54,14 @@ class Curve:
     true_accept_rates: npt.NDArray[np.float64]
     """(n,)."""
 
+    def __post_init__(self) -> None:
+        fars, tars = self.false_accept_rates, self.true_accept_rates
+        if len(fars) != len(tars) or (np.diff(fars) < 0.0).any():
+            raise ValueError("needs as many true as false accept rates, the latter ascending")
+        for rates in (fars, tars):
+            if ((rates < 0.0) | (rates > 1.0)).any():
+                raise ValueError("a rate must be in [0, 1]")
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Histogram:
@@ -65,12 +75,18 @@ class Histogram:
     different: npt.NDArray[np.int64]
     """(bins,)."""
 
+    def __post_init__(self) -> None:
+        bins = len(self.edges) - 1
+        if bins < 1 or not len(self.same) == len(self.different) == bins or (np.diff(self.edges) <= 0.0).any():
+            raise ValueError("needs rising edges, and a count of each kind between two edges")
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BenchmarkResult:
     """Everything that one benchmark says of one network."""
 
-    kind: BenchmarkKind
+    kind: str
+    """Name of a `BenchmarkKind`."""
     name: str
     """Of the set, as in its scores' keys: `lfw`, `IJBC_gt_aligned`."""
     data_sha256: str
@@ -86,7 +102,22 @@ class BenchmarkResult:
     """Worst cases by index (never images): same pairs with the lowest scores, different ones with the highest."""
     seconds: Mapping[str, float] = field(default_factory=dict)
     """By stage: decode, embed, score."""
+    details: Mapping[str, Any] = field(default_factory=dict)
+    """Fields of its own, JSON values, of kinds that are `flat`; empty for the others."""
+    told: str = ""
+    """What a log says of it; empty where that is the headline."""
 
     def __getitem__(self, key: str) -> Score:
         """The score of a key."""
         return next(score for score in self.scores if score.key == key)
+
+    def summary(self) -> str:
+        """One line for a log."""
+        return self.told or self[self.headline].line()
+
+    def log_fields(self) -> Mapping[str, Any]:
+        """What `metrics.jsonl` holds of it, beside its name."""
+        if self.details:
+            return self.details
+        scores = {score.key: score.value for score in self.scores}
+        return {"kind": self.kind, "data_sha256": self.data_sha256, "headline": self.headline, "scores": scores}

@@ -1,69 +1,41 @@
 """Benchmark results as JSON and back.
 
-What is read may have been written by anybody, or half by a disk: every field is checked, and a report is refused with
-the place that is wrong rather than drawn from what is left of it.
+What is read may have been written by anybody, or half by a disk: every field is held to its type in `result.py`, and a
+report is refused with the place that is wrong rather than drawn from what is left of it.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
-from typing import Any, cast, get_args
+import dataclasses
+from collections.abc import Mapping
+from types import NoneType
+from typing import Any, get_args, get_origin, get_type_hints
 
 import numpy as np
 
-from adadistill.core.scoring.result import BenchmarkKind, BenchmarkResult, Curve, Histogram, Score
+from adadistill.core.scoring.evaluation_config import KINDS
+from adadistill.core.scoring.result import BenchmarkResult
+
+_NOT_STORED = ("details", "told")
+"""Fields of a result that its evaluation keeps elsewhere, or that are made of the others."""
+
+
+_HUGE = 1e300
+"""Beyond any number of ours; infinities, NaN and whole numbers that are no float lie beyond it too."""
 
 
 class StoredResultError(ValueError):
-    """JSON that is no benchmark result; the text names the field."""
+    """JSON that is no benchmark result, or no evaluation; the text names file and field."""
 
 
 def result_to_json(result: BenchmarkResult) -> dict[str, Any]:
     """All of a result as JSON types. Rates are shares in [0, 1], whatever they are in CSV files."""
-    return {
-        "kind": result.kind,
-        "name": result.name,
-        "data_sha256": result.data_sha256,
-        "counts": dict(result.counts),
-        "headline": result.headline,
-        "scores": [
-            {
-                "key": score.key,
-                "label": score.label,
-                "value": score.value,
-                "is_share": score.is_share,
-                "deviation": score.deviation,
-                "interval": None if score.interval is None else list(score.interval),
-                "protocol": score.protocol,
-                "note": score.note,
-            }
-            for score in result.scores
-        ],
-        "curves": [
-            {
-                "name": curve.name,
-                "false_accept_rates": curve.false_accept_rates.tolist(),
-                "true_accept_rates": curve.true_accept_rates.tolist(),
-            }
-            for curve in result.curves
-        ],
-        "histograms": [
-            {
-                "name": one.name,
-                "edges": one.edges.tolist(),
-                "same": one.same.tolist(),
-                "different": one.different.tolist(),
-            }
-            for one in result.histograms
-        ],
-        "errors": [dict(error) for error in result.errors],
-        "seconds": dict(result.seconds),
-    }
+    content: dict[str, Any] = _jsonable(dataclasses.asdict(result))
+    return {name: value for name, value in content.items() if name not in _NOT_STORED}
 
 
 def result_from_json(content: object, *, where: str) -> BenchmarkResult:
-    """The result that `result_to_json` wrote.
+    """The result that `result_to_json` wrote, without its `details`.
 
     Args:
         where: file and place, for errors.
@@ -71,136 +43,76 @@ def result_from_json(content: object, *, where: str) -> BenchmarkResult:
     Raises:
         StoredResultError: a field is missing, of another type, or out of its range.
     """
-    fields = _mapping(content, where)
-    kind = _text(fields, "kind", where)
-    if kind not in get_args(BenchmarkKind):
-        raise StoredResultError(f"{where}: kind must be one of {', '.join(get_args(BenchmarkKind))}, got {kind!r:.40}")
-    scores = tuple(_score(one, f"{where}: scores[{index}]") for index, one in enumerate(_list(fields, "scores", where)))
-    headline = _text(fields, "headline", where)
-    keys = [score.key for score in scores]
-    if headline not in keys or len(set(keys)) != len(keys):
+    result: BenchmarkResult = _read(BenchmarkResult, content, where)
+    if result.kind not in KINDS:
+        raise StoredResultError(f"{where}: kind must be one of {', '.join(KINDS)}, got {result.kind!r:.40}")
+    keys = [score.key for score in result.scores]
+    if result.headline not in keys or len(set(keys)) != len(keys):
         raise StoredResultError(f"{where}: the headline must be the key of a score, and keys must differ")
-    return BenchmarkResult(
-        kind=cast(BenchmarkKind, kind),
-        name=_text(fields, "name", where),
-        data_sha256=_text(fields, "data_sha256", where),
-        counts={
-            name: _count(value, f"{where}: counts") for name, value in _mapping_in(fields, "counts", where).items()
-        },
-        scores=scores,
-        headline=headline,
-        curves=tuple(_curve(one, f"{where}: curves[{i}]") for i, one in enumerate(_list(fields, "curves", where))),
-        histograms=tuple(
-            _histogram(one, f"{where}: histograms[{i}]") for i, one in enumerate(_list(fields, "histograms", where))
-        ),
-        errors=tuple(_plain(one, f"{where}: errors[{i}]") for i, one in enumerate(_list(fields, "errors", where))),
-        seconds={n: _number(value, f"{where}: seconds") for n, value in _mapping_in(fields, "seconds", where).items()},
-    )
+    return result
 
 
-def _score(content: object, where: str) -> Score:
-    fields = _mapping(content, where)
-    is_share, interval, note = fields.get("is_share"), fields.get("interval"), fields.get("note")
-    if type(is_share) is not bool:
-        raise StoredResultError(f"{where}: is_share must be true or false")
-    if interval is not None and (not isinstance(interval, list) or len(interval) != 2):
-        raise StoredResultError(f"{where}: interval must be two numbers or null")
-    if note is not None and not isinstance(note, str):
-        raise StoredResultError(f"{where}: note must be text or null")
-    value = _optional(fields.get("value"), f"{where}: value")
-    if is_share and value is not None and not -1e-9 <= value <= 1.0 + 1e-9:
-        raise StoredResultError(f"{where}: a share must be in [0, 1], got {value:g}")
-    return Score(
-        key=_text(fields, "key", where),
-        label=_text(fields, "label", where),
-        value=value,
-        is_share=is_share,
-        deviation=_optional(fields.get("deviation"), f"{where}: deviation"),
-        interval=None
-        if interval is None
-        else (_number(interval[0], f"{where}: interval"), _number(interval[1], f"{where}: interval")),
-        protocol=_text(fields, "protocol", where),
-        note=note,
-    )
+def _jsonable(value: Any) -> Any:
+    if isinstance(value, np.ndarray):
+        return value.tolist()
+    if isinstance(value, dict):
+        return {key: _jsonable(one) for key, one in value.items()}
+    return [_jsonable(one) for one in value] if isinstance(value, (list, tuple)) else value
 
 
-def _curve(content: object, where: str) -> Curve:
-    fields = _mapping(content, where)
-    rates = [
-        np.array([_share(value, where) for value in _list(fields, name, where)], dtype=np.float64)
-        for name in ("false_accept_rates", "true_accept_rates")
-    ]
-    if len(rates[0]) != len(rates[1]) or (np.diff(rates[0]) < 0.0).any():
-        raise StoredResultError(f"{where}: needs as many true as false accept rates, the latter ascending")
-    return Curve(name=_text(fields, "name", where), false_accept_rates=rates[0], true_accept_rates=rates[1])
+def _read(wanted: Any, content: object, where: str) -> Any:
+    """A value of JSON as one of the type that is wanted. Raises StoredResultError."""
+    origin, inner = get_origin(wanted), get_args(wanted)
+    if dataclasses.is_dataclass(wanted):
+        return _read_fields(wanted, _held(content, dict, where), where)
+    if origin is np.ndarray:
+        number = float if inner[1] == np.dtype[np.float64] else int
+        return np.array([_read(number, one, where) for one in _held(content, list, where)], dtype=get_args(inner[1])[0])
+    if origin is tuple and inner[-1] is ...:
+        return tuple(_read(inner[0], one, f"{where}[{i}]") for i, one in enumerate(_held(content, list, where)))
+    if origin is tuple:
+        values = _held(content, list, where)
+        if len(values) != len(inner):
+            raise StoredResultError(f"{where} must be {len(inner)} values, got {len(values)}")
+        return tuple(_read(one, value, where) for one, value in zip(inner, values, strict=True))
+    if origin is Mapping:
+        values = _held(content, dict, where)
+        return {name: _read(inner[1], value, f"{where}: {name!r:.40}") for name, value in values.items()}
+    if NoneType in inner:
+        return None if content is None else _read(inner[0], content, where)
+    return _read_plain(wanted, content, where)
 
 
-def _histogram(content: object, where: str) -> Histogram:
-    fields = _mapping(content, where)
-    edges = np.array([_number(value, where) for value in _list(fields, "edges", where)], dtype=np.float64)
-    same, different = (
-        np.array([_count(value, where) for value in _list(fields, name, where)], dtype=np.int64)
-        for name in ("same", "different")
-    )
-    if len(edges) < 2 or len(same) != len(edges) - 1 or len(different) != len(same) or (np.diff(edges) <= 0.0).any():
-        raise StoredResultError(f"{where}: needs rising edges, and a count of each kind between two edges")
-    return Histogram(name=_text(fields, "name", where), edges=edges, same=same, different=different)
+def _read_fields(wanted: Any, content: Mapping[str, Any], where: str) -> Any:
+    hints = get_type_hints(wanted, include_extras=False)
+    names = [one.name for one in dataclasses.fields(wanted) if one.name not in _NOT_STORED]
+    values = {name: _read(hints[name], content.get(name), f"{where}: {name}") for name in names}
+    try:
+        return wanted(**values)
+    except ValueError as error:  # of the class's own checks
+        raise StoredResultError(f"{where}: {error}") from None
 
 
-def _plain(content: object, where: str) -> Mapping[str, Any]:
-    """A mapping of numbers, texts, truths, nothing, and short lists of these."""
-    fields = _mapping(content, where)
-    for name, value in fields.items():
-        for one in value if isinstance(value, list) else [value]:
+def _read_plain(wanted: Any, content: object, where: str) -> Any:
+    if wanted is Any:  # of a worst case: numbers, texts, truths, nothing, and short lists of these
+        for one in content if isinstance(content, list) else [content]:
             if isinstance(one, float):
-                _number(one, f"{where}: {name!r:.40}")
+                _read_plain(float, one, where)
             elif one is not None and not isinstance(one, (str, int)):
-                raise StoredResultError(f"{where}: {name!r:.40} must be a number, text, or a list of these")
-    return fields
+                raise StoredResultError(f"{where} must be a number, text, or a list of these")
+        return content
+    if wanted is float and type(content) in (int, float) and -_HUGE < content < _HUGE:  # type: ignore[operator]
+        return float(content)  # type: ignore[arg-type]
+    if wanted is int and type(content) is int and 0 <= content < 1 << 62:
+        return content
+    if wanted in (str, bool) and type(content) is wanted:
+        return content
+    expected = {float: "a finite number", int: "a count", str: "text", bool: "true or false"}[wanted]
+    raise StoredResultError(f"{where} must be {expected}, got {content!r:.40}")
 
 
-def _mapping(content: object, where: str) -> dict[str, Any]:
-    if not isinstance(content, dict):
-        raise StoredResultError(f"{where}: must be an object, got {type(content).__name__}")
+def _held(content: object, wanted: type, where: str) -> Any:
+    if not isinstance(content, wanted):
+        expected = "an object" if wanted is dict else "a list"
+        raise StoredResultError(f"{where} must be {expected}, got {type(content).__name__}")
     return content
-
-
-def _mapping_in(fields: Mapping[str, Any], name: str, where: str) -> dict[str, Any]:
-    return _mapping(fields.get(name), f"{where}: {name}")
-
-
-def _list(fields: Mapping[str, Any], name: str, where: str) -> Sequence[Any]:
-    value = fields.get(name)
-    if not isinstance(value, list):
-        raise StoredResultError(f"{where}: {name} must be a list, got {type(value).__name__}")
-    return value
-
-
-def _text(fields: Mapping[str, Any], name: str, where: str) -> str:
-    value = fields.get(name)
-    if not isinstance(value, str):
-        raise StoredResultError(f"{where}: {name} must be text, got {type(value).__name__}")
-    return value
-
-
-def _number(value: object, where: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-        raise StoredResultError(f"{where}: must be a finite number, got {value!r:.40}")
-    return float(value)
-
-
-def _share(value: object, where: str) -> float:
-    number = _number(value, where)
-    if not 0.0 <= number <= 1.0:
-        raise StoredResultError(f"{where}: a rate must be in [0, 1], got {number:g}")
-    return number
-
-
-def _count(value: object, where: str) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 1 << 62:
-        raise StoredResultError(f"{where}: must be a count, got {value!r:.40}")
-    return value
-
-
-def _optional(value: object, where: str) -> float | None:
-    return None if value is None else _number(value, where)

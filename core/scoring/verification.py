@@ -1,234 +1,203 @@
-"""Verification sets as a benchmark: the published and the strict numbers, their uncertainty, curves and worst pairs."""
+"""Verification sets as a benchmark: decoded once, each rank its share, then scored as often as a run wants.
+
+All ranks gather the embeddings and hold the same numbers, so that nobody waits for rank 0.
+"""
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import numpy.typing as npt
-from torch import nn
+from adadistill.core.scoring.benchmark import BenchmarkKind, Opening
+from adadistill.core.scoring.tables import aligned_table
 
-from adadistill.core.distributed import Ranks
-from adadistill.core.precision import Precision
-from adadistill.core.scoring.evaluation import FLOAT32, PUBLISHED_PAIRS, DecodedSet, score_set
-from adadistill.core.scoring.pair_metrics import (
-    Bools,
-    Floats,
-    VerificationResult,
-    accuracy_interval,
-    roc_curve,
-    tar_at_far,
-)
-from adadistill.core.scoring.result import BenchmarkResult, Curve, Histogram, Score
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+    from torch import Tensor, nn
 
-STRICT_FARS = (1e-1, 1e-2, 1e-3, 1e-4)
-"""False-accept rates of the strict TARs. The published sets have 2,500 to 3,500 different pairs: 1e-4 needs 10,000."""
+    from adadistill.core.distributed import Ranks
+    from adadistill.core.scoring.embedding import Forward
+    from adadistill.core.scoring.embedding_cache import EmbeddingCache
+    from adadistill.core.scoring.result import BenchmarkResult
 
-WORST_CASES = 10
-"""Pairs of each kind listed as errors."""
+PUBLISHED_PAIRS: Mapping[str, int] = {
+    "lfw": 6000,
+    "cfp_fp": 7000,
+    "cfp_ff": 7000,
+    "agedb_30": 6000,
+    "calfw": 6000,
+    "cplfw": 6000,
+    "vgg2_fp": 5000,
+}
+"""Pairs of the sets everybody reports; another count under such a name is another protocol."""
 
-HISTOGRAM_EDGES: npt.NDArray[np.float64] = np.linspace(-1.0, 1.0, 101)
-
-_CURVE_POINTS = 2000
-_FLIP = "flip-sum of raw embeddings, then L2-normalised"
-_TEN_FOLD = f"{_FLIP}; ten contiguous folds, threshold of the other nine"
-_ALL_PAIRS = f"{_FLIP}; all pairs"
+_log = logging.getLogger(__name__)
 
 
-def evaluate_verification(
-    one: DecodedSet,
-    network: nn.Module,
-    *,
-    ranks: Ranks,
-    batch_size: int = 256,
-    precision: Precision = FLOAT32,
-    far: float = 1e-3,
-) -> tuple[VerificationResult, BenchmarkResult]:
-    """Score a network on one set. All ranks of a process group call this together and get equal numbers.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class VerificationBenchmark:
+    """A verification set as pixels, all of it or one rank's share."""
 
-    Args:
-        one: of `VerificationSets.load`.
-        network, ranks, batch_size, precision, far: as for `adadistill.core.scoring.evaluation.evaluate_sets`.
+    name: str
+    images_u8: Tensor
+    """(n, H, W, 3) uint8 RGB: images [first, first + n) of the set."""
+    same: npt.NDArray[np.bool_]
+    """(P,) bool; the set has 2P images, pair i is images 2i and 2i + 1."""
+    data_sha256: str = ""
+    first: int = 0
+    decode_s: float = 0.0
+    """Seconds that reading and decoding took here."""
+    far: float = 1e-3
+    intervals: bool = True
 
-    Returns:
-        The set's own numbers, and the same and more in the shape of all benchmarks.
+    @property
+    def kind(self) -> BenchmarkKind:
+        return VERIFICATION
 
-    Raises:
-        NonFiniteEmbeddingsError: on every rank, naming set and image.
-    """
-    started = time.perf_counter()
-    scored = score_set(network, one, ranks=ranks, batch_size=batch_size, precision=precision, far=far)
-    seconds = {"decode": one.decode_s, "embed": time.perf_counter() - started}
-    benchmark = verification_benchmark(
-        scored.result, scored.distances, one.same, data_sha256=one.data_sha256, seconds=seconds
-    )
-    return scored.result, benchmark
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        from adadistill.core.scoring.verification_numbers import PROTOCOL
 
+        return {"far": self.far, "protocol": PROTOCOL}
 
-def verification_benchmark(
-    result: VerificationResult,
-    distances: Floats,
-    same: Bools,
-    *,
-    data_sha256: str,
-    seconds: Mapping[str, float] | None = None,
-    fars: Sequence[float] = STRICT_FARS,
-    seed: int = 0,
-) -> BenchmarkResult:
-    """What a report shows of a scored set.
+    def score(self, network: nn.Module, forward: Forward, *, cache: EmbeddingCache | None = None) -> BenchmarkResult:
+        """As `Benchmark.score`. The images are few: they are embedded anew, whatever the cache holds."""
+        import numpy as np
 
-    Args:
-        result: the set's numbers; they carry over as they are.
-        distances: (P,) squared L2 of unit embeddings, which the result was made of.
-        same: (P,) bool.
-        data_sha256: of the set's file or files.
-        seconds: spent so far, by stage; `score` is added.
-        fars: of the strict TARs, beside the result's own. Each is withheld where fewer than 1 / FAR different pairs
-            could tell it.
-        seed: of the accuracy's bootstrap interval, 95 %, 2,000 resamples (`accuracy_interval`).
+        from adadistill.core.scoring.embedding import embed_share
+        from adadistill.core.scoring.pair_metrics import check_finite, flip_sum, mean_norm
+        from adadistill.core.scoring.verification_scores import score_verification
 
-    Raises:
-        ValueError: the result is of another number of pairs.
-    """
-    if len(distances) != result.pairs or len(same) != result.pairs:
-        raise ValueError(
-            f"verification set {result.name}: a result of {result.pairs} pairs does not fit {len(distances)} distances"
+        begun = time.perf_counter()
+        own, total = self._share(forward.ranks), 2 * len(self.same)
+        plain, mirrored = (
+            embed_share(network, own, total, forward, mirrored=flip).numpy() for flip in (False, True)
+        )  # (2P, D)
+        check_finite(self.name, np.concatenate([plain, mirrored], axis=1))
+        result = score_verification(
+            self.name,
+            flip_sum(plain, mirrored),
+            self.same,
+            xnorm=mean_norm(plain, mirrored),
+            far=self.far,
+            intervals=self.intervals,
         )
-    started = time.perf_counter()
-    prefix = f"verification.{result.name}."
-    interval = accuracy_interval(distances, same, seed=seed) if result.accuracy is not None else None
-    scores = (
-        Score(
-            key=prefix + "Accuracy-Flip",
-            label="accuracy",
-            value=result.accuracy,
-            deviation=result.accuracy_std,
-            interval=interval,
-            protocol=_TEN_FOLD,
-            note=_accuracy_note(result, interval),
-        ),
-        Score(
-            key=prefix + "Accuracy-Std",
-            label="accuracy std",
-            value=result.accuracy_std,
-            protocol=f"{_TEN_FOLD}; population standard deviation over the folds",
-            note=result.notes.get("accuracy"),
-        ),
-        Score(
-            key=prefix + "Threshold",
-            label="threshold",
-            value=result.threshold,
-            is_share=False,
-            protocol=f"{_ALL_PAIRS}; squared L2 distance, first of 400 with the highest accuracy",
-            note=result.notes.get("threshold"),
-        ),
-        Score(
-            key=f"{prefix}tpr_at_fpr_{result.far_target:g}_10fold",
-            label=f"TAR@FAR={result.far_target:g} 10-fold",
-            value=result.tar_10fold,
-            deviation=result.tar_10fold_std,
-            protocol=f"{_TEN_FOLD}, interpolated; the FAR met may lie above its target",
-            note=result.notes.get("tar_10fold"),
-        ),
-        *(_strict_tar(prefix, distances, same, far) for far in sorted({*fars, result.far_target}, reverse=True)),
-        Score(
-            key=prefix + "AUC",
-            label="AUC",
-            value=result.auc,
-            is_share=False,
-            protocol=f"{_ALL_PAIRS}; area under the ROC curve, ties counted half",
-            note=result.notes.get("auc"),
-        ),
-        Score(
-            key=prefix + "EER",
-            label="EER",
-            value=result.eer,
-            protocol=f"{_ALL_PAIRS}; false accepts equal false rejects, linear between points",
-            note=result.notes.get("eer"),
-        ),
-        Score(
-            key=prefix + "XNorm",
-            label="XNorm",
-            value=result.xnorm,
-            is_share=False,
-            protocol="mean L2 norm of raw embeddings, of images as stored and mirrored",
-            note=result.notes.get("xnorm") if result.xnorm is not None else "raw embeddings were not given",
-        ),
-    )
-    curves = (_curve(result.name, distances, same),) if result.auc is not None else ()
-    return BenchmarkResult(
-        kind="verification",
-        name=result.name,
-        data_sha256=data_sha256,
-        counts={
-            "images": 2 * result.pairs,
-            "pairs": result.pairs,
-            "same pairs": result.same_pairs,
-            "different pairs": result.pairs - result.same_pairs,
-        },
-        scores=scores,
-        headline=prefix + "Accuracy-Flip",
-        curves=curves,
-        histograms=(_histogram(result.name, distances, same),),
-        errors=_worst_cases(distances, same, result.threshold),
-        seconds={**(seconds or {}), "score": time.perf_counter() - started},
-    )
+        seconds = {"decode": self.decode_s, "embed": time.perf_counter() - begun - result.seconds["score"]}
+        return replace(result, data_sha256=self.data_sha256, seconds={**seconds, **result.seconds})
 
+    def _share(self, ranks: Ranks) -> Tensor:
+        """The images that this rank embeds.
 
-def _accuracy_note(result: VerificationResult, interval: tuple[float, float] | None) -> str | None:
-    notes = [result.notes["accuracy"]] if "accuracy" in result.notes else []
-    published = PUBLISHED_PAIRS.get(result.name, result.pairs)
-    if published != result.pairs:
-        notes.append(f"{result.pairs} pairs; the published set of this name has {published}")
-    if interval == (1.0, 1.0) and "accuracy" not in result.notes:
-        notes.append(f"no pair is wrong, so resampling shows no spread; up to {3.0 / result.pairs:.2%} may be")
-    return "; ".join(notes) or None
+        Raises:
+            ValueError: they were not decoded here.
+        """
+        from adadistill.core.distributed import rank_share
 
-
-def _strict_tar(prefix: str, distances: Floats, same: Bools, far: float) -> Score:
-    point = tar_at_far(-distances, same, far=far)
-    return Score(
-        key=f"{prefix}tpr_at_fpr_{far:g}_strict",
-        label=f"TAR@FAR={far:g} strict",
-        value=point.tar,
-        protocol=f"{_ALL_PAIRS}; false-accept rate never above its target",
-        note=point.reason,
-    )
-
-
-def _curve(name: str, distances: Floats, same: Bools) -> Curve:
-    """The ROC curve's corners, thinned to what can be drawn; both ends are kept."""
-    false_rates, true_rates = roc_curve(-distances, same)
-    rises, runs = np.diff(true_rates) > 0, np.diff(false_rates) > 0  # of each step, to the next point
-    # Within a run of steps straight up, or straight to the right, the points between draw nothing.
-    straight = (rises[1:] == rises[:-1]) & (runs[1:] == runs[:-1]) & (rises[1:] != runs[1:])
-    kept = np.flatnonzero(np.concatenate([[True], ~straight, [True]]))
-    if len(kept) > _CURVE_POINTS:
-        kept = kept[np.linspace(0, len(kept) - 1, _CURVE_POINTS).round().astype(np.int64)]
-    return Curve(name=name, false_accept_rates=false_rates[kept], true_accept_rates=true_rates[kept])
-
-
-def _histogram(name: str, distances: Floats, same: Bools) -> Histogram:
-    cosines = np.clip(1.0 - distances / 2.0, -1.0, 1.0)
-    same_counts, different_counts = (np.histogram(cosines[kind], HISTOGRAM_EDGES)[0] for kind in (same, ~same))
-    return Histogram(name=name, edges=HISTOGRAM_EDGES, same=same_counts, different=different_counts)
-
-
-def _worst_cases(distances: Floats, same: Bools, threshold: float) -> tuple[Mapping[str, Any], ...]:
-    """The same pairs that lie farthest apart, then the different ones that lie nearest: the worst first, by index."""
-    worst = []
-    for is_same, pairs, sign in ((True, np.flatnonzero(same), -1.0), (False, np.flatnonzero(~same), 1.0)):
-        for pair in pairs[np.argsort(sign * distances[pairs], kind="stable")][:WORST_CASES]:
-            accepted = bool(distances[pair] < threshold)
-            worst.append(
-                {
-                    "pair": int(pair),
-                    "images": [2 * int(pair), 2 * int(pair) + 1],
-                    "same": is_same,
-                    "cosine": float(1.0 - distances[pair] / 2.0),
-                    "wrong": accepted != is_same,
-                }
+        start, stop = rank_share(2 * len(self.same), ranks.rank, ranks.world_size)
+        end = self.first + len(self.images_u8)
+        if start < self.first or stop > end:
+            raise ValueError(
+                f"verification set {self.name} holds images [{self.first}, {end}), this rank needs [{start}, {stop}); "
+                "open it for the same rank and world size"
             )
-    return tuple(worst)
+        return self.images_u8[start - self.first : stop - self.first]
+
+
+def open_verification(path: str | Path, opening: Opening) -> VerificationBenchmark:
+    """Read a set and decode this rank's share of it, which divides time and memory (6,000 pairs are 450 MB of pixels).
+
+    Args:
+        path: a `.bin` file, or CVLface's Arrow folder; its stem, or its name, names the set.
+
+    Raises:
+        OSError: a file cannot be read.
+        VerificationSetError: it is no verification set.
+        ArrowMissingError: a folder, and pyarrow is not installed.
+        ImageDecodeError: an image is damaged.
+    """
+    import torch
+
+    from adadistill.core.distributed import rank_share
+    from adadistill.loaders.evaluation_sets.verification_pairs import decode_pairs, read_verification_set
+
+    begun, ranks = time.perf_counter(), opening.ranks
+    pairs = read_verification_set(path)
+    published = PUBLISHED_PAIRS.get(pairs.name, len(pairs.same))
+    if published != len(pairs.same) and ranks.is_main:
+        _log.warning(
+            "%s holds %d pairs, the published set %s has %d: its numbers do not compare with published ones",
+            path, len(pairs.same), pairs.name, published,
+        )  # fmt: skip
+    first, stop = rank_share(len(pairs.images), ranks.rank, ranks.world_size)
+    pixels = decode_pairs(pairs, opening.image_size, first=first, stop=stop)
+    return VerificationBenchmark(
+        name=pairs.name,
+        images_u8=torch.from_numpy(pixels),
+        same=pairs.same,
+        data_sha256=pairs.sha256,
+        first=first,
+        decode_s=time.perf_counter() - begun,
+        far=opening.far,
+        intervals=opening.intervals,
+    )
+
+
+def _published(result: BenchmarkResult) -> dict[str, dict[str, float]]:
+    from adadistill.core.scoring.published import VERIFICATION as PROTOCOL
+
+    value = result[result.headline].value
+    if value is None or PUBLISHED_PAIRS.get(result.name) != result.counts.get("pairs"):
+        return {}
+    return {PROTOCOL: {result.name: value}}
+
+
+def _table(results: Sequence[BenchmarkResult]) -> str:
+    """One row a set, then one line for each number that is missing or needs care."""
+    sets = [result.details for result in results]
+    far = sets[0]["far_target"]
+    head = ["set", "pairs", "accuracy %", "threshold"]
+    head += [f"TAR@FAR={far:g} 10-fold %", f"TAR@FAR={far:g} strict %", "AUC", "EER %", "XNorm"]
+    rows = [
+        [
+            one["name"],
+            str(one["pairs"]),
+            _with_deviation(one["accuracy"], one["accuracy_std"]),
+            f"{one['threshold']:.2f}",
+            _with_deviation(one["tar_10fold"], one["tar_10fold_std"]),
+            _cell(one["tar_strict"], 100.0, ".2f"),
+            _cell(one["auc"], 1.0, ".5f"),
+            _cell(one["eer"], 100.0, ".2f"),
+            _cell(one["xnorm"], 1.0, ".4g"),
+        ]
+        for one in sets
+    ]
+    notes = [f"{one['name']}: {field}: {why}" for one in sets for field, why in one["notes"].items()]
+    return "\n".join([aligned_table(head, rows), *notes])
+
+
+def _cell(value: float | None, factor: float, form: str) -> str:
+    return "-" if value is None else format(factor * value, form)
+
+
+def _with_deviation(rate: float | None, deviation: float | None) -> str:
+    return "-" if rate is None or deviation is None else f"{100.0 * rate:.2f} +- {100.0 * deviation:.2f}"
+
+
+VERIFICATION = BenchmarkKind(
+    name="verification",
+    open=open_verification,
+    metavar="SET",
+    help="verification sets: .bin files, Arrow folders",
+    large=False,
+    percent_in_csv=False,
+    flat=True,
+    without_merit=(".Accuracy-Std", ".Threshold", ".XNorm"),
+    lower_is_better=(".EER",),
+    table=_table,
+    published=_published,
+)

@@ -8,9 +8,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from adadistill.core.distributed import Ranks
+from adadistill.core.distributed import Ranks, rank_share
 from adadistill.core.precision import Precision
-from adadistill.core.scoring.evaluation import rank_share
 from adadistill.core.teachers.cache_views import needed_views
 from adadistill.core.teachers.cached_teacher import CachedTeacher
 from adadistill.core.teachers.colour_check import ColourResult, resolve_color

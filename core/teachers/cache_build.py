@@ -22,9 +22,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from adadistill.core.distributed import Ranks, broadcast_text, gather_rows
+from adadistill.core.distributed import Ranks, broadcast_text, gather_rows, rank_share
 from adadistill.core.recipe import Recipe, recipe_augmentation
-from adadistill.core.scoring.evaluation import rank_share
 from adadistill.core.teachers import TeacherConfig, TeacherError, record_binding
 from adadistill.core.teachers.build import check_loaded
 from adadistill.core.teachers.cache_source import CacheSource, config_of_network, embedded, open_source, plans_of_views

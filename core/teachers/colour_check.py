@@ -28,7 +28,8 @@ import torch
 from torch import Tensor
 
 from adadistill.core.distributed import Ranks
-from adadistill.core.scoring.pair_metrics import area_under_roc, ten_fold_accuracy
+from adadistill.core.scoring.pair_metrics import area_under_roc
+from adadistill.core.scoring.ten_fold import ten_fold_accuracy
 from adadistill.core.teachers.config import TeacherConfig
 from adadistill.core.teachers.interface import LoadedTeacher, TeacherError
 from adadistill.core.teachers.knows_people import (

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from adadistill.core.distributed import Ranks, broadcast_text
-from adadistill.core.scoring.evaluation import embed_images
+from adadistill.core.scoring.embedding import Forward, embed_images
 from adadistill.core.teachers.interface import LoadedTeacher, RecordTeacher, TeacherError
 from adadistill.loaders.augment.augment_policy import Augmentation
 from adadistill.loaders.evaluation_sets.verification_pairs import fit_square
@@ -170,9 +170,8 @@ def on_rank_0(look: Callable[[], Any], ranks: Ranks, what: str) -> Any:
 def embeddings_of(loaded: LoadedTeacher, images_u8: Tensor, device: torch.device, batch_size: int = 64) -> Floats:
     """(n, D) raw embeddings of (n, H, W, 3) images, computed in float32; the network is on the CPU afterwards."""
     try:
-        return embed_images(
-            loaded.network().to(device), images_u8, ranks=Ranks(device=device), batch_size=batch_size
-        ).numpy().astype(np.float64)  # fmt: skip
+        forward = Forward(ranks=Ranks(device=device), batch_size=batch_size)
+        return embed_images(loaded.network().to(device), images_u8, forward).numpy().astype(np.float64)
     finally:
         loaded.body.to("cpu")
 

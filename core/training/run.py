@@ -54,8 +54,8 @@ from adadistill.core.recipe import (
     recipe_augmentation,
     recipe_hash,
 )
-from adadistill.core.scoring.evaluation import VerificationSets
-from adadistill.core.scoring.suite import Benchmark, BenchmarkPaths, open_benchmarks
+from adadistill.core.scoring.benchmark import Benchmark, Opening
+from adadistill.core.scoring.evaluation_config import open_benchmarks
 from adadistill.core.seeding import derive_seed, seed_process, stream
 from adadistill.core.teachers import BuiltTeacher, build_teacher
 from adadistill.core.training.apex_sgd import require_apex
@@ -100,8 +100,7 @@ class _Parts:
     precision: Precision
     teacher: BuiltTeacher | None
     frozen_centres: FrozenCentres | None
-    sets: VerificationSets | None
-    large: tuple[Benchmark, ...]
+    benchmarks: tuple[Benchmark, ...]
 
 
 def run_training(
@@ -235,8 +234,7 @@ def _train(
                 ranks=ranks,
                 metrics_file=metrics_file,
                 checkpoints=writer,
-                sets=parts.sets,
-                large=parts.large,
+                benchmarks=parts.benchmarks,
                 folder=run_folder.path,
                 state=_identity(recipe, parts),
                 profile=profile,
@@ -300,15 +298,8 @@ def _open_parts(recipe: Recipe, ranks: Ranks) -> _Parts:
             precision=precision,
             ranks=ranks,
         )
-    sets = None
-    if recipe.evaluation.sets:
-        sets = VerificationSets.load(
-            recipe.evaluation.sets, recipe.data.image_size, rank=ranks.rank, world_size=ranks.world_size
-        )
-    large = BenchmarkPaths(
-        ijb=tuple(map(Path, recipe.evaluation.ijb)), tinyface=tuple(map(Path, recipe.evaluation.tinyface))
-    )
-    opened = open_benchmarks(large, recipe.data.image_size, ranks)
+    opening = Opening(image_size=recipe.data.image_size, ranks=ranks, intervals=False)
+    benchmarks = open_benchmarks(recipe.evaluation.paths, opening)
     if ranks.is_main:
         logger.info(
             "%s: %d images of %d identities, %d steps per epoch of %d images over %d rank(s) on %s",
@@ -327,8 +318,7 @@ def _open_parts(recipe: Recipe, ranks: Ranks) -> _Parts:
         precision=precision,
         teacher=teacher,
         frozen_centres=frozen_centres,
-        sets=sets,
-        large=opened,
+        benchmarks=benchmarks,
     )
 
 

@@ -23,9 +23,9 @@ from adadistill.core.distributed import Ranks
 from adadistill.core.method.objective import GlobalSamples
 from adadistill.core.precision import Precision
 from adadistill.core.profiling import NO_PROFILE, StepProfile
-from adadistill.core.scoring.evaluation import VerificationSets, evaluate_sets
-from adadistill.core.scoring.pair_metrics import VerificationResult
-from adadistill.core.scoring.suite import Benchmark
+from adadistill.core.scoring.benchmark import Benchmark
+from adadistill.core.scoring.embedding import Forward
+from adadistill.core.scoring.result import BenchmarkResult
 from adadistill.core.seeding import random_state, restore_random_state
 from adadistill.core.training.heartbeat import EVALUATION, FIRST_STEP, SAVING, TRAINING, beat, phase
 from adadistill.core.training.lagged_readback import LaggedReadback
@@ -77,8 +77,8 @@ class TrainingResult:
 
     metrics: dict[str, float]
     """Values of the last log line."""
-    evaluations: dict[str, VerificationResult]
-    """Of the last evaluation, by set."""
+    evaluations: dict[str, BenchmarkResult]
+    """Of the last evaluation on each benchmark, by its name."""
     images_per_s: float
     """Over the whole call, evaluation and saving excluded."""
 
@@ -89,8 +89,7 @@ class Trainer:
     Args:
         step: student, objective, optimiser.
         checkpoints: None to save nothing.
-        sets: verification sets, decoded; None to evaluate on none.
-        large: benchmarks that take minutes and are run more rarely.
+        benchmarks: what the student is scored on; large ones, which take minutes, more rarely.
         metrics_file: writes on rank 0.
         folder: run folder, for the dump of a non-finite step; None writes none.
         state: JSON values every checkpoint carries (recipe hash, network description).
@@ -108,8 +107,7 @@ class Trainer:
         ranks: Ranks,
         metrics_file: MetricsFile,
         checkpoints: CheckpointWriter | None = None,
-        sets: VerificationSets | None = None,
-        large: tuple[Benchmark, ...] = (),
+        benchmarks: tuple[Benchmark, ...] = (),
         folder: Path | None = None,
         state: dict[str, Any] | None = None,
         profile: StepProfile = NO_PROFILE,
@@ -123,15 +121,14 @@ class Trainer:
         self._ranks = ranks
         self._metrics_file = metrics_file
         self._checkpoints = checkpoints
-        self._sets = sets
-        self._large = large
+        self._benchmarks = benchmarks
         self._folder = folder
         self._state = state or {}
         self._profile = profile
         self._readback = LaggedReadback(ranks.device)
         self._skips_reported = 0
         self._last_metrics: dict[str, float] = {}
-        self._last_evaluations: dict[str, VerificationResult] = {}
+        self._last_evaluations: dict[str, BenchmarkResult] = {}
         self._total_steps = config.epochs * order.steps_per_epoch
         self._metrics = self._new_metrics()
         self._bar = ProgressBar(self._total_steps, ranks)
@@ -327,77 +324,40 @@ class Trainer:
             self._log()
 
     def _evaluation_is_due(self, epoch: int) -> bool:
-        return self._sets_are_due(epoch) or self._large_are_due(epoch)
+        return bool(self._due_after(epoch))
 
-    def _sets_are_due(self, epoch: int) -> bool:
-        last = epoch + 1 == self.config.epochs
-        return self._sets is not None and (last or (epoch + 1) % self.config.evaluate_every_epochs == 0)
-
-    def _large_are_due(self, epoch: int) -> bool:
-        last = epoch + 1 == self.config.epochs
-        return bool(self._large) and (last or (epoch + 1) % self.config.evaluate_large_every_epochs == 0)
+    def _due_after(self, epoch: int) -> list[Benchmark]:
+        """What is scored after an epoch; after the last one everything."""
+        config, last = self.config, epoch + 1 == self.config.epochs
+        every = {False: config.evaluate_every_epochs, True: config.evaluate_large_every_epochs}
+        return [one for one in self._benchmarks if last or (epoch + 1) % every[one.kind.large] == 0]
 
     def _evaluate(self, stop: StopSignal) -> None:
         """Score the student on what is due after the epoch that has ended. All ranks share the work."""
         started = time.perf_counter()
-        finished = self.position.epoch - 1
         with phase(EVALUATION):
-            if self._sets_are_due(finished):
-                self._evaluate_sets(stop)
-            if self._large_are_due(finished):
-                self._evaluate_large(stop)
+            for one in self._due_after(self.position.epoch - 1):
+                self._score(one, stop)
         self._metrics.exclude(time.perf_counter() - started)
         self.position = replace(self.position, evaluated=True)
 
-    def _evaluate_sets(self, stop: StopSignal) -> None:
-        assert self._sets is not None, "sets are due only where there are some"
+    def _score(self, benchmark: Benchmark, stop: StopSignal) -> None:
         started = time.perf_counter()
+        forward = Forward(ranks=self._ranks, batch_size=self.config.evaluation_batch_size, precision=self._precision)
         with self._stopping(stop, when=self._ranks.world_size == 1):
-            self._last_evaluations = evaluate_sets(
-                self.step.student,
-                self._sets,
-                ranks=self._ranks,
-                batch_size=self.config.evaluation_batch_size,
-                precision=self._precision,
-            )
-        seconds = time.perf_counter() - started
+            result = benchmark.score(self.step.student, forward)
+        self._last_evaluations[benchmark.name] = result
         if self._ranks.is_main:
             self._bar.clear()
-            for name, result in self._last_evaluations.items():
-                logger.info("after epoch %d  %s  %s", self.position.epoch, name, result.summary())
-                self._metrics_file.write(
-                    "evaluation",
-                    step=self.global_step,
-                    epoch=self.position.epoch,
-                    set=name,
-                    seconds=round(seconds, 3),
-                    **result.to_json(),
-                )
-
-    def _evaluate_large(self, stop: StopSignal) -> None:
-        for one in self._large:
-            started = time.perf_counter()
-            with self._stopping(stop, when=self._ranks.world_size == 1):
-                result, _ = one.evaluate(
-                    self.step.student,
-                    ranks=self._ranks,
-                    batch_size=self.config.evaluation_batch_size,
-                    precision=self._precision,
-                )
-            if self._ranks.is_main:
-                self._bar.clear()
-                logger.info("after epoch %d  %s  %s", self.position.epoch, one.name, result[result.headline].line())
-                self._metrics_file.write(
-                    "evaluation",
-                    step=self.global_step,
-                    epoch=self.position.epoch,
-                    set=one.name,
-                    kind=one.kind,
-                    seconds=round(time.perf_counter() - started, 3),
-                    data_sha256=result.data_sha256,
-                    headline=result.headline,
-                    scores={score.key: score.value for score in result.scores},
-                )
+            logger.info("after epoch %d  %s  %s", self.position.epoch, benchmark.name, result.summary())
+            self._metrics_file.write(
+                "evaluation",
+                step=self.global_step,
+                epoch=self.position.epoch,
+                set=benchmark.name,
+                seconds=round(time.perf_counter() - started, 3),
+                **result.log_fields(),
+            )
 
     def _log(self) -> None:
         self._last_metrics = values = self._metrics.take(step=self.global_step)

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import itertools
 import math
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
+from adadistill.loaders.atomic_file import write_whole
 from adadistill.loaders.dataset_tools.foreign_sets import MAX_IMAGE_BYTES
 from adadistill.loaders.evaluation_sets.pair_lists import PairList, PairListError, read_pair_list
 from adadistill.loaders.evaluation_sets.verification_pairs import VerificationSetError, read_verification_bin
@@ -70,16 +70,7 @@ def write_pair_list(path: Path, pairs: PairList, *, overwrite: bool = False) -> 
         raise FileExistsError(f"{path} exists, and --draw would write it anew; --overwrite replaces it")
     lines = zip(pairs.paths[0::2], pairs.paths[1::2], pairs.same.tolist(), strict=True)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
-    try:
-        with partial.open("wb") as file:
-            for first, second, same in lines:
-                file.write(f"{first}\t{second}\t{int(same)}\n".encode())
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    write_whole(path, "".join(f"{first}\t{second}\t{int(same)}\n" for first, second, same in lines))
 
 
 def check_verification_bin(path: Path, list_path: Path, folder: Path, *, aligned: bool) -> None:

@@ -21,8 +21,8 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 import numpy.typing as npt
 
-from adadistill.loaders.errors import WorkFailed
 from adadistill.loaders.dataset_tools.foreign_sets import MAX_IMAGE_BYTES
+from adadistill.loaders.errors import WorkFailed
 from adadistill.loaders.evaluation_sets.face_alignment import (
     TEMPLATE_SIZE,
     AlignmentError,

@@ -8,18 +8,21 @@ paths are probes, gallery and distractors. TinyFace's own layout is folders `Pro
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from adadistill.loaders.dataset_tools.foreign_sets import MAX_IMAGE_BYTES
-from adadistill.loaders.folders import ImageFolderError, images_below, read_image
-from adadistill.loaders.pixels import ImageDecodeError, decode_image
+from adadistill.loaders.evaluation_sets.image_sets import (
+    EncodedImages,
+    ImageFiles,
+    ImageSetError,
+    check_size,
+)
+from adadistill.loaders.folders import ImageFolderError, images_below
+from adadistill.loaders.pixels import ImageDecodeError
 from adadistill.loaders.pixels import image_size as header_size
 from adadistill.loaders.records.arrow_images import ArrowImagesError, is_arrow_folder, open_arrow_images
 from adadistill.loaders.torch_metadata import TorchMetadataError, read_torch_metadata
@@ -32,52 +35,6 @@ PUBLISHED_COUNTS: Mapping[str, int] = {"probes": 3728, "gallery": 4443, "distrac
 
 FOLDERS = ("Probe", "Gallery_Match", "Gallery_Distractor")
 _LISTS = ("probe_paths", "gallery_paths", "distractor_paths")
-
-
-class TinyFaceError(ValueError):
-    """A folder is no TinyFace test set, or not one that can be scored."""
-
-
-class EncodedImages(Protocol):
-    """Encoded images by row, read in order."""
-
-    def __len__(self) -> int: ...
-
-    def where(self, row: int) -> str:
-        """What errors call an image."""
-        ...
-
-    def bodies(self, start: int, stop: int) -> Iterator[bytes]:
-        """Encoded images of rows [start, stop)."""
-        ...
-
-
-@dataclass(frozen=True, slots=True)
-class ImageFiles:
-    """Images that are files of their own."""
-
-    folder: Path
-    names: tuple[str, ...]
-    """Relative to the folder."""
-
-    def __len__(self) -> int:
-        return len(self.names)
-
-    def where(self, row: int) -> str:
-        """The file."""
-        return str(self.folder / self.names[row])
-
-    def bodies(self, start: int, stop: int) -> Iterator[bytes]:
-        """Encoded images of rows [start, stop).
-
-        Raises:
-            TinyFaceError: a file is larger than an image of a face is.
-        """
-        for name in self.names[start:stop]:
-            try:
-                yield read_image(self.folder, name, MAX_IMAGE_BYTES)
-            except ImageFolderError as error:
-                raise TinyFaceError(str(error)) from None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -100,20 +57,6 @@ class TinyFace:
     def __len__(self) -> int:
         return len(self.images)
 
-    def readers(
-        self, start: int, stop: int, image_size: int
-    ) -> Generator[Callable[[], npt.NDArray[np.uint8]], None, None]:
-        """For each image of [start, stop) in order, what makes its (image_size, image_size, 3) uint8 RGB pixels.
-
-        Each call raises ImageDecodeError, or TinyFaceError where the image has another size.
-        """
-        for row, body in enumerate(self.images.bodies(start, stop), start=start):
-            yield partial(_pixels, body, self.images.where(row), image_size)
-
-    def sha256(self) -> str:
-        """Of all encoded images, in order of their rows, and of who is probe and gallery. Reads everything."""
-        return self._hash_of_images(lambda row, body: None)
-
     def inspect(self, image_size: int) -> str:
         """Read every image's header, so that a bad one is known before the first is embedded.
 
@@ -121,32 +64,24 @@ class TinyFace:
             image_size: side in pixels that each must have; a face aligned for another size is not rescaled.
 
         Returns:
-            `sha256`, as everything is read anyway.
+            sha256 of all encoded images, in order of their rows, and of who is probe and gallery.
 
         Raises:
-            TinyFaceError: names the first image that is no JPEG or PNG of that size, and counts them.
+            ImageSetError: names the first image that is no JPEG or PNG of that size, and counts them.
             OSError, ArrowImagesError: an image cannot be read.
         """
         bad: list[str] = []
-
-        def check(row: int, body: bytes) -> None:
-            where = self.images.where(row)
-            try:
-                _check_size(header_size(body, where=where), where, image_size)
-            except (ImageDecodeError, TinyFaceError) as error:
-                bad.append(str(error))
-
-        sha256 = self._hash_of_images(check)
-        if bad:
-            raise TinyFaceError(f"{self.folder}: {len(bad)} of {len(self)} images cannot be used; {bad[0]}")
-        return sha256
-
-    def _hash_of_images(self, visit: Callable[[int, bytes], None]) -> str:
         digest = hashlib.sha256()
         for row, body in enumerate(self.images.bodies(0, len(self))):
-            visit(row, body)
+            where = self.images.where(row)
+            try:
+                check_size(header_size(body, where=where), where, image_size)
+            except (ImageDecodeError, ImageSetError) as error:
+                bad.append(str(error))
             digest.update(len(body).to_bytes(8, "little"))
             digest.update(body)
+        if bad:
+            raise ImageSetError(f"{self.folder}: {len(bad)} of {len(self)} images cannot be used; {bad[0]}")
         for part in (self.probes, self.probe_labels, self.gallery, self.gallery_labels):
             digest.update(part.tobytes())
         return digest.hexdigest()
@@ -172,7 +107,7 @@ def open_tinyface(folder: str | Path) -> TinyFace:
 
     Raises:
         FileNotFoundError: the folder, or a part of it, is missing.
-        TinyFaceError: it is neither layout; a list is missing, empty or names an image that is not there, or that two
+        ImageSetError: it is neither layout; a list is missing, empty or names an image that is not there, or that two
             images could be; a file's name gives no person; no probe has a mate in the gallery.
         ImportError: an Arrow folder, and pyarrow is not installed.
     """
@@ -183,11 +118,11 @@ def open_tinyface(folder: str | Path) -> TinyFace:
         return _open_arrow(folder)
     present = [name for name in FOLDERS if (folder / name).is_dir()]
     if not present:
-        raise TinyFaceError(
+        raise ImageSetError(
             f"{folder}: holds neither state.json, as CVLface's Arrow folder does, nor folders {', '.join(FOLDERS)}"
         )
     if len(present) < len(FOLDERS):
-        raise TinyFaceError(f"{folder}: has no folder {', '.join(name for name in FOLDERS if name not in present)}")
+        raise ImageSetError(f"{folder}: has no folder {', '.join(name for name in FOLDERS if name not in present)}")
     return _open_folders(folder)
 
 
@@ -204,17 +139,17 @@ def tinyface_of_lists(
             were made before images were aligned into other folders.
 
     Raises:
-        TinyFaceError: as `open_tinyface`.
+        ImageSetError: as `open_tinyface`.
     """
     rows_of = _Rows(image_paths, folder)
     probes, matched, distractors = (rows_of.find(lists[name], name) for name in _LISTS)
     for name in _LISTS[:2]:
         if len(lists[name]) == 0:
-            raise TinyFaceError(f"{folder}: {name} is empty")
+            raise ImageSetError(f"{folder}: {name} is empty")
     probe_labels = _labels(lists["probe_paths"], "probe_paths", folder)
     matched_labels = _labels(lists["gallery_paths"], "gallery_paths", folder)
     if not np.isin(probe_labels, matched_labels).any():
-        raise TinyFaceError(f"{folder}: no probe's person is in the gallery, so there is nothing to find")
+        raise ImageSetError(f"{folder}: no probe's person is in the gallery, so there is nothing to find")
     return TinyFace(
         name=folder.resolve().name,
         folder=folder,
@@ -226,27 +161,16 @@ def tinyface_of_lists(
     )
 
 
-def _pixels(body: bytes, where: str, side: int) -> npt.NDArray[np.uint8]:
-    pixels = decode_image(body, where=where)
-    _check_size(pixels.shape[:2], where, side)
-    return pixels
-
-
-def _check_size(size: tuple[int, ...], where: str, side: int) -> None:
-    if size != (side, side):
-        raise TinyFaceError(f"{where}: is {size[0]} x {size[1]} pixels, and the network takes {side} x {side}")
-
-
 def _open_arrow(folder: Path) -> TinyFace:
     try:
         images = open_arrow_images(folder, columns=("index", "path"))
         metadata = read_torch_metadata(folder / "metadata.pt")
     except (ArrowImagesError, TorchMetadataError) as error:
-        raise TinyFaceError(str(error)) from None
+        raise ImageSetError(str(error)) from None
     lists = {name: _text_list(metadata, name, folder) for name in (*_LISTS, "image_paths")}
     listed = len(lists.pop("image_paths"))
     if listed != len(images):
-        raise TinyFaceError(
+        raise ImageSetError(
             f"{folder}: metadata.pt lists {listed} image_paths for {len(images)} images; they are of different versions"
         )
     assert images.paths is not None
@@ -259,7 +183,7 @@ def _open_folders(folder: Path) -> TinyFace:
         try:
             listed[key] = [f"{part}/{name}" for name in images_below(folder / part)]
         except ImageFolderError as error:
-            raise TinyFaceError(str(error)) from None
+            raise ImageSetError(str(error)) from None
     names = tuple(name for part in listed.values() for name in part)
     return tinyface_of_lists(folder, ImageFiles(folder, names), names, listed)
 
@@ -267,12 +191,12 @@ def _open_folders(folder: Path) -> TinyFace:
 def _text_list(metadata: Mapping[str, object], name: str, folder: Path) -> list[str]:
     if name not in metadata:
         held = ", ".join(sorted(map(str, metadata)))[:200]
-        raise TinyFaceError(f"{folder / 'metadata.pt'}: has no {name}; it holds {held or 'nothing'}")
+        raise ImageSetError(f"{folder / 'metadata.pt'}: has no {name}; it holds {held or 'nothing'}")
     values = metadata[name]
     if isinstance(values, np.ndarray):
         values = values.tolist()
     if not isinstance(values, (list, tuple)) or not all(isinstance(value, str) for value in values):
-        raise TinyFaceError(f"{folder / 'metadata.pt'}: {name} is no list of paths")
+        raise ImageSetError(f"{folder / 'metadata.pt'}: {name} is no list of paths")
     return list(values)
 
 
@@ -288,7 +212,7 @@ class _Rows:
             self._by_key[key] = None if key in self._by_key else row
         if len(self._by_path) < len(paths):
             twice = next(path for row, path in enumerate(paths) if self._by_path[path] != row)
-            raise TinyFaceError(f"{folder}: two images have the path {twice[:200]!a}")
+            raise ImageSetError(f"{folder}: two images have the path {twice[:200]!a}")
 
     def find(self, listed: Sequence[str], name: str) -> npt.NDArray[np.int64]:
         rows = np.empty(len(listed), dtype=np.int64)
@@ -298,7 +222,7 @@ class _Rows:
             if row is None:
                 row = self._by_file_name(path, name)
             if row in seen:
-                raise TinyFaceError(f"{self._folder}: {name} lists {path[:200]!a} twice")
+                raise ImageSetError(f"{self._folder}: {name} lists {path[:200]!a} twice")
             seen.add(row)
             rows[place] = row
         return rows
@@ -306,10 +230,10 @@ class _Rows:
     def _by_file_name(self, path: str, name: str) -> int:
         key = _file_name(path).stem
         if key not in self._by_key:
-            raise TinyFaceError(f"{self._folder}: {name} lists {path[:200]!a}, and there is no image of that name")
+            raise ImageSetError(f"{self._folder}: {name} lists {path[:200]!a}, and there is no image of that name")
         row = self._by_key[key]
         if row is None:
-            raise TinyFaceError(f"{self._folder}: {name} lists {path[:200]!a}, and two images or more have that name")
+            raise ImageSetError(f"{self._folder}: {name} lists {path[:200]!a}, and two images or more have that name")
         return row
 
 
@@ -318,7 +242,7 @@ def _labels(paths: Sequence[str], name: str, folder: Path) -> npt.NDArray[np.int
     for place, path in enumerate(paths):
         digits = _file_name(path).name.partition("_")[0]
         if not (digits.isascii() and digits.isdigit() and len(digits) <= 18):
-            raise TinyFaceError(
+            raise ImageSetError(
                 f"{folder}: {name} lists {path[:200]!a}; a file's name must begin with a person's number and `_`"
             )
         labels[place] = int(digits)

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import os
 import pickle
 import threading
 from collections.abc import Sequence
@@ -31,6 +30,7 @@ from adadistill.loaders.allow_list_unpickler import (
     StoredArray,
     load_plain_pickle,
 )
+from adadistill.loaders.atomic_file import atomic_file
 from adadistill.loaders.first_bytes import what_it_is
 from adadistill.loaders.pixels import ImageDecodeError, decode_image
 from adadistill.loaders.records.arrow_images import ArrowImagesError, is_arrow_folder, open_arrow_images
@@ -145,15 +145,8 @@ def write_verification_bin(
     bodies = [_checked_image(bytes(body), index, path) for index, body in enumerate(images)]
     flags = [bool(flag) for flag in same]
     _check_counts(len(bodies), len(flags), str(path))
-    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
-    try:
-        with partial.open("wb") as file:
-            pickle.dump((bodies, flags), file, protocol=_PROTOCOL)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with atomic_file(path) as file:
+        pickle.dump((bodies, flags), file, protocol=_PROTOCOL)
 
 
 def decode_pairs(

@@ -234,19 +234,6 @@ def pair_members(pairs: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     return VERIFICATION_IDENTITIES + identities, np.tile(np.arange(4, dtype=np.int64), people)
 
 
-def picture_quality(
-    config: SyntheticFacesConfig, identities: NDArray[np.int64], image_numbers: NDArray[np.int64]
-) -> FloatArray:
-    """The quality `render_faces` would use, (n,), without drawing; embedding norms can be compared with it.
-
-    Args:
-        config: seed and range of quality.
-        identities, image_numbers: (n,) integers, as for `render_faces`; for a verification set those of `pair_members`.
-    """
-    picture, _ = draw_picture(config.seed, np.asarray(identities, np.int64), np.asarray(image_numbers, np.int64))
-    return _quality(config, picture["quality_draw"])[:, 0]
-
-
 def _encoded_pictures(
     config: SyntheticFacesConfig,
     count: int,

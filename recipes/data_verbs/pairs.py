@@ -20,7 +20,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from adadistill.core.scoring.pair_metrics import FOLDS, one_sided_fold
+from adadistill.core.scoring.ten_fold import FOLDS, one_sided_fold
 from adadistill.loaders.evaluation_sets.pair_drawing import check_verification_bin, draw_pairs, write_pair_list
 from adadistill.loaders.evaluation_sets.pair_lists import make_verification_bin
 from adadistill.loaders.evaluation_sets.verification_pairs import read_verification_bin

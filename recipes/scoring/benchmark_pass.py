@@ -1,115 +1,123 @@
-"""One network through one benchmark: in what precision, on which device, and what is kept of it."""
+"""One network through benchmarks: in what precision, on which device, and what is kept of it."""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from adadistill.recipes.scoring.files import Done, network_identity
+from adadistill.recipes.outputs import will_write_folder
+from adadistill.recipes.scoring.files import Done, Evaluation, network_identity
 from adadistill.recipes.scoring.scored_network import ScoredNetwork, prepare_
 
 if TYPE_CHECKING:
     from adadistill.core.distributed import Ranks
-    from adadistill.core.precision import Precision, PrecisionName
+    from adadistill.core.precision import PrecisionName
+    from adadistill.core.scoring.benchmark import Benchmark
+    from adadistill.core.scoring.embedding import Forward
     from adadistill.core.scoring.embedding_cache import EmbeddingCache
-    from adadistill.core.scoring.pair_metrics import VerificationResult
-    from adadistill.core.scoring.suite import Benchmark
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Forward:
-    """How images go through a network."""
+class Request:
+    """What `adadistill evaluate` is asked to do with its networks."""
 
-    precision_name: PrecisionName
-    precision: Precision
-    batch_size: int
+    paths: Mapping[str, Sequence[str | Path]]
+    """Benchmarks, by the key of their kind: `sets`, `ijb`, `tinyface`."""
+    out: Path | None = None
+    """Folder of the results; default: `report` in the run folder, or beside the network's file."""
+    batch_size: int = 256
     """Images per forward pass and rank."""
-    ranks: Ranks
+    device: str | None = None
+    """`cpu`, `cuda`, `cuda:N`, or None for CUDA where there is one."""
+    precision: PrecisionName = "float32"
+    """Of the network; float32 by default, so that numbers do not depend on the device's habits."""
+    far: float = 1e-3
+    """False-accept rate of the rates on verification sets, in (0, 1]."""
+    report: bool = False
+    """Whether `report.html` and `report.md` of everything in `out` are written too."""
     embeddings: Path | None = None
-    """Folder that keeps the embeddings of large benchmarks; None keeps none."""
+    """Folder that keeps the embeddings of large benchmarks, by network and data, so that a changed metric, or a run
+    that was stopped, does not embed again."""
+
+    def check_places(self, out: Path) -> None:
+        """Refuse places that cannot be written, before hours of scoring. Raises OSError."""
+        will_write_folder(out, remedy="say with --out where the results go")
+        if self.embeddings is not None:
+            will_write_folder(self.embeddings, remedy="name another folder with --embeddings")
+
+    def open_benchmarks(self, image_size: int, ranks: Ranks) -> tuple[Benchmark, ...]:
+        """All benchmarks, for networks of one image size. Raises as the registry's `open_benchmarks`."""
+        from adadistill.core.scoring.benchmark import Opening
+        from adadistill.core.scoring.evaluation_config import open_benchmarks
+
+        return open_benchmarks(self.paths, Opening(image_size=image_size, ranks=ranks, far=self.far))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PreparedNetwork:
+    """A network on its device, ready to be scored. All ranks of a launch have one."""
+
+    scored: ScoredNetwork
+    forward: Forward
+    precision: PrecisionName
+    embeddings: Path | None
 
     @staticmethod
-    def prepare(
-        scored: ScoredNetwork,
-        precision: PrecisionName,
-        batch_size: int,
-        ranks: Ranks,
-        embeddings: Path | None = None,
-    ) -> Forward:
-        """Bring the network to its device and formats. One with a runtime of its own keeps float32, and says so."""
+    def of(scored: ScoredNetwork, request: Request, ranks: Ranks) -> PreparedNetwork:
+        """Bring a network to its device and formats. One with a runtime of its own keeps float32, and says so."""
         from adadistill.core.precision import resolve_precision
+        from adadistill.core.scoring.embedding import Forward
         from adadistill.core.teachers import computes_in_torch
 
-        if precision != "float32" and not computes_in_torch(scored.network):
+        name = request.precision
+        if name != "float32" and not computes_in_torch(scored.network):
             if ranks.is_main:
-                print(f"{scored.name} computes as its file says; scored in float32, not {precision}", file=sys.stderr)
-            precision = "float32"
-        formats = resolve_precision(precision, ranks.device)
+                print(f"{scored.name} computes as its file says; scored in float32, not {name}", file=sys.stderr)
+            name = "float32"
+        formats = resolve_precision(name, ranks.device)
         prepare_(scored.network, formats, ranks)
-        return Forward(
-            precision_name=precision, precision=formats, batch_size=batch_size, ranks=ranks, embeddings=embeddings
-        )
+        forward = Forward(ranks=ranks, batch_size=request.batch_size, precision=formats)
+        return PreparedNetwork(scored=scored, forward=forward, precision=name, embeddings=request.embeddings)
 
-    def setting(self) -> dict[str, Any]:
-        """What the reports say of it; the numbers depend on the precision alone."""
-        return {
-            "precision": self.precision_name,
-            "device": device_name(self.ranks.device),
-            "world_size": self.ranks.world_size,
-        }
+    def settings_of(self, benchmark: Benchmark) -> dict[str, Any]:
+        """What, beside network and data, the numbers of a benchmark depend on."""
+        return {**benchmark.settings, "precision": self.precision}
 
+    def score(self, benchmark: Benchmark) -> Done:
+        """Score the network on a benchmark. Rank 0 tells of it on standard error.
 
-def settings_of(benchmark: Benchmark, forward: Forward) -> dict[str, Any]:
-    """What, beside network and data, the numbers of a benchmark depend on."""
-    return {**benchmark.settings, "precision": forward.precision_name}
+        Raises:
+            NonFiniteEmbeddingsError: the network gives NaN or infinity.
+            ValueError, OSError: an image, or kept embeddings, cannot be used.
+        """
+        result = benchmark.score(self.scored.network, self.forward, cache=self._cache(benchmark))
+        if self.forward.ranks.is_main:
+            print(f"{result.name}  {result.summary()}", file=sys.stderr, flush=True)
+        return Done(result=result, settings=self.settings_of(benchmark))
 
+    def evaluation(self, name: str, done: Iterable[Done]) -> Evaluation:
+        """The network with what it has been scored on."""
+        ranks = self.forward.ranks
+        setting = {"precision": self.precision, "device": device_name(ranks.device), "world_size": ranks.world_size}
+        return Evaluation(name=name, facts=self.scored.facts, setting=setting, done=tuple(done))
 
-def score_benchmark(
-    scored: ScoredNetwork, benchmark: Benchmark, forward: Forward
-) -> tuple[Done, VerificationResult | None]:
-    """Score a network; all ranks call it together and get equal results. Rank 0 tells of it on standard error.
+    def _cache(self, benchmark: Benchmark) -> EmbeddingCache | None:
+        """A folder for each network, precision, benchmark and data, so that none replaces another."""
+        if self.embeddings is None or not benchmark.kind.large:
+            return None
+        identity = network_identity(self.scored.facts)
+        if not identity:
+            raise ValueError(
+                f"{self.scored.name}: its weights have no sha256, so that nothing tells its embeddings from others'"
+            )
+        from adadistill.core.scoring.embedding_cache import EmbeddingCache
 
-    Raises:
-        NonFiniteEmbeddingsError: the network gives NaN or infinity.
-        EmbeddingCacheError, OSError: kept embeddings cannot be used.
-    """
-    result, details = benchmark.evaluate(
-        scored.network,
-        ranks=forward.ranks,
-        batch_size=forward.batch_size,
-        precision=forward.precision,
-        cache=_cache(scored, benchmark, forward),
-    )
-    if forward.ranks.is_main:
-        summary = details.summary() if details is not None else result[result.headline].line()
-        print(f"{result.name}  {summary}", file=sys.stderr, flush=True)
-    done = Done(
-        result=result,
-        settings=settings_of(benchmark, forward),
-        details=None if details is None else details.to_json(),
-    )
-    return done, details
-
-
-def _cache(scored: ScoredNetwork, benchmark: Benchmark, forward: Forward) -> EmbeddingCache | None:
-    """A folder for each network, precision, benchmark and data, so that none replaces another."""
-    if forward.embeddings is None or benchmark.kind == "verification":
-        return None
-    identity = network_identity(scored.facts)
-    if not identity:
-        raise ValueError(
-            f"{scored.name}: its weights have no sha256, so that nothing tells its embeddings from others'"
-        )
-    from adadistill.core.scoring.embedding_cache import EmbeddingCache
-
-    own = (
-        forward.embeddings
-        / f"{identity[:16]}-{forward.precision_name}"
-        / f"{benchmark.name}-{benchmark.data_sha256[:16]}"
-    )
-    return EmbeddingCache(folder=own, network_sha256=identity)
+        of_network = self.embeddings / f"{identity[:16]}-{self.precision}"
+        of_data = f"{benchmark.name}-{benchmark.data_sha256[:16]}"
+        return EmbeddingCache(folder=of_network / of_data, network_sha256=identity)
 
 
 def device_name(device: Any) -> str:

@@ -15,13 +15,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from adadistill.recipes.outputs import will_write_folder
+from adadistill.loaders.atomic_file import write_whole
 
 if TYPE_CHECKING:
     from adadistill.core.scoring.result import BenchmarkResult, Score
@@ -31,10 +30,6 @@ VERSION = 1
 _MAX_BYTES = 1 << 28
 
 
-class EvaluationFileError(ValueError):
-    """A file is no evaluation of ours, or is damaged; the text says where."""
-
-
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Done:
     """One network on one benchmark."""
@@ -42,8 +37,6 @@ class Done:
     result: BenchmarkResult
     settings: Mapping[str, Any]
     """What, beside network and data, the numbers depend on."""
-    details: Mapping[str, Any] | None
-    """Fields of `VerificationResult`, of verification sets."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -100,7 +93,8 @@ def network_identity(facts: Mapping[str, Any]) -> str:
     shown = dict(identity) if isinstance(identity, dict) else {}
     shown.pop("name", None)
     # Through JSON, so that what was just made equals what was read back.
-    bound = _json({**shown, "network": facts.get("network"), "image_size": facts.get("image_size")})
+    fed = {**shown, "network": facts.get("network"), "image_size": facts.get("image_size")}
+    bound = json.dumps(fed, sort_keys=True)
     return hashlib.sha256(f"{weights} {bound}".encode()).hexdigest()
 
 
@@ -119,7 +113,7 @@ def write_evaluation(folder: Path, evaluation: Evaluation) -> tuple[Path, Path]:
         "name": evaluation.name,
         **evaluation.facts,
         **evaluation.setting,
-        "sets": {one.result.name: one.details for one in evaluation.done if one.details is not None},
+        "sets": {result.name: result.details for result in evaluation.results if result.details},
         "benchmarks": [
             {"settings": dict(one.settings), "result": result_to_json(one.result)} for one in evaluation.done
         ],
@@ -137,8 +131,9 @@ def read_evaluation(path: Path) -> Evaluation:
 
     Raises:
         OSError: it cannot be read.
-        EvaluationFileError: it is no evaluation, of another version, or damaged.
+        StoredResultError: it is no evaluation, of another version, or damaged.
     """
+    from adadistill.core.scoring.evaluation_config import KINDS
     from adadistill.core.scoring.stored_result import StoredResultError, result_from_json
 
     with path.open("rb") as file:
@@ -146,27 +141,26 @@ def read_evaluation(path: Path) -> Evaluation:
     try:
         content = json.loads(body[:_MAX_BYTES])
     except (ValueError, RecursionError) as error:
-        raise EvaluationFileError(f"{path}: no JSON ({error!s:.80})") from None
+        raise StoredResultError(f"{path}: no JSON ({error!s:.80})") from None
     if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise EvaluationFileError(f"{path}: no evaluation (format must be {FORMAT}); run adadistill evaluate again")
+        raise StoredResultError(f"{path}: no evaluation (format must be {FORMAT}); run adadistill evaluate again")
     if content.get("version") != VERSION:
-        raise EvaluationFileError(
+        raise StoredResultError(
             f"{path}: version {content.get('version')!r:.20} of the format, this is {VERSION}; run adadistill evaluate "
             "again"
         )
     name, sets, benchmarks = content.get("name"), content.get("sets"), content.get("benchmarks")
     if not isinstance(name, str) or not isinstance(sets, dict) or not isinstance(benchmarks, list):
-        raise EvaluationFileError(f"{path}: needs a name, an object `sets` and a list `benchmarks`")
+        raise StoredResultError(f"{path}: needs a name, an object `sets` and a list `benchmarks`")
     done = []
     for index, one in enumerate(benchmarks):
         if not isinstance(one, dict) or not isinstance(one.get("settings"), dict):
-            raise EvaluationFileError(f"{path}: benchmarks[{index}] must hold settings and a result")
-        try:
-            result = result_from_json(one.get("result"), where=f"{path}: benchmarks[{index}]")
-        except StoredResultError as error:
-            raise EvaluationFileError(str(error)) from None
-        details = sets.get(result.name) if result.kind == "verification" else None
-        done.append(Done(result=result, settings=one["settings"], details=details))
+            raise StoredResultError(f"{path}: benchmarks[{index}] must hold settings and a result")
+        result = result_from_json(one.get("result"), where=f"{path}: benchmarks[{index}]")
+        details = sets.get(result.name) if KINDS[result.kind].flat else None
+        if isinstance(details, dict):
+            result = replace(result, details=details)
+        done.append(Done(result=result, settings=one["settings"]))
     setting = {key: content.get(key) for key in ("precision", "device", "world_size")}
     known = {"format", "version", "name", "sets", "benchmarks", *setting}
     facts = {key: value for key, value in content.items() if key not in known}
@@ -175,51 +169,30 @@ def read_evaluation(path: Path) -> Evaluation:
 
 def read_evaluations(folder: Path) -> tuple[list[Evaluation], list[str]]:
     """Every evaluation in a folder, by name (numbers in names by value), and why other files were passed over."""
+    from adadistill.core.scoring.stored_result import StoredResultError
+
     found, passed_over = [], []
     for path in sorted(folder.glob("verification-*.json")):
         try:
             found.append(read_evaluation(path))
-        except (EvaluationFileError, OSError) as error:
+        except (StoredResultError, OSError) as error:
             passed_over.append(str(error))
     return sorted(found, key=lambda one: (one.facts.get("checkpoint") is None, one.name)), passed_over
 
 
 def csv_text(scores: Sequence[Score]) -> str:
     """`metric,value` lines, sorted by key, in the units of the module's docstring."""
+    from adadistill.core.scoring.evaluation_config import kind_of
+
     lines = []
     for score in sorted(scores, key=lambda one: one.key):
         if score.value is not None:
-            percent = score.is_share and not score.key.startswith("verification.")
+            kind = kind_of(score.key)
+            percent = score.is_share and (kind is None or kind.percent_in_csv)
             lines.append(f"{_csv_field(score.key)},{score.value * (100.0 if percent else 1.0):.6f}")
     return "\n".join(["metric,value", *lines]) + "\n"
 
 
-def check_places(folder: Path, embeddings: Path | None) -> None:
-    """Refuse places that cannot be written, before hours of scoring. Raises OSError."""
-    will_write_folder(folder, remedy="say with --out where the results go")
-    if embeddings is not None:
-        will_write_folder(embeddings, remedy="name another folder with --embeddings")
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a small file so that it appears whole or not at all. A device or a pipe is written to."""
-    if path.exists() and not path.is_file():
-        path.write_text(text, encoding="utf-8")
-        return
-    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
-    try:
-        partial.write_text(text, encoding="utf-8")
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
 def _csv_field(text: str) -> str:
     """Quoted where a file name brings a comma, a quote or a line break into a key."""
-    if any(character in text for character in ',"\r\n'):
-        return '"' + text.replace('"', '""') + '"'
-    return text
-
-
-def _json(value: object) -> str:
-    return json.dumps(value, sort_keys=True)
+    return '"' + text.replace('"', '""') + '"' if any(character in text for character in ',"\r\n') else text

@@ -10,18 +10,18 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from adadistill.core.scoring.evaluation_config import kind_of
 from adadistill.loaders.folders import entries_of
 from adadistill.recipes.report import print_report
-from adadistill.recipes.scoring.benchmark_pass import Forward, score_benchmark, settings_of
+from adadistill.recipes.scoring.benchmark_pass import PreparedNetwork, Request
 from adadistill.recipes.scoring.files import (
     Done,
     Evaluation,
-    EvaluationFileError,
-    check_places,
     json_path,
     read_evaluation,
     same_network,
@@ -33,29 +33,16 @@ from adadistill.recipes.scoring.standing import SUMMARY, Standing, standing_json
 
 if TYPE_CHECKING:
     from adadistill.core.distributed import Ranks
-    from adadistill.core.precision import PrecisionName
-    from adadistill.core.scoring.suite import Benchmark, BenchmarkPaths
-
-_NO_MERIT = (".Accuracy-Std", ".Threshold", ".XNorm", "_thresh_at_fpr_")
-"""In keys of scores that say nothing of how good a network is."""
+    from adadistill.core.scoring.benchmark import Benchmark
 
 
 def evaluate_folder(
     folder: Path,
-    sets: Sequence[Path],
+    request: Request,
     *,
     suffixes: tuple[str, ...] = (),
     source: Callable[[str], Path | TeacherSource] = Path,
     best_by: str | None = None,
-    ijb: Sequence[Path] = (),
-    tinyface: Sequence[Path] = (),
-    out: Path | None = None,
-    batch_size: int = 256,
-    device: str | None = None,
-    precision: PrecisionName = "float32",
-    far: float = 1e-3,
-    report: bool = False,
-    embeddings: Path | None = None,
 ) -> bool:
     """Score every network of a folder that is not scored yet, print the table; whether all could be scored.
 
@@ -63,34 +50,30 @@ def evaluate_folder(
         folder: a run folder or its `checkpoints`, or one of weights files.
         suffixes: of the files to take; none for checkpoints, and for all weights files where there are no checkpoints.
         source: path -> what is loaded from it; adds what files do not say themselves (colour order of an ONNX file).
-        best_by: key of a score.
-        out: folder of the results; default: `report` in the run folder, or in the folder itself.
-        sets, ijb, tinyface, batch_size, device, precision, far, report, embeddings: as for `evaluate.run`.
+        best_by: key of a score; None compares by the mean of the headlines.
 
     Raises:
         ValueError, OSError: no network, a key of none of the benchmarks, or a benchmark that cannot be used, before
             anything is computed; a benchmark that has no such score, when all are done and kept.
     """
     from adadistill.core.distributed import distributed_session
-    from adadistill.core.scoring.suite import BenchmarkPaths
 
     networks = networks_of(folder, suffixes)
-    paths = BenchmarkPaths(sets=tuple(sets), ijb=tuple(ijb), tinyface=tuple(tinyface), far=far)
-    out = out or (folder.parent if folder.name == "checkpoints" else folder) / "report"
-    with distributed_session(device) as ranks:
+    out = request.out or (folder.parent if folder.name == "checkpoints" else folder) / "report"
+    with distributed_session(request.device) as ranks:
         if ranks.is_main:
-            check_places(out, embeddings)
-        queue = _Queue(paths, out, precision, batch_size, best_by, ranks, embeddings)
+            request.check_places(out)
+        queue = _Queue(request=request, out=out, ranks=ranks, best_by=best_by)
         for name, path in networks.items():
             queue.run(name, path, source)
         standing = Standing(best_by=best_by, evaluations=tuple(queue.evaluations), failures=queue.failures)
         if ranks.is_main:
-            _check_best_by(standing)
+            _check_chosen(standing)
             out.mkdir(parents=True, exist_ok=True)
             write_whole(out / SUMMARY, json.dumps(standing_json(standing), indent=1, allow_nan=False) + "\n")
             print(standing_table(standing))
             print(f"written to {out}")
-            if report and standing.evaluations:
+            if request.report and standing.evaluations:
                 print_report(out)
     return not queue.failures
 
@@ -122,25 +105,18 @@ def networks_of(folder: Path, suffixes: Sequence[str] = ()) -> dict[str, Path]:
     return {path.stem if stems.count(path.stem) == 1 else path.name: path for path in files}
 
 
+@dataclass(kw_only=True, slots=True)
 class _Queue:
     """Scores one network after the other; all ranks go through it together."""
 
-    def __init__(
-        self,
-        paths: BenchmarkPaths,
-        out: Path,
-        precision: PrecisionName,
-        batch_size: int,
-        best_by: str | None,
-        ranks: Ranks,
-        embeddings: Path | None,
-    ) -> None:
-        self.evaluations: list[Evaluation] = []
-        self.failures: dict[str, str] = {}
-        self._paths, self._out, self._ranks = paths, out, ranks
-        self._precision, self._batch_size, self._best_by = precision, batch_size, best_by
-        self._embeddings = embeddings
-        self._opened: dict[int, tuple[Benchmark, ...]] = {}
+    request: Request
+    out: Path
+    ranks: Ranks
+    best_by: str | None
+    evaluations: list[Evaluation] = field(default_factory=list)
+    failures: dict[str, str] = field(default_factory=dict)
+    opened: dict[int, tuple[Benchmark, ...]] = field(default_factory=dict)
+    """By image size."""
 
     def run(self, name: str, path: Path, source: Callable[[str], Path | TeacherSource]) -> None:
         """Score a network, or note why that cannot be.
@@ -152,89 +128,82 @@ class _Queue:
         from adadistill.core.scoring.pair_metrics import NonFiniteEmbeddingsError
 
         try:
-            scored = load_scored(source(str(path)), self._ranks)
+            scored = load_scored(source(str(path)), self.ranks)
         except (CheckpointError, OSError, ValueError) as error:
             self._fail(name, error)
             return
-        benchmarks = self._benchmarks(scored.image_size)
+        if scored.image_size not in self.opened:
+            opened = self.request.open_benchmarks(scored.image_size, self.ranks)
+            _check_best_by(self.best_by, opened)
+            self.opened[scored.image_size] = opened
         try:
-            self.evaluations.append(self._score(name, scored, benchmarks))
+            self.evaluations.append(self._score(name, scored, self.opened[scored.image_size]))
         except NonFiniteEmbeddingsError as error:
             self._fail(name, error)
 
     def _score(self, name: str, scored: ScoredNetwork, benchmarks: Sequence[Benchmark]) -> Evaluation:
         from adadistill.core.distributed import broadcast_text
 
-        forward = Forward.prepare(scored, self._precision, self._batch_size, self._ranks, self._embeddings)
+        prepared = PreparedNetwork.of(scored, self.request, self.ranks)
         found = {(one.result.kind, one.result.name): one for one in self._stored(name, scored)}  # on rank 0
+        keys = [(one.kind.name, one.name) for one in benchmarks]
         missing = [
             index
-            for index, one in enumerate(benchmarks)
-            if not _is_of(found.get((one.kind, one.name)), one, settings_of(one, forward))
+            for index, (key, one) in enumerate(zip(keys, benchmarks, strict=True))
+            if not _is_of(found.get(key), one.data_sha256, prepared.settings_of(one))
         ]
-        missing = json.loads(broadcast_text(json.dumps(missing), self._ranks))  # no rank may wait for another in vain
-        if self._ranks.is_main:
+        missing = json.loads(broadcast_text(json.dumps(missing), self.ranks))  # no rank may wait for another in vain
+        if self.ranks.is_main:
             told = f"{len(missing)} of {len(benchmarks)} benchmarks to do" if missing else "done before"
             print(f"{name}: {told}", file=sys.stderr, flush=True)
         for index in missing:
-            done, _ = score_benchmark(scored, benchmarks[index], forward)
-            found[done.result.kind, done.result.name] = done
-            if self._ranks.is_main:
-                write_evaluation(self._out, _evaluation(name, scored, forward, found.values()))
-        asked = [found[one.kind, one.name] for one in benchmarks if (one.kind, one.name) in found]
-        return _evaluation(name, scored, forward, asked)
+            found[keys[index]] = prepared.score(benchmarks[index])
+            if self.ranks.is_main:
+                write_evaluation(self.out, prepared.evaluation(name, found.values()))
+        return prepared.evaluation(name, [found[key] for key in keys if key in found])
 
     def _stored(self, name: str, scored: ScoredNetwork) -> tuple[Done, ...]:
         """What the network's file holds of the same network, on rank 0; nothing on others."""
-        path = json_path(self._out, name)
-        if not self._ranks.is_main or not path.exists():
+        from adadistill.core.scoring.stored_result import StoredResultError
+
+        path = json_path(self.out, name)
+        if not self.ranks.is_main or not path.exists():
             return ()
         try:
             earlier = read_evaluation(path)
-        except EvaluationFileError as error:
+        except StoredResultError as error:
             print(f"{name}: scored anew: {error}", file=sys.stderr)
             return ()
         return earlier.done if same_network(earlier.facts, scored.facts) else ()
 
-    def _benchmarks(self, image_size: int) -> tuple[Benchmark, ...]:
-        """Opened once for each image size."""
-        from adadistill.core.scoring.suite import open_benchmarks
-
-        if image_size not in self._opened:
-            opened = open_benchmarks(self._paths, image_size, self._ranks)
-            self._check_best_by(opened)
-            self._opened[image_size] = opened
-        return self._opened[image_size]
-
-    def _check_best_by(self, benchmarks: Sequence[Benchmark]) -> None:
-        key = self._best_by
-        if key is None:
-            return
-        if any(part in key for part in _NO_MERIT):
-            raise ValueError(f"--best-by {key}: says nothing of how good a network is")
-        if not any(key.startswith(f"{one.kind}.{one.name}.") for one in benchmarks):
-            names = ", ".join(f"{one.kind}.{one.name}." for one in benchmarks)
-            raise ValueError(f"--best-by {key}: keys of these benchmarks begin with {names}")
-
     def _fail(self, name: str, error: Exception) -> None:
         self.failures[name] = f"{type(error).__name__}: {error}"
-        if self._ranks.is_main:
+        if self.ranks.is_main:
             print(f"{name}: {self.failures[name]}", file=sys.stderr, flush=True)
 
 
-def _evaluation(name: str, scored: ScoredNetwork, forward: Forward, done: Iterable[Done]) -> Evaluation:
-    return Evaluation(name=name, facts=scored.facts, setting=forward.setting(), done=tuple(done))
-
-
-def _is_of(done: Done | None, benchmark: Benchmark, settings: Mapping[str, Any]) -> bool:
+def _is_of(done: Done | None, data_sha256: str, settings: Mapping[str, object]) -> bool:
     """Whether a stored result is what the benchmark would give again."""
     if done is None or not done.result.data_sha256:
         return False
     # Through JSON, so that settings just made equal those that were read back.
-    return done.result.data_sha256 == benchmark.data_sha256 and done.settings == json.loads(json.dumps(settings))
+    return done.result.data_sha256 == data_sha256 and done.settings == json.loads(json.dumps(settings))
 
 
-def _check_best_by(standing: Standing) -> None:
+def _check_best_by(key: str | None, benchmarks: Sequence[Benchmark]) -> None:
+    """Refuse a key that no benchmark can have, before anything is embedded."""
+    if key is None:
+        return
+    kind = kind_of(key)
+    if kind is not None and any(part in key for part in kind.without_merit):
+        raise ValueError(f"--best-by {key}: says nothing of how good a network is")
+    beginnings = [f"{one.kind.name}.{one.name}." for one in benchmarks]
+    if not key.startswith(tuple(beginnings)):
+        raise ValueError(f"--best-by {key}: keys of these benchmarks begin with {', '.join(beginnings)}")
+
+
+def _check_chosen(standing: Standing) -> None:
+    """Refuse a key that turns out to be of no score, once all scores are kept."""
     if standing.best_by is None or not standing.evaluations or standing.best is not None:
         return
     keys = [score.key for result in standing.evaluations[0].results for score in result.scores]

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 
 from adadistill.core.report.document import Block, Cell, Number, Paragraph, Table
-from adadistill.core.scoring.evaluation import PUBLISHED_PAIRS
+from adadistill.core.scoring.verification import PUBLISHED_PAIRS
 from adadistill.core.scoring.published import RANKS, VERIFICATION, PublishedRow, comparable
 from adadistill.core.scoring.result import BenchmarkResult
 

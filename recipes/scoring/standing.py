@@ -9,12 +9,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from adadistill.core.scoring.evaluation_config import kind_of
+from adadistill.core.scoring.tables import aligned_table
 from adadistill.recipes.scoring.files import FORMAT, VERSION, Evaluation
 
 SUMMARY = "evaluations.json"
 """The file of a comparison, beside those of its networks."""
-LOWER_IS_BETTER = (".EER",)
-"""Endings of keys whose smallest value is the best."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -39,7 +39,8 @@ class Standing:
     @property
     def best(self) -> Evaluation | None:
         """The first of those with the best value."""
-        sign = -1.0 if self.best_by is not None and self.best_by.endswith(LOWER_IS_BETTER) else 1.0
+        kind = None if self.best_by is None else kind_of(self.best_by)
+        sign = -1.0 if kind is not None and str(self.best_by).endswith(kind.lower_is_better) else 1.0
         ranked = [(one, merit) for one in self.evaluations if (merit := self.merit(one)) is not None]
         return max(ranked, key=lambda pair: sign * pair[1])[0] if ranked else None
 
@@ -75,19 +76,17 @@ def standing_table(standing: Standing) -> str:
     keys = list(dict.fromkeys(result.headline for one in standing.evaluations for result in one.results))
     names = {result.headline: result.name for one in standing.evaluations for result in one.results}
     head = ["network", *(names[key] for key in keys), standing.best_by or "mean", ""]
-    rows = [head]
-    for one in standing.evaluations:
-        cells = [_percent(one.headlines.get(key)) for key in keys]
-        rows.append([one.name, *cells, _merit(standing, one), "best" if one is standing.best else ""])
-    widths = [max(len(row[column]) for row in rows) for column in range(len(head))]
-    lines = [
-        "  ".join(
-            [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
-        ).rstrip()
-        for row in rows
+    rows = [
+        [
+            one.name,
+            *(_percent(one.headlines.get(key)) for key in keys),
+            _merit(standing, one),
+            "best" if one is standing.best else "",
+        ]
+        for one in standing.evaluations
     ]
-    lines.insert(1, "-" * max(map(len, lines)))
-    return "\n".join([*lines, *(f"{name}: not scored: {why}" for name, why in standing.failures.items())])
+    failed = (f"{name}: not scored: {why}" for name, why in standing.failures.items())
+    return "\n".join([aligned_table(head, rows), *failed])
 
 
 def _merit(standing: Standing, one: Evaluation) -> str:

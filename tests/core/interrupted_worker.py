@@ -24,7 +24,7 @@ tests_support.make_importable()
 import torch
 from sync_watch import NoHostWait
 
-import adadistill.core.scoring.evaluation as evaluation
+import adadistill.core.scoring.embedding as evaluation
 from adadistill.core.training.trainer import Trainer
 from adadistill.core.training.training_step import TrainingStep
 from adadistill.recipes import train

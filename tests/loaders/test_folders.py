@@ -14,8 +14,9 @@ import simplejpeg
 from adadistill.loaders.dataset_tools.foreign_sets import convert_to_records
 from adadistill.loaders.dataset_tools.inspection import inspect_path
 from adadistill.loaders.dataset_tools.record_folder.folder_to_records import folder_to_records
+from adadistill.loaders.evaluation_sets.image_sets import ImageSetError
 from adadistill.loaders.evaluation_sets.pair_drawing import draw_pairs
-from adadistill.loaders.evaluation_sets.tinyface import TinyFaceError, open_tinyface
+from adadistill.loaders.evaluation_sets.tinyface import open_tinyface
 from adadistill.loaders.folders import ImageFolderError, images_below, list_folder
 from adadistill.loaders.records.folder_index import folder_index_path, write_folder_index
 from adadistill.loaders.records.image_folder import ImageFolder
@@ -124,7 +125,7 @@ def test_tinyface_looks_past_litter_at_any_depth_and_does_not_go_round(tmp_path:
     (root / "Probe" / "more-3_2.jpg").rename(root / "Probe" / "3_2.jpg")
     assert open_tinyface(root).counts["probes"] == 4
     (root / "Probe" / "4_1.jpg").symlink_to("nowhere")
-    with pytest.raises(TinyFaceError, match=r"4_1\.jpg is named like an image and is no file"):
+    with pytest.raises(ImageSetError, match=r"4_1\.jpg is named like an image and is no file"):
         open_tinyface(root)
 
 
@@ -153,7 +154,7 @@ def test_a_folder_that_may_not_be_read_is_one_sentence(tmp_path: Path):
     root = write(tmp_path / "tf", *TINYFACE)
     (root / "Probe").chmod(0)
     try:
-        with pytest.raises(TinyFaceError, match=r"Probe cannot be listed: Permission denied$"):
+        with pytest.raises(ImageSetError, match=r"Probe cannot be listed: Permission denied$"):
             open_tinyface(root)
     finally:
         (root / "Probe").chmod(0o700)

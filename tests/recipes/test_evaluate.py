@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,10 +23,13 @@ from adadistill.core.backbones.public_weights import public_names
 from adadistill.core.checkpoints.network_checkpoint import save_network
 from adadistill.core.distributed import Ranks
 from adadistill.core.recipe import dump_recipe
-from adadistill.core.scoring.evaluation import VerificationSets, evaluate_sets
-from adadistill.core.scoring.pair_metrics import verification_result
+from adadistill.core.scoring.benchmark import Opening
+from adadistill.core.scoring.embedding import Forward
+from adadistill.core.scoring.verification import VERIFICATION, open_verification
+from adadistill.core.scoring.verification_scores import score_verification
 from adadistill.loaders.evaluation_sets.verification_pairs import read_verification_bin, write_verification_bin
-from adadistill.recipes.evaluate import main, results_table, run
+from adadistill.recipes.evaluate import evaluate_network, main
+from adadistill.recipes.scoring.benchmark_pass import Request
 
 TESTS = Path(__file__).resolve().parent.parent
 BACKBONE = BackboneConfig(arch="mobilefacenet", embedding_dim=16, width=0.25)
@@ -90,12 +94,13 @@ def test_a_run_folder_is_scored_into_table_json_and_csv(run_folder, sets, capsys
 
 
 def test_scores_are_those_of_the_network_that_was_saved(run_folder, sets, network, tmp_path):
-    results = run(run_folder / "checkpoints" / "step-00000000", sets, out=tmp_path, device="cpu")
+    request = Request(paths={"sets": sets}, out=tmp_path, device="cpu")
+    evaluation = evaluate_network(run_folder / "checkpoints" / "step-00000000", request)
 
-    expected = evaluate_sets(network, VerificationSets.load(sets, SIDE), ranks=Ranks())
-    for name, result in expected.items():
-        assert results[name].auc == result.auc
-        assert results[name].xnorm == pytest.approx(result.xnorm, rel=1e-5)
+    for path, result in zip(sets, evaluation.results, strict=True):
+        expected = score_of(network, path)
+        assert result.details["auc"] == expected["auc"]
+        assert result.details["xnorm"] == pytest.approx(expected["xnorm"], rel=1e-5)
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "verification-step-00000000.csv",
         "verification-step-00000000.json",
@@ -104,34 +109,12 @@ def test_scores_are_those_of_the_network_that_was_saved(run_folder, sets, networ
 
 @pytest.mark.parametrize("precision", ["auto", "bfloat16", "float64"])
 def test_other_precisions_run_and_are_named(run_folder, sets, tmp_path, precision):
-    results = run(run_folder, sets[:1], out=tmp_path, device="cpu", precision=precision, far=0.1)
+    request = Request(paths={"sets": sets[:1]}, out=tmp_path, device="cpu", precision=precision, far=0.1)
+    evaluation = evaluate_network(run_folder, request)
     report = json.loads((tmp_path / "verification-step-00000000.json").read_text())
     assert report["precision"] == precision
     assert report["sets"]["faces"]["far_target"] == 0.1
-    assert results["faces"].tar_strict is not None
-
-
-def test_torchrun_shares_the_work_and_writes_one_report(run_folder, sets, tmp_path):
-    script = tmp_path / "launch.py"
-    script.write_text(
-        f"import sys; sys.path.insert(0, {str(TESTS)!r})\n"
-        "import tests_support; tests_support.make_importable()\n"
-        "from adadistill.recipes.evaluate import main\n"
-        "sys.exit(main(sys.argv[1:]))\n"
-    )
-    command = [forked_python(), "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(script)]
-    command += [str(run_folder), "--sets", *map(str, sets), "--device", "cpu", "--out", str(tmp_path / "out")]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHON_EXEC": forked_python()}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=180, env=environment, check=False)
-
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("accuracy %") == 1
-    alone = run(run_folder, sets, out=tmp_path / "alone", device="cpu")
-    together = json.loads((tmp_path / "out" / "verification-step-00000000.json").read_text())
-    assert together["world_size"] == 2
-    for name, result in alone.items():
-        assert together["sets"][name]["xnorm"] == pytest.approx(result.xnorm, rel=1e-5)
-        assert together["sets"][name]["auc"] == pytest.approx(result.auc, abs=1e-3)
+    assert evaluation.results[0].details["tar_strict"] is not None
 
 
 # --- networks that are no checkpoints of ours ------------------------------------------------------------------------
@@ -179,8 +162,9 @@ def onnx_file(tmp_path) -> Path:
     return path
 
 
-def score_of(network: nn.Module, sets: list[Path]) -> dict:
-    return evaluate_sets(network.eval(), VerificationSets.load(sets, SIDE), ranks=Ranks())
+def score_of(network: nn.Module, path: Path) -> Mapping[str, Any]:
+    opened = open_verification(path, Opening(image_size=SIDE, ranks=Ranks()))
+    return opened.score(network.eval(), Forward()).details
 
 
 @pytest.mark.parametrize("color", ["rgb", "bgr"])
@@ -189,16 +173,16 @@ def test_an_onnx_file_is_scored_on_the_images_it_was_said_to_want(onnx_file, set
     assert main([*arguments, "--device", "cpu"]) == 0
 
     report = json.loads((onnx_file.parent / "report" / "verification-linear.json").read_text())
-    expected = score_of(Linear(color=color), sets[:1])["faces"]
-    assert report["sets"]["faces"]["xnorm"] == pytest.approx(expected.xnorm, rel=1e-4)
-    assert report["sets"]["faces"]["auc"] == pytest.approx(expected.auc, abs=1e-3)
+    expected = score_of(Linear(color=color), sets[0])
+    assert report["sets"]["faces"]["xnorm"] == pytest.approx(expected["xnorm"], rel=1e-4)
+    assert report["sets"]["faces"]["auc"] == pytest.approx(expected["auc"], abs=1e-3)
     identity = report["identity"]
     assert (identity["kind"], identity["name"], identity["embedding_dim"]) == ("onnx", "linear.onnx", 6)
     wanted = {"color": color, "mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
     assert identity["preprocessing"] == wanted
     assert f"{color}, mean 0.485 0.456 0.406, std 0.229 0.224 0.225" in capsys.readouterr().out
-    other = score_of(Linear(color="bgr" if color == "rgb" else "rgb"), sets[:1])["faces"]
-    assert other.xnorm != pytest.approx(expected.xnorm, rel=1e-3)  # so that the order was tested at all
+    other = score_of(Linear(color="bgr" if color == "rgb" else "rgb"), sets[0])
+    assert other["xnorm"] != pytest.approx(expected["xnorm"], rel=1e-3)  # so that the order was tested at all
 
 
 @pytest.mark.parametrize("precision", ["bfloat16", "float64"])
@@ -208,8 +192,8 @@ def test_an_onnx_file_keeps_its_own_formats_and_the_report_says_so(onnx_file, se
     report = json.loads((tmp_path / "out" / "verification-linear.json").read_text())
     assert report["precision"] == "float32"
     assert f"scored in float32, not {precision}" in capsys.readouterr().err
-    expected = score_of(Linear(color="rgb"), sets[:1])["faces"]
-    assert report["sets"]["faces"]["xnorm"] == pytest.approx(expected.xnorm, rel=1e-4)
+    expected = score_of(Linear(color="rgb"), sets[0])
+    assert report["sets"]["faces"]["xnorm"] == pytest.approx(expected["xnorm"], rel=1e-4)
 
 
 def test_public_weights_are_scored_in_the_order_they_were_trained_on(sets, tmp_path, capsys):
@@ -224,8 +208,8 @@ def test_public_weights_are_scored_in_the_order_they_were_trained_on(sets, tmp_p
     report = json.loads((tmp_path / "report" / "verification-student.json").read_text())
     assert report["identity"]["arch"] == "mobilefacenet"
     assert report["identity"]["preprocessing"]["color"] == "rgb"
-    expected = score_of(network, sets[:1])["faces"]
-    assert report["sets"]["faces"]["xnorm"] == pytest.approx(expected.xnorm, rel=1e-5)
+    expected = score_of(network, sets[0])
+    assert report["sets"]["faces"]["xnorm"] == pytest.approx(expected["xnorm"], rel=1e-5)
     assert "color" not in capsys.readouterr().err
     assert main([*arguments, "--arch", "iresnet18"]) == 2
 
@@ -247,8 +231,8 @@ def test_the_teacher_of_a_recipe_is_scored_as_it_teaches(recipe_folder, sets, ne
     report = json.loads((recipe_folder / "teacher" / "report" / "verification-step-00000000.json").read_text())
     assert report["identity"]["kind"] == "checkpoint"
     assert "colour_check" not in report
-    expected = score_of(network, sets[:1])["faces"]
-    assert report["sets"]["faces"]["xnorm"] == pytest.approx(expected.xnorm, rel=1e-5)
+    expected = score_of(network, sets[0])
+    assert report["sets"]["faces"]["xnorm"] == pytest.approx(expected["xnorm"], rel=1e-5)
 
 
 def test_a_recipe_that_leaves_the_order_to_the_scores_has_them_in_the_report(recipe_folder, sets, tmp_path, capsys):
@@ -376,12 +360,12 @@ def test_the_table_is_aligned():
     draw = np.random.default_rng(0)
     rows = draw.normal(size=(80, 8))
     unit_embeddings = rows / np.linalg.norm(rows, axis=1, keepdims=True)
-    results = {
-        name: verification_result(name, unit_embeddings, np.arange(40) % 2 == 0, xnorm=xnorm)
+    results = [
+        score_verification(name, unit_embeddings, np.arange(40) % 2 == 0, xnorm=xnorm)
         for name, xnorm in (("a", 21.5), ('with, comma "and" quotes', None))
-    }
+    ]
 
-    lines = results_table(results).splitlines()
+    lines = VERIFICATION.table(results).splitlines()
     assert len({len(line) for line in lines[:4]}) == 1
     assert lines[2].endswith(" 21.5")
     assert lines[3].endswith("-")

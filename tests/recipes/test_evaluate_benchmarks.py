@@ -13,7 +13,7 @@ from evaluated_networks import BACKBONE, write_pairs, write_tinyface
 
 from adadistill.core.backbones import build_backbone
 from adadistill.core.checkpoints.network_checkpoint import save_network
-from adadistill.core.scoring import extraction
+from adadistill.core.scoring import embedding
 from adadistill.core.scoring.result import BenchmarkResult, Score
 from adadistill.recipes.evaluate import main
 from adadistill.recipes.report import write_report
@@ -82,7 +82,7 @@ def test_kept_embeddings_are_scored_without_the_network(folder, tmp_path, monkey
     def embeds(*_: object) -> None:
         raise AssertionError("the network is not needed")
 
-    monkeypatch.setattr(extraction, "_one_block", embeds)
+    monkeypatch.setattr(embedding, "_flip_sums", embeds)
     assert evaluate(folder, "--out", tmp_path / "second", "--embeddings", kept) == 0
     first, second = (read_evaluation(tmp_path / run / "verification-step-00000000.json") for run in ("first", "second"))
     assert [one.scores for one in first.results] == [one.scores for one in second.results]
@@ -118,7 +118,7 @@ def result(kind: str, name: str, counts: dict[str, int], **values: float) -> Ben
 
 
 def page_of(folder: Path, *results: BenchmarkResult) -> str:
-    done = tuple(Done(result=one, settings={}, details=None) for one in results)
+    done = tuple(Done(result=one, settings={}) for one in results)
     facts = {"model_sha256": "1" * 64}
     write_evaluation(folder, Evaluation(name="ours", facts=facts, setting={}, done=done))
     return write_report(folder)[1].read_text(encoding="utf-8")

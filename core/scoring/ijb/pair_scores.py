@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from adadistill.loaders.evaluation_sets.ijb import IjbAnnotations
+from adadistill.loaders.evaluation_sets.ijb.annotations import IjbAnnotations
 
 _BLOCK_BYTES = 16 << 20
 """Of cosines, or of rows, at once."""

@@ -23,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from adadistill.core.scoring.pair_metrics import ALIKE, NonFiniteEmbeddingsError, alike
-from adadistill.loaders.evaluation_sets.ijb import IjbAnnotations
+from adadistill.loaders.evaluation_sets.ijb.annotations import IjbAnnotations
 from adadistill.loaders.usable_cpus import usable_cpus
 
 _ROWS_AT_ONCE = 128

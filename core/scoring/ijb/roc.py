@@ -3,7 +3,8 @@
 Published numbers take scikit-learn's `roc_curve`, which leaves out points between collinear neighbours, and from what
 is left the true-accept rate at the point whose false-accept rate is nearest to the target, the highest such rate among
 equals. The nearest point may lie above the target; a strict rate, which never exceeds it, is
-`core.scoring.pair_metrics.operating_point`.
+`core.scoring.pair_metrics.operating_point`. The points are made here, of scores that are sorted already: scikit-learn
+takes three times the seconds and twice the memory for them, which at 15.7 million pairs and four modes is felt.
 """
 
 from __future__ import annotations

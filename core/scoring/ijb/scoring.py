@@ -16,7 +16,7 @@ from adadistill.core.scoring.ijb.pooling import ALL_MODES, PoolingMode, pool_tem
 from adadistill.core.scoring.ijb.roc import PUBLISHED_FARS, RocPoints, nearest_point, roc_points, thinned
 from adadistill.core.scoring.pair_metrics import misses_target, operating_point, too_few
 from adadistill.core.scoring.result import BenchmarkResult, Curve, Histogram, Score
-from adadistill.loaders.evaluation_sets.ijb import IjbAnnotations
+from adadistill.loaders.evaluation_sets.ijb.annotations import IjbAnnotations
 from adadistill.loaders.usable_cpus import usable_cpus
 
 HEADLINE_MODE = PoolingMode(norm=False, det=True)

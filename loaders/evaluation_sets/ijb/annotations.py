@@ -11,12 +11,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
+from adadistill.loaders.evaluation_sets.image_sets import ImageSetError
+
 Ints = npt.NDArray[np.int64]
 Places = npt.NDArray[np.int32]
-
-
-class IjbError(ValueError):
-    """A set is not IJB as it is published, or contradicts itself. The message names file and line, or the field."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -115,27 +113,27 @@ def make_annotations(
         first, second, same: (P,) of each pair: numbers of templates, and a flag of 0 or 1.
 
     Raises:
-        IjbError: counts disagree, a score is not finite, a flag is neither 0 nor 1, a pair names a template that has
-            no images, or there are not both kinds of pairs.
+        ImageSetError: counts disagree, a score is not finite, a flag is neither 0 nor 1, a pair names a template that
+            has no images, or there are not both kinds of pairs.
     """
     if templates.ndim != 1 or not len(templates) == len(medias) == len(detector_scores):
-        raise IjbError(
+        raise ImageSetError(
             f"{where}: {len(templates)} templates, {len(medias)} media and {len(detector_scores)} detector scores; "
             "there is one of each for every image"
         )
     if first.ndim != 1 or not len(first) == len(second) == len(same):
-        raise IjbError(f"{where}: {len(first)} first and {len(second)} second templates, and {len(same)} labels")
+        raise ImageSetError(f"{where}: {len(first)} first and {len(second)} second templates, and {len(same)} labels")
     if len(templates) == 0 or len(same) == 0:
-        raise IjbError(f"{where}: holds {len(templates)} images and {len(same)} pairs")
+        raise ImageSetError(f"{where}: holds {len(templates)} images and {len(same)} pairs")
     unsure = np.flatnonzero(~np.isfinite(detector_scores))
     if unsure.size:
-        raise IjbError(f"{where}: the detector score of image {unsure[0]} (from 0) is not finite")
+        raise ImageSetError(f"{where}: the detector score of image {unsure[0]} (from 0) is not finite")
     strange = np.flatnonzero((same != 0) & (same != 1))
     if strange.size:
-        raise IjbError(f"{where}: the label of pair {strange[0]} (from 0) is {same[strange[0]]}, neither 0 nor 1")
+        raise ImageSetError(f"{where}: the label of pair {strange[0]} (from 0) is {same[strange[0]]}, neither 0 nor 1")
     flags = same.astype(np.bool_)
     if flags.all() or not flags.any():
-        raise IjbError(f"{where}: all {len(flags)} pairs have the label {int(flags[0])}; rates need both kinds")
+        raise ImageSetError(f"{where}: all {len(flags)} pairs have the label {int(flags[0])}; rates need both kinds")
     template_ids, places = np.unique(templates.astype(np.int64), return_inverse=True)
     return IjbAnnotations(
         name=name,
@@ -150,12 +148,12 @@ def make_annotations(
 
 
 def places_of(numbers: npt.NDArray[np.integer], template_ids: Ints, where: str) -> Places:
-    """Places of templates by their numbers. Raises IjbError where a template has no images."""
+    """Places of templates by their numbers. Raises ImageSetError where a template has no images."""
     places = np.searchsorted(template_ids, numbers)
     places[places == len(template_ids)] = 0
     unknown = np.flatnonzero(template_ids[places] != numbers)
     if unknown.size:
-        raise IjbError(
+        raise ImageSetError(
             f"{where}: entry {unknown[0]} (from 0) names template {numbers[unknown[0]]}, which has no images; "
             f"{unknown.size} entries do"
         )

@@ -11,22 +11,22 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from adadistill.loaders.evaluation_sets.ijb.annotations import IjbAnnotations, IjbError, make_annotations
-from adadistill.loaders.evaluation_sets.ijb.images import AlignedRows
-from adadistill.loaders.records.arrow_images import open_arrow_images
+from adadistill.loaders.evaluation_sets.ijb.annotations import IjbAnnotations, make_annotations
+from adadistill.loaders.evaluation_sets.image_sets import ImageSetError
+from adadistill.loaders.records.arrow_images import ArrowImages, open_arrow_images
 from adadistill.loaders.torch_metadata import read_torch_metadata
 
 METADATA_NAME = "metadata.pt"
 
 
-def read_arrow(folder: Path) -> tuple[IjbAnnotations, AlignedRows]:
+def read_arrow(folder: Path) -> tuple[IjbAnnotations, ArrowImages]:
     """All annotations, checked and in the order of the rows, and the images, found but not read.
 
     Raises:
         FileNotFoundError: a file is missing.
         ImportError: pyarrow is not installed.
         ArrowImagesError, TorchMetadataError: a file is damaged or hostile.
-        IjbError: the two contradict each other, or the metadata themselves.
+        ImageSetError: the two contradict each other, or the metadata themselves.
     """
     rows = open_arrow_images(folder, columns=("index",))
     assert rows.index is not None, "asked for"
@@ -43,14 +43,14 @@ def read_arrow(folder: Path) -> tuple[IjbAnnotations, AlignedRows]:
         same=_column(content, "label", path),
     )
     if len(annotations.templates) != len(rows):
-        raise IjbError(f"{path} speaks of {len(annotations.templates)} images, {folder} holds {len(rows)}")
-    return annotations.in_order(rows.index), AlignedRows(rows)
+        raise ImageSetError(f"{path} speaks of {len(annotations.templates)} images, {folder} holds {len(rows)}")
+    return annotations.in_order(rows.index), rows
 
 
 def _column(content: dict[str, object], name: str, path: Path, *, whole: bool = True) -> npt.NDArray:
     if name not in content:
         listed = ", ".join(sorted(content))[:200]
-        raise IjbError(f"{path}: has no {name}; it has {listed}")
+        raise ImageSetError(f"{path}: has no {name}; it has {listed}")
     try:
         values = np.asarray(content[name])
     except (ValueError, OverflowError):
@@ -58,9 +58,9 @@ def _column(content: dict[str, object], name: str, path: Path, *, whole: bool = 
     if values.ndim == 2 and 1 in values.shape:
         values = values.reshape(-1)
     if values.ndim != 1 or values.dtype.kind not in "biuf":
-        raise IjbError(f"{path}: {name} is {values.dtype} of shape {values.shape}, not a row of numbers")
+        raise ImageSetError(f"{path}: {name} is {values.dtype} of shape {values.shape}, not a row of numbers")
     if not whole:
         return values.astype(np.float64)
     if values.dtype.kind == "f" and not ((values == np.rint(values)) & (np.abs(values) < 2**53)).all():
-        raise IjbError(f"{path}: {name} holds other than whole numbers")
+        raise ImageSetError(f"{path}: {name} holds other than whole numbers")
     return values.astype(np.int64)

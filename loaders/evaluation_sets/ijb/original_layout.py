@@ -12,27 +12,29 @@ from __future__ import annotations
 
 import codecs
 import csv
+import hashlib
 import re
-from collections.abc import Iterator
-from dataclasses import replace
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
 from adadistill.loaders.dataset_tools.foreign_sets import MAX_IMAGE_BYTES
-from adadistill.loaders.evaluation_sets.face_alignment import AlignmentError, similarities_to_template
+from adadistill.loaders.evaluation_sets.face_alignment import AlignmentError, aligned, similarities_to_template
 from adadistill.loaders.evaluation_sets.ijb.annotations import (
     IjbAnnotations,
-    IjbError,
     Ints,
     TemplateSubjects,
     make_annotations,
     places_of,
 )
-from adadistill.loaders.evaluation_sets.ijb.images import LooseCrops
+from adadistill.loaders.evaluation_sets.image_sets import ImageFiles, ImageSetError, Pixels
 from adadistill.loaders.first_bytes import what_it_is
 from adadistill.loaders.folders import ImageFolderError, entries_of
+from adadistill.loaders.pixels import decode_image
 
 MAX_TEXT_BYTES = 2 << 30
 """Of one text file; IJB-C's pairs have 220 MB."""
@@ -40,15 +42,46 @@ MAX_TEXT_BYTES = 2 << 30
 _PARSED_AT_ONCE = 1 << 26
 
 
+@dataclass(frozen=True, slots=True)
+class LooseCrops:
+    """One file for each image, aligned here by five landmarks."""
+
+    files: ImageFiles
+    sizes: Ints
+    """(N,) bytes of the files."""
+    landmarks: npt.NDArray[np.float64]
+    """(N, 5, 2)."""
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def readers(self, start: int, stop: int, image_size: int) -> Iterator[Callable[[], Pixels]]:
+        """As `ImageSet.readers`; the files are read by the calls."""
+        similarities = similarities_to_template(self.landmarks[start:stop], image_size)
+        for row, similarity in enumerate(similarities, start=start):
+            yield partial(self._pixels, row, similarity, image_size)
+
+    def sha256(self) -> str:
+        """Of every file's name and size, and of the landmarks; the contents of half a million files are not read."""
+        digest = hashlib.sha256(np.ascontiguousarray(self.landmarks).tobytes())
+        for name, size in zip(self.files.names, self.sizes.tolist(), strict=True):
+            digest.update(f"{name}\n{size}\n".encode())
+        return digest.hexdigest()
+
+    def _pixels(self, row: int, similarity: npt.NDArray[np.float64], image_size: int) -> Pixels:
+        picture = decode_image(self.files.body(row), where=self.files.where(row))
+        return aligned(picture, similarity, image_size)
+
+
 def find_set(folder: Path) -> str | None:
     """`ijbb` or `ijbc`, where a folder holds that set's original layout; None where it holds neither.
 
     Raises:
-        IjbError: it holds both.
+        ImageSetError: it holds both.
     """
     found = [name for name in ("ijbb", "ijbc") if (folder / "meta" / f"{name}_face_tid_mid.txt").is_file()]
     if len(found) > 1:
-        raise IjbError(f"{folder}: holds both IJB-B and IJB-C; give each a folder of its own")
+        raise ImageSetError(f"{folder}: holds both IJB-B and IJB-C; give each a folder of its own")
     return found[0] if found else None
 
 
@@ -60,7 +93,7 @@ def read_original(folder: Path, name: str) -> tuple[IjbAnnotations, LooseCrops]:
 
     Raises:
         FileNotFoundError: a file or an image is missing.
-        IjbError: a file is damaged, or two contradict each other.
+        ImageSetError: a file is damaged, or two contradict each other.
     """
     meta = folder / "meta"
     templates_path, points_path = meta / f"{name}_face_tid_mid.txt", meta / f"{name}_name_5pts_score.txt"
@@ -68,12 +101,12 @@ def read_original(folder: Path, name: str) -> tuple[IjbAnnotations, LooseCrops]:
     names, template_columns, lines = _named_lines(templates_path, 2)
     point_names, points, _ = _named_lines(points_path, 11)
     if len(names) != len(point_names):
-        raise IjbError(
+        raise ImageSetError(
             f"{templates_path} has {len(names)} lines, {points_path} {len(point_names)}; they belong together"
         )
     for line, one, other in zip(lines, names, point_names, strict=True):
         if one != other:
-            raise IjbError(f"line {line} is {one[:80]!a} in {templates_path}, {other[:80]!a} in {points_path}")
+            raise ImageSetError(f"line {line} is {one[:80]!a} in {templates_path}, {other[:80]!a} in {points_path}")
     numbers = _whole(template_columns, templates_path, lines)
     _check_repeated_lines(names, numbers, templates_path, lines)
     pairs = _pairs(pairs_path)
@@ -91,8 +124,9 @@ def read_original(folder: Path, name: str) -> tuple[IjbAnnotations, LooseCrops]:
     try:
         similarities_to_template(landmarks)
     except AlignmentError as error:
-        raise IjbError(f"{points_path}: {error} (picture 0 is the first line)") from None
-    images = LooseCrops(folder / "loose_crop", names, _sizes(folder / "loose_crop", names), landmarks)
+        raise ImageSetError(f"{points_path}: {error} (picture 0 is the first line)") from None
+    crops = folder / "loose_crop"
+    images = LooseCrops(ImageFiles(crops, names), _sizes(crops, names), landmarks)
     return with_identification(annotations, meta, name), images
 
 
@@ -101,7 +135,7 @@ def with_identification(annotations: IjbAnnotations, meta: Path, name: str) -> I
 
     Raises:
         FileNotFoundError: some of them are there, and others not.
-        IjbError: one is damaged, or names templates without images.
+        ImageSetError: one is damaged, or names templates without images.
     """
     galleries = {"ijbb": ("S1", "S2"), "ijbc": ("G1", "G2")}[name]
     paths = [*(meta / f"{name}_1N_gallery_{gallery}.csv" for gallery in galleries), meta / f"{name}_1N_probe_mixed.csv"]
@@ -116,7 +150,7 @@ def with_identification(annotations: IjbAnnotations, meta: Path, name: str) -> I
     ]
     for gallery in sides[:-1]:
         if len(np.unique(gallery.subjects)) != len(gallery):
-            raise IjbError(f"{meta / f'{name}_1N_gallery_{gallery.name}.csv'}: a subject has two templates")
+            raise ImageSetError(f"{meta / f'{name}_1N_gallery_{gallery.name}.csv'}: a subject has two templates")
     return replace(annotations, galleries=tuple(sides[:-1]), probes=sides[-1])
 
 
@@ -125,13 +159,13 @@ def _blocks(path: Path) -> Iterator[bytes]:
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing")
     if path.stat().st_size > MAX_TEXT_BYTES:
-        raise IjbError(f"{path}: larger than {MAX_TEXT_BYTES:,} bytes")
+        raise ImageSetError(f"{path}: larger than {MAX_TEXT_BYTES:,} bytes")
     if (other := what_it_is(path, "text", "empty")) is not None:
-        raise IjbError(f"{path} {other}")
+        raise ImageSetError(f"{path} {other}")
     with path.open("rb") as file:
         start = file.read(len(codecs.BOM_UTF8))
         if start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-            raise IjbError(f"{path}: is text in UTF-16; save it as UTF-8")
+            raise ImageSetError(f"{path}: is text in UTF-16; save it as UTF-8")
         file.seek(len(start) if start == codecs.BOM_UTF8 else 0)
         while block := file.read(_PARSED_AT_ONCE):
             yield block + file.readline(_PARSED_AT_ONCE)
@@ -150,7 +184,7 @@ def _named_lines(path: Path, columns: int) -> tuple[list[str], npt.NDArray[np.fl
             if not cells:
                 continue
             if len(cells) != columns + 1:
-                raise IjbError(
+                raise ImageSetError(
                     f"{path}, line {number}: {len(cells)} columns; a name and {columns} numbers are expected"
                 )
             names.append(_file_name(cells[0], path, number))
@@ -159,9 +193,9 @@ def _named_lines(path: Path, columns: int) -> tuple[list[str], npt.NDArray[np.fl
         try:
             values.append(np.array(parts, dtype=np.float64).reshape(-1, columns))
         except ValueError as error:
-            raise IjbError(f"{path}, up to line {number}: {str(error)[:120]}") from None
+            raise ImageSetError(f"{path}, up to line {number}: {str(error)[:120]}") from None
     if not names:
-        raise IjbError(f"{path}: is empty")
+        raise ImageSetError(f"{path}: is empty")
     return names, np.concatenate(values), lines
 
 
@@ -171,14 +205,14 @@ def _file_name(cell: bytes, path: Path, line: int) -> str:
     except UnicodeDecodeError:
         name = ""
     if name in ("", ".", "..") or "/" in name or "\\" in name or "\0" in name:
-        raise IjbError(f"{path}, line {line}: {cell[:80]!r} names no file of loose_crop")
+        raise ImageSetError(f"{path}, line {line}: {cell[:80]!r} names no file of loose_crop")
     return name
 
 
 def _whole(values: npt.NDArray[np.float64], path: Path, lines: list[int]) -> Ints:
     wrong = np.flatnonzero((values != np.rint(values)).any(axis=1) | ~(np.abs(values) < 2**53).all(axis=1))
     if wrong.size:
-        raise IjbError(f"{path}, line {lines[wrong[0]]}: template and medium must be whole numbers")
+        raise ImageSetError(f"{path}, line {lines[wrong[0]]}: template and medium must be whole numbers")
     return values.astype(np.int64)
 
 
@@ -187,7 +221,7 @@ def _check_repeated_lines(names: list[str], numbers: Ints, path: Path, lines: li
     for line, *key_parts in zip(lines, names, *numbers.T.tolist(), strict=True):
         key = tuple(key_parts)
         if key in seen:
-            raise IjbError(
+            raise ImageSetError(
                 f"{path}, line {line}: image {key[0]} is listed twice for template {key[1]}, medium {key[2]}"
             )
         seen.add(key)
@@ -201,14 +235,14 @@ def _pairs(path: Path) -> Ints:
         rows = block.count(b"\n") + (not block.endswith(b"\n"))
         if re.search(rb"[^0-9 \t\r\n]", block) or not _three_on_each_line(block):
             at = lines + _first_wrong_line(block)
-            raise IjbError(f"{path}, line {at}: is not two templates and a label, three whole numbers")
+            raise ImageSetError(f"{path}, line {at}: is not two templates and a label, three whole numbers")
         values = (
             np.fromstring(block.decode("ascii"), dtype=np.int64, sep=" ") if block.strip() else np.zeros(0, np.int64)
         )
         parts.append(values.reshape(-1, 3))
         lines += rows
     if not sum(map(len, parts)):
-        raise IjbError(f"{path}: is empty")
+        raise ImageSetError(f"{path}: is empty")
     return np.concatenate(parts)
 
 
@@ -237,14 +271,14 @@ def _sizes(folder: Path, names: list[str]) -> Ints:
     try:
         sizes = {entry.name: entry.stat().st_size for entry in entries_of(folder)[0] if entry.is_file()}
     except ImageFolderError as error:
-        raise IjbError(str(error)) from None
+        raise ImageSetError(str(error)) from None
     missing = [name for name in names if name not in sizes]
     if missing:
         raise FileNotFoundError(f"{folder / missing[0]} is missing; {len(missing)} of {len(names)} images are")
     found = np.array([sizes[name] for name in names], dtype=np.int64)
     wrong = np.flatnonzero((found == 0) | (found > MAX_IMAGE_BYTES))
     if wrong.size:
-        raise IjbError(
+        raise ImageSetError(
             f"{folder / names[wrong[0]]}: has {found[wrong[0]]:,} bytes, not 1 to {MAX_IMAGE_BYTES:,}; {wrong.size} of "
             f"{len(names)} images are such"
         )
@@ -254,7 +288,7 @@ def _sizes(folder: Path, names: list[str]) -> Ints:
 def _subjects(path: Path, side: str, template_ids: Ints) -> TemplateSubjects:
     """Templates and subjects of a file that has one line for each image of a template."""
     if path.stat().st_size > MAX_TEXT_BYTES:
-        raise IjbError(f"{path}: larger than {MAX_TEXT_BYTES:,} bytes")
+        raise ImageSetError(f"{path}: larger than {MAX_TEXT_BYTES:,} bytes")
     found: dict[int, int] = {}
     with path.open(encoding="utf-8-sig", errors="replace", newline="") as file:
         rows = csv.reader(file)
@@ -262,21 +296,21 @@ def _subjects(path: Path, side: str, template_ids: Ints) -> TemplateSubjects:
             header = [cell.strip().lower() for cell in next(rows, [])]
             if header[:2] != ["template_id", "subject_id"]:
                 began = ",".join(header[:3])[:60]
-                raise IjbError(f"{path}: begins with {began!a}, not with a header template_id,subject_id,...")
+                raise ImageSetError(f"{path}: begins with {began!a}, not with a header template_id,subject_id,...")
             for line, cells in enumerate(rows, start=2):
                 if not any(cell.strip() for cell in cells):
                     continue
                 if len(cells) < 2 or not (cells[0].strip().isdecimal() and cells[1].strip().isdecimal()):
-                    raise IjbError(f"{path}, line {line}: does not begin with two whole numbers")
+                    raise ImageSetError(f"{path}, line {line}: does not begin with two whole numbers")
                 template, subject = int(cells[0].strip()[:19]), int(cells[1].strip()[:19])
                 if found.setdefault(template, subject) != subject:
-                    raise IjbError(
+                    raise ImageSetError(
                         f"{path}, line {line}: template {template} has subjects {found[template]}, {subject}"
                     )
         except csv.Error as error:
-            raise IjbError(f"{path}: {error}") from None
+            raise ImageSetError(f"{path}: {error}") from None
     if not found:
-        raise IjbError(f"{path}: holds no templates")
+        raise ImageSetError(f"{path}: holds no templates")
     numbers = np.array(sorted(found), dtype=np.int64)
     subjects = np.array([found[number] for number in numbers.tolist()], dtype=np.int64)
     return TemplateSubjects(name=side, templates=places_of(numbers, template_ids, str(path)), subjects=subjects)

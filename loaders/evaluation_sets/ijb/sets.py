@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from adadistill.loaders.evaluation_sets.ijb import arrow_layout, original_layout
-from adadistill.loaders.evaluation_sets.ijb.annotations import IjbAnnotations, IjbError
-from adadistill.loaders.evaluation_sets.ijb.images import IjbImages
+from adadistill.loaders.evaluation_sets.ijb.annotations import IjbAnnotations
+from adadistill.loaders.evaluation_sets.image_sets import AlignedImages, ImageSet, ImageSetError
 from adadistill.loaders.records.arrow_images import is_arrow_folder
 
 PUBLISHED_COUNTS: Mapping[str, Mapping[str, int]] = {
@@ -27,7 +27,9 @@ class IjbSet:
 
     folder: Path
     annotations: IjbAnnotations
-    images: IjbImages
+    images: ImageSet
+    hash_of_images: Callable[[], str]
+    """Tells these images from others: contents of Arrow files, names and sizes of loose crops."""
 
     @property
     def name(self) -> str:
@@ -35,8 +37,8 @@ class IjbSet:
         return self.annotations.name
 
     def sha256(self) -> str:
-        """Of the annotations and of what tells the images: contents of Arrow files, names and sizes of loose crops."""
-        digest = hashlib.sha256(self.images.sha256().encode())
+        """Of the annotations and of what tells the images. Reads prepared sets whole."""
+        digest = hashlib.sha256(self.hash_of_images().encode())
         known = self.annotations
         per_image = (known.templates, known.medias, known.detector_scores)
         for values in (known.template_ids, *per_image, known.first, known.second, known.same):
@@ -66,22 +68,22 @@ def open_ijb(folder: str | Path) -> IjbSet:
     Raises:
         FileNotFoundError: no such folder, or a file of the set is missing.
         ImportError: a prepared folder, and pyarrow is not installed.
-        IjbError, ArrowImagesError, TorchMetadataError: a file is damaged or hostile, or files contradict each other.
+        ImageSetError, ArrowImagesError, TorchMetadataError: a file is damaged or hostile, or contradicts another.
     """
     folder = Path(folder)
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder} is not a folder; an IJB set is one")
     if is_arrow_folder(folder):
-        annotations, images = arrow_layout.read_arrow(folder)
+        annotations, rows = arrow_layout.read_arrow(folder)
         kind = annotations.name.lower()[:4]
         if kind in PUBLISHED_COUNTS:
             annotations = original_layout.with_identification(annotations, folder, kind)
-        return IjbSet(folder=folder, annotations=annotations, images=images)
+        return IjbSet(folder=folder, annotations=annotations, images=AlignedImages(rows), hash_of_images=rows.sha256)
     name = original_layout.find_set(folder)
     if name is None:
-        raise IjbError(
+        raise ImageSetError(
             f"{folder}: neither meta/ijbb_face_tid_mid.txt nor meta/ijbc_face_tid_mid.txt of the original layout, nor "
             "the state.json of a prepared folder is there"
         )
     annotations, crops = original_layout.read_original(folder, name)
-    return IjbSet(folder=folder, annotations=annotations, images=crops)
+    return IjbSet(folder=folder, annotations=annotations, images=crops, hash_of_images=crops.sha256)

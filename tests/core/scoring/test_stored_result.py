@@ -52,8 +52,9 @@ def test_a_result_comes_back_as_it_was():
         (("scores", 0, "value"), 1.5, r"scores\[0\]: a share must be in \[0, 1\], got 1.5"),
         (("scores", 0, "value"), "0.75", "must be a finite number"),
         (("scores", 1, "value"), 1e999, "must be a finite number"),
+        (("scores", 1, "value"), 10**400, "must be a finite number"),
         (("scores", 0, "is_share"), 1, "is_share must be true or false"),
-        (("scores", 0, "interval"), [0.5], "interval must be two numbers"),
+        (("scores", 0, "interval"), [0.5], "interval must be 2 values"),
         (("scores", 1, "key"), "k", "keys must differ"),
         (("scores", 2, "note"), ["x"], "note must be text"),
         (("counts", "pairs"), -1, "must be a count"),
@@ -63,7 +64,7 @@ def test_a_result_comes_back_as_it_was():
         (("histograms", 0, "edges"), [0.0, 0.0, 1.0], "rising edges"),
         (("histograms", 0, "same"), [1], "rising edges, and a count"),
         (("errors", 0, "pair"), {"x": 1}, "must be a number, text, or a list"),
-        (("seconds",), [], "seconds: must be an object"),
+        (("seconds",), [], "seconds must be an object"),
     ],
 )
 def test_what_is_wrong_is_refused_with_its_place(path, value, message):

@@ -18,7 +18,7 @@ import torch
 from tiny_training import NanImages, tiny_recipe, write_tiny_records
 
 import adadistill.core.checkpoints.attempt as attempt
-import adadistill.core.scoring.evaluation as evaluation
+import adadistill.core.scoring.embedding as evaluation
 import adadistill.core.training.run as run
 import adadistill.core.training.trainer as training
 from adadistill.core.backbones import BackboneConfig, build_backbone
@@ -250,7 +250,7 @@ def test_verification_sets_are_scored_as_often_as_told_and_after_the_last_epoch(
     result = run_training(recipe, tmp_path / "run", ranks=RANKS)
     rows = _metrics(tmp_path / "run", "evaluation")
     assert [(row["epoch"], row["set"], row["pairs"]) for row in rows] == [(n, "pairs", 20) for n in (2, 4, 5)]
-    assert result.evaluations["pairs"].accuracy == rows[-1]["accuracy"]
+    assert result.evaluations["pairs"].details["accuracy"] == rows[-1]["accuracy"]
 
 
 def test_a_run_killed_between_saving_and_evaluating_an_epoch_evaluates_it_first(

@@ -12,9 +12,9 @@ from rank_processes import run_ranks
 from tiny_training import tiny_recipe, write_tiny_records
 
 from adadistill.core.distributed import Ranks
-from adadistill.core.scoring.evaluation import EvaluationConfig
+from adadistill.core.scoring.evaluation_config import EvaluationConfig
 from adadistill.core.training.run import run_training
-from adadistill.loaders.evaluation_sets.tinyface import TinyFaceError
+from adadistill.loaders.evaluation_sets.image_sets import ImageSetError
 
 WORKER = Path(__file__).parent.parent / "distributed_worker.py"
 
@@ -74,11 +74,11 @@ def test_two_ranks_score_as_one_does(data, tmp_path):
 
 
 def test_a_run_killed_before_its_evaluation_makes_up_for_it(data, tmp_path, monkeypatch):
-    from adadistill.core.scoring.suite import Benchmark
+    from adadistill.core.scoring.tinyface.benchmark import TinyFaceBenchmark
 
     recipe = tiny_recipe(data, **overrides(data, checkpoint__every_epochs=1, checkpoint__keep=9))
     with monkeypatch.context() as patch:
-        patch.setattr(Benchmark, "evaluate", lambda *a, **k: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(TinyFaceBenchmark, "score", lambda *a, **k: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             run_training(recipe, tmp_path / "run", ranks=Ranks())
     assert [row["set"] for row in events(tmp_path / "run")] == ["pairs", "pairs"]
@@ -92,7 +92,7 @@ def test_a_run_killed_before_its_evaluation_makes_up_for_it(data, tmp_path, monk
 
 def test_a_folder_that_is_no_benchmark_stops_the_run_before_it_trains(data, tmp_path):
     recipe = tiny_recipe(data, **overrides(data, evaluation__tinyface=f"[{data}]"))
-    with pytest.raises((TinyFaceError, FileNotFoundError)):
+    with pytest.raises((ImageSetError, FileNotFoundError)):
         run_training(recipe, tmp_path / "run", ranks=Ranks())
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
     with pytest.raises(ValueError, match="large_every_epochs must be positive, got 0"):

@@ -10,13 +10,8 @@ import pytest
 import simplejpeg
 import torch
 
-from adadistill.loaders.evaluation_sets.tinyface import (
-    DISTRACTOR,
-    ImageFiles,
-    TinyFaceError,
-    open_tinyface,
-    tinyface_of_lists,
-)
+from adadistill.loaders.evaluation_sets.image_sets import AlignedImages, ImageFiles, ImageSetError
+from adadistill.loaders.evaluation_sets.tinyface import DISTRACTOR, open_tinyface, tinyface_of_lists
 from adadistill.loaders.pixels import ImageDecodeError
 
 
@@ -84,18 +79,18 @@ def test_metadata_lists_may_be_lists_tuples_or_arrays_of_text(tmp_path, make):
 def test_images_aligned_for_another_size_are_refused(tmp_path):
     tinyface = open_tinyface(write_folders(tmp_path / "t"))
     with pytest.raises(
-        TinyFaceError, match=r"8 of 8 images cannot be used; .*is 8 x 8 pixels, and the network takes 9 x 9"
+        ImageSetError, match=r"8 of 8 images cannot be used; .*is 8 x 8 pixels, and the network takes 9 x 9"
     ):
         tinyface.inspect(9)
 
 
 def test_pixels_come_in_the_order_of_the_rows_and_of_one_size(tmp_path):
     tinyface = open_tinyface(write_folders(tmp_path / "t"))
-    pixels = [read() for read in tinyface.readers(1, 8, 8)]
+    pixels = [read() for read in AlignedImages(tinyface.images).readers(1, 8, 8)]
     expected = [simplejpeg.decode_jpeg(body, colorspace="RGB") for body in tinyface.images.bodies(1, 8)]
     assert np.array_equal(np.stack(pixels), np.stack(expected))
-    with pytest.raises(TinyFaceError, match=r"is 8 x 8 pixels, and the network takes 9 x 9"):
-        next(tinyface.readers(0, 1, 9))()
+    with pytest.raises(ImageSetError, match=r"is 8 x 8 pixels, and the network takes 9 x 9"):
+        next(AlignedImages(tinyface.images).readers(0, 1, 9))()
 
 
 def test_an_image_damaged_behind_its_header_is_named(tmp_path):
@@ -103,8 +98,8 @@ def test_an_image_damaged_behind_its_header_is_named(tmp_path):
     (root / "Probe" / "7_3.jpg").write_bytes(BODIES["7_3.jpg"][:-40])
     tinyface = open_tinyface(root)
     with pytest.raises(ImageDecodeError, match=r"Probe/7_3\.jpg"):
-        [read() for read in tinyface.readers(0, 8, 8)]
-    assert tinyface.inspect(8) == tinyface.sha256()  # headers are sound
+        [read() for read in AlignedImages(tinyface.images).readers(0, 8, 8)]
+    assert len(tinyface.inspect(8)) == 64  # headers are sound
 
 
 @pytest.mark.parametrize(
@@ -123,7 +118,7 @@ def test_an_image_damaged_behind_its_header_is_named(tmp_path):
     ],
 )
 def test_metadata_that_does_not_fit_is_refused(tmp_path, metadata, problem):
-    with pytest.raises(TinyFaceError, match=problem):
+    with pytest.raises(ImageSetError, match=problem):
         open_tinyface(write_arrow(tmp_path / "tiny", metadata))
 
 
@@ -133,9 +128,9 @@ def test_two_images_of_one_name_are_told_apart_by_path_or_refused(tmp_path):
     by_path = {"probe_paths": paths[:1], "gallery_paths": paths[1:], "distractor_paths": []}
     assert tinyface_of_lists(tmp_path, images, paths, by_path).gallery.tolist() == [1, 2]
     by_name = {**by_path, "probe_paths": ["elsewhere/1_1.jpg"]}
-    with pytest.raises(TinyFaceError, match=r"'elsewhere/1_1\.jpg', and two images or more have that name"):
+    with pytest.raises(ImageSetError, match=r"'elsewhere/1_1\.jpg', and two images or more have that name"):
         tinyface_of_lists(tmp_path, images, paths, by_name)
-    with pytest.raises(TinyFaceError, match=r"two images have the path 'Probe/1_1\.jpg'"):
+    with pytest.raises(ImageSetError, match=r"two images have the path 'Probe/1_1\.jpg'"):
         tinyface_of_lists(tmp_path, images, [paths[0]] * 3, by_path)
 
 
@@ -143,22 +138,22 @@ def test_two_images_of_one_name_are_told_apart_by_path_or_refused(tmp_path):
 def test_a_person_is_a_plain_number_before_the_first_underscore(tmp_path, name):
     paths = [name, "3_2.jpg"]
     found = {"probe_paths": [name], "gallery_paths": ["3_2.jpg"], "distractor_paths": []}
-    with pytest.raises(TinyFaceError, match=r"must begin with a person's number|no probe's person"):
+    with pytest.raises(ImageSetError, match=r"must begin with a person's number|no probe's person"):
         tinyface_of_lists(tmp_path, ImageFiles(tmp_path, tuple(paths)), paths, found)
 
 
 def test_folders_that_hold_no_such_set_are_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match="no TinyFace folder"):
         open_tinyface(tmp_path / "nowhere")
-    with pytest.raises(TinyFaceError, match=r"neither state\.json.* nor folders Probe"):
+    with pytest.raises(ImageSetError, match=r"neither state\.json.* nor folders Probe"):
         open_tinyface(tmp_path)
     root = write_folders(tmp_path / "t")
     (root / "Gallery_Distractor").rename(root / "distractors")
-    with pytest.raises(TinyFaceError, match="has no folder Gallery_Distractor"):
+    with pytest.raises(ImageSetError, match="has no folder Gallery_Distractor"):
         open_tinyface(root)
     folder = write_arrow(tmp_path / "arrow")
     (folder / "metadata.pt").write_bytes(b"\x80\x04cos\nsystem\n")
-    with pytest.raises(TinyFaceError, match=r"metadata\.pt"):
+    with pytest.raises(ImageSetError, match=r"metadata\.pt"):
         open_tinyface(folder)
     (folder / "metadata.pt").unlink()
     with pytest.raises(FileNotFoundError, match=r"metadata\.pt"):

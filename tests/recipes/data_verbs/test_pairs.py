@@ -11,8 +11,9 @@ import torch
 from torch import nn
 
 from adadistill.core.distributed import Ranks
-from adadistill.core.scoring.evaluation import VerificationSets
-from adadistill.core.scoring.verification import evaluate_verification
+from adadistill.core.scoring.benchmark import Opening
+from adadistill.core.scoring.embedding import Forward
+from adadistill.core.scoring.verification import open_verification
 from adadistill.loaders.evaluation_sets.verification_pairs import read_verification_bin
 from adadistill.recipes.data import main
 
@@ -46,10 +47,8 @@ def test_the_made_set_is_scored(tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "40 pairs, 20 of them same, of 80 images (copied byte for byte)" in printed
     assert "note" not in printed
-    (one,) = VerificationSets.load([tmp_path / "mine.bin"], 112)
-    result, report = evaluate_verification(one, colour_network(), ranks=Ranks())
-    assert result.accuracy > 0.8
-    assert report["verification.mine.Accuracy-Flip"].value == result.accuracy
+    one = open_verification(tmp_path / "mine.bin", Opening(image_size=112, ranks=Ranks()))
+    assert one.score(colour_network(), Forward())["verification.mine.Accuracy-Flip"].value > 0.8
 
 
 def test_folds_without_both_kinds_are_pointed_out(tmp_path, capsys):
@@ -91,13 +90,13 @@ def test_a_set_of_real_faces_made_again_from_its_files_is_the_same_set(tmp_path,
     again = read_verification_bin(tmp_path / "again.bin")
     assert again.images == holdout.images[:600]
     assert again.same.tolist() == holdout.same[:300].tolist()
-    (one,) = VerificationSets.load([tmp_path / "again.bin"], 112)
+    one = open_verification(tmp_path / "again.bin", Opening(image_size=112, ranks=Ranks()))
     coarse = nn.Sequential(nn.AvgPool2d(8), nn.Flatten(), nn.LayerNorm(588, elementwise_affine=False))
     with torch.no_grad():
-        result, report = evaluate_verification(one, coarse, ranks=Ranks())
+        report = one.score(coarse, Forward())
     score = report[report.headline]
-    assert score.interval[0] <= result.accuracy <= score.interval[1]
-    assert result.accuracy > 0.55  # coarse pixels know something of a face; chance is 0.5
+    assert score.interval[0] <= score.value <= score.interval[1]
+    assert score.value > 0.55  # coarse pixels know something of a face; chance is 0.5
     assert sum(report.histograms[0].same) == 150
     wrong = [case for case in report.errors if case["wrong"]]
     assert wrong

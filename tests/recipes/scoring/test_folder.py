@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import csv
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 from evaluated_networks import BACKBONE, SIDE, write_checkpoints, write_pairs
-from rank_processes import run_ranks
 
 from adadistill.core.backbones import BackboneConfig, build_backbone
 from adadistill.core.backbones.public_weights import public_names
 from adadistill.core.checkpoints import CheckpointWriter, Snapshot
 from adadistill.core.checkpoints.network_checkpoint import describe_network
 from adadistill.recipes.evaluate import main
-from adadistill.recipes.scoring import folder as evaluate_folder
+from adadistill.recipes.scoring.benchmark_pass import PreparedNetwork
 from adadistill.recipes.scoring.files import read_evaluation, read_evaluations
 
 TESTS = Path(__file__).resolve().parents[2]
@@ -36,13 +38,13 @@ def faces(tmp_path) -> Path:
 def scored(monkeypatch) -> list[str]:
     """Network and benchmark of every pass that is really computed."""
     passes: list[str] = []
-    compute = evaluate_folder.score_benchmark
+    compute = PreparedNetwork.score
 
-    def counted(scored, benchmark, forward):
-        passes.append(f"{scored.name} {benchmark.name}")
-        return compute(scored, benchmark, forward)
+    def counted(self, benchmark):
+        passes.append(f"{self.scored.name} {benchmark.name}")
+        return compute(self, benchmark)
 
-    monkeypatch.setattr(evaluate_folder, "score_benchmark", counted)
+    monkeypatch.setattr(PreparedNetwork, "score", counted)
     return passes
 
 
@@ -69,18 +71,18 @@ def test_every_checkpoint_is_scored_once_and_compared(run_folder, faces, scored,
 
 def test_a_killed_launch_goes_on_where_it_was(run_folder, faces, tmp_path, scored, monkeypatch):
     more = write_pairs(tmp_path / "more.bin", seed=1)
-    compute = evaluate_folder.score_benchmark
+    compute = PreparedNetwork.score
 
-    def killed(scored_network, benchmark, forward):
+    def killed(self, benchmark):
         if len(scored) == 3:  # in the second of the second network's two benchmarks
             raise KeyboardInterrupt
-        return compute(scored_network, benchmark, forward)
+        return compute(self, benchmark)
 
-    monkeypatch.setattr(evaluate_folder, "score_benchmark", killed)
+    monkeypatch.setattr(PreparedNetwork, "score", killed)
     with pytest.raises(KeyboardInterrupt):
         evaluate(run_folder, "--all", "--sets", faces, more)
     assert scored == ["step-00000010 faces", "step-00000010 more", "step-00000020 faces"]
-    monkeypatch.setattr(evaluate_folder, "score_benchmark", compute)
+    monkeypatch.setattr(PreparedNetwork, "score", compute)
 
     assert evaluate(run_folder, "--all", "--sets", faces, more) == 0
 
@@ -91,7 +93,7 @@ def test_a_killed_launch_goes_on_where_it_was(run_folder, faces, tmp_path, score
         assert [result.scores for result in resumed.results] == [result.scores for result in once.results]
 
 
-def test_two_ranks_agree_on_what_is_left_to_do(run_folder, faces, tmp_path):
+def test_torchrun_shares_the_work_agrees_on_what_is_left_and_writes_one_report(run_folder, faces, tmp_path):
     assert evaluate(run_folder, "--all", "--sets", faces) == 0
     alone = read_evaluations(run_folder / "report")[0]
     (run_folder / "report" / "verification-step-00000020.json").unlink()
@@ -102,15 +104,18 @@ def test_two_ranks_agree_on_what_is_left_to_do(run_folder, faces, tmp_path):
         "from adadistill.recipes.evaluate import main\n"
         "sys.exit(main(sys.argv[1:]))\n"
     )
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(script)]
+    command += [str(run_folder), "--all", "--sets", str(faces), "--device", "cpu"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240, env=environment, check=False)
 
-    first, second = run_ranks([str(script), str(run_folder), "--all", "--sets", str(faces), "--device", "cpu"], 2)
-
-    assert first.count("best") == 1
-    assert second == ""
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("best") == 1
     together = read_evaluations(run_folder / "report")[0]
     assert [one.setting["world_size"] for one in together] == [1, 2, 1]
     for one, other in zip(alone, together, strict=True):
         assert one.headlines == pytest.approx(other.headlines, abs=0.05)
+        assert one.results[0].details["xnorm"] == pytest.approx(other.results[0].details["xnorm"], rel=1e-5)
 
 
 def test_changed_data_networks_and_settings_are_scored_anew(run_folder, faces, scored):

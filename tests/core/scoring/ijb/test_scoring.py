@@ -13,13 +13,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from adadistill.bench.peers import ijb_loops
-from adadistill.core.scoring.ijb import ALL_MODES, PoolingMode, score_ijb
 from adadistill.core.scoring.ijb import pair_scores as pair_scores_module
 from adadistill.core.scoring.ijb import roc as roc_module
 from adadistill.core.scoring.ijb.identification import search_gallery
 from adadistill.core.scoring.ijb.pair_scores import pair_scores, plan_pairs
-from adadistill.core.scoring.ijb.pooling import pool_templates
+from adadistill.core.scoring.ijb.pooling import ALL_MODES, PoolingMode, pool_templates
 from adadistill.core.scoring.ijb.roc import nearest_point, roc_points, thinned
+from adadistill.core.scoring.ijb.scoring import score_ijb
 from adadistill.core.scoring.pair_metrics import NonFiniteEmbeddingsError
 from adadistill.loaders.evaluation_sets.ijb.annotations import IjbAnnotations, TemplateSubjects, make_annotations
 
@@ -96,7 +96,7 @@ def test_pooling_in_one_pass_is_the_loops(images: int, templates: int, mode: Poo
 
 
 @pytest.mark.parametrize("dense_above", [0.0, 2.0], ids=["by blocks", "by pairs"])
-@pytest.mark.parametrize("block_bytes", [1, 4096, 1 << 26])
+@pytest.mark.parametrize("block_bytes", [1, 4096])
 def test_pair_scores_are_the_loops_for_every_size_of_block(
     dense_above: float, block_bytes: int, monkeypatch: pytest.MonkeyPatch
 ):
@@ -117,7 +117,7 @@ def test_pair_scores_are_the_loops_for_every_size_of_block(
 LEVELS = st.integers(0, 40).map(lambda level: level / 41)  # few, so that scores tie within and across both kinds
 
 
-@settings(max_examples=300)
+@settings(max_examples=80)
 @given(st.lists(LEVELS, min_size=1, max_size=30), st.lists(LEVELS, min_size=1, max_size=60), st.integers(1, 100))
 def test_roc_points_are_scikit_learns_in_every_bit(same: list[float], different: list[float], at_once: int):
     from sklearn.metrics import roc_curve

@@ -13,13 +13,13 @@ pytest.importorskip("pyarrow", reason="pyarrow (extra arrow) is not installed")
 
 from small_ijb import SmallIjb, small_ijb, write_original, write_prepared
 
-from adadistill.loaders.evaluation_sets.ijb import IjbError, IjbSet, open_ijb
-from adadistill.loaders.evaluation_sets.ijb.images import pixel_blocks
+from adadistill.loaders.evaluation_sets.ijb.sets import IjbSet, open_ijb
+from adadistill.loaders.evaluation_sets.image_sets import ImageSetError, pixel_blocks
 from adadistill.loaders.records.arrow_images import ArrowImagesError
 from adadistill.loaders.torch_metadata import TorchMetadataError, read_torch_metadata
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def small() -> SmallIjb:
     return small_ijb()
 
@@ -91,6 +91,7 @@ def _edit(name: str, change: Callable[[list[str]], list[str]]) -> Callable[[Path
     return damage
 
 
+BAD = ImageSetError
 TID, POINTS, PAIRS = "ijbc_face_tid_mid.txt", "ijbc_name_5pts_score.txt", "ijbc_template_pair_label.txt"
 GALLERY = "ijbc_1N_gallery_G1.csv"
 
@@ -98,32 +99,44 @@ GALLERY = "ijbc_1N_gallery_G1.csv"
 @pytest.mark.parametrize(
     ("damage", "kind", "said"),
     [
-        (_edit(TID, lambda lines: lines[:-1]), IjbError, "lines.*belong together"),
-        (_edit(TID, lambda lines: [lines[1], lines[0], *lines[2:]]), IjbError, "line 1 is"),
-        (_edit(TID, lambda lines: [*lines[:3], "4.jpg 7", *lines[4:]]), IjbError, "line 4: 2 columns"),
-        (_edit(TID, lambda lines: [*lines[:3], "4.jpg 7 x", *lines[4:]]), IjbError, r"tid_mid\.txt, up to line"),
-        (_edit(TID, lambda lines: [*lines[:3], "4.jpg 7.5 1", *lines[4:]]), IjbError, "line 4: template and medium"),
-        (_edit(TID, lambda lines: ["../1.jpg 1 1", *lines[1:]]), IjbError, "line 1: .*names no file"),
-        (_edit(POINTS, lambda lines: [lines[0].rsplit(" ", 1)[0] + " nan", *lines[1:]]), IjbError, "score of image 0"),
-        (_edit(POINTS, lambda lines: ["1.jpg" + " 5.0" * 11, *lines[1:]]), IjbError, "landmarks of picture 0"),
-        (_edit(PAIRS, lambda lines: [*lines, "10 999999 0"]), IjbError, "entry 72 .*template 999999"),
-        (_edit(PAIRS, lambda lines: [*lines, "10 100 2"]), IjbError, "label of pair 72"),
-        (_edit(PAIRS, lambda lines: [*lines[:5], "10 100", "0 10 100 0", *lines[7:]]), IjbError, "line 6"),
-        (_edit(PAIRS, lambda lines: [*lines[:5], "10 100 x", *lines[6:]]), IjbError, "line 6"),
-        (_edit(PAIRS, lambda lines: [line[:-1] + "0" for line in lines]), IjbError, "all 72 pairs"),
-        (_edit(PAIRS, lambda lines: []), IjbError, "is empty"),
-        (_edit(TID, lambda lines: ["", *lines[:3], " ", "4.jpg 7", *lines[4:]]), IjbError, "line 6: 2 columns"),
-        (_edit(PAIRS, lambda lines: ["", *lines[:5], "\t", "10 100", *lines[6:]]), IjbError, "line 8"),
-        (lambda folder: (folder / "loose_crop" / "3.jpg").write_bytes(b""), IjbError, r"3\.jpg: has 0 bytes.*1 of"),
-        (lambda folder: (folder / "meta" / TID).write_text("1.jpg 1 1", encoding="utf-16"), IjbError, "UTF-16"),
-        (_edit(GALLERY, lambda lines: lines[1:]), IjbError, "not with a header"),
-        (_edit(GALLERY, lambda lines: [*lines, "77777,500,a"]), IjbError, "template 77777"),
-        (_edit(GALLERY, lambda lines: [*lines, "10,501,a"]), IjbError, "template 10 has subjects 500, 501"),
-        (_edit(GALLERY, lambda lines: [*lines, "x,501,a"]), IjbError, "line 8"),
-        (_edit(GALLERY, lambda lines: [*lines, "13,500,a"]), IjbError, "a subject has two templates"),
+        (_edit(TID, lambda lines: lines[:-1]), BAD, "lines.*belong together"),
+        (_edit(TID, lambda lines: [lines[1], lines[0], *lines[2:]]), BAD, "line 1 is"),
+        (_edit(TID, lambda lines: [*lines[:3], "4.jpg 7", *lines[4:]]), BAD, "line 4: 2 columns"),
+        (_edit(TID, lambda lines: [*lines[:3], "4.jpg 7 x", *lines[4:]]), BAD, r"tid_mid\.txt, up to line"),
+        (
+            _edit(TID, lambda lines: [*lines[:3], "4.jpg 7.5 1", *lines[4:]]),
+            ImageSetError,
+            "line 4: template and medium",
+        ),
+        (_edit(TID, lambda lines: ["../1.jpg 1 1", *lines[1:]]), BAD, "line 1: .*names no file"),
+        (
+            _edit(POINTS, lambda lines: [lines[0].rsplit(" ", 1)[0] + " nan", *lines[1:]]),
+            ImageSetError,
+            "score of image 0",
+        ),
+        (_edit(POINTS, lambda lines: ["1.jpg" + " 5.0" * 11, *lines[1:]]), BAD, "landmarks of picture 0"),
+        (_edit(PAIRS, lambda lines: [*lines, "10 999999 0"]), BAD, "entry 72 .*template 999999"),
+        (_edit(PAIRS, lambda lines: [*lines, "10 100 2"]), BAD, "label of pair 72"),
+        (_edit(PAIRS, lambda lines: [*lines[:5], "10 100", "0 10 100 0", *lines[7:]]), BAD, "line 6"),
+        (_edit(PAIRS, lambda lines: [*lines[:5], "10 100 x", *lines[6:]]), BAD, "line 6"),
+        (_edit(PAIRS, lambda lines: [line[:-1] + "0" for line in lines]), BAD, "all 72 pairs"),
+        (_edit(PAIRS, lambda lines: []), BAD, "is empty"),
+        (_edit(TID, lambda lines: ["", *lines[:3], " ", "4.jpg 7", *lines[4:]]), BAD, "line 6: 2 columns"),
+        (_edit(PAIRS, lambda lines: ["", *lines[:5], "\t", "10 100", *lines[6:]]), BAD, "line 8"),
+        (
+            lambda folder: (folder / "loose_crop" / "3.jpg").write_bytes(b""),
+            ImageSetError,
+            r"3\.jpg: has 0 bytes.*1 of",
+        ),
+        (lambda folder: (folder / "meta" / TID).write_text("1.jpg 1 1", encoding="utf-16"), BAD, "UTF-16"),
+        (_edit(GALLERY, lambda lines: lines[1:]), BAD, "not with a header"),
+        (_edit(GALLERY, lambda lines: [*lines, "77777,500,a"]), BAD, "template 77777"),
+        (_edit(GALLERY, lambda lines: [*lines, "10,501,a"]), BAD, "template 10 has subjects 500, 501"),
+        (_edit(GALLERY, lambda lines: [*lines, "x,501,a"]), BAD, "line 8"),
+        (_edit(GALLERY, lambda lines: [*lines, "13,500,a"]), BAD, "a subject has two templates"),
         (lambda folder: (folder / "loose_crop" / "3.jpg").unlink(), FileNotFoundError, r"3\.jpg is missing"),
         (lambda folder: (folder / "meta" / PAIRS).unlink(), FileNotFoundError, "pair_label"),
-        (lambda folder: (folder / "meta" / TID).unlink(), IjbError, "neither"),
+        (lambda folder: (folder / "meta" / TID).unlink(), BAD, "neither"),
     ],
 )
 def test_a_broken_original_set_is_named(
@@ -135,35 +148,30 @@ def test_a_broken_original_set_is_named(
         open_ijb(folder)
 
 
-@pytest.mark.parametrize("name", [TID, POINTS, PAIRS, GALLERY, "ijbc_1N_probe_mixed.csv"])
-@pytest.mark.parametrize(
-    "change",
-    [
-        lambda text: text + "\n",
-        lambda text: text + " \t\n\n",
-        lambda text: text.removesuffix("\n"),
-        lambda text: text.replace("\n", "\r\n"),
-        lambda text: text.replace("\n", " \n\n"),
-        lambda text: text.replace(" ", "\t  "),
-        lambda text: "\ufeff" + text,
-    ],
-    ids=["blank line", "blank lines", "no last newline", "CRLF", "blank between", "tabs", "BOM"],
-)
-def test_blank_lines_ends_of_lines_and_marks_change_nothing(
-    tmp_path: Path, small: SmallIjb, name: str, change: Callable[[str], str]
-):
+def test_blank_lines_ends_of_lines_and_marks_change_nothing(tmp_path: Path, small: SmallIjb):
     folder = write_original(tmp_path / "IJBC", small)
     expected = open_ijb(folder).sha256()
-    path = folder / "meta" / name
-    path.write_bytes(change(path.read_text()).encode())
-    assert open_ijb(folder).sha256() == expected
+    files = [folder / "meta" / name for name in (TID, POINTS, PAIRS, GALLERY, "ijbc_1N_probe_mixed.csv")]
+    as_written = {path: path.read_text() for path in files}
+    changes: dict[str, Callable[[str], str]] = {
+        "blank lines": lambda text: text + " \t\n\n",
+        "no last newline": lambda text: text.removesuffix("\n"),
+        "CRLF": lambda text: text.replace("\n", "\r\n"),
+        "blank between": lambda text: text.replace("\n", " \n\n"),
+        "tabs": lambda text: text.replace(" ", "\t  "),
+        "BOM": lambda text: "\ufeff" + text,
+    }
+    for what, change in changes.items():
+        for path, text in as_written.items():
+            path.write_bytes(change(text).encode())
+        assert open_ijb(folder).sha256() == expected, what
 
 
 def test_an_image_listed_twice_is_named(tmp_path: Path, small: SmallIjb):
     folder = write_original(tmp_path / "IJBC", small)
     for name in (TID, POINTS):
         _edit(name, lambda lines: [*lines, lines[2]])(folder)
-    with pytest.raises(IjbError, match=r"3\.jpg is listed twice"):
+    with pytest.raises(ImageSetError, match=r"3\.jpg is listed twice"):
         open_ijb(folder)
 
 
@@ -178,13 +186,17 @@ def _metadata(change: Callable[[dict[str, np.ndarray]], object]) -> Callable[[Pa
 @pytest.mark.parametrize(
     ("damage", "kind", "said"),
     [
-        (_metadata(lambda found: found.pop("medias") is None), IjbError, "has no medias"),
-        (_metadata(lambda found: found.update(medias=found["medias"][:-1])), IjbError, "one of each for every image"),
-        (_metadata(lambda found: {k: v[:-1] for k, v in found.items()}), IjbError, "speaks of"),
-        (_metadata(lambda found: found.update(label=found["label"][:-1])), IjbError, "labels"),
-        (_metadata(lambda found: found.update(p1=["a"] * len(found["p1"]))), IjbError, "not a row of numbers"),
-        (_metadata(lambda found: found.update(p1=found["p1"] + 0.5)), IjbError, "other than whole"),
-        (_metadata(lambda found: found.update(p1=found["p1"] + 1)), IjbError, "has no images"),
+        (_metadata(lambda found: found.pop("medias") is None), BAD, "has no medias"),
+        (
+            _metadata(lambda found: found.update(medias=found["medias"][:-1])),
+            ImageSetError,
+            "one of each for every image",
+        ),
+        (_metadata(lambda found: {k: v[:-1] for k, v in found.items()}), BAD, "speaks of"),
+        (_metadata(lambda found: found.update(label=found["label"][:-1])), BAD, "labels"),
+        (_metadata(lambda found: found.update(p1=["a"] * len(found["p1"]))), BAD, "not a row of numbers"),
+        (_metadata(lambda found: found.update(p1=found["p1"] + 0.5)), BAD, "other than whole"),
+        (_metadata(lambda found: found.update(p1=found["p1"] + 1)), BAD, "has no images"),
         (_metadata(lambda found: found.update(p1=Path("x"))), TorchMetadataError, "names the global"),
         (lambda folder: (folder / "metadata.pt").write_bytes(b"PK"), TorchMetadataError, "cut short"),
         (lambda folder: (folder / "metadata.pt").unlink(), FileNotFoundError, r"metadata\.pt"),
@@ -206,5 +218,5 @@ def test_a_broken_prepared_set_is_named(
 
 def test_prepared_images_of_another_size_are_refused_and_not_scaled(tmp_path: Path, small: SmallIjb):
     opened = open_ijb(write_prepared(tmp_path / "IJBC_gt_aligned", small))
-    with pytest.raises(IjbError, match="aligned for that size"):
+    with pytest.raises(ImageSetError, match="aligned for its own size"):
         next(pixel_blocks(opened.images, [(0, 2)], image_size=96))

@@ -1,4 +1,4 @@
-"""Scores a network on TinyFace: all ranks embed its images, then each probe's mates are searched in the gallery."""
+"""From embeddings of TinyFace's images to its identification rates."""
 
 from __future__ import annotations
 
@@ -9,14 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import nn
 
-from adadistill.core.distributed import Ranks
-from adadistill.core.precision import Precision
-from adadistill.core.scoring.embedding_cache import EmbeddingCache, StoredBlocks
-from adadistill.core.scoring.evaluation import FLOAT32
-from adadistill.core.scoring.extraction import BLOCK_ROWS, Embedder, embed_set
-from adadistill.core.scoring.main_rank import computed_on_main
 from adadistill.core.scoring.pair_metrics import ALIKE, NonFiniteEmbeddingsError, alike
 from adadistill.core.scoring.result import BenchmarkResult, Score
 from adadistill.core.scoring.tinyface.mate_ranks import Floats, mate_ranks
@@ -35,65 +28,7 @@ _PROTOCOL = (
 )
 
 
-def evaluate_tinyface(
-    tinyface: TinyFace,
-    network: nn.Module,
-    *,
-    ranks: Ranks,
-    batch_size: int = 256,
-    precision: Precision = FLOAT32,
-    image_size: int = 112,
-    cache: EmbeddingCache | None = None,
-    threads: int | None = None,
-    block_rows: int = BLOCK_ROWS,
-) -> BenchmarkResult:
-    """Score a network. All ranks of a process group call this together and get the same result.
-
-    Args:
-        tinyface: of `open_tinyface`.
-        network: images (B, 3, H, W) in [-1, 1] RGB -> raw embeddings (B, D). Used in eval mode without gradients; the
-            mode of every submodule is put back.
-        ranks: who this process is, and the device that the network is on; the main one scores there too.
-        batch_size: images per forward pass and rank.
-        precision: of the network and its input, with or without autocast.
-        image_size: side of the network's images; those of the set must have it.
-        cache: keeps embeddings on disk, and reads what is there. None: nothing is kept.
-        threads: that decode on each rank; default one per CPU, at most 8.
-        block_rows: images that a rank embeds in one round.
-
-    Raises:
-        TinyFaceError, OSError, ArrowImagesError: before the network runs, naming an image that cannot be read or is no
-            image of that size.
-        EmbeddingCacheError: the cache is of another network, other data, or another precision.
-        ImageDecodeError: an image is damaged behind a sound header; on the rank that reads it, which ends the launch.
-        NonFiniteEmbeddingsError: on every rank, naming the image by its row.
-        An error of the main rank is raised on every rank.
-
-    Memory on the main rank: two blocks of 77 MB of pixels, all embeddings (323 MB for 512 columns, twice that while
-    they are put together) and under 200 MiB of scores.
-    """
-    embedder = Embedder(
-        network=network,
-        ranks=ranks,
-        batch_size=batch_size,
-        precision=precision,
-        image_size=image_size,
-        block_rows=block_rows,
-    )
-    started = time.perf_counter()
-    data_sha256, stored = computed_on_main(lambda: _inspected(tinyface, embedder, cache), ranks)
-    inspected = time.perf_counter()
-    embeddings = embed_set(tinyface.name, tinyface, embedder, stored=stored if ranks.is_main else None, threads=threads)
-    seconds = {"inspect": inspected - started, "embed": time.perf_counter() - inspected}
-
-    def score() -> BenchmarkResult:
-        assert embeddings is not None, "this is the main rank"
-        return tinyface_benchmark(tinyface, embeddings, data_sha256=data_sha256, seconds=seconds, device=ranks.device)
-
-    return computed_on_main(score, ranks)
-
-
-def tinyface_benchmark(
+def score_tinyface(
     tinyface: TinyFace,
     embeddings: Floats,
     *,
@@ -155,22 +90,6 @@ def tinyface_benchmark(
         errors=() if withheld else _worst_cases(tinyface, found_at),
         seconds={**(seconds or {}), "score": time.perf_counter() - started},
     )
-
-
-def _inspected(tinyface: TinyFace, embedder: Embedder, cache: EmbeddingCache | None) -> tuple[str, StoredBlocks | None]:
-    """Hash of the data, every image's header read; and where embeddings are kept, their folder."""
-    data_sha256 = tinyface.inspect(embedder.image_size)
-    if cache is None:
-        return data_sha256, None
-    precision = embedder.precision
-    blocks = cache.open(
-        data_sha256=data_sha256,
-        precision=str(precision.autocast_dtype or precision.dtype).removeprefix("torch."),
-        image_size=embedder.image_size,
-        images=len(tinyface),
-        block_rows=embedder.block_rows,
-    )
-    return data_sha256, blocks
 
 
 def _note(tinyface: TinyFace, embeddings: Floats) -> str | None:
