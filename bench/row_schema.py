@@ -117,6 +117,7 @@ BENCHES: Mapping[str, BenchRows] = {
         },
         notes={
             "rounds": Field("integer", since=2), "steps": Field("integer", since=2),
+            "predicted_step_ms": Field("numbers", optional=True),
             "records": Field("integer", optional=True), "mean_record_bytes": Field("integer", optional=True),
         },
     ),

@@ -109,13 +109,12 @@ def header_sentence(path: Path) -> str:
 def _show(arguments: argparse.Namespace) -> int:
     from adadistill.core.config.strict_yaml import RecipeError
     from adadistill.core.recipe import find_recipe, resolve_recipe
-    from adadistill.recipes.dry_run_text import resolved_text, resolved_values
+    from adadistill.recipes.resolved_recipe import resolved_text, resolved_values
 
     if arguments.resolved:
         loaded = resolve_recipe(arguments.recipe, arguments.overrides)
         if arguments.json:
-            rows = resolved_values(loaded)
-            print(json.dumps({key: {"value": value, "origin": origin} for key, value, origin in rows}, indent=1))
+            print(json.dumps(resolved_values(loaded), indent=1))
         else:
             print("\n".join(resolved_text(loaded)))
         return 0

@@ -147,7 +147,6 @@ def test_a_machine_without_a_compiler_is_refused_before_the_folder_is_made(
         raise CompileError("no compiler, or set compile=off")
 
     monkeypatch.setattr(compiler_check, "try_compilers", none)
-    monkeypatch.setattr("adadistill.core.launch_check.other_files.try_compilers", none)
     command = [str(data / "recipe.yaml"), "compile=default", "--out", str(tmp_path / "run"), "--device", "cpu"]
     for dry in ([], ["--dry-run"]):
         assert train.main([*command, *dry]) == 2
