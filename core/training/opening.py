@@ -278,8 +278,8 @@ class Opening:
         )
         if space.free_bytes is not None and space.needed_bytes > space.free_bytes:
             raise ValueError(
-                f"too little room for checkpoints where {self.run_folder.path} would lie: {space.most_at_once} at once "
-                f"of {space.one_bytes / 1e9:.2f} GB need {space.needed_bytes / 1e9:.2f} GB more, "
+                f"too little room for the checkpoints of run folder {self.run_folder.path}: {space.most_at_once} at "
+                f"once of {space.one_bytes / 1e9:.2f} GB need {space.needed_bytes / 1e9:.2f} GB more, "
                 f"{space.free_bytes / 1e9:.2f} GB are free; make room, give --out another disk, or lower "
                 f"checkpoint.keep ({self.recipe.checkpoint.keep})"
             )

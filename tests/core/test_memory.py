@@ -158,6 +158,6 @@ def test_a_disk_that_is_too_small_refuses_the_run_with_the_numbers_and_what_help
 
     assert (found.kept, found.most_at_once, found.free_bytes) == (3, 4, 1000)
     assert found.needed_bytes == 4 * found.one_bytes
-    with pytest.raises(ValueError, match=r"too little room for checkpoints .* lower checkpoint\.keep"):
+    with pytest.raises(ValueError, match=r"too little room for the checkpoints .* lower checkpoint\.keep"):
         run_training(recipe, tmp_path / "run", ranks=Ranks())
     assert not (tmp_path / "run").exists()
