@@ -101,7 +101,8 @@ BENCHES: Mapping[str, BenchRows] = {
         "optimiser: text?, micro_batch_size: integer?",
         values="images_per_s: spread, step_ms: number, input_stall: number?, bottleneck: text?, peak_mib: number?, "
         "share_of_gemm_rate: number?, gflop_per_image: number?",
-        notes="rounds: integer, steps: integer, records: integer?, mean_record_bytes: integer?",
+        notes="rounds: integer, steps: integer, predicted_step_ms: numbers?, records: integer?, "
+        "mean_record_bytes: integer?",
     ),
     "loader": _rows(
         "Loading, stage by stage",

@@ -41,6 +41,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from adadistill.bench.image_sources import SOURCES, Feed, open_records, pipeline_builders
 from adadistill.bench.probes import gemm_tflop_per_s
 from adadistill.bench.rows import append_row, spread
+from adadistill.bench.step_model import predicted_step_ms
 from adadistill.bench.timing import drain
 from adadistill.core.backbones import BackboneConfig, build_backbone
 from adadistill.core.distributed import Ranks
@@ -440,6 +441,16 @@ def bottleneck(loader: Sequence[float], replayed: Sequence[float], fed: Sequence
     return "loader" if spread(loader)["median"] < spread(replayed)["median"] else "model"
 
 
+def _predicted(variant: Variant, arguments: argparse.Namespace, device: torch.device) -> list[float] | None:
+    """Least and most milliseconds that the step model expects, which the measured ones beside them try."""
+    found = predicted_step_ms(
+        BackboneConfig(arch=arguments.arch, width=arguments.width), arguments.image_size, batch=arguments.batch_size,
+        identities=arguments.identities, in_bfloat16=variant.formats.autocast_dtype is not None,
+        compiled=variant.mode != "eager", device=device, parts=_parts(arguments),
+    )  # fmt: skip
+    return None if found is None else list(found)
+
+
 def _report(
     variants: Sequence[Variant],
     measured: Measured,
@@ -485,7 +496,7 @@ def _report(
         row(
             variant.precision, variant.mode, "replayed", "none", rates, optimiser=variant.optimiser,
             peak_mib=variant.peak_mib, gflop_per_image=variant.gflop_per_image,
-            share_of_gemm_rate=share(variant, rates),
+            share_of_gemm_rate=share(variant, rates), predicted_step_ms=_predicted(variant, arguments, device),
         )  # fmt: skip
     for (precision, source), rates in measured.loader.items():
         row(precision, "none", "loader", source, rates)

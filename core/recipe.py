@@ -11,12 +11,13 @@ from __future__ import annotations
 import difflib
 import hashlib
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from adadistill.core.backbones import BackboneConfig
 from adadistill.core.checkpoints import CheckpointConfig
+from adadistill.core.config.stored import stored_differences
 from adadistill.core.config.strict_yaml import (
     LoadedConfig,
     RecipeError,
@@ -39,6 +40,10 @@ from adadistill.core.training.optimiser import OptimConfig
 from adadistill.core.training.student_compiler import CompileMode
 from adadistill.loaders.augment.augment_policy import MAX_AUGMENTED_SIDE, Augmentation, AugmentConfig
 from adadistill.loaders.pipelines.pipeline import DataConfig
+
+GONE_KEYS: Mapping[str, object] = {}
+"""Dotted keys that recipes once had, with the value that means what is now always done. A run that stored another value
+does not go on; one that is read as a recipe is refused as any unknown key."""
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", re.ASCII)
 
@@ -289,10 +294,29 @@ def dump_recipe(recipe: Recipe) -> str:
 
 
 def recipe_hash(recipe: Recipe) -> str:
-    """sha256 over all values, 64 hex digits. Comments, order of keys, base and overrides make no difference."""
+    """sha256 over all values that do not stand at their defaults, 64 hex digits; how they were written does not matter.
+
+    It names a recipe in reports. Whether a run may go on is decided by its values, see `stored_recipe_differences`.
+    """
     return hashlib.sha256(canonical_json(recipe).encode("ascii")).hexdigest()
 
 
 def recipe_differences(first: Recipe, second: Recipe) -> list[str]:
     """What differs between two recipes, by dotted key with both values: `optim.lr: 0.1 != 0.2`."""
     return config_differences(first, second)
+
+
+def stored_recipe_differences(
+    stored: str | bytes, recipe: Recipe, *, source: str, clean: Callable[[str], str] = str
+) -> list[str]:
+    """As `recipe_differences`, between what `dump_recipe` once gave, maybe of an older version, and a recipe of now.
+
+    Args:
+        source: where it was stored, for errors.
+        clean: applied to both texts before they are compared.
+
+    Raises:
+        YamlError: it is no YAML.
+    """
+    text = stored.decode("utf-8", "surrogateescape") if isinstance(stored, bytes) else stored
+    return stored_differences(Recipe, clean(text), clean(dump_recipe(recipe)), source=source, gone=GONE_KEYS)

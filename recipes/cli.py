@@ -14,7 +14,7 @@ from adadistill.recipes.entry_point import entry_point, known_verb
 
 VERBS = {
     "train": ("adadistill.recipes.train", "train a student (or a teacher) from a recipe, in one process"),
-    "plan": ("adadistill.recipes.plan", "predict memory, time and bottleneck of a recipe on some devices"),
+    "plan": ("adadistill.recipes.plan", "tell what memory a recipe needs on some devices, and what was measured"),
     "recipes": (
         "adadistill.recipes.recipe_tools",
         "list, show, copy, check and compare recipes; import a config.py",

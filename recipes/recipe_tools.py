@@ -85,8 +85,9 @@ def _add_import(parser: argparse.ArgumentParser) -> None:
 
 def _ls(arguments: argparse.Namespace) -> int:
     from adadistill.core.recipe import shipped_recipes
+    from adadistill.recipes.recipe_header import read_recipe_header
 
-    rows = [(name, header_sentence(path)) for name, path in shipped_recipes().items()]
+    rows = [(name, read_recipe_header(path).purpose) for name, path in shipped_recipes().items()]
     if arguments.json:
         print(json.dumps([{"name": name, "about": about} for name, about in rows], indent=1))
         return 0
@@ -95,27 +96,15 @@ def _ls(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def header_sentence(path: Path) -> str:
-    """The first sentence of the comment that a recipe opens with; empty where it opens with none."""
-    words = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        text = line.removeprefix("#").strip()
-        if not line.startswith("#") or not text:
-            break
-        words.append(text)
-    return re.split(r"(?<=\.)\s", " ".join(words), maxsplit=1)[0]
-
-
 def _show(arguments: argparse.Namespace) -> int:
     from adadistill.core.config.strict_yaml import RecipeError
     from adadistill.core.recipe import find_recipe, resolve_recipe
-    from adadistill.recipes.dry_run_text import resolved_text, resolved_values
+    from adadistill.recipes.resolved_recipe import resolved_text, resolved_values
 
     if arguments.resolved:
         loaded = resolve_recipe(arguments.recipe, arguments.overrides)
         if arguments.json:
-            rows = resolved_values(loaded)
-            print(json.dumps({key: {"value": value, "origin": origin} for key, value, origin in rows}, indent=1))
+            print(json.dumps(resolved_values(loaded), indent=1))
         else:
             print("\n".join(resolved_text(loaded)))
         return 0

@@ -6,12 +6,16 @@ killed after its checkpoint of step 6 of 9. `uninterrupted.jsonl` is the same st
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from adadistill.core.checkpoints.files import read_manifest, write_manifest_text
 from adadistill.recipes import cache, data, evaluate, train
 
 WRITTEN = Path(__file__).parent / "written_before"
@@ -37,6 +41,42 @@ def test_a_stopped_run_is_finished_as_if_it_had_not_stopped(here: Path, images: 
     assert sorted(got) == sorted(expected) == list(range(1, 10))
     for step in expected:  # another processor may round otherwise
         assert got[step] == pytest.approx(expected[step], rel=1e-4), f"step {step}"
+
+
+def test_a_run_that_stored_no_such_key_goes_on_and_one_of_another_value_is_refused(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The recipe lies in the checkpoint; what it does not hold counts as its default."""
+    checkpoint = here / "run/checkpoints/step-00000006"
+    rewrite_recipe(checkpoint, lambda text: text.replace("  decay: all\n", "").replace("  warmup: squared\n", ""))
+    assert train.main(["recipe.yaml", "--out", "run", "--resume", "auto", "--device", "cpu"]) == 0
+
+    again = shutil.copytree(WRITTEN, here / "again")
+    rewrite_recipe(
+        again / "run/checkpoints/step-00000006",
+        lambda text: text.replace("gamma: 0.1", "gamma: 0.2").replace("  decay: all\n", "  decay: all\n  lost: 3\n"),
+    )
+    capsys.readouterr()
+    assert train.main(["recipe.yaml", "--out", "again/run", "--resume", "auto", "--device", "cpu"]) == 2
+    said = capsys.readouterr().err
+    assert "optim.gamma: 0.2 != 0.1" in said
+    assert "optim.lost: 3 != (no such key)" in said
+
+
+def rewrite_recipe(checkpoint: Path, change: Callable[[str], str]) -> None:
+    """Change the recipe inside a checkpoint, as another version would have written it."""
+    path = checkpoint / "state.json"
+    state = json.loads(path.read_text(encoding="utf-8"))
+    assert change(state["recipe"]) != state["recipe"]
+    state["recipe"] = change(state["recipe"])
+    data = json.dumps(state).encode()
+    path.write_bytes(data)
+    manifest = read_manifest(checkpoint)
+    files = [
+        replace(file, size=len(data), sha256=hashlib.sha256(data).hexdigest()) if file.name == path.name else file
+        for file in manifest.files
+    ]
+    (checkpoint / "MANIFEST.json").write_bytes(write_manifest_text(replace(manifest, files=tuple(files))))
 
 
 def test_a_checkpoint_is_scored_under_the_same_keys(here: Path) -> None:

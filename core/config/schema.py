@@ -1,17 +1,15 @@
 """What a config class says about its keys: fields, resolved types, sections inside sections.
 
 A config is a frozen dataclass beside the thing it configures. Its fields may be bool, int, float, str, Literal,
-tuple[X, ...] of those, X | None, and other config classes, which are the sections of a recipe.
+tuple[X, ...] of those, X | None, and other config classes, which are the sections of a recipe. A field that is newer
+than stored runs carries the metadata `before: VALUE` where its default is not what was done before it existed.
 """
 
 from __future__ import annotations
 
 from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
 from types import UnionType
-from typing import Any, Final, Union, get_args, get_origin, get_type_hints
-
-HASHED_WHERE_SET: Final = {"hashed": "if changed"}
-"""Metadata of a field that is newer than saved runs: at its default it is no part of the hash, so that they resume."""
+from typing import Any, Union, get_args, get_origin, get_type_hints
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
-from dataclasses import fields, is_dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import MISSING, fields, is_dataclass
 from typing import Any, Final, get_args, get_origin
 
 from adadistill.core.config.schema import alternatives, config_schema
 
 _SAFE_WORD: Final = re.compile(r"[A-Za-z_/][A-Za-z0-9_./-]*", re.ASCII)
 _RESERVED_WORDS: Final = frozenset(("true", "false", "null", "yes", "no", "on", "off", "y", "n", "nan", "inf", "none"))
+_NO_KEY: Final = "(no such key)"
 
 
 def dump_config(config: Any) -> str:
@@ -25,27 +26,30 @@ def dump_config(config: Any) -> str:
 def canonical_json(config: Any) -> str:
     """One line of JSON, the same for equal configs: sorted keys, floats by repr, ints in float fields as floats.
 
-    A field with the metadata `hashed: if changed` is left out at its default, so that a key that is added to a config
-    does not change what was made of the configs before it.
+    What stands at its default is left out, so that a key that is added to a config does not change what was made of
+    the configs before it.
     """
-    return json.dumps(_hashed_values(config), sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return json.dumps(_changed_values(config), sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
-def config_differences(first: Any, second: Any, prefix: str = "") -> list[str]:
-    """Dotted keys whose values differ, with both values: `optim.lr: 0.1 != 0.2`. Empty for equal configs.
+def config_differences(first: Any, second: Any) -> list[str]:
+    """Dotted keys whose values differ between two configs of a class, with both values: `optim.lr: 0.1 != 0.2`."""
+    return value_differences(plain_values(first), plain_values(second))
+
+
+def value_differences(first: Mapping[str, Any], second: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """As `config_differences`, of two trees of plain values, of which one may lack keys of the other.
 
     Args:
-        first: a config; `second`: another one of the same class.
         prefix: put before every key.
     """
     differences: list[str] = []
-    ours, theirs = plain_values(first), plain_values(second)
-    for name in ours:
-        left, right = getattr(first, name), getattr(second, name)
-        if is_dataclass(left) and is_dataclass(right):
-            differences += config_differences(left, right, f"{prefix}{name}.")
-        elif ours[name] != theirs[name]:
-            differences.append(f"{prefix}{name}: {dump_value(ours[name])} != {dump_value(theirs[name])}")
+    for name in [*second, *(name for name in first if name not in second)]:
+        left, right = first.get(name, _NO_KEY), second.get(name, _NO_KEY)
+        if isinstance(left, dict) and isinstance(right, dict):
+            differences += value_differences(left, right, f"{prefix}{name}.")
+        elif left != right:
+            differences.append(f"{prefix}{name}: {_shown(left)} != {_shown(right)}")
     return differences
 
 
@@ -55,13 +59,19 @@ def plain_values(config: Any) -> dict[str, Any]:
     return {name: _plain_value(getattr(config, name), schema.types[name]) for name in schema.fields}
 
 
-def _hashed_values(config: Any) -> dict[str, Any]:
-    known = config_schema(type(config)).fields
-    return {
-        name: _hashed_values(value) if is_dataclass(value := getattr(config, name)) else plain
-        for name, plain in plain_values(config).items()
-        if known[name].metadata.get("hashed") != "if changed" or getattr(config, name) != known[name].default
-    }
+def _changed_values(config: Any) -> dict[str, Any]:
+    """The values that do not stand at their defaults; of a section that differs from its default, those of its own."""
+    known, changed = config_schema(type(config)), {}
+    for name, plain in plain_values(config).items():
+        field, value = known.fields[name], getattr(config, name)
+        default = field.default_factory() if field.default_factory is not MISSING else field.default
+        if default is MISSING or _plain_value(default, known.types[name]) != plain:
+            changed[name] = _changed_values(value) if is_dataclass(value) else plain
+    return changed
+
+
+def _shown(value: Any) -> str:
+    return value if value is _NO_KEY else dump_value(value)
 
 
 def leaf_keys(config: Any, prefix: str = "") -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""AdaDistill's rate schedule, and insightface's of 2021, written as a function of the epoch, recognised by its syntax:
+"""AdaDistill's rate schedule, and insightface's of 2021, written as a function of the epoch, recognised by its text:
 
     ((epoch + 1) / (W + 1)) ** 2 if epoch < W else 0.1 ** len([m for m in MILESTONES if m - 1 <= epoch])
 
@@ -8,6 +8,7 @@ The epoch counts from 0, so that the rate drops at the start of the epochs m - 1
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
@@ -34,18 +35,11 @@ class StepRule:
 
 
 _OTHER: Final = "another function than AdaDistill's rate schedule, which is not run; write it with its milestones"
-
-
-def _pattern(text: str) -> ast.expr:
-    return ast.parse(text, mode="eval").body
-
-
-# Words in capitals stand for any expression, the same one wherever they stand.
-_BRANCH: Final = _pattern("WARM if EPOCH < LENGTH else REST")
-_SQUARED: Final = _pattern("((EPOCH + 1) / END) ** 2")
-_DROPS: Final = (
-    _pattern("GAMMA ** len([M for M in MILESTONES if M - EARLIER <= EPOCH])"),
-    _pattern("GAMMA ** len([M for M in MILESTONES if M <= EPOCH])"),
+# Of the text that `ast.unparse` gives, which has one way to write each expression.
+_BRANCH: Final = re.compile(r"(?P<warm>.+) if EPOCH < (?P<length>.+?) else (?P<rest>.+)")
+_SQUARED: Final = re.compile(r"\(\(EPOCH \+ 1\) / (?P<end>.+)\) \*\* 2")
+_DROPS: Final = re.compile(
+    r"(?P<gamma>[^ ]+) \*\* len\(\[(?P<m>\w+) for (?P=m) in (?P<milestones>.+) if (?P=m)( - (?P<earlier>\w+))? <= EPOCH\]\)"
 )
 
 
@@ -58,65 +52,41 @@ def read_step_rule(function: ast.FunctionDef | ast.Lambda, value: Callable[[ast.
     Raises:
         NotLiteralError: it is another function.
     """
-    arguments = [*function.args.posonlyargs, *function.args.args]
-    if len(arguments) != 1 or function.args.vararg or function.args.kwarg or function.args.kwonlyargs:
-        raise NotLiteralError(_OTHER)
-    bound: dict[str, ast.AST] = {"EPOCH": ast.Name(arguments[0].arg)}
-    rest, warmup = _returned(function), 0.0
-    if _matches(_BRANCH, rest, bound):
-        rest, warmup = _bound(bound, "REST"), max(0.0, _number(value(_bound(bound, "LENGTH"))))
-        # Where it is never reached, whatever it says does not matter.
-        if warmup and not _matches(_SQUARED, bound["WARM"], bound):
+
+    def number(text: str) -> float:
+        found = value(ast.parse(text, mode="eval").body)
+        if not isinstance(found, int | float) or isinstance(found, bool):
             raise NotLiteralError(_OTHER)
-        if warmup and _number(value(_bound(bound, "END"))) != warmup + 1:
-            raise NotLiteralError(f"a warm-up of {warmup:g} epochs that does not end at the full rate")
-    for pattern in _DROPS:
-        tried = dict(bound)
-        if _matches(pattern, rest, tried):
-            listed = value(_bound(tried, "MILESTONES"))
-            earlier = value(_bound(tried, "EARLIER")) if "EARLIER" in tried else 0
-            if not isinstance(listed, list | tuple) or not all(type(m) is int for m in (*listed, earlier)):
-                break
-            gamma = _number(value(_bound(tried, "GAMMA")))
-            return StepRule(tuple(sorted(m - earlier for m in listed)), gamma, warmup)
-    raise NotLiteralError(_OTHER)
-
-
-def _returned(function: ast.FunctionDef | ast.Lambda) -> ast.expr:
-    if isinstance(function, ast.Lambda):
-        return function.body
-    last = function.body[-1]
-    others = function.body[:-1]
-    if (
-        isinstance(last, ast.Return)
-        and last.value is not None
-        and not function.decorator_list
-        and all(isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) for node in others)
-    ):
-        return last.value
-    raise NotLiteralError(_OTHER)
-
-
-def _matches(pattern: Any, node: Any, bound: dict[str, ast.AST]) -> bool:
-    """Whether a syntax tree has the shape of a pattern; binds what its words in capitals stand for."""
-    if isinstance(pattern, ast.Name) and pattern.id.isupper():
-        return ast.unparse(bound.setdefault(pattern.id, node)) == ast.unparse(node)
-    if isinstance(pattern, list):
-        return len(pattern) == len(node) and all(_matches(*pair, bound) for pair in zip(pattern, node, strict=True))
-    if not isinstance(pattern, ast.AST):
-        return bool(pattern == node)
-    return type(pattern) is type(node) and all(
-        _matches(getattr(pattern, name), getattr(node, name), bound) for name in pattern._fields if name != "ctx"
-    )
-
-
-def _bound(bound: dict[str, ast.AST], word: str) -> ast.expr:
-    found = bound[word]
-    assert isinstance(found, ast.expr), "patterns are expressions"
-    return found
-
-
-def _number(found: Any) -> float:
-    if isinstance(found, int | float) and not isinstance(found, bool):
         return float(found)
-    raise NotLiteralError(_OTHER)
+
+    rest, warmup = _text(function), 0.0
+    if branch := _BRANCH.fullmatch(rest):
+        rest, warmup = branch["rest"], max(0.0, number(branch["length"]))
+        # Where it is never reached, whatever it says does not matter.
+        squared = _SQUARED.fullmatch(branch["warm"])
+        if warmup and squared is None:
+            raise NotLiteralError(_OTHER)
+        if warmup and squared is not None and number(squared["end"]) != warmup + 1:
+            raise NotLiteralError(f"a warm-up of {warmup:g} epochs that does not end at the full rate")
+    if (drops := _DROPS.fullmatch(rest)) is None:
+        raise NotLiteralError(_OTHER)
+    listed = value(ast.parse(drops["milestones"], mode="eval").body)
+    earlier = number(drops["earlier"] or "0")
+    if not isinstance(listed, list | tuple) or earlier % 1 or not all(type(m) is int for m in listed):
+        raise NotLiteralError(_OTHER)
+    return StepRule(tuple(sorted(m - int(earlier) for m in listed)), number(drops["gamma"]), warmup)
+
+
+def _text(function: ast.FunctionDef | ast.Lambda) -> str:
+    """What the function returns, its one argument written EPOCH."""
+    if isinstance(function, ast.Lambda):
+        returned: ast.expr | None = function.body
+    else:
+        *others, last = function.body
+        sober = all(isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) for node in others)
+        returned = last.value if isinstance(last, ast.Return) and sober and not function.decorator_list else None
+    arguments = [*function.args.posonlyargs, *function.args.args]
+    others_too = function.args.vararg or function.args.kwarg or function.args.kwonlyargs
+    if returned is None or len(arguments) != 1 or others_too:
+        raise NotLiteralError(_OTHER)
+    return re.sub(rf"(?<![.\w]){re.escape(arguments[0].arg)}(?!\w)", "EPOCH", ast.unparse(returned))

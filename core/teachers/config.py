@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from typing import Final, Literal, TypeAlias
 
 from adadistill.core.backbones import BackboneName
@@ -21,14 +21,14 @@ _COMMIT = re.compile(r"[0-9a-f]{40}")
 class TeacherConfig:
     """Source of the teacher's embeddings: a network (checkpoint, weights, cvlface or onnx), rows on disk, or both."""
 
-    checkpoint: str | None = from_source(CHECKPOINT, hashed=True)
+    checkpoint: str | None = from_source(CHECKPOINT)
     """A checkpoint of ours: its directory, or a run folder, whose newest valid checkpoint is taken."""
-    weights: str | None = from_source(WEIGHTS, hashed=True)
+    weights: str | None = from_source(WEIGHTS)
     """Public weights: insightface's `.pth`/`.pt`, AdaFace's `.ckpt`, AdaDistill's, or `.safetensors` of any of them."""
-    cvlface: str | None = from_source(CVLFACE, hashed=True)
+    cvlface: str | None = from_source(CVLFACE)
     """A CVLface IR network: a repository on the Hugging Face Hub (`minchul/cvlface_adaface_ir50_webface4m`), a folder
     laid out like one, or the short names `cvlface_ir50` and `cvlface_ir101`."""
-    onnx: str | None = from_source(ONNX, hashed=True)
+    onnx: str | None = from_source(ONNX)
     """An ONNX file with one image input and one embedding output; needs the extra onnx, and `color`, `mean`, `std`."""
     embeddings: str | None = None
     """`.npy` file of stored embeddings, (N, V, D) floating point: row = record id, view 0 as stored, view 1 mirrored.
@@ -70,7 +70,7 @@ class TeacherConfig:
     """Check the checksum of every block before training, the work shared by the ranks: seconds, and the disk is read
     once. Off: only sizes and header are checked, and a flipped bit is not found."""
 
-    check: bool = field(default=True, metadata={"hashed": "if changed"})
+    check: bool = True
     """Try the teacher, or its stored rows, on some of the records before anything is learned from it, and refuse one
     that does not know their people. Off: for records whose labels name no people."""
 

@@ -15,7 +15,6 @@ import torch
 
 from adadistill.core.checkpoints.files import MODEL_NAME, read_manifest
 from adadistill.core.checkpoints.network_checkpoint import load_network
-from adadistill.core.config.schema import HASHED_WHERE_SET
 from adadistill.core.distributed import Ranks
 from adadistill.core.teachers.interface import LoadedTeacher, TeacherError, TeacherIdentity
 from adadistill.core.teachers.preprocessing import Preprocessing
@@ -38,13 +37,9 @@ class NetworkSource:
     """Whether the field names one file, whose presence is then all that a dry run looks for."""
 
 
-def from_source(source: NetworkSource, *, hashed: bool = False) -> Any:
-    """The field of `TeacherConfig` that makes a source known by the field's name; left out by default.
-
-    Args:
-        hashed: whether the recipe's hash holds the field where it is left out, as it does those of the first sources.
-    """
-    return field(default=None, metadata={"source": source, **({} if hashed else HASHED_WHERE_SET)})
+def from_source(source: NetworkSource) -> Any:
+    """The field of `TeacherConfig` that makes a source known by the field's name; left out by default."""
+    return field(default=None, metadata={"source": source})
 
 
 def load_source(config: TeacherConfig, *, image_size: int, ranks: Ranks) -> LoadedTeacher:

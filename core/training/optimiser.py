@@ -8,14 +8,13 @@ not finite, so that no host has to look (see `core/training/non_finite.py`).
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
-from adadistill.core.config.schema import HASHED_WHERE_SET
 from adadistill.core.training.apex_sgd import apex_sgd, step_apex_where_finite
 
 Groups: TypeAlias = list[dict[str, Any]]
@@ -92,7 +91,7 @@ _CHOICES = {
 class OptimConfig:
     """Optimiser, learning-rate schedule and length of training."""
 
-    kind: OptimiserName = field(default="sgd", metadata=HASHED_WHERE_SET)
+    kind: OptimiserName = "sgd"
     """Which optimiser."""
     epochs: int
     """Passes over the records. Positive."""

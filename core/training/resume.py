@@ -11,8 +11,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from adadistill.core.checkpoints import Checkpoint
+from adadistill.core.config.yaml_tree import YamlError
 from adadistill.core.method.frozen_centres import FrozenCentres
-from adadistill.core.recipe import Recipe, dump_recipe, parse_recipe, recipe_differences, recipe_hash
+from adadistill.core.recipe import Recipe, stored_recipe_differences
 from adadistill.core.teachers import BuiltTeacher
 from adadistill.core.training.run_folder import RunFolder, redact_urls
 from adadistill.loaders.records.image_source import ImageSource
@@ -49,6 +50,25 @@ class ResumeError(ValueError):
     """A run cannot go on from where it was told to."""
 
 
+def recipe_changes(stored: str | bytes, recipe: Recipe, *, source: str) -> list[str]:
+    """What differs between the recipe that a run stored and the one of now, by dotted key: `optim.lr: 0.1 != 0.2`.
+
+    Passwords in URLs are no part of the comparison, since run folders are written without them.
+
+    Raises:
+        YamlError: what was stored is no YAML; its text names the source.
+    """
+    return stored_recipe_differences(stored, recipe, source=source, clean=redact_urls)
+
+
+def same_recipe(stored: str | bytes, recipe: Recipe) -> bool:
+    """Whether what a run stored as its recipe means the recipe of now, key by key."""
+    try:
+        return not recipe_changes(stored, recipe, source="the stored recipe")
+    except YamlError:
+        return False
+
+
 def refuse_other_beginning(
     recipe: Recipe, run_folder: RunFolder, checkpoint: Path | None, resume_allow: Sequence[str]
 ) -> None:
@@ -60,14 +80,15 @@ def refuse_other_beginning(
     if checkpoint is not None and checkpoint.resolve().is_relative_to(run_folder.path.resolve()):
         return
     try:
-        begun = parse_recipe(run_folder.recipe.read_text(encoding="utf-8"), source=str(run_folder.recipe))
+        stored = run_folder.recipe.read_bytes()
     except FileNotFoundError:
         return
-    except ValueError as error:  # kept beside the new one, see `RunFolder.start`
+    try:
+        changes = recipe_changes(stored, recipe, source=str(run_folder.recipe))
+    except YamlError as error:  # kept beside the new one, see `RunFolder.start`
         logger.warning("%s cannot be read and is not compared with this run's recipe: %s", run_folder.recipe, error)
         return
-    now = parse_recipe(redact_urls(dump_recipe(recipe)), source="the recipe")
-    _refuse_differences(f"{run_folder.path} holds a run that was begun", begun, now, resume_allow)
+    _refuse_changes(f"{run_folder.path} holds a run that was begun", changes, resume_allow)
 
 
 def refuse_other_run(
@@ -87,18 +108,19 @@ def refuse_other_run(
 
 
 def _refuse_other_recipe(recipe: Recipe, checkpoint: Checkpoint, resume_allow: Sequence[str]) -> None:
-    if checkpoint.state.get("recipe_hash") == recipe_hash(recipe):
-        return
     saved = checkpoint.state.get("recipe")
     if not isinstance(saved, str):
         raise ResumeError(f"{checkpoint.path} is no training checkpoint: it holds no recipe")
-    saved_recipe = parse_recipe(saved, source=str(checkpoint.path))
-    _refuse_differences(f"{checkpoint.path} was saved", saved_recipe, recipe, resume_allow)
+    try:
+        changes = recipe_changes(saved, recipe, source=str(checkpoint.path))
+    except YamlError as error:
+        raise ResumeError(f"{checkpoint.path} holds a recipe that cannot be read: {error}") from error
+    _refuse_changes(f"{checkpoint.path} was saved", changes, resume_allow)
 
 
-def _refuse_differences(what: str, saved: Recipe, now: Recipe, resume_allow: Sequence[str]) -> None:
+def _refuse_changes(what: str, changes: Sequence[str], resume_allow: Sequence[str]) -> None:
     allowed = (*_HARMLESS, *(f"{key}:" for key in resume_allow))
-    differences = [line for line in recipe_differences(saved, now) if not line.startswith(allowed)]
+    differences = [line for line in changes if not line.startswith(allowed)]
     if differences:
         raise ResumeError(
             f"{what} by another recipe; differences (saved != now):\n  "

@@ -1,7 +1,4 @@
-"""From a recipe to a finished run: builds every part, in the order in which mistakes are cheapest to find.
-
-Files first (records, teacher, verification sets, the run folder), then networks, then the loop takes over.
-"""
+"""From a recipe to a finished run: the opening, which may refuse it, then the networks, then the loop takes over."""
 
 from __future__ import annotations
 
@@ -11,7 +8,6 @@ import shlex
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +17,7 @@ from torch import nn
 from adadistill.core.backbones import build_backbone
 from adadistill.core.checkpoints import (
     Checkpoint,
-    CheckpointError,
     CheckpointWriter,
-    load_checkpoint,
-    newest_valid_checkpoint,
-    resolve_checkpoint,
 )
 from adadistill.core.checkpoints.files import row_range
 from adadistill.core.checkpoints.network_checkpoint import describe_network
@@ -39,68 +31,41 @@ from adadistill.core.method.class_centres import (
 )
 from adadistill.core.method.classification import ClassificationObjective
 from adadistill.core.method.distillation import DistillationObjective
-from adadistill.core.method.frozen_centres import FrozenCentres, load_frozen_centres
 from adadistill.core.method.norm_statistics import NormStatistics
 from adadistill.core.method.objective import Objective
 from adadistill.core.method.regression_alone import RegressionObjective
 from adadistill.core.method.sharded_centres import ShardedCentres
 from adadistill.core.method.slow_centres import SlowCentres, slow_centres_dtype
 from adadistill.core.metrics_mirror import MetricsMirror, MirrorConfig
-from adadistill.core.precision import Precision, resolve_precision
 from adadistill.core.profiling import ProfileRequest, StepProfile, open_profile
 from adadistill.core.recipe import (
     Recipe,
     dump_recipe,
-    recipe_augmentation,
     recipe_hash,
 )
-from adadistill.core.scoring.benchmark import Benchmark, Opening
-from adadistill.core.scoring.evaluation_config import open_benchmarks
 from adadistill.core.seeding import derive_seed, seed_process, stream
-from adadistill.core.teachers import BuiltTeacher, build_teacher
-from adadistill.core.training.apex_sgd import require_apex
-from adadistill.core.training.compiler_check import compile_failures_told, require_compilers, training_switches
-from adadistill.core.training.folder_owner import Launch, owned_folder, refuse_owned, this_launch
+from adadistill.core.training.compiler_check import compile_failures_told
+from adadistill.core.training.folder_owner import Launch, owned_folder, this_launch
 from adadistill.core.training.heartbeat import HEARTBEAT
 from adadistill.core.training.metrics_log import MetricsFile
 from adadistill.core.training.non_finite import NonFiniteGuard
-from adadistill.core.training.record_agreement import require_same_records, require_sound_labels
+from adadistill.core.training.opening import Opening, RunParts
 from adadistill.core.training.restarts import agent_token, restart_count
 from adadistill.core.training.resume import (
     ResumeError,
-    refuse_other_beginning,
-    refuse_other_centres,
-    refuse_other_run,
-    refuse_other_teacher,
 )
 from adadistill.core.training.run_folder import RunFolder, describe_environment, redact_arguments
 from adadistill.core.training.stop_signal import listen_for_stop
 from adadistill.core.training.trainer import LoopConfig, Trainer, TrainingResult
 from adadistill.core.training.training_step import TrainingStep
 from adadistill.core.training.watchdog import Watchdog
-from adadistill.loaders.augment.augment_policy import Augmentation
-from adadistill.loaders.pipelines.pipeline import ImagePipeline, build_pipeline, named_records
-from adadistill.loaders.pipelines.sample_order import SampleOrder
-from adadistill.loaders.records.image_source import ImageSource
+from adadistill.loaders.pipelines.pipeline import ImagePipeline, build_pipeline
 
 logger = logging.getLogger(__name__)
 
 
 _TRIAL_PIXELS = 32 * 112 * 112
 """Of the images that threads are tried on: half a second of MobileFaceNet's passes on two cores."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Parts:
-    """What a run is made of once its files have been found good."""
-
-    records: ImageSource
-    order: SampleOrder
-    augmentation: Augmentation
-    precision: Precision
-    teacher: BuiltTeacher | None
-    frozen_centres: FrozenCentres | None
-    benchmarks: tuple[Benchmark, ...]
 
 
 def run_training(
@@ -138,35 +103,22 @@ def run_training(
     """
     run_folder = RunFolder(folder)
     launch = _this_launch(ranks)
-    run_on_main(lambda: refuse_owned(run_folder.path, launch, take_over=take_over), ranks)
-    switches = training_switches(recipe, ranks.device)
-    require_compilers(switches, ranks)
+    _settle_numerics(recipe, ranks.device)
+    opening = Opening(recipe, run_folder, ranks)
+    opening.look_at_folder(launch, resume=resume, take_over=take_over)
     step_profile = open_profile(profile, run_folder.profile, ranks)
-    parts = _open_parts(recipe, ranks)
-    restarted = _is_restart(run_folder, launch, ranks)
-    resuming = resume != "none" or restarted
-    run_on_main(lambda: run_folder.refuse_other_run(resuming=resuming), ranks)
+    opening.look_at_machine()
+    opening.look_at_files()
+    _tell(recipe, opening.parts(), ranks)
     with ExitStack() as owned:
         run_on_main(lambda: owned.enter_context(owned_folder(run_folder.path, launch, take_over=take_over)), ranks)
-        goes_on_from = _fitting_checkpoint(
-            recipe, run_folder, parts, ranks, resume=resume, resume_allow=resume_allow, restarted=restarted
-        )
-        started = goes_on_from[0].path.parents[1] if goes_on_from else run_folder.path
-        recorded = recorded_threads(started / "environment.json")
-        trial = _thread_trial(recipe, parts, ranks) if recorded is None and student is None else None
-        settle_threads(recorded, trial, ranks)
-        first = HEARTBEAT.step = goes_on_from[0].step if goes_on_from else 0
-        environment = {
-            **describe_environment(world_size=ranks.world_size),
-            "device": str(ranks.device),
-            **({"launch": launch.agents} if launch.agents else {}),
-        }
-        is_new = run_on_main(
-            lambda: run_folder.start(recipe_yaml=dump_recipe(recipe), environment=environment, resuming=resuming), ranks
-        )
+        opening.choose_checkpoint(resume=resume, resume_allow=resume_allow)
+        _settle_threads(recipe, opening, trains_another=student is not None)
+        first = HEARTBEAT.step = 0 if opening.checkpoint is None else opening.checkpoint.step
+        is_new = _begin(recipe, opening, launch, resuming=resume != "none" or opening.restarted)
         try:
-            with compile_failures_told(switches):
-                return _train(recipe, run_folder, parts, ranks, goes_on_from, student=student, profile=step_profile)
+            with compile_failures_told(opening.switches):
+                return _train(opening, student=student, profile=step_profile)
         except Exception:
             # What a mistake or an unfit machine ended before its first step is no run that the next start must go on.
             if is_new and ranks.is_main and HEARTBEAT.step <= first:
@@ -174,39 +126,55 @@ def run_training(
             raise
 
 
-def _fitting_checkpoint(
-    recipe: Recipe,
-    run_folder: RunFolder,
-    parts: _Parts,
-    ranks: Ranks,
-    *,
-    resume: str,
-    resume_allow: Sequence[str],
-    restarted: bool,
-) -> list[Checkpoint]:
-    """The checkpoint to go on from, or none, found to be of this recipe and these files, as is a folder without any."""
-    checkpoint = _find_checkpoint(recipe, run_folder, resume, ranks, restarted=restarted)
-    if checkpoint is not None:
-        refuse_other_run(recipe, parts.records, checkpoint, resume_allow)
-        refuse_other_centres(parts.frozen_centres, checkpoint)
-        refuse_other_teacher(parts.teacher, checkpoint)
-    path = None if checkpoint is None else checkpoint.path
-    run_on_main(lambda: refuse_other_beginning(recipe, run_folder, path, resume_allow), ranks)
-    return [] if checkpoint is None else [checkpoint]
+def _settle_numerics(recipe: Recipe, device: torch.device) -> None:
+    if recipe.deterministic:
+        torch.use_deterministic_algorithms(True)
+        torch.backends.cudnn.benchmark = False
+    elif device.type == "cuda":
+        torch.backends.cudnn.benchmark = True
 
 
-def _train(
-    recipe: Recipe,
-    run_folder: RunFolder,
-    parts: _Parts,
-    ranks: Ranks,
-    goes_on_from: list[Checkpoint],
-    *,
-    student: nn.Module | None,
-    profile: StepProfile,
-) -> TrainingResult:
-    """Build the networks and train them in a folder that has been begun; takes the checkpoint out of its list."""
-    checkpoint = goes_on_from.pop() if goes_on_from else None
+def _tell(recipe: Recipe, parts: RunParts, ranks: Ranks) -> None:
+    if ranks.is_main:
+        logger.info(
+            "%s: %d images of %d identities, %d steps per epoch of %d images over %d rank(s) on %s",
+            recipe.data.records,
+            len(parts.records),
+            parts.records.num_classes,
+            parts.order.steps_per_epoch,
+            parts.order.global_batch_size,
+            ranks.world_size,
+            ranks.device,
+        )
+
+
+def _settle_threads(recipe: Recipe, opening: Opening, *, trains_another: bool) -> None:
+    """Choose the CPU threads of a new run; one that goes on keeps those that it recorded."""
+    found, ranks = opening.checkpoint, opening.ranks
+    started = opening.run_folder.path if found is None else found.path.parents[1]
+    recorded = recorded_threads(started / "environment.json")
+    trial = None if recorded is not None or trains_another else _thread_trial(recipe, opening.parts(), ranks)
+    settle_threads(recorded, trial, ranks)
+
+
+def _begin(recipe: Recipe, opening: Opening, launch: Launch, *, resuming: bool) -> bool:
+    """Write what is known at the start of a run; whether it is a new one."""
+    ranks = opening.ranks
+    environment = {
+        **describe_environment(world_size=ranks.world_size),
+        "device": str(ranks.device),
+        **({"launch": launch.agents} if launch.agents else {}),
+    }
+    text = dump_recipe(recipe)
+    return run_on_main(
+        lambda: opening.run_folder.start(recipe_yaml=text, environment=environment, resuming=resuming), ranks
+    )
+
+
+def _train(opening: Opening, *, student: nn.Module | None, profile: StepProfile) -> TrainingResult:
+    """Build the networks and train them in a folder that has been begun; takes the checkpoint out of the opening."""
+    recipe, run_folder, ranks, parts = opening.recipe, opening.run_folder, opening.ranks, opening.parts()
+    checkpoint, opening.checkpoint = opening.checkpoint, None
     seed_process(recipe.seed, rank=ranks.rank)
     step = _build_step(recipe, parts, ranks, student)
     pipeline = _build_pipeline(recipe, parts, ranks)
@@ -255,74 +223,7 @@ def _train(
         mirror.close(finished=finished)
 
 
-def _open_parts(recipe: Recipe, ranks: Ranks) -> _Parts:
-    """Open every file the run reads; whatever is wrong with one is said here."""
-    recipe.log.copies.require_packages()
-    if recipe.deterministic:
-        torch.use_deterministic_algorithms(True)
-        torch.backends.cudnn.benchmark = False
-    elif ranks.device.type == "cuda":
-        torch.backends.cudnn.benchmark = True
-    if recipe.optim.backend == "apex":
-        require_apex(ranks.device)
-    precision = resolve_precision(recipe.precision, ranks.device)
-    records = named_records(recipe.data)
-    require_same_records(records, ranks)
-    require_sound_labels(recipe.data, records, ranks, needs_several=recipe.centres.kind != "none")
-    order = SampleOrder(len(records), recipe.data.global_batch_size, derive_seed(recipe.seed, "sample_order"))
-    recipe.data.parts(order.local_batch_size(ranks.world_size))
-    if recipe.centres.placement == "sharded" and records.num_classes < ranks.world_size:
-        raise ValueError(
-            f"centres.placement sharded cannot spread {records.num_classes} identities over {ranks.world_size} ranks; "
-            "start fewer processes, or set centres.placement=replicated"
-        )
-    augmentation = recipe_augmentation(recipe)
-    teacher = None
-    if recipe.teacher is not None:
-        teacher = build_teacher(
-            recipe.teacher,
-            records=records,
-            data=recipe.data,
-            augmentation=augmentation,
-            embedding_dim=recipe.student.embedding_dim,
-            precision=precision,
-            ranks=ranks,
-            sets=recipe.evaluation.sets,
-        )
-    frozen_centres = None
-    if recipe.centres.path is not None:
-        frozen_centres = load_frozen_centres(
-            recipe.centres.path,
-            records=records,
-            embedding_dim=recipe.student.embedding_dim,
-            precision=precision,
-            ranks=ranks,
-        )
-    opening = Opening(image_size=recipe.data.image_size, ranks=ranks, intervals=False)
-    benchmarks = open_benchmarks(recipe.evaluation.paths, opening)
-    if ranks.is_main:
-        logger.info(
-            "%s: %d images of %d identities, %d steps per epoch of %d images over %d rank(s) on %s",
-            recipe.data.records,
-            len(records),
-            records.num_classes,
-            order.steps_per_epoch,
-            order.global_batch_size,
-            ranks.world_size,
-            ranks.device,
-        )
-    return _Parts(
-        records=records,
-        order=order,
-        augmentation=augmentation,
-        precision=precision,
-        teacher=teacher,
-        frozen_centres=frozen_centres,
-        benchmarks=benchmarks,
-    )
-
-
-def _thread_trial(recipe: Recipe, parts: _Parts, ranks: Ranks) -> Callable[[], object] | None:
+def _thread_trial(recipe: Recipe, parts: RunParts, ranks: Ranks) -> Callable[[], object] | None:
     """What is timed to choose the number of CPU threads: the student's passes over a part of a batch.
 
     None on CUDA, where the CPU only hands out work, and for a deterministic run, whose bits must not depend on what
@@ -347,7 +248,7 @@ def _thread_trial(recipe: Recipe, parts: _Parts, ranks: Ranks) -> Callable[[], o
     return work
 
 
-def _build_step(recipe: Recipe, parts: _Parts, ranks: Ranks, student: nn.Module | None) -> TrainingStep:
+def _build_step(recipe: Recipe, parts: RunParts, ranks: Ranks, student: nn.Module | None) -> TrainingStep:
     if student is None:
         student = build_backbone(recipe.student, recipe.data.image_size, generator=derive_seed(recipe.seed, "student"))
     return TrainingStep(
@@ -362,7 +263,7 @@ def _build_step(recipe: Recipe, parts: _Parts, ranks: Ranks, student: nn.Module 
     )
 
 
-def _build_pipeline(recipe: Recipe, parts: _Parts, ranks: Ranks) -> ImagePipeline:
+def _build_pipeline(recipe: Recipe, parts: RunParts, ranks: Ranks) -> ImagePipeline:
     return build_pipeline(
         recipe.data,
         parts.records,
@@ -377,7 +278,7 @@ def _build_pipeline(recipe: Recipe, parts: _Parts, ranks: Ranks) -> ImagePipelin
     )
 
 
-def _build_objective(recipe: Recipe, parts: _Parts, ranks: Ranks) -> Objective:
+def _build_objective(recipe: Recipe, parts: RunParts, ranks: Ranks) -> Objective:
     kind, teacher = recipe.centres.kind, None if parts.teacher is None else parts.teacher.teacher
     if kind == "none":
         assert teacher is not None, "a recipe without centres has a teacher"
@@ -409,7 +310,7 @@ def _build_objective(recipe: Recipe, parts: _Parts, ranks: Ranks) -> Objective:
     )
 
 
-def _trained_centres(recipe: Recipe, parts: _Parts, ranks: Ranks) -> TrainableCentres | ShardedCentres:
+def _trained_centres(recipe: Recipe, parts: RunParts, ranks: Ranks) -> TrainableCentres | ShardedCentres:
     product_dtype = trained_product_dtype(parts.precision.autocast_dtype, ranks.device)
     if recipe.centres.placement == "replicated":
         return TrainableCentres(recipe.centres, _random_centres(recipe, parts, ranks), product_dtype=product_dtype)
@@ -419,7 +320,7 @@ def _trained_centres(recipe: Recipe, parts: _Parts, ranks: Ranks) -> TrainableCe
     return ShardedCentres(recipe.centres, count, rows, ranks, product_dtype=product_dtype)
 
 
-def _random_centres(recipe: Recipe, parts: _Parts, ranks: Ranks, rows: tuple[int, int] | None = None) -> torch.Tensor:
+def _random_centres(recipe: Recipe, parts: RunParts, ranks: Ranks, rows: tuple[int, int] | None = None) -> torch.Tensor:
     return initial_centres(
         parts.records.num_classes,
         recipe.student.embedding_dim,
@@ -429,7 +330,7 @@ def _random_centres(recipe: Recipe, parts: _Parts, ranks: Ranks, rows: tuple[int
     ).to(ranks.device)
 
 
-def _slow_centres(recipe: Recipe, parts: _Parts, ranks: Ranks) -> SlowCentres | None:
+def _slow_centres(recipe: Recipe, parts: RunParts, ranks: Ranks) -> SlowCentres | None:
     if recipe.geometry_margin.mode != "headroom":
         return None
     return SlowCentres(
@@ -441,7 +342,7 @@ def _slow_centres(recipe: Recipe, parts: _Parts, ranks: Ranks) -> SlowCentres | 
     )
 
 
-def _identity(recipe: Recipe, parts: _Parts) -> dict[str, Any]:
+def _identity(recipe: Recipe, parts: RunParts) -> dict[str, Any]:
     """What every checkpoint says of the run it belongs to."""
     frozen, teacher = parts.frozen_centres, parts.teacher
     return {
@@ -454,7 +355,7 @@ def _identity(recipe: Recipe, parts: _Parts) -> dict[str, Any]:
     }
 
 
-def _loop_config(recipe: Recipe, parts: _Parts, device: torch.device) -> LoopConfig:
+def _loop_config(recipe: Recipe, parts: RunParts, device: torch.device) -> LoopConfig:
     return LoopConfig(
         epochs=recipe.optim.epochs,
         log_every=recipe.log.every,
@@ -471,58 +372,6 @@ def _this_launch(ranks: Ranks) -> Launch:
     agents = sorted(set(gather_texts(agent_token(), ranks)) - {""})
     restarts = sum(map(int, gather_texts(str(restart_count()), ranks)))
     return this_launch(shlex.join(redact_arguments(sys.argv)), agents=agents, restarts=restarts)
-
-
-def _is_restart(run_folder: RunFolder, launch: Launch, ranks: Ranks) -> bool:
-    """Whether torchrun has started this launch again, after it had begun or continued the run in this folder.
-
-    Where it had not, because it was refused or died before, the restart is told nothing new and begins as the first.
-    """
-    if launch.restarts == 0:
-        return False
-    own = run_on_main(lambda: run_folder.belongs_to(launch.agents), ranks)
-    if own and ranks.is_main:
-        count = restart_count() or launch.restarts
-        logger.info("torchrun has started this launch again (restart %d); %s is its own", count, run_folder.path)
-    return own
-
-
-def _find_checkpoint(
-    recipe: Recipe, run_folder: RunFolder, resume: str, ranks: Ranks, *, restarted: bool
-) -> Checkpoint | None:
-    """The checkpoint to go on from; all ranks take the one that rank 0 found."""
-    own_rows_of = (ranks.rank, ranks.world_size) if recipe.centres.placement == "sharded" else None
-    if restarted:
-        found = _newest_checkpoint(run_folder, own_rows_of, ranks)
-        if found is not None or resume == "auto":
-            return found
-    if resume == "none":
-        return None
-    if resume != "auto":
-        return load_checkpoint(resolve_checkpoint(resume), own_rows_of=own_rows_of)
-    return _newest_checkpoint(run_folder, own_rows_of, ranks)
-
-
-def _newest_checkpoint(run_folder: RunFolder, own_rows_of: tuple[int, int] | None, ranks: Ranks) -> Checkpoint | None:
-    found: list[Checkpoint] = []
-
-    def find() -> str:
-        newest, skipped = newest_valid_checkpoint(run_folder.path, own_rows_of=own_rows_of)
-        for bad, reason in skipped:
-            logger.warning("checkpoint %s is passed over: %s", bad, reason)
-        if newest is None and skipped:
-            raise CheckpointError(
-                f"{run_folder.path} holds {len(skipped)} checkpoint(s) and none is valid:\n  "
-                + "\n  ".join(reason for _, reason in skipped)
-                + "\n  Restore one of them, or move them away to start the run anew"
-            )
-        found.extend([] if newest is None else [newest])
-        return "" if newest is None else str(newest.path)
-
-    path = run_on_main(find, ranks)
-    if ranks.is_main or not path:
-        return found[0] if found else None
-    return load_checkpoint(path, own_rows_of=own_rows_of)
 
 
 def _restore(trainer: Trainer, checkpoint: Checkpoint, ranks: Ranks) -> None:

@@ -34,8 +34,9 @@ from typing import Any
 
 import torch
 
-from adadistill.loaders.errors import Refused
 from adadistill.core.checkpoints.files import list_checkpoints
+from adadistill.loaders.atomic_file import write_whole
+from adadistill.loaders.errors import Refused
 from adadistill.loaders.usable_cpus import usable_cpus
 
 _log = logging.getLogger(__name__)
@@ -161,8 +162,8 @@ class RunFolder:
             if earlier == text:
                 return
             number = 1 + len(list(self.path.glob("recipe.before-resume-*.yaml")))
-            _write_atomically(self.path / f"recipe.before-resume-{number}.yaml", earlier)
-        _write_atomically(self.recipe, text)
+            write_whole(self.path / f"recipe.before-resume-{number}.yaml", earlier)
+        write_whole(self.recipe, text)
 
     def _write_environment(self, environment: Mapping[str, Any]) -> None:
         content: dict[str, Any] = {**environment, "resumed": []}
@@ -170,7 +171,7 @@ class RunFolder:
             first = self._read_environment()
             if first is not None:
                 content = {**first, "resumed": [*first["resumed"], dict(environment)]}
-        _write_atomically(self.environment, json.dumps(content, indent=1) + "\n")
+        write_whole(self.environment, json.dumps(content, indent=1) + "\n")
 
     def _read_environment(self) -> dict[str, Any] | None:
         """The earlier starts; a damaged file must not keep a run from resuming, so it is moved aside."""
@@ -291,12 +292,3 @@ def _git(root: Path, *arguments: str) -> str | None:
     except (OSError, subprocess.TimeoutExpired):  # git is not installed, or its disk hangs
         return None
     return done.stdout.strip() if done.returncode == 0 else None
-
-
-def _write_atomically(path: Path, text: str) -> None:
-    partial = path.with_name(f".{path.name}.partial")
-    with open(partial, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)

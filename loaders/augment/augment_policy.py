@@ -124,14 +124,11 @@ class AugmentConfig:
         return any(self.probability(operation) > 0.0 for operation in OPERATIONS)
 
 
-_KEYLESS = PIXEL_RULES.keys() - {
-    key.name for key in fields(AugmentConfig) if key.metadata.get("hashed") == "if changed"
-}
+_KEYLESS = PIXEL_RULES.keys() - {key.name for key in fields(AugmentConfig)}
 if _KEYLESS:
     raise ImportError(
         "pixel rules without a key: AugmentConfig of loaders/augment/augment_policy.py needs, "
-        f"for each of {sorted(_KEYLESS)}, "
-        '`NAME: float | None = field(default=None, metadata={"hashed": "if changed"})`'
+        f"for each of {sorted(_KEYLESS)}, `NAME: float | None = None`"
     )
 
 

@@ -25,7 +25,7 @@ from adadistill.loaders.batch import Batch
 from adadistill.loaders.block_store.packed_images import PackedStore
 from adadistill.loaders.pipelines.batch_destination import batch_destination, hand_over
 from adadistill.loaders.pipelines.cpu_pipeline import CpuDecoding
-from adadistill.loaders.pipelines.dali_pipeline import DaliDecoding
+from adadistill.loaders.pipelines.dali_pipeline import DaliDecoding, require_dali
 from adadistill.loaders.pipelines.packed_pipeline import Exchange, PackedDecoding, SharedPackedPipeline
 from adadistill.loaders.pipelines.prefetch import prefetched
 from adadistill.loaders.pipelines.rank_steps import RankSteps, StepPlan
@@ -328,8 +328,7 @@ def _decoding(config: DataConfig, records: ImageSource, damaged: DamagedRecords,
     checked = CheckedRecords(records, config.image_size, limits=config.image_limits(), wrong_size=config.wrong_size)
     if config.decoder == "cpu":
         return CpuDecoding(checked, destination, damaged, threads=config.workers)
-    if config.decode_on == "gpu" and destination.device.type != "cuda":
-        raise ValueError(f"data.decode_on is gpu, but batches go to {destination.device}; set it to auto or cpu")
+    require_decoder(config, destination.device)
     return DaliDecoding(
         checked,
         destination,
@@ -339,6 +338,20 @@ def _decoding(config: DataConfig, records: ImageSource, damaged: DamagedRecords,
         decode_on_gpu=config.decode_on != "cpu",
         hw_decoder_load=config.hw_decoder_load,
     )
+
+
+def require_decoder(config: DataConfig, device: torch.device) -> None:
+    """See whether what decodes the images can run; nothing is opened.
+
+    Raises:
+        DaliMissingError: the recipe asks for DALI and it is not installed.
+        ValueError: DALI is to decode on a GPU, and batches go elsewhere.
+    """
+    if config.packed is not None or config.decoder != "dali":
+        return
+    require_dali()
+    if config.decode_on == "gpu" and device.type != "cuda":
+        raise ValueError(f"data.decode_on is gpu, but batches go to {device}; set it to auto or cpu")
 
 
 def open_store(config: DataConfig, records: ImageSource) -> PackedStore:

@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from adadistill.core.checkpoints import CheckpointError, list_checkpoints, load_checkpoint
-from adadistill.core.config.strict_yaml import RecipeError
-from adadistill.core.recipe import Recipe, dump_recipe, parse_recipe, recipe_differences, recipe_hash
+from adadistill.core.config.yaml_tree import YamlError
+from adadistill.core.recipe import Recipe, dump_recipe
 from adadistill.core.training.metrics_log import read_metrics
+from adadistill.core.training.resume import recipe_changes
 from adadistill.core.training.run_folder import RunFolder, redact_urls
 from adadistill.loaders.atomic_file import write_whole
 from adadistill.loaders.evaluation_sets.verification_pairs import verification_set_name
@@ -124,7 +125,7 @@ def read_state(run: PlannedRun) -> RunState:
     """
     folder = RunFolder(run.folder)
     if folder.recipe.exists():
-        _refuse_differences(run, _differences(folder.recipe, run.recipe))
+        _refuse_differences(run, _differences(folder.recipe.read_bytes(), folder.recipe, run.recipe))
     saved = list_checkpoints(run.folder)
     if not saved:
         return RunState("begun", "begun, nothing saved yet") if folder.recipe.exists() else RunState("new", "not begun")
@@ -132,8 +133,7 @@ def read_state(run: PlannedRun) -> RunState:
         checkpoint = load_checkpoint(saved[-1], model_only=True)
     except CheckpointError:
         return RunState("begun", "begun; its newest checkpoint is damaged")
-    if checkpoint.state.get("recipe_hash") != recipe_hash(run.recipe):
-        _refuse_differences(run, ["its newest checkpoint has another recipe hash"])
+    _refuse_differences(run, _differences(str(checkpoint.state.get("recipe", "")), checkpoint.path, run.recipe))
     position = checkpoint.state.get("position")
     epoch, epochs = position.get("epoch") if isinstance(position, dict) else None, run.recipe.optim.epochs
     if epoch != epochs:
@@ -163,14 +163,12 @@ def _refuse_differences(run: PlannedRun, differences: list[str]) -> None:
         )
 
 
-def _differences(saved: Path, recipe: Recipe) -> list[str]:
-    """What differs between a saved recipe and one of now, secrets in URLs left out on both sides."""
-    now = parse_recipe(redact_urls(dump_recipe(recipe)))
+def _differences(stored: str | bytes, where: Path, recipe: Recipe) -> list[str]:
+    """What differs between a stored recipe and one of now, key by key."""
     try:
-        there = parse_recipe(saved.read_bytes(), source=str(saved))
-    except RecipeError as error:
+        return recipe_changes(stored, recipe, source=str(where))
+    except YamlError as error:
         raise AblationError([f"{error}\n  It is the record of what was begun there; give another --out"]) from error
-    return [] if recipe_hash(there) == recipe_hash(now) else recipe_differences(there, now)
 
 
 def _evaluations(metrics: Path, *, step: int) -> dict[str, dict[str, Any]]:

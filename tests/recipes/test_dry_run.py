@@ -42,8 +42,9 @@ def ms1mv2(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("ms1mv2")
     data = folder / "data" / "ms1mv2"
     write_synthetic_records(data, SyntheticFacesConfig(image_size=112, identities=20, images_per_identity=20))
+    write_tiny_records(folder / "small")
     for name in ("lfw", "cfp_fp", "agedb_30", "calfw", "cplfw", "vgg2_fp"):
-        (data / f"{name}.bin").write_bytes(b"looked for, not read")
+        shutil.copy(folder / "small" / "pairs.bin", data / f"{name}.bin")
     return folder
 
 
@@ -133,11 +134,11 @@ def test_all_problems_are_listed_not_the_first(
     said = "\n".join(found["problems"])
     for expected in (
         "--profile-steps needs a tool",
-        "elsewhere.rec is not there",
+        "no record file and no folder at",
         "apex",
-        "none.onnx is not there",
-        "none.bin is not there",
-        "pairs.bin is no folder",
+        "none.onnx is not a file",
+        "none.bin; check the recipe",
+        "pairs.bin is not a folder",
         "already holds a run",
     ):
         assert expected in said, said
@@ -150,36 +151,43 @@ def test_all_problems_are_listed_not_the_first(
         (["teacher.embeddings=FOLDER/pairs.bin"], "pairs.bin"),
         (["student.embedding_dim=32"], "16-d embeddings, the student's"),
         (["teacher.embeddings=null", "teacher.cache=FOLDER"], "no cache at"),
-        (["teacher.embeddings=null", "teacher.weights=FOLDER/none.pth"], "none.pth is not there"),
-        (["teacher.embeddings=null", "teacher.checkpoint=FOLDER"], "holds no valid checkpoint"),
+        (["teacher.embeddings=null", "teacher.weights=FOLDER/none.pth"], "none.pth"),
+        (["teacher.embeddings=null", "teacher.checkpoint=FOLDER"], "holds no valid one"),
         (
             ["teacher.embeddings=null", "teacher.checkpoint=FOLDER/trained", "student.embedding_dim=32"],
-            "has embedding_dim 16",
+            "gives 16-d embeddings",
         ),
         (["teacher.embeddings=null", "teacher.cvlface=no such thing"], "no repository `owner/name` on the Hub"),
         (["data.packed=FOLDER"], "packed"),
         (["data.global_batch_size=100"], "48 image records do not fill one global batch of 100"),
-        (["data.records=FOLDER/empty.rec"], "empty"),
+        (["data.micro_batch_size=3"], "data.micro_batch_size 3 does not divide"),
+        (["data.records=FOLDER/empty.rec"], "empty.rec"),
         (["data.records=FOLDER/teacher.npy"], "teacher.npy"),
-        ([f"data.records={'x' * 5000}"], "is not there"),
+        ([f"data.records={'x' * 5000}"], "xxx"),
         (["data.seal=require"], "seal"),
         (["data.image_size=16"], "begins with an image of 32 x 32"),
         (["data.image_size=48"], "begins with an image of 32 x 32"),
-        (["centres.kind=frozen", "centres.path=FOLDER/none", "teacher=null", "geometry_margin.mode=off"], "none is"),
+        (["centres.kind=frozen", "centres.path=FOLDER/none", "teacher=null", "geometry_margin.mode=off"], "none: no s"),
+        (["evaluation.tinyface=[FOLDER]"], "nor folders Probe, Gallery_Match"),
+        (["optim.backend=apex"], "apex"),
         (["optim.lr=0", "head.margn=1"], "unknown key `head.margn`"),
     ],
 )
-def test_what_does_not_fit_is_named(
+def test_what_a_start_refuses_the_dry_run_names_in_the_same_sentence(
     tiny: Path, trained: Path, capsys: pytest.CaptureFixture[str], overrides: list[str], said: str
 ) -> None:
     (tiny / "empty.rec").write_bytes(b"")
     before = snapshot(tiny)
     filled = [override.replace("FOLDER", str(tiny)) for override in overrides]
+    command = [str(tiny / "recipe.yaml"), *filled, "--out", str(tiny / "new")]
 
-    code, found = dry(capsys, str(tiny / "recipe.yaml"), *filled, "--out", str(tiny / "new"))
+    code, found = dry(capsys, *command)
 
     assert code == 2
     assert said in "\n".join(found["problems"]), found["problems"]
+    assert train.main([*command, "--device", "cpu"]) != 0
+    first = found["problems"][0].removeprefix(f"{tiny / 'recipe.yaml'}: ")
+    assert first in capsys.readouterr().err
     assert snapshot(tiny) == before
 
 
@@ -204,7 +212,7 @@ def test_resume_auto_names_the_checkpoint_that_it_would_go_on_from(
     model.write_bytes(model.read_bytes()[:-1])
     code, found = dry(capsys, str(tiny / "recipe.yaml"), "--out", str(run), "--resume", "auto")
     assert (code, found["resume"]["step"]) == (0, 6)
-    assert any("step-00000012 would be passed over" in note for note in found["notes"])
+    assert any("step-00000012 is passed over" in note for note in found["notes"])
 
     (run / "checkpoints" / "step-00000006" / "model.safetensors").unlink()
     code, found = dry(capsys, str(tiny / "recipe.yaml"), "--out", str(run), "--resume", "auto")
@@ -233,7 +241,7 @@ def test_a_run_folder_that_cannot_be_made_is_a_problem(tiny: Path, capsys: pytes
         code, found = dry(capsys, str(tiny / "recipe.yaml"), "--out", str(out))
         assert code == 2
         assert len(found["problems"]) == 1
-        assert "is a file" in found["problems"][0]
+        assert "recipe.yaml is no folder" in found["problems"][0]
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="nothing is read-only for root")

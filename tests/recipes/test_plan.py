@@ -8,20 +8,44 @@ from pathlib import Path
 import pytest
 from tiny_training import tiny_recipe, write_tiny_records
 
-from adadistill.core.recipe import dump_recipe
+from adadistill.core.device_kinds import DEVICES
+from adadistill.core.memory import Setting
+from adadistill.core.recipe import dump_recipe, load_recipe, shipped_recipes
 from adadistill.recipes import cli, plan
 
 MS1MV2 = ("ms1mv2_ir50_to_mobilefacenet", "--images", "5822653", "--identities", "85742")
 
 
-def test_the_table_says_what_it_rests_on_and_that_it_is_no_measurement(capsys: pytest.CaptureFixture[str]):
+@pytest.mark.parametrize("name", sorted(shipped_recipes()))
+def test_every_shipped_recipe_can_be_planned(name: str):
+    for kind in ("h200", "cpu"):
+        setting = Setting(kind=DEVICES[kind], memory_gb=400.0, images=5_822_653, identities=85_742)
+        found = plan.make_plan(load_recipe(name), setting)
+        assert found.memory.fits
+        assert found.reasons
+
+
+def test_the_table_says_memory_and_what_was_measured_and_predicts_no_time(capsys: pytest.CaptureFixture[str]):
     assert cli.main(["plan", *MS1MV2, "--gpu", "h200", "--gpus", "16"]) == 0
     said = capsys.readouterr().out
-    for expected in ("16 x h200 on 2 nodes", "bottleneck: ", "memory of a device", "26 epochs", "not a measurement"):
+    for expected in ("16 x h200", "384 over 16", "memory of a device", "measured on h200\n  nothing of this recipe"):
         assert expected in said
+    assert said.endswith("not a measurement. Times are not predicted; `adadistill bench step` measures them.\n")
     rests_on = said.split("rests on\n")[1].split("\n\n")[0].splitlines()
-    assert len(rests_on) > 5
-    assert all(line.split()[0] in ("measured", "assumed") and "(" in line for line in rests_on)
+    assert len(rests_on) > 3
+    assert all(line.split()[0] == "assumed" and "(" in line for line in rests_on)
+
+
+def test_trainable_centres_are_sharded_only_where_they_do_not_fit(capsys: pytest.CaptureFixture[str]):
+    teacher = ("ms1mv2_ir50_adaface_teacher", "--gpu", "h200", "--gpus", "8", "--images", "5822653", "--json")
+    found = []
+    for identities in ("85742", "20000000"):
+        assert plan.main([*teacher, "--identities", identities]) == 0
+        found.append(json.loads(capsys.readouterr().out))
+    assert [one["placement"] for one in found] == ["replicated", "sharded"]
+    assert "do not fit" in found[1]["reasons"][-1]
+    assert "sharded centres" in found[1]["bytes_by_part"]
+    assert found[1]["memory_gb"]["centres"] == pytest.approx(20 * 20e6 * 512 / 8 / 1e9)
 
 
 def test_json_holds_the_same(capsys: pytest.CaptureFixture[str]):
@@ -66,6 +90,10 @@ def test_images_and_identities_are_counted_in_the_records(tmp_path: Path, capsys
         ((*MS1MV2, "--gpu", "h200", "--rows", "missing.jsonl"), "missing.jsonl"),
         ((*MS1MV2, "--gpu", "a100", "--memory-gb", "4"), "images a device need"),
         ((*MS1MV2, "heat=1", "--gpu", "h200"), "unknown key"),
+        ((*MS1MV2, "--gpu", "h200", "--network-gbit", "100"), "Times are not predicted"),
+        (("ms1mv2_ir50_to_mobilefacenet", "--gpu", "h200", "--images", "9", "--identities", "3"), "than the 9 images"),
+        ((*MS1MV2, "data.micro_batch_size=300", "--gpu", "h200"), "300 does not divide"),
+        ((*MS1MV2, "--gpu", "h200", "--memory-gb", "nan"), "memory_gb must be positive"),
     ],
 )
 def test_what_is_wrong_is_said_and_exits_2(arguments: tuple[str, ...], said: str, capsys: pytest.CaptureFixture[str]):

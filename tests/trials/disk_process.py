@@ -55,7 +55,7 @@ class _Damage(Protocol):
 class _FullDisk:
     """A small tmpfs: filled up to a random byte, or from a random moment on."""
 
-    what, reason = "disk full, from the start or suddenly", "No space left on device"
+    what, reason = "disk full, from the start or suddenly", "No space left on device|too little room"
 
     def __init__(self, folder: Path) -> None:
         self.disk = folder

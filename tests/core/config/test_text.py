@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 
 import pytest
 import yaml
 
-from adadistill.core.config.text import canonical_json, config_differences, dump_config, dump_value, leaf_keys
+from adadistill.core.config.text import (
+    canonical_json,
+    config_differences,
+    dump_config,
+    dump_value,
+    leaf_keys,
+    plain_values,
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -44,7 +50,7 @@ def test_a_dump_has_every_value_in_the_order_of_the_fields() -> None:
 def test_a_dump_is_also_what_other_yaml_readers_understand(name: str) -> None:
     config = Outer(name=name, clip_norm=1e22, maybe=Inner(rates=(1e-7, 0.5)))
 
-    assert yaml.safe_load(dump_config(config)) == json.loads(canonical_json(config))
+    assert yaml.safe_load(dump_config(config)) == plain_values(config)
 
 
 def test_whole_numbers_and_negative_zero_do_not_change_the_canonical_json() -> None:
@@ -54,6 +60,12 @@ def test_whole_numbers_and_negative_zero_do_not_change_the_canonical_json() -> N
     assert by_hand == as_read
     assert canonical_json(by_hand) == canonical_json(as_read)
     assert dump_config(by_hand) == dump_config(as_read)
+
+
+def test_the_canonical_json_holds_what_does_not_stand_at_its_default() -> None:
+    assert canonical_json(Outer(name="a", inner=Inner(lr=0.2))) == '{"inner":{"lr":0.2},"name":"a"}'
+    assert canonical_json(Outer(name="a", maybe=Inner())) == '{"maybe":{},"name":"a"}', "absent is something else"
+    assert canonical_json(Outer(name="a", inner=Inner())) == '{"name":"a"}'
 
 
 def test_differences_name_the_dotted_key_and_both_values() -> None:

@@ -111,7 +111,7 @@ def test_a_file_that_vanishes_in_training_is_damage_and_no_crash(data: Path, fac
     opened = ImageFolder(faces)
     assert len(opened) == 48
     (faces / "000002" / "00000019.jpg").unlink()
-    monkeypatch.setattr("adadistill.core.training.run.named_records", lambda config: opened)
+    monkeypatch.setattr("adadistill.core.training.opening.named_records", lambda config: opened)
     with pytest.raises(ImageFileError, match=r"record 19: it cannot be read: No such file or directory"):
         _train(data, tmp_path / "run", data__records=faces)
 

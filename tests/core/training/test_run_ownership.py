@@ -18,7 +18,7 @@ from adadistill.core.recipe import dump_recipe
 from adadistill.core.training import compiler_check, run
 from adadistill.core.training.compiler_check import CompileError
 from adadistill.core.training.folder_owner import owned_folder, this_launch
-from adadistill.core.training.resume import ResumeError
+from adadistill.core.training.resume import ResumeError, refuse_other_beginning
 from adadistill.core.training.run import run_training
 from adadistill.core.training.run_folder import RunFolder, RunFolderError
 from adadistill.recipes import train
@@ -101,9 +101,9 @@ def test_a_password_that_was_left_out_is_no_difference(data: Path, tmp_path: Pat
     recipe = tiny_recipe(data, teacher__embeddings="http://user:word@host/x")
     folder.start(recipe_yaml=dump_recipe(recipe), environment={}, resuming=False)
     assert "word" not in folder.recipe.read_text()
-    run.refuse_other_beginning(recipe, folder, None, [])
+    refuse_other_beginning(recipe, folder, None, [])
     with pytest.raises(ResumeError, match="teacher"):
-        run.refuse_other_beginning(tiny_recipe(data), folder, None, [])
+        refuse_other_beginning(tiny_recipe(data), folder, None, [])
 
 
 @pytest.mark.parametrize("kind", [RuntimeError, CompileError])
@@ -147,7 +147,6 @@ def test_a_machine_without_a_compiler_is_refused_before_the_folder_is_made(
         raise CompileError("no compiler, or set compile=off")
 
     monkeypatch.setattr(compiler_check, "try_compilers", none)
-    monkeypatch.setattr("adadistill.core.launch_check.other_files.try_compilers", none)
     command = [str(data / "recipe.yaml"), "compile=default", "--out", str(tmp_path / "run"), "--device", "cpu"]
     for dry in ([], ["--dry-run"]):
         assert train.main([*command, *dry]) == 2

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from adadistill.core.backbones import BackboneConfig
-from adadistill.core.cost_model.devices import DeviceModel
+from adadistill.core.device_kinds import DeviceKind
 
 _OUR_SOFTMAX_FORMS = ("torch", "chunks", "fused")
 _MOST_BYTES = 64 << 20
@@ -40,7 +40,7 @@ class MeasuredRows:
         OSError: a file cannot be read.
     """
 
-    def __init__(self, files: Iterable[Path], device: DeviceModel) -> None:
+    def __init__(self, files: Iterable[Path], device: DeviceKind) -> None:
         self._device = device
         self._rows = [row for file in files for row in _read(file) if _is_of(row, device)]
 
@@ -158,7 +158,7 @@ def _read(file: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def _is_of(row: dict[str, Any], device: DeviceModel) -> bool:
+def _is_of(row: dict[str, Any], device: DeviceKind) -> bool:
     names = row.get("devices")
     names = [str(name) for name in names] if isinstance(names, list) else []
     if device.is_cpu:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from adadistill.core.backbones import BACKBONE_NAMES, BackboneConfig, build_backbone
-from adadistill.core.cost_model.network_cost import network_cost
+from adadistill.core.network_cost import network_cost
 
 # Multiply-accumulates, parameters, and bfloat16 traffic of a fused and of an unfused forward pass, each counted apart
 # from this code from the public definitions at 112 x 112 (insightface's networks and AdaDistill's MobileFaceNet).

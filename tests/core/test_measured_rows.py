@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from adadistill.core.backbones import BackboneConfig
-from adadistill.core.cost_model.devices import DEVICES
-from adadistill.core.cost_model.measured_rows import MeasuredRows
+from adadistill.core.device_kinds import DEVICES
+from adadistill.core.measured_rows import MeasuredRows
 
 H200, CPU = DEVICES["h200"], DEVICES["cpu"]
 GPU = {"devices": ["NVIDIA H200"], "device": "cuda", "commit": "0123456789abcdef", "date": "2026-11-20T00:00:00"}
@@ -49,6 +49,10 @@ def test_rows_of_a_fed_step_are_no_rows_of_the_step(tmp_path: Path):
     now = {**GPU, **STEP, "bench": "step", "way": "replayed"}
     fed = {**now, "way": "fed", "batch_size": 1024, "step_ms": 900.0}
     assert _student(_rows(tmp_path, [now, fed])) == pytest.approx(0.1 / 512)
+
+
+def test_rows_of_steps_in_parts_are_no_rate_of_whole_ones(tmp_path: Path):
+    assert _student(_rows(tmp_path, [{**GPU, **STEP, "micro_batch_size": 8}])) is None
 
 
 def test_the_largest_problem_counts_then_the_newest_row(tmp_path: Path):

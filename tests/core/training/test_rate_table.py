@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from adadistill.core.launch_check.rate_table import rate_table
 from adadistill.core.training.optimiser import OptimConfig, learning_rate
+from adadistill.core.training.rate_table import rate_table
 
 STEP = OptimConfig(epochs=26, milestones=(7, 13, 19, 24), warmup_epochs=1.0)
 POLYNOMIAL = OptimConfig(epochs=20, schedule="polynomial", warmup_epochs=2.5, warmup="linear", lr=0.4)
