@@ -19,7 +19,7 @@ from adadistill.core.method.frozen_centres import FrozenCentres
 from adadistill.core.method.geometry_margin import GeometryMarginConfig, geometry_rule
 from adadistill.core.method.heads import HeadConfig, head_rule, margins
 from adadistill.core.method.norm_statistics import NormStatistics, updated_norm_statistics
-from adadistill.core.method.objective import GlobalSamples, ObjectiveStep
+from adadistill.core.method.objective import ObjectiveStep
 from adadistill.core.method.regression import RegressionConfig
 from adadistill.core.method.sharded_centres import ShardedCentres
 from adadistill.core.method.shared_facts import (
@@ -82,11 +82,9 @@ class ClassificationObjective(CentresAndStatistics[TrainableCentres | ShardedCen
         if isinstance(centres, TrainableCentres):
             centres.class_centres.register_post_accumulate_grad_hook(self._begin_average)
 
-    def step(
-        self, embeddings: Tensor, batch: Batch, samples: GlobalSamples, *, fractional_epoch: float, stop: bool
-    ) -> ObjectiveStep:
+    def step(self, embeddings: Tensor, batch: Batch, *, fractional_epoch: float, stop: bool) -> ObjectiveStep:
         """See `Objective.step`."""
-        own = None if self.teacher is None else own_teacher_embeddings(self.teacher, batch, samples, self.ranks)
+        own = None if self.teacher is None else own_teacher_embeddings(self.teacher, batch, self.ranks)
         student = directions(embeddings, own)
         lesson = None if own is None else Lesson(own, student.teacher_cosine)
         shared = SharedFacts.gather(student.teacher_cosine, student.quality, batch, stop=stop, ranks=self.ranks)

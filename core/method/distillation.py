@@ -16,7 +16,7 @@ from adadistill.core.method.class_centres import AdaptiveCentres, CentreStep
 from adadistill.core.method.geometry_margin import GeometryMarginConfig, geometry_rule
 from adadistill.core.method.heads import HeadConfig, head_rule
 from adadistill.core.method.norm_statistics import NormStatistics
-from adadistill.core.method.objective import GlobalSamples, ObjectiveStep
+from adadistill.core.method.objective import ObjectiveStep
 from adadistill.core.method.regression import RegressionConfig
 from adadistill.core.method.shared_facts import (
     NO_REGRESSION,
@@ -73,11 +73,9 @@ class DistillationObjective(CentresAndStatistics[AdaptiveCentres]):
         self.regression = regression
         self._proposed: tuple[CentreStep, SlowCentreStep | None, NormStatistics] | None = None
 
-    def step(
-        self, embeddings: Tensor, batch: Batch, samples: GlobalSamples, *, fractional_epoch: float, stop: bool
-    ) -> ObjectiveStep:
+    def step(self, embeddings: Tensor, batch: Batch, *, fractional_epoch: float, stop: bool) -> ObjectiveStep:
         """See `Objective.step`."""
-        teacher_global = global_teacher_embeddings(self.teacher, batch, samples, self.ranks)  # (G, D)
+        teacher_global = global_teacher_embeddings(self.teacher, batch, self.ranks)  # (G, D)
         own_teacher = local_slice(teacher_global, self.ranks)  # (B, D)
         student = directions(embeddings, own_teacher)
         lesson = Lesson(own_teacher, student.teacher_cosine)

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from adadistill.core.checkpoints import RowArray
 from adadistill.core.distributed import Ranks
-from adadistill.core.method.objective import GlobalSamples, ObjectiveStep
+from adadistill.core.method.objective import ObjectiveStep
 from adadistill.core.method.regression import RegressionConfig
 from adadistill.core.method.shared_facts import (
     Lesson,
@@ -35,11 +35,9 @@ class RegressionObjective:
         self.teacher = teacher
         self.ranks = ranks
 
-    def step(
-        self, embeddings: Tensor, batch: Batch, samples: GlobalSamples, *, fractional_epoch: float, stop: bool
-    ) -> ObjectiveStep:
+    def step(self, embeddings: Tensor, batch: Batch, *, fractional_epoch: float, stop: bool) -> ObjectiveStep:
         """See `Objective.step`."""
-        own = own_teacher_embeddings(self.teacher, batch, samples, self.ranks)
+        own = own_teacher_embeddings(self.teacher, batch, self.ranks)
         student = directions(embeddings, own)
         lesson = Lesson(own, student.teacher_cosine)
         shared = SharedFacts.gather(lesson.cosine, student.quality, batch, stop=stop, ranks=self.ranks)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from adadistill.core.distributed import Ranks, gather_rows
 from adadistill.core.method.norm_statistics import NormStatistics
-from adadistill.core.method.objective import GlobalSamples, ObjectiveStep
+from adadistill.core.method.objective import ObjectiveStep
 from adadistill.core.method.regression import RegressionConfig, cosine_regression
 from adadistill.core.teachers import ImageTeacher, RecordTeacher
 from adadistill.kernels.head_prologue import (
@@ -29,20 +29,20 @@ Teacher: TypeAlias = ImageTeacher | RecordTeacher
 
 
 @in_range("teacher")
-def global_teacher_embeddings(teacher: Teacher, batch: Batch, samples: GlobalSamples, ranks: Ranks) -> Tensor:
+def global_teacher_embeddings(teacher: Teacher, batch: Batch, ranks: Ranks) -> Tensor:
     """(G, D) unit embeddings of the global batch: gathered from a network, read from a store."""
     if isinstance(teacher, ImageTeacher):
         return gather_rows(teacher.embed(batch.images), ranks)
-    return teacher.rows(samples.record_ids, samples.mirrored, samples.view)
+    return teacher.rows(batch.global_record_ids, batch.global_mirrored, batch.view)
 
 
 @in_range("teacher")
-def own_teacher_embeddings(teacher: Teacher, batch: Batch, samples: GlobalSamples, ranks: Ranks) -> Tensor:
+def own_teacher_embeddings(teacher: Teacher, batch: Batch, ranks: Ranks) -> Tensor:
     """(B, D) unit embeddings of this rank's samples, without communication."""
     if isinstance(teacher, ImageTeacher):
         return teacher.embed(batch.images)
     own = slice(ranks.rank * len(batch.labels), (ranks.rank + 1) * len(batch.labels))
-    return teacher.rows(samples.record_ids[own], samples.mirrored[own], samples.view)
+    return teacher.rows(batch.global_record_ids[own], batch.global_mirrored[own], batch.view)
 
 
 @dataclass(frozen=True, slots=True)

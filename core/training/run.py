@@ -472,7 +472,6 @@ def _loop_config(recipe: Recipe, parts: _Parts, device: torch.device) -> LoopCon
         evaluate_large_every_epochs=recipe.evaluation.large_every_epochs,
         evaluation_batch_size=recipe.evaluation.batch_size,
         checkpoint=recipe.checkpoint,
-        augmentation=parts.augmentation,
         compiles=recipe.compile != "off" or device.type == "cuda",  # where a teacher is compiled unasked
     )
 
