@@ -13,6 +13,7 @@ import torch
 from tests_support import golden_files
 from torch import Tensor
 
+from head_step import geometry_term
 from adadistill.core.distributed import Ranks
 from adadistill.core.method.centre_files import stored_centres
 from adadistill.core.method.class_centres import (
@@ -25,13 +26,13 @@ from adadistill.core.method.class_centres import (
 from adadistill.core.method.classification import ClassificationObjective
 from adadistill.core.method.distillation import DistillationObjective
 from adadistill.core.method.frozen_centres import FrozenCentres
-from adadistill.core.method.geometry_margin import GeometryMarginConfig, geometry_term
+from adadistill.core.method.geometry_margin import GeometryMarginConfig
 from adadistill.core.method.heads import HeadConfig, directions, margins
 from adadistill.core.method.norm_statistics import NormStatistics, updated_norm_statistics
 from adadistill.core.method.objective import Objective
 from adadistill.core.method.regression import RegressionConfig
 from adadistill.core.method.regression_alone import RegressionObjective
-from adadistill.core.method.shared_facts import own_teacher_embeddings
+from adadistill.core.method.lesson import own_teacher_embeddings
 from adadistill.core.method.slow_centres import SlowCentres
 from adadistill.kernels.margin_softmax import margin_softmax_reference
 from adadistill.loaders.batch import Batch
@@ -176,10 +177,10 @@ def test_a_stop_request_is_reported():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_labels_survive_the_trip_through_the_gathered_floats(dtype: torch.dtype):
     labels = torch.tensor([-1, 0, 1, 2, 16_777_217, 2_059_905, 7, 2**31 - 1])
-    from adadistill.core.method.shared_facts import SharedFacts
+    from adadistill.core.method.gathered_facts import GatheredFacts
 
     zeros = torch.zeros(8, dtype=dtype)
-    assert torch.equal(SharedFacts.gather(zeros, zeros, _batch(labels, dtype), stop=False, ranks=RANKS).labels, labels)
+    assert torch.equal(GatheredFacts.gather(zeros, zeros, _batch(labels, dtype), stop=False, ranks=RANKS).labels, labels)
 
 
 def test_state_round_trips():
