@@ -13,12 +13,11 @@ from typing import Literal
 
 from adadistill.core.checkpoints import CheckpointError
 from adadistill.core.distributed import LaunchError
-from adadistill.core.metrics_mirror import MirrorError
 from adadistill.core.training.run_folder import RunFolderError
 
 # What a launch ends with, exit code 2 or 1, when something named in the recipe is not as it should be. RecordError,
 # TeacherError, CacheError and PackError are ValueErrors, a missing DALI is an ImportError.
-_REFUSALS = (MirrorError, ValueError, OSError, ImportError, CheckpointError, LaunchError, RunFolderError)
+_REFUSALS = (ValueError, OSError, ImportError, CheckpointError, LaunchError, RunFolderError)
 
 Presence = Literal["there", "missing", "optional", "download"]
 

@@ -45,7 +45,6 @@ from adadistill.core.method.objective import Objective
 from adadistill.core.method.regression_alone import RegressionObjective
 from adadistill.core.method.sharded_centres import ShardedCentres
 from adadistill.core.method.slow_centres import SlowCentres, slow_centres_dtype
-from adadistill.core.metrics_mirror import MetricsMirror, MirrorConfig
 from adadistill.core.precision import Precision, resolve_precision
 from adadistill.core.profiling import ProfileRequest, StepProfile, open_profile
 from adadistill.core.recipe import (
@@ -63,6 +62,7 @@ from adadistill.core.training.compiler_check import compile_failures_told, requi
 from adadistill.core.training.folder_owner import Launch, owned_folder, refuse_owned, this_launch
 from adadistill.core.training.heartbeat import HEARTBEAT
 from adadistill.core.training.metrics_log import MetricsFile
+from adadistill.core.training.metrics_sinks import FINISHED_GRACE_S, STOPPED_GRACE_S, MetricsSinks, require_sinks
 from adadistill.core.training.non_finite import NonFiniteGuard
 from adadistill.core.training.record_agreement import require_same_records, require_sound_labels
 from adadistill.core.training.restarts import agent_token, restart_count
@@ -212,8 +212,10 @@ def _train(
     step = _build_step(recipe, parts, ranks, student)
     pipeline = _build_pipeline(recipe, parts, ranks)
     going_on = checkpoint is not None or run_folder.metrics.exists()
-    mirror = MetricsMirror(run_folder.path, recipe.log.copies if ranks.is_main else MirrorConfig())
-    metrics_file = MetricsFile(run_folder.metrics if ranks.is_main else None, after_write=mirror.check)
+    sinks = MetricsSinks(run_folder.path)
+    if ranks.is_main:
+        sinks = MetricsSinks(run_folder.path, tensorboard=recipe.log.tensorboard, wandb=recipe.log.wandb)
+    metrics_file = MetricsFile(run_folder.metrics if ranks.is_main else None, after_write=sinks.write)
     token = broadcast_text(secrets.token_hex(8), ranks)
     writer = CheckpointWriter(
         run_folder.checkpoints,
@@ -254,12 +256,12 @@ def _train(
             return result
     finally:
         pipeline.close()
-        mirror.close(finished=finished)
+        sinks.close(within_s=FINISHED_GRACE_S if finished else STOPPED_GRACE_S)
 
 
 def _open_parts(recipe: Recipe, ranks: Ranks) -> _Parts:
     """Open every file the run reads; whatever is wrong with one is said here."""
-    recipe.log.copies.require_packages()
+    require_sinks(tensorboard=recipe.log.tensorboard, wandb=recipe.log.wandb)
     if recipe.deterministic:
         torch.use_deterministic_algorithms(True)
         torch.backends.cudnn.benchmark = False
