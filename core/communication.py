@@ -116,14 +116,6 @@ def runs_teacher(recipe: Recipe) -> bool:
     return recipe.teacher is not None and recipe.teacher.source is not None and recipe.teacher.cache is None
 
 
-def origin_transfers(*, parameters: int, num_classes: int, dim: int) -> list[Transfer]:
-    """What the published implementation hands over: gradients of the student and of centres that nobody trains."""
-    return [
-        Transfer(STUDENT_GRADIENT, "all_reduce", 4 * parameters),
-        Transfer(CENTRE_GRADIENT, "all_reduce", 4 * num_classes * dim),
-    ]
-
-
 def handed_bytes(transfers: Iterable[Transfer]) -> int:
     """Bytes of all transfers together."""
     return sum(transfer.bytes for transfer in transfers)

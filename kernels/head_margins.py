@@ -15,7 +15,7 @@ from typing import ClassVar, Final, Literal
 import torch
 from torch import Tensor
 
-from adadistill.kernels.margin_softmax import MarginGrad
+from adadistill.kernels.target_column import MarginGrad
 
 LEAST_NORM = 0.001
 MOST_NORM = 100.0

@@ -48,7 +48,7 @@ from adadistill.kernels.head_margins import (
     geometry_values,
     margins_of,
 )
-from adadistill.kernels.margin_softmax import TargetColumn, target_column
+from adadistill.kernels.target_column import TargetColumn, target_column
 from adadistill.kernels.triton_use import runs_triton
 
 LEAST_DIRECTED_NORM = 1e-8

@@ -22,7 +22,8 @@ from adadistill.kernels.head_prologue import (
     head_prologue,
     head_prologue_reference,
 )
-from adadistill.kernels.margin_softmax import TargetColumn, margin_softmax
+from adadistill.kernels.margin_softmax import margin_softmax
+from adadistill.kernels.target_column import TargetColumn
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
