@@ -375,44 +375,26 @@ def margin_softmax(
     inverse_lengths: Tensor | None = None,
     product_dtype: torch.dtype | None = None,
 ) -> MarginSoftmax:
-    """Per-sample margin softmax loss against all centres, by chunks of classes.
+    """Per-sample margin softmax loss against all centres, by chunks of classes; docs/kernels.md says more of the options.
 
     Args:
         unit_embeddings: (B, D) unit rows, any floating dtype; gets a gradient.
         unit_centres: (C, D) unit rows, C >= 1; gets a gradient only where it requires one.
         labels: (B,) int64 in [0, C), or -1 to ignore the row. Their range is checked where records are read.
-        angular: (B,) radians added to the target's angle. Detached.
-        additive: (B,) cosine subtracted from the target's. Detached.
-        logit_scale: s, multiplies the cosine.
-        cosine_limit: cosines are cut to [-limit, limit]; in (0, 1].
+        angular: (B,) radians added to the target's angle; additive: (B,) cosine subtracted from its. Detached.
+        logit_scale: s, multiplies cosines, which are cut to [-cosine_limit, cosine_limit], the limit in (0, 1].
         angle_limits: the margined angle is clipped to these radians; None leaves it alone.
-        margin_grad: "exact" or "straight_through", see the head of this file.
-        target_centres: (B, D) rows standing in for unit_centres[labels], e.g. from a wider master copy; not together
-            with centres that require a gradient.
-        chunk_classes: classes per chunk; None picks by device and B.
-        form: how the classes are swept. `torch`: plain torch with a running maximum, any device and dtype; `chunks`:
-            library products with a Triton pass between them; `fused`: one Triton kernel, for bfloat16 centres with D
-            a multiple of 16 up to 512. These two need logits that need no maximum (s up to about 70), and no float16.
-            `auto`: chunks where they can run, else torch.
-        shard: `unit_centres` are only this part of the classes, and every rank calls this with the embeddings, labels
-            and margins of the whole global batch: results are those of all classes, the same on every rank, and so is
-            the gradient to the embeddings; that to the centres is the shard's own. Not together with target_centres.
-        target: the target's column where it was made before (`head_prologue.py`), of these inputs and options; with it
-            come `target_centres` that are 0 for ignored rows, unless the centres require a gradient. Not with a shard.
-        inverse_lengths: (C,) float32 that make `unit_centres`, which are then of any length, unit rows; they are
-            multiplied into the columns, so that no second copy of the centres is needed. With `target_centres`.
-        product_dtype: bfloat16 rounds float32 operands of every product to it, sums stay float32; None reads embeddings
-            and centres as they are. The target's column is never rounded.
+        target_centres: (B, D) rows standing in for unit_centres[labels], for centres without gradient.
+        chunk_classes: classes per chunk, None picks by device and B; form: how they are swept, `auto` picks.
+        shard: `unit_centres` are only this part of the classes; every rank calls with the whole global batch.
+        target: the target's column where it was made before (`head_prologue.py`). Not with a shard.
+        inverse_lengths: (C,) float32 that make `unit_centres`, of any length, unit rows. With `target_centres`.
+        product_dtype: bfloat16 rounds float32 operands of every product to it; None reads them as they are.
 
     Raises:
         ValueError: shapes, dtypes or options disagree, or the form cannot take them.
-
-    Second derivatives are not available. Peak memory beside the inputs: two (B, D) and about three (B, chunk) tensors.
     """
-    check_tensors(
-        unit_embeddings, unit_centres, labels, angular, additive, target_centres=target_centres, target=target,
-        shard=shard,
-    )  # fmt: skip
+    check_tensors(unit_embeddings, unit_centres, labels, angular, additive, target_centres, target, shard)
     check_options(cosine_limit, angle_limits, margin_grad, chunk_classes)
     dtype = torch.promote_types(torch.promote_types(unit_embeddings.dtype, unit_centres.dtype), torch.float32)
     check_operands(unit_centres, target_centres, inverse_lengths, product_dtype, dtype)
@@ -421,35 +403,42 @@ def margin_softmax(
     operands = operand_dtype(unit_centres, dtype, product_dtype)
     settings = _Settings(logit_scale, cosine_limit, chunk_classes, form, operands, inverse_lengths)
     with torch.autocast(unit_embeddings.device.type, enabled=False):
-        valid = labels >= 0
         # An ignored row may hold anything, NaN included, and 0 * NaN would reach the centres' gradient.
-        embeddings = torch.where(valid[:, None], unit_embeddings.to(dtype), 0.0)  # (B, D)
+        embeddings = torch.where((labels >= 0)[:, None], unit_embeddings.to(dtype), 0.0)  # (B, D)
         if target is None:
             own, target_rows, cosine = _own_centres(embeddings, unit_centres, labels, target_centres, shard)
-            with torch.no_grad():
-                target = target_column(
-                    cosine,
-                    torch.where(valid, angular.to(dtype), 0.0),
-                    torch.where(valid, additive.to(dtype), 0.0),
-                    logit_scale,
-                    cosine_limit,
-                    angle_limits,
-                    margin_grad,
-                )
+            angular = torch.where(labels >= 0, angular.detach().to(dtype), 0.0)
+            additive = torch.where(labels >= 0, additive.detach().to(dtype), 0.0)
+            target = target_column(cosine, angular, additive, logit_scale, cosine_limit, angle_limits, margin_grad)
         else:
+            own, target_rows = labels, None if target_centres is None else target_centres.to(dtype)
             cosine, logit, slope, clamped = target
             target = TargetColumn(cosine.to(dtype), logit.to(dtype), slope.to(dtype), clamped)
-            own, target_rows = labels, None if target_centres is None else target_centres.to(dtype)
-        if unit_centres.requires_grad and torch.is_grad_enabled():
-            loss, probability = _TrainedCentres.apply(embeddings, unit_centres, own, target, settings, shard)
-        else:
-            loss, probability = _FixedCentres.apply(embeddings, unit_centres, own, target_rows, target, settings, shard)
-        return MarginSoftmax(
-            loss=torch.where(valid, loss, 0.0),
-            target_cosine=target.cosine,
-            target_probability=torch.where(valid, probability, 0.0),
-            clamped=target.clamped & valid,
-        )
+        return _softmax(embeddings, unit_centres, labels, own, target_rows, target, settings, shard)
+
+
+def _softmax(
+    embeddings: Tensor,
+    centres: Tensor,
+    labels: Tensor,
+    own: Tensor,
+    target_rows: Tensor | None,
+    target: TargetColumn,
+    settings: _Settings,
+    shard: ClassShard | None,
+) -> MarginSoftmax:
+    """The softmax of rows whose own centre is row `own` here (-1: none) and holds `target_rows`."""
+    if centres.requires_grad and torch.is_grad_enabled():
+        loss, probability = _TrainedCentres.apply(embeddings, centres, own, target, settings, shard)
+    else:
+        loss, probability = _FixedCentres.apply(embeddings, centres, own, target_rows, target, settings, shard)
+    valid = labels >= 0
+    return MarginSoftmax(
+        loss=torch.where(valid, loss, 0.0),
+        target_cosine=target.cosine,
+        target_probability=torch.where(valid, probability, 0.0),
+        clamped=target.clamped & valid,
+    )
 
 
 @torch.no_grad()

@@ -21,7 +21,6 @@ def check_tensors(
     labels: Tensor,
     angular: Tensor,
     additive: Tensor,
-    *,
     target_centres: Tensor | None,
     target: TargetColumn | None,
     shard: ClassShard | None,
