@@ -47,7 +47,6 @@ from adadistill.core.method.distillation import DistillationObjective
 from adadistill.core.method.geometry_margin import GeometryMarginConfig
 from adadistill.core.method.heads import HeadConfig
 from adadistill.core.method.norm_statistics import NormStatistics
-from adadistill.core.method.objective import GlobalSamples
 from adadistill.core.precision import resolve_precision
 from adadistill.core.teachers.stored_embeddings import StoredEmbeddings
 from adadistill.core.training.non_finite import GuardConfig, NonFiniteGuard
@@ -174,9 +173,8 @@ def our_steps(
     )
     batches = [_batch(*parts, formats.image_dtype) for parts in zip(faces.images, faces.labels, faces.record_ids)]  # noqa: B905
     while True:
-        for batch, ids in zip(batches, faces.record_ids, strict=True):
-            samples = GlobalSamples(record_ids=ids, mirrored=np.zeros(batch_size, dtype=bool))
-            out = step.run(batch, samples, lr=_LR, fractional_epoch=_EPOCH, global_step=0, stop=False)
+        for batch in batches:
+            out = step.run(batch, lr=_LR, fractional_epoch=_EPOCH, global_step=0, stop=False)
             yield out.metrics["loss"]
 
 
@@ -188,6 +186,8 @@ def _batch(images: Tensor, labels: Tensor, ids: npt.NDArray[np.int64], dtype: to
         mirrored=torch.zeros(len(labels), dtype=torch.bool, device=labels.device),
         epoch=0,
         step=0,
+        global_record_ids=ids,
+        global_mirrored=np.zeros(len(ids), dtype=bool),
     )
 
 

@@ -36,7 +36,7 @@ from adadistill.bench.image_sources import synthetic_records, tiled_records
 from adadistill.bench.report.row_sets import machine
 from adadistill.bench.rows import append_row, read_rows, results_folder, spread
 from adadistill.bench.timing import drain
-from adadistill.core.profiling.trace_summary import covered
+from adadistill.core.profiling.summary import covered
 from adadistill.core.teachers import record_binding
 from adadistill.loaders.augment.augment_image import augment_image
 from adadistill.loaders.augment.augment_policy import Augmentation, AugmentConfig

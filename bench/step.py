@@ -51,7 +51,6 @@ from adadistill.core.method.distillation import DistillationObjective
 from adadistill.core.method.geometry_margin import GeometryMarginConfig
 from adadistill.core.method.heads import HeadConfig
 from adadistill.core.method.norm_statistics import NormStatistics
-from adadistill.core.method.objective import GlobalSamples
 from adadistill.core.precision import Precision, resolve_precision
 from adadistill.core.training.non_finite import GuardConfig, NonFiniteGuard
 from adadistill.core.training.optimiser import OptimConfig
@@ -103,7 +102,7 @@ def build_step(
     *, arch: str, width: float, image_size: int, batch_size: int, identities: int, precision: str,
     device: torch.device, compile_student: CompileMode = "off", optimiser: Literal["torch", "apex"] = "torch",
     parts: int = 1,
-) -> tuple[TrainingStep, Batch, GlobalSamples]:  # fmt: skip
+) -> tuple[TrainingStep, Batch]:  # fmt: skip
     """A training step and a batch of noise to run it on."""
     formats = resolve_precision(precision, device)  # type: ignore[arg-type]
     ranks = Ranks(device=device)
@@ -138,12 +137,13 @@ def build_step(
         mirrored=torch.zeros(batch_size, dtype=torch.bool, device=device),
         epoch=0,
         step=0,
+        global_record_ids=np.arange(batch_size),
+        global_mirrored=np.zeros(batch_size, dtype=bool),
     )
-    samples = GlobalSamples(record_ids=np.arange(batch_size), mirrored=np.zeros(batch_size, dtype=bool))
-    return step, batch, samples
+    return step, batch
 
 
-def measure(step: TrainingStep, batch: Batch, samples: GlobalSamples, *, warmup: int, steps: int) -> list[float]:
+def measure(step: TrainingStep, batch: Batch, *, warmup: int, steps: int) -> list[float]:
     """Seconds per step, in groups of steps so that launching ahead is not cut short."""
     cuda = batch.images.is_cuda
     group = 10 if cuda else 1
@@ -151,7 +151,7 @@ def measure(step: TrainingStep, batch: Batch, samples: GlobalSamples, *, warmup:
     def run(count: int) -> float:
         started = time.perf_counter()
         for _ in range(count):
-            step.run(batch, samples, lr=0.01, fractional_epoch=1.0, global_step=0, stop=False)
+            step.run(batch, lr=0.01, fractional_epoch=1.0, global_step=0, stop=False)
         if cuda:
             torch.cuda.synchronize()
         return (time.perf_counter() - started) / count
@@ -170,7 +170,6 @@ class Variant:
     formats: Precision
     step: TrainingStep
     replayed: Batch
-    samples: GlobalSamples
     held_mib: float
     """Memory of the device that it keeps between steps."""
     gflop_per_image: float
@@ -190,7 +189,7 @@ class Variant:
 
     def _step(self, batch: Batch) -> None:
         # The teacher's rows are random, so any ids do: reading the batch's own would make the host wait.
-        self.step.run(batch, self.samples, lr=0.01, fractional_epoch=1.0, global_step=0, stop=False)
+        self.step.run(batch, lr=0.01, fractional_epoch=1.0, global_step=0, stop=False)
 
 
 @dataclass(slots=True)
@@ -292,7 +291,7 @@ def _variant(
     precision: str, mode: str, optimiser: Literal["torch", "apex"], arguments: argparse.Namespace, device: torch.device
 ) -> Variant:
     before = _allocated_mib(device)
-    step, batch, samples = build_step(
+    step, batch = build_step(
         arch=arguments.arch,
         width=arguments.width,
         image_size=arguments.image_size,
@@ -304,7 +303,7 @@ def _variant(
         optimiser=optimiser,
         parts=_parts(arguments),
     )
-    measure(step, batch, samples, warmup=arguments.warmup, steps=1)  # compiles, and makes the optimiser's state
+    measure(step, batch, warmup=arguments.warmup, steps=1)  # compiles, and makes the optimiser's state
     return Variant(
         precision,
         mode,
@@ -312,7 +311,6 @@ def _variant(
         resolve_precision(precision, device),  # type: ignore[arg-type]
         step,
         batch,
-        samples,
         held_mib=_allocated_mib(device) - before,
         gflop_per_image=_gflop_per_image(arguments),
     )

@@ -116,14 +116,6 @@ def runs_teacher(recipe: Recipe) -> bool:
     return recipe.teacher is not None and recipe.teacher.source is not None and recipe.teacher.cache is None
 
 
-def origin_transfers(*, parameters: int, num_classes: int, dim: int) -> list[Transfer]:
-    """What the published implementation hands over: gradients of the student and of centres that nobody trains."""
-    return [
-        Transfer(STUDENT_GRADIENT, "all_reduce", 4 * parameters),
-        Transfer(CENTRE_GRADIENT, "all_reduce", 4 * num_classes * dim),
-    ]
-
-
 def handed_bytes(transfers: Iterable[Transfer]) -> int:
     """Bytes of all transfers together."""
     return sum(transfer.bytes for transfer in transfers)
@@ -161,8 +153,8 @@ _SENDERS: Mapping[str, str] = {
     "core.training.training_step": STUDENT_GRADIENT,
     "core.training.micro_batches": STUDENT_GRADIENT,
     "core.training.batch_norm_sync": RUNNING_STATISTICS,
-    "core.method.shared_facts.gather": SAMPLE_PACKET,
-    "core.method.shared_facts.global_teacher_embeddings": TEACHER_EMBEDDINGS,
+    "core.method.gathered_facts.gather": SAMPLE_PACKET,
+    "core.method.lesson.global_teacher_embeddings": TEACHER_EMBEDDINGS,
     "core.method.classification._begin_average": CENTRE_GRADIENT,
     "core.method.sharded_centres": SHARDED_CENTRES,
     "kernels.margin_softmax": SHARDED_CENTRES,

@@ -40,93 +40,21 @@ from typing import Any, Final, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from adadistill.kernels.margin_softmax import MarginGrad, TargetColumn, target_column
+from adadistill.kernels.head_margins import (
+    GeometryMarginConfig,
+    HeadNumbers,
+    Margins,
+    clipped_norms,
+    geometry_values,
+    margins_of,
+)
+from adadistill.kernels.target_column import TargetColumn, target_column
 from adadistill.kernels.triton_use import runs_triton
-
-GeometryMode = Literal["off", "adaptive", "static"]
 
 LEAST_DIRECTED_NORM = 1e-8
 """A shorter embedding keeps what direction it has, scaled by 1e8, and passes no gradient."""
-LEAST_NORM = 0.001
-MOST_NORM = 100.0
 LEAST_CENTRE_NORM = 1e-12
 """Below any row a centre can reach; keeps the direction of a zero row finite."""
-ADAFACE_EPS = 1e-3
-"""AdaFace's one epsilon: it keeps cosines and angles off their ends and the spread off zero."""
-
-
-@dataclass(frozen=True, slots=True)
-class HeadLimits:
-    """Where a head cuts cosines and angles; beyond, no gradient passes."""
-
-    cosine_limit: float = 1.0
-    """Every cosine is cut to [-limit, limit]."""
-    angle_limits: tuple[float, float] | None = None
-    """Radians the margined angle is clipped to, or None."""
-
-
-@dataclass(frozen=True, slots=True)
-class QualityFacts:
-    """What a head may make its margins of, without gradient. Norms are (B,), within [0.001, 100]."""
-
-    norms: Tensor
-    mean: Tensor
-    """0-dim, of the norms' statistics with this batch in them, in the dtype of the norms; `std` likewise."""
-    std: Tensor
-    geometry: Tensor | None
-    """(B,) geometry term, in the dtype of the norms; None where the geometry margin is off."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Head:
-    """One kind of margin head: all that tells it from the others. `core/method/heads.py` registers them."""
-
-    title: str
-    """What pages call it."""
-    margins: Callable[[HeadRule, QualityFacts], Margins]
-    """Margins of a batch, in plain torch."""
-    in_triton: bool
-    """Whether `prologue_kernel` has a branch for it, and so `HEADS_IN_TRITON` a line. Where not, torch does its whole
-    prologue on CUDA too: some sixty small launches a step in place of one."""
-    takes_geometry: bool = False
-    """Whether the margins heed the geometry term; else the geometry margin is refused."""
-    limits: HeadLimits = HeadLimits()
-    straight_through_limits: HeadLimits = HeadLimits()
-    """With `margin_grad: straight_through`."""
-
-
-@dataclass(frozen=True, slots=True)
-class HeadRule:
-    """Numbers of a head."""
-
-    kind: str
-    """Its name, by which the kernel knows it if it does."""
-    head: Head
-    margin: float
-    """m, in [0, 1)."""
-    quality_concentration: float
-    """h; adaface only."""
-    norm_momentum: float
-    """Weight of the new batch in the statistics."""
-    logit_scale: float
-    """s."""
-    cosine_limit: float
-    """As the next two: see `margin_softmax`."""
-    angle_limits: tuple[float, float] | None
-    margin_grad: MarginGrad
-
-
-@dataclass(frozen=True, slots=True)
-class GeometryRule:
-    """Numbers of the geometry term in one step."""
-
-    mode: GeometryMode = "off"
-    weight: float = 1.0
-    """Ramp of the epoch included."""
-    scale: float = 3.0
-    mask: float = 0.8
-    """static only, as `baseline`."""
-    baseline: float = 0.25
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,25 +82,6 @@ class Directions:
     """(B,) norms, without gradient."""
     teacher_cosine: Tensor
     """(B,) cosines to the teacher's embeddings, without gradient; zeros where there is no teacher."""
-
-
-@dataclass(frozen=True, slots=True)
-class Margins:
-    """Margins of a batch, all (B,) and without gradient."""
-
-    angular: Tensor
-    """Radians added to the target's angle."""
-    additive: Tensor
-    """Subtracted from the target's cosine."""
-    scaler: Tensor
-    """AdaFace's q in [-1, 1]; zeros for the other heads."""
-    clipped: Tensor
-    """Bool, q was outside [-1, 1] before its clip."""
-
-    @staticmethod
-    def unscaled(angular: Tensor, additive: Tensor) -> Margins:
-        """Those of a head without a quality scaler."""
-        return Margins(angular, additive, torch.zeros_like(angular), torch.zeros_like(angular, dtype=torch.bool))
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,74 +138,6 @@ def moved_statistics(
     return torch.where(count >= 1, moved_mean.to(dtype), mean), torch.where(count >= 2, moved_std.to(dtype), std)
 
 
-def clipped_norms(norms: Tensor) -> Tensor:
-    """Norms within [0.001, 100], as both the statistics and the quality read them."""
-    return norms.clamp(LEAST_NORM, MOST_NORM)
-
-
-def geometry_values(rule: GeometryRule, confidence: Tensor, cosine: Tensor) -> Tensor:
-    """(B,) geometry term, at least 0, from (B,) confidence and student-teacher cosine."""
-    if rule.mode == "adaptive":
-        return rule.weight * rule.scale * confidence * (confidence - cosine).clamp(min=0.0)
-    if rule.mode == "static":
-        gap = torch.where(cosine < rule.mask, (rule.scale * (1.0 - cosine)).clamp(0.0, 1.0), 0.0)
-        return rule.weight * (gap - rule.baseline).clamp(min=0.0)
-    if rule.mode != "off":
-        raise ValueError(f"no formula is known for geometry mode {rule.mode!r}")
-    return torch.zeros_like(confidence)
-
-
-def margins_of(rule: HeadRule, norms: Tensor, mean: Tensor, std: Tensor, geometry: Tensor | None) -> Margins:
-    """Margins from (B,) norms, the statistics and a (B,) geometry term.
-
-    Raises:
-        ValueError: the head returned another shape or dtype than that of the norms.
-    """
-    norms = clipped_norms(norms)
-    term = None if geometry is None else geometry.to(norms.dtype)
-    made = rule.head.margins(rule, QualityFacts(norms, mean.to(norms.dtype), std.to(norms.dtype), term))
-    for name in ("angular", "additive", "scaler", "clipped"):
-        value, dtype = getattr(made, name), torch.bool if name == "clipped" else norms.dtype
-        if value.shape != norms.shape or value.dtype != dtype:  # a (B, 1) or a number would broadcast
-            raise ValueError(
-                f"head {rule.kind} must give {name} as {tuple(norms.shape)} {dtype}, got {tuple(value.shape)} "
-                f"{value.dtype}"
-            )
-    return made
-
-
-def _arcface(rule: HeadRule, facts: QualityFacts) -> Margins:
-    zeros = torch.zeros_like(facts.norms)
-    return Margins.unscaled(zeros + rule.margin, zeros)
-
-
-def _cosface(rule: HeadRule, facts: QualityFacts) -> Margins:
-    zeros = torch.zeros_like(facts.norms)
-    return Margins.unscaled(zeros, zeros + rule.margin)
-
-
-def _adaface(rule: HeadRule, facts: QualityFacts) -> Margins:
-    raw = rule.quality_concentration * (facts.norms - facts.mean) / (facts.std + ADAFACE_EPS)
-    if facts.geometry is not None:
-        raw = raw + facts.geometry
-    scaler = raw.clamp(-1.0, 1.0)
-    return Margins(-rule.margin * scaler, rule.margin * (1.0 + scaler), scaler, raw.abs() > 1.0)
-
-
-HEADS_IN_TRITON: Final[dict[str, Head]] = {
-    "arcface": Head(title="ArcFace", margins=_arcface, in_triton=True),
-    "cosface": Head(title="CosFace", margins=_cosface, in_triton=True),
-    "adaface": Head(
-        title="AdaFace",
-        margins=_adaface,
-        in_triton=True,
-        takes_geometry=True,
-        limits=HeadLimits(1.0 - ADAFACE_EPS, (ADAFACE_EPS, math.pi - ADAFACE_EPS)),
-    ),
-}
-"""Heads that `prologue_kernel` computes: each has a branch there, and any other kind is refused when it is compiled."""
-
-
 def unit_rows(rows: Tensor) -> Tensor:
     """(N, D) rows divided by their norms, in float32 or wider; a zero row stays zero. Differentiable."""
     wide = rows.to(torch.promote_types(rows.dtype, torch.float32))
@@ -314,13 +155,14 @@ def head_prologue_reference(
     norm_mean: Tensor,
     norm_std: Tensor,
     store: CentreStore,
-    head: HeadRule,
-    geometry: GeometryRule,
+    head: HeadNumbers,
+    geometry: GeometryMarginConfig,
+    geometry_ramp: float = 1.0,
 ) -> HeadPrologue:
     """`head_prologue` in plain torch, any dtype up to float64."""
     mean, std = moved_statistics(norm_mean, norm_std, global_quality, global_labels >= 0, momentum=head.norm_momentum)
     quality, cosine = student.quality, student.teacher_cosine
-    term = geometry_values(geometry, cosine if confidence is None else confidence, cosine)
+    term = geometry_values(geometry, geometry_ramp, cosine if confidence is None else confidence, cosine)
     margins = margins_of(head, quality, mean, std, None if geometry.mode == "off" else term)
 
     valid = labels >= 0
@@ -332,8 +174,8 @@ def head_prologue_reference(
         torch.where(valid, margins.angular.to(dtype), 0.0),
         torch.where(valid, margins.additive.to(dtype), 0.0),
         head.logit_scale,
-        head.cosine_limit,
-        head.angle_limits,
+        head.limits.cosine_limit,
+        head.limits.angle_limits,
         head.margin_grad,
     )
     return HeadPrologue(mean, std, term, margins, rows, target)
@@ -473,8 +315,9 @@ def head_prologue(
     norm_mean: Tensor,
     norm_std: Tensor,
     store: CentreStore,
-    head: HeadRule,
-    geometry: GeometryRule,
+    head: HeadNumbers,
+    geometry: GeometryMarginConfig,
+    geometry_ramp: float = 1.0,
 ) -> HeadPrologue:
     """Statistics, geometry term, margins and target column of a batch; detached throughout.
 
@@ -487,6 +330,7 @@ def head_prologue(
         norm_mean: 0-dim, before this batch; `norm_std`: likewise, of the same dtype. They are left as they are.
         store: the centres that targets are compared with, after the step's update.
         head, geometry: the numbers of both.
+        geometry_ramp: share of the geometry term in force, in [0, 1].
 
     Returns:
         All of it in float32, or float64 where an input is. The statistics keep their dtype; the deviation of fewer than
@@ -494,32 +338,30 @@ def head_prologue(
 
     Raises:
         ValueError: shapes disagree, a geometry term is asked of a head without a quality scaler or without a
-            confidence, or the margin is not in [0, 1).
+            confidence.
     """
     _check_inputs(student, labels, confidence, global_quality, global_labels, store)
     if geometry.mode != "off" and not head.head.takes_geometry:
         raise ValueError(f"the geometry margin needs a head that heeds it, got a geometry term for {head.kind}")
     if geometry.mode != "off" and confidence is None:
         raise ValueError(f"confidence must be given for the geometry margin, mode {geometry.mode}")
-    if not 0.0 <= head.margin < 1.0:
-        raise ValueError(f"margin must be in [0, 1), got {head.margin}")
     own = (student.unit_embeddings, student.quality, student.teacher_cosine)
     given = [*own, global_quality, store.centres, *([] if confidence is None else [confidence])]
     in_torch = not head.head.in_triton or any(tensor.dtype == torch.float64 for tensor in given)
     if in_torch or not runs_triton(student.unit_embeddings):
         return head_prologue_reference(
             student, labels, confidence=confidence, global_quality=global_quality, global_labels=global_labels,
-            norm_mean=norm_mean, norm_std=norm_std, store=store, head=head, geometry=geometry,
+            norm_mean=norm_mean, norm_std=norm_std, store=store, head=head, geometry=geometry, geometry_ramp=geometry_ramp,
         )  # fmt: skip
     unit, quality, cosine = (tensor.detach() for tensor in own)
     made = _Launched(
         *_prologue(
             unit, quality, labels, cosine, cosine if confidence is None else confidence.detach(),
             global_quality.detach(), global_labels, norm_mean, norm_std, store.centres.detach(), store.unit, head.kind,
-            head.margin_grad, geometry.mode,
-            [head.margin, head.quality_concentration, head.norm_momentum, head.logit_scale, head.cosine_limit,
-             *(head.angle_limits or (-math.inf, math.inf))],
-            [geometry.weight, geometry.scale, geometry.mask, geometry.baseline],
+            head.margin_grad, geometry.formula,
+            [head.margin, head.quality_concentration, head.norm_momentum, head.logit_scale,
+             head.limits.cosine_limit, *(head.limits.angle_limits or (-math.inf, math.inf))],
+            [geometry.weight * geometry_ramp, geometry.scale, geometry.mask, geometry.baseline],
         )
     )  # fmt: skip
     return HeadPrologue(

@@ -19,13 +19,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from adadistill.kernels.head_prologue import (
-    ADAFACE_EPS,
-    LEAST_CENTRE_NORM,
-    LEAST_DIRECTED_NORM,
-    LEAST_NORM,
-    MOST_NORM,
-)
+from adadistill.kernels.head_margins import ADAFACE_EPS, LEAST_NORM, MOST_NORM
+from adadistill.kernels.head_prologue import LEAST_CENTRE_NORM, LEAST_DIRECTED_NORM
 
 _LEAST_DIRECTED_NORM = tl.constexpr(LEAST_DIRECTED_NORM)
 _LEAST_CENTRE_NORM = tl.constexpr(LEAST_CENTRE_NORM)

@@ -40,12 +40,11 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from adadistill.kernels.class_products import ClassChunk, class_chunks, gradients_by_chunks, operand_dtype, product
+from adadistill.kernels.margin_softmax_checks import check_operands, check_options, check_tensors
+from adadistill.kernels.target_column import MarginGrad, TargetColumn, target_column
 from adadistill.kernels.triton_use import runs_triton
 
-MarginGrad = Literal["exact", "straight_through"]
 Form = Literal["auto", "torch", "chunks", "fused"]
-
-_FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 # Values of the (B, chunk) block, the working set of a sweep. CPU: 2**18 float32 values (1 MiB) stay in a core's cache
 # between the two GEMMs; on one busy EPYC core, D 512, C 10,572, that was 1.3x to 1.7x faster than the dense product at
@@ -182,50 +181,6 @@ class _Settings(NamedTuple):
     form: Literal["torch", "chunks", "fused"]
     operands: torch.dtype
     inverse_lengths: Tensor | None
-
-
-class TargetColumn(NamedTuple):
-    """The target column: everything about it is (B,), in the dtype of the loss, and without gradient."""
-
-    cosine: Tensor
-    """Not cut to the limit; 0 for ignored rows."""
-    logit: Tensor
-    """Margin and scale included."""
-    slope: Tensor
-    """d logit / (s d cosine)."""
-    clamped: Tensor
-    """Bool, cosine or angle was beyond its limit."""
-
-
-def target_column(
-    cosine: Tensor,
-    angular: Tensor,
-    additive: Tensor,
-    logit_scale: float,
-    cosine_limit: float,
-    angle_limits: tuple[float, float] | None,
-    margin_grad: MarginGrad,
-) -> TargetColumn:
-    """Margin logit of the target and its slope d logit / (s d cosine), without acos where no angle is clipped."""
-    beyond = cosine.abs() > cosine_limit
-    c = cosine.clamp(-cosine_limit, cosine_limit)
-    sine = ((1.0 - c) * (1.0 + c)).sqrt()  # keeps its accuracy near theta = 0 and pi, which sin(acos c) does not
-    cos_margin, sin_margin = torch.cos(angular), torch.sin(angular)
-    margined = c * cos_margin - sine * sin_margin
-    slope = cos_margin + sin_margin * c / sine
-    slope = torch.where(sine == 0.0, torch.where(sin_margin == 0.0, cos_margin, 0.0), slope)
-    clipped = torch.zeros_like(beyond)
-    if angle_limits is not None:
-        lowest, highest = angle_limits
-        angle = torch.acos(c) + angular
-        margined_at_limit = torch.cos(angle.clamp(lowest, highest))
-        clipped = (angle < lowest) | (angle > highest)
-        margined = torch.where(clipped, margined_at_limit, margined)
-        slope = torch.where(clipped, 0.0, slope)
-    if margin_grad == "straight_through":
-        slope = torch.ones_like(slope)
-    slope = torch.where(beyond, 0.0, slope)
-    return TargetColumn(cosine, logit_scale * (margined - additive), slope, beyond | clipped)
 
 
 class _Columns:
@@ -420,92 +375,93 @@ def margin_softmax(
     inverse_lengths: Tensor | None = None,
     product_dtype: torch.dtype | None = None,
 ) -> MarginSoftmax:
-    """Per-sample margin softmax loss against all centres, by chunks of classes.
+    """Per-sample margin softmax loss against all centres, by chunks of classes; docs/kernels.md says more of the options.
 
     Args:
         unit_embeddings: (B, D) unit rows, any floating dtype; gets a gradient.
         unit_centres: (C, D) unit rows, C >= 1; gets a gradient only where it requires one.
         labels: (B,) int64 in [0, C), or -1 to ignore the row. Their range is checked where records are read.
-        angular: (B,) radians added to the target's angle. Detached.
-        additive: (B,) cosine subtracted from the target's. Detached.
-        logit_scale: s, multiplies the cosine.
-        cosine_limit: cosines are cut to [-limit, limit]; in (0, 1].
+        angular: (B,) radians added to the target's angle; additive: (B,) cosine subtracted from its. Detached.
+        logit_scale: s, multiplies cosines, which are cut to [-cosine_limit, cosine_limit], the limit in (0, 1].
         angle_limits: the margined angle is clipped to these radians; None leaves it alone.
-        margin_grad: "exact" or "straight_through", see the head of this file.
-        target_centres: (B, D) rows standing in for unit_centres[labels], e.g. from a wider master copy; not together
-            with centres that require a gradient.
-        chunk_classes: classes per chunk; None picks by device and B.
-        form: how the classes are swept. `torch`: plain torch with a running maximum, any device and dtype; `chunks`:
-            library products with a Triton pass between them; `fused`: one Triton kernel, for bfloat16 centres with D
-            a multiple of 16 up to 512. These two need logits that need no maximum (s up to about 70), and no float16.
-            `auto`: chunks where they can run, else torch.
-        shard: `unit_centres` are only this part of the classes, and every rank calls this with the embeddings, labels
-            and margins of the whole global batch: results are those of all classes, the same on every rank, and so is
-            the gradient to the embeddings; that to the centres is the shard's own. Not together with target_centres.
-        target: the target's column where it was made before (`head_prologue.py`), of these inputs and options; with it
-            come `target_centres` that are 0 for ignored rows, unless the centres require a gradient. Not with a shard.
-        inverse_lengths: (C,) float32 that make `unit_centres`, which are then of any length, unit rows; they are
-            multiplied into the columns, so that no second copy of the centres is needed. With `target_centres`.
-        product_dtype: bfloat16 rounds float32 operands of every product to it, sums stay float32; None reads embeddings
-            and centres as they are. The target's column is never rounded.
+        target_centres: (B, D) rows standing in for unit_centres[labels], for centres without gradient.
+        chunk_classes: classes per chunk, None picks by device and B; form: how they are swept, `auto` picks.
+        shard: `unit_centres` are only this part of the classes; every rank calls with the whole global batch.
+        target: the target's column where it was made before (`head_prologue.py`). Not with a shard.
+        inverse_lengths: (C,) float32 that make `unit_centres`, of any length, unit rows. With `target_centres`.
+        product_dtype: bfloat16 rounds float32 operands of every product to it; None reads them as they are.
 
     Raises:
         ValueError: shapes, dtypes or options disagree, or the form cannot take them.
-
-    Second derivatives are not available. Peak memory beside the inputs: two (B, D) and about three (B, chunk) tensors.
     """
-    _check_inputs(unit_embeddings, unit_centres, labels, angular, additive, target_centres)
-    _check_shard(shard, len(unit_centres), target_centres)
-    _check_target(target, labels, unit_centres, target_centres, shard)
-    _check_options(cosine_limit, angle_limits, margin_grad, chunk_classes)
+    check_tensors(unit_embeddings, unit_centres, labels, angular, additive, target_centres, target, shard)
+    check_options(cosine_limit, angle_limits, margin_grad, chunk_classes)
     dtype = torch.promote_types(torch.promote_types(unit_embeddings.dtype, unit_centres.dtype), torch.float32)
-    _check_operands(unit_centres, target_centres, inverse_lengths, product_dtype, dtype)
+    check_operands(unit_centres, target_centres, inverse_lengths, product_dtype, dtype)
     form = _checked_form(form, unit_embeddings, unit_centres, dtype, logit_scale * cosine_limit, product_dtype)
-    if chunk_classes is None:
-        rows = len(unit_embeddings)
-        if form == "torch" and torch.compiler.is_compiling():
-            rows = _rounded_batch(rows)
-        chunk_classes = default_chunk_classes(rows, len(unit_centres), unit_embeddings.device.type)
+    chunk_classes = chunk_classes or _chunk_classes(form, unit_embeddings, unit_centres)
     operands = operand_dtype(unit_centres, dtype, product_dtype)
     settings = _Settings(logit_scale, cosine_limit, chunk_classes, form, operands, inverse_lengths)
     with torch.autocast(unit_embeddings.device.type, enabled=False):
-        valid = labels >= 0
         # An ignored row may hold anything, NaN included, and 0 * NaN would reach the centres' gradient.
-        embeddings = torch.where(valid[:, None], unit_embeddings.to(dtype), 0.0)  # (B, D)
-        own, target_rows = labels, target_centres  # row of each sample's centre, and what it holds
+        embeddings = torch.where((labels >= 0)[:, None], unit_embeddings.to(dtype), 0.0)  # (B, D)
         if target is None:
-            with torch.no_grad():
-                held = valid  # whether that row is here
-                if shard is not None:
-                    own = labels - shard.first_class
-                    held = valid & (own >= 0) & (own < len(unit_centres))
-                    own = torch.where(held, own, -1)
-                target_rows = unit_centres[own.clamp(min=0)] if target_centres is None else target_centres  # (B, D)
-                target_rows = torch.where(held[:, None], target_rows.to(dtype), 0.0)
-                cosine = (embeddings * target_rows).sum(-1)
-                target = target_column(
-                    cosine if shard is None else shard.all_reduce(cosine, "sum"),
-                    torch.where(valid, angular.to(dtype), 0.0),
-                    torch.where(valid, additive.to(dtype), 0.0),
-                    logit_scale,
-                    cosine_limit,
-                    angle_limits,
-                    margin_grad,
-                )
+            own, target_rows, cosine = _own_centres(embeddings, unit_centres, labels, target_centres, shard)
+            angular = torch.where(labels >= 0, angular.detach().to(dtype), 0.0)
+            additive = torch.where(labels >= 0, additive.detach().to(dtype), 0.0)
+            target = target_column(cosine, angular, additive, logit_scale, cosine_limit, angle_limits, margin_grad)
         else:
+            own, target_rows = labels, None if target_centres is None else target_centres.to(dtype)
             cosine, logit, slope, clamped = target
             target = TargetColumn(cosine.to(dtype), logit.to(dtype), slope.to(dtype), clamped)
-            target_rows = None if target_centres is None else target_centres.to(dtype)
-        if unit_centres.requires_grad and torch.is_grad_enabled():
-            loss, probability = _TrainedCentres.apply(embeddings, unit_centres, own, target, settings, shard)
-        else:
-            loss, probability = _FixedCentres.apply(embeddings, unit_centres, own, target_rows, target, settings, shard)
-        return MarginSoftmax(
-            loss=torch.where(valid, loss, 0.0),
-            target_cosine=target.cosine,
-            target_probability=torch.where(valid, probability, 0.0),
-            clamped=target.clamped & valid,
-        )
+        return _softmax(embeddings, unit_centres, labels, own, target_rows, target, settings, shard)
+
+
+def _softmax(
+    embeddings: Tensor,
+    centres: Tensor,
+    labels: Tensor,
+    own: Tensor,
+    target_rows: Tensor | None,
+    target: TargetColumn,
+    settings: _Settings,
+    shard: ClassShard | None,
+) -> MarginSoftmax:
+    """The softmax of rows whose own centre is row `own` here (-1: none) and holds `target_rows`."""
+    if centres.requires_grad and torch.is_grad_enabled():
+        loss, probability = _TrainedCentres.apply(embeddings, centres, own, target, settings, shard)
+    else:
+        loss, probability = _FixedCentres.apply(embeddings, centres, own, target_rows, target, settings, shard)
+    valid = labels >= 0
+    return MarginSoftmax(
+        loss=torch.where(valid, loss, 0.0),
+        target_cosine=target.cosine,
+        target_probability=torch.where(valid, probability, 0.0),
+        clamped=target.clamped & valid,
+    )
+
+
+@torch.no_grad()
+def _own_centres(
+    embeddings: Tensor, centres: Tensor, labels: Tensor, target_centres: Tensor | None, shard: ClassShard | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Row of each sample's own centre (-1 where it is not here), what it holds (B, D), and the cosine to it (B,)."""
+    own, held = labels, labels >= 0
+    if shard is not None:
+        own = labels - shard.first_class
+        held = held & (own >= 0) & (own < len(centres))
+        own = torch.where(held, own, -1)
+    rows = centres[own.clamp(min=0)] if target_centres is None else target_centres  # (B, D)
+    rows = torch.where(held[:, None], rows.to(embeddings.dtype), 0.0)
+    cosine = (embeddings * rows).sum(-1)
+    return own, rows, cosine if shard is None else shard.all_reduce(cosine, "sum")
+
+
+def _chunk_classes(form: str, embeddings: Tensor, centres: Tensor) -> int:
+    rows = len(embeddings)
+    if form == "torch" and torch.compiler.is_compiling():
+        rows = _rounded_batch(rows)
+    return default_chunk_classes(rows, len(centres), embeddings.device.type)
 
 
 def _checked_form(
@@ -553,97 +509,3 @@ def _rounded_batch(batch: int) -> int:
     while rows < batch:
         rows *= 2
     return rows
-
-
-def _check_inputs(
-    unit_embeddings: Tensor,
-    unit_centres: Tensor,
-    labels: Tensor,
-    angular: Tensor,
-    additive: Tensor,
-    target_centres: Tensor | None,
-) -> None:
-    if unit_embeddings.ndim != 2:
-        raise ValueError(f"unit_embeddings must be (B, D), got {tuple(unit_embeddings.shape)}")
-    batch, dim = unit_embeddings.shape
-    if unit_centres.ndim != 2 or unit_centres.shape[0] < 1 or unit_centres.shape[1] != dim:
-        raise ValueError(f"unit_centres must be (C, {dim}) with C >= 1, got {tuple(unit_centres.shape)}")
-    for name, vector in (("labels", labels), ("angular", angular), ("additive", additive)):
-        # (B, 1) would broadcast to (B, B) and train on nonsense.
-        if vector.shape != (batch,):
-            raise ValueError(f"{name} must be ({batch},), got {tuple(vector.shape)}")
-    if labels.dtype != torch.int64:
-        raise ValueError(f"labels must be int64, got {labels.dtype}")
-    floats = [("unit_embeddings", unit_embeddings), ("unit_centres", unit_centres)]
-    floats += [("angular", angular), ("additive", additive)]
-    if target_centres is not None:
-        if target_centres.shape != (batch, dim):
-            raise ValueError(f"target_centres must be ({batch}, {dim}), got {tuple(target_centres.shape)}")
-        if unit_centres.requires_grad:
-            raise ValueError("target_centres must be None when unit_centres require a gradient")
-        floats.append(("target_centres", target_centres))
-    for name, tensor in floats:
-        if tensor.dtype not in _FLOATS:
-            raise ValueError(f"{name} must be float64, float32, bfloat16 or float16, got {tensor.dtype}")
-
-
-def _check_shard(shard: ClassShard | None, classes: int, target_centres: Tensor | None) -> None:
-    if shard is None:
-        return
-    if target_centres is not None:
-        raise ValueError("target_centres must be None for a shard of the classes")
-    if not 0 <= shard.first_class <= shard.num_classes - classes:
-        raise ValueError(
-            f"a shard of {classes} classes from {shard.first_class} on does not lie within {shard.num_classes}"
-        )
-
-
-def _check_target(
-    target: TargetColumn | None,
-    labels: Tensor,
-    unit_centres: Tensor,
-    target_centres: Tensor | None,
-    shard: ClassShard | None,
-) -> None:
-    if target is None:
-        return
-    if shard is not None:
-        raise ValueError("target must be None for a shard of the classes")
-    if target_centres is None and not unit_centres.requires_grad:
-        raise ValueError("target needs target_centres beside it when unit_centres require no gradient")
-    for name, column in zip(target._fields, target, strict=True):
-        if column.shape != labels.shape:
-            raise ValueError(f"target.{name} must be {tuple(labels.shape)}, got {tuple(column.shape)}")
-
-
-def _check_operands(
-    unit_centres: Tensor, target_centres: Tensor | None, inverse_lengths: Tensor | None,
-    product_dtype: torch.dtype | None, accumulate: torch.dtype,
-) -> None:  # fmt: skip
-    if inverse_lengths is not None:
-        if inverse_lengths.shape != unit_centres.shape[:1] or inverse_lengths.dtype != torch.float32:
-            raise ValueError(
-                f"inverse_lengths must be ({len(unit_centres)},) float32, got {tuple(inverse_lengths.shape)} "
-                f"{inverse_lengths.dtype}"
-            )
-        if target_centres is None:
-            raise ValueError("inverse_lengths need target_centres beside them: the centres' own rows are not unit")
-    if product_dtype not in (None, torch.bfloat16):
-        raise ValueError(f"product_dtype must be bfloat16 or None, got {product_dtype}")
-    if product_dtype is not None and (unit_centres.dtype, accumulate) != (torch.float32, torch.float32):
-        raise ValueError(
-            f"product_dtype is for float32 centres and sums, got {unit_centres.dtype} centres and {accumulate} sums"
-        )
-
-
-def _check_options(
-    cosine_limit: float, angle_limits: tuple[float, float] | None, margin_grad: str, chunk_classes: int | None
-) -> None:
-    if not 0.0 < cosine_limit <= 1.0:
-        raise ValueError(f"cosine_limit must be in (0, 1], got {cosine_limit}")
-    if angle_limits is not None and not angle_limits[0] <= angle_limits[1]:
-        raise ValueError(f"angle_limits must be (lowest, highest) in radians, got {angle_limits}")
-    if margin_grad not in ("exact", "straight_through"):
-        raise ValueError(f"margin_grad must be exact or straight_through, got {margin_grad!r}")
-    if chunk_classes is not None and chunk_classes < 1:
-        raise ValueError(f"chunk_classes must be positive, got {chunk_classes}")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -24,6 +26,12 @@ class Batch:
     """0-based."""
     step: int
     """0-based step within the epoch."""
+    global_record_ids: npt.NDArray[np.int64]
+    """(G,) record ids of the whole global batch, on the host: every rank knows them without communication."""
+    global_mirrored: npt.NDArray[np.bool_]
+    """(G,) its mirror flags."""
+    view: int | None = None
+    """Number of the fixed view that the step shows of every record; None where each epoch draws anew."""
 
     def to(self, device: torch.device, *, non_blocking: bool = False) -> Batch:
         """The same batch with every tensor on `device`."""

@@ -84,11 +84,21 @@ def _pages(cls: Any, prefix: str) -> list[str]:
 
 
 def field_documentation(cls: Any) -> dict[str, str]:
-    """The docstring under each field of a config class, on one line. Python itself does not keep them.
+    """The docstring under each field of a config class and its bases, on one line. Python itself does not keep them.
 
     Raises:
         ValueError: a field has none.
     """
+    found: dict[str, str] = {}
+    for base in reversed(cls.__mro__[:-1]):
+        found |= _own_documentation(base)
+    missing = [name for name in config_schema(cls).fields if name not in found]
+    if missing:
+        raise ValueError(f"{cls.__name__} has fields without a docstring: {', '.join(missing)}")
+    return found
+
+
+def _own_documentation(cls: Any) -> dict[str, str]:
     tree = ast.parse(textwrap.dedent(inspect.getsource(cls)))
     body = next(node for node in tree.body if isinstance(node, ast.ClassDef)).body
     found: dict[str, str] = {}
@@ -97,9 +107,6 @@ def field_documentation(cls: Any) -> dict[str, str]:
             continue
         if isinstance(following, ast.Expr) and isinstance(following.value, ast.Constant):
             found[statement.target.id] = " ".join(str(following.value.value).split())
-    missing = [name for name in config_schema(cls).fields if name not in found]
-    if missing:
-        raise ValueError(f"{cls.__name__} has fields without a docstring: {', '.join(missing)}")
     return found
 
 

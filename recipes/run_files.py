@@ -69,7 +69,11 @@ def written_paths(recipe: Recipe, folder: Path, *, profiles: bool) -> list[Writt
         (run.checkpoints, _when_saved(recipe)),
         (run.report, "results of the evaluations" if evaluates else "a folder for reports"),
         (run.path / "heartbeat", "where each process is, to notice one that hangs"),
-        *((run.path / name, "a copy of the metrics") for name in recipe.log.copies.wanted),
+        *(
+            (run.path / name, "a copy of the metrics")
+            for name, wanted in (("tensorboard", recipe.log.tensorboard), ("wandb", recipe.log.wandb is not None))
+            if wanted
+        ),
     ]
     if profiles:
         planned.append((run.profile, "profiles of some steps"))

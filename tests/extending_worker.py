@@ -30,12 +30,13 @@ from adadistill.core.checkpoints import load_checkpoint
 from adadistill.core.checkpoints.network_checkpoint import load_network
 from adadistill.core.distributed import Ranks
 from adadistill.core.method.centre_softmax import class_softmax
-from adadistill.core.method.heads import HeadConfig, head_rule
+from adadistill.core.method.geometry_margin import GeometryMarginConfig
+from adadistill.core.method.heads import HeadConfig
 from adadistill.core.recipe import parse_recipe, recipe_hash
 from adadistill.core.teachers import load_source
 from adadistill.core.training.run import run_training
 from adadistill.kernels.augment_parameters import resample_tables
-from adadistill.kernels.head_prologue import CentreStore, GeometryRule, directions, head_prologue
+from adadistill.kernels.head_prologue import CentreStore, directions, head_prologue
 from adadistill.kernels.planar_augment import BLOCK, DeviceTables, planar_augment_reference, planar_augment_u8
 from adadistill.loaders.augment.augment_image import augment_image
 from adadistill.loaders.augment.augment_policy import Augmentation, AugmentConfig
@@ -71,7 +72,7 @@ def head() -> None:
         made = head_prologue(
             student, labels, confidence=None, global_quality=student.quality, global_labels=labels,
             norm_mean=torch.tensor(20.0, dtype=dtype), norm_std=torch.tensor(4.0, dtype=dtype),
-            store=CentreStore(units, unit=True), head=head_rule(config), geometry=GeometryRule(),
+            store=CentreStore(units, unit=True), head=config, geometry=GeometryMarginConfig(),
         )  # fmt: skip
         loss = class_softmax(config, units, student.unit_embeddings, labels, made.margins, prologue=made).loss
         loss.mean().backward()

@@ -3,27 +3,34 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from adadistill.core.method.geometry_margin import GeometryMarginConfig, geometry_rule
-from adadistill.core.method.heads import HeadConfig, head_rule
-from adadistill.kernels.head_prologue import CentreStore, Directions, GeometryRule, HeadPrologue, HeadRule
+from adadistill.core.method.geometry_margin import GeometryMarginConfig
+from adadistill.core.method.heads import HeadConfig
+from adadistill.kernels.head_prologue import CentreStore, Directions, HeadPrologue
 
 ADAFACE = HeadConfig()
 ARCFACE, COSFACE = HeadConfig(kind="arcface", margin=0.45), HeadConfig(kind="cosface", margin=0.35)
-ADAPTIVE = geometry_rule(GeometryMarginConfig(mode="adaptive"), 0.7)
-STATIC = geometry_rule(GeometryMarginConfig(mode="static", weight=0.8, scale=1.4), 0.3)
-VARIANTS: dict[str, tuple[HeadRule, GeometryRule]] = {
-    "adaface, adaptive": (head_rule(ADAFACE), ADAPTIVE),
-    "adaface, static": (head_rule(ADAFACE), STATIC),
-    # No published head has both, but limits and gradient are two things.
-    "straight through": (replace(head_rule(ADAFACE), margin_grad="straight_through"), GeometryRule()),
-    "arcface": (head_rule(ARCFACE), GeometryRule()),
-    "cosface": (head_rule(COSFACE), GeometryRule()),
+
+
+@dataclass(frozen=True, kw_only=True)
+class CutAndStraight(HeadConfig):
+    """No published head has both, but limits and gradient are two things."""
+
+    heads: ClassVar = {"adaface": replace(ADAFACE.head, straight_through_limits=ADAFACE.limits)}
+
+
+OFF = GeometryMarginConfig()
+VARIANTS: dict[str, tuple[HeadConfig, GeometryMarginConfig]] = {
+    "adaface, adaptive": (ADAFACE, GeometryMarginConfig(mode="adaptive")),
+    "adaface, static": (ADAFACE, GeometryMarginConfig(mode="static", weight=0.8, scale=1.4)),
+    "straight through": (CutAndStraight(margin_grad="straight_through"), OFF),
+    "arcface": (ARCFACE, OFF),
+    "cosface": (COSFACE, OFF),
 }
 
 
@@ -58,6 +65,7 @@ class Case:
             "store": CentreStore(normalize(self.centres) if unit else self.centres, unit),
             "head": head,
             "geometry": geometry,
+            "geometry_ramp": 0.7,
         }
 
 

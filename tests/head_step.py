@@ -9,10 +9,16 @@ import torch
 from torch import Tensor
 
 from adadistill.core.method.class_centres import AdaptiveCentres, CentreStep, TrainableCentres, student_teacher_cosine
-from adadistill.core.method.geometry_margin import GeometryMarginConfig, geometry_term
-from adadistill.core.method.heads import Directions, HeadConfig, Margins, directions, head_limits, margins
+from adadistill.core.method.geometry_margin import GeometryMarginConfig, geometry_ramp
+from adadistill.core.method.heads import Directions, HeadConfig, Margins, directions, margins
 from adadistill.core.method.norm_statistics import NormStatistics, updated_norm_statistics
+from adadistill.kernels.head_margins import geometry_values
 from adadistill.kernels.margin_softmax import MarginSoftmax, margin_logits_reference
+
+
+def geometry_term(config: GeometryMarginConfig, confidence: Tensor, cosine: Tensor, epoch: float) -> Tensor:
+    """The term of (B,) samples at an epoch."""
+    return geometry_values(config, geometry_ramp(config, epoch), confidence, cosine)
 
 
 @dataclass(frozen=True)
@@ -50,7 +56,7 @@ class Prepared:
         return unit, self.centres.unit_centres(), self.labels, self.margin.angular, self.margin.additive
 
     def _options(self) -> dict[str, object]:
-        limits = head_limits(self.head)
+        limits = self.head.limits
         return {
             "logit_scale": self.head.logit_scale,
             "cosine_limit": limits.cosine_limit,

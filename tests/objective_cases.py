@@ -17,7 +17,7 @@ from adadistill.core.method.frozen_centres import FrozenCentres
 from adadistill.core.method.geometry_margin import GeometryMarginConfig
 from adadistill.core.method.heads import HeadConfig
 from adadistill.core.method.norm_statistics import NormStatistics
-from adadistill.core.method.objective import GlobalSamples, Objective
+from adadistill.core.method.objective import Objective
 from adadistill.core.method.regression import RegressionConfig
 from adadistill.loaders.batch import Batch
 
@@ -58,9 +58,10 @@ def objective_steps(name: str, dtype: torch.dtype, device: str = "cpu", steps: i
             mirrored=torch.zeros(BATCH, dtype=torch.bool),
             epoch=0,
             step=step,
+            global_record_ids=np.arange(BATCH),
+            global_mirrored=np.zeros(BATCH, dtype=bool),
         ).to(torch.device(device))
-        samples = GlobalSamples(record_ids=np.arange(BATCH), mirrored=np.zeros(BATCH, dtype=bool))
-        out = objective.step(student, batch, samples, fractional_epoch=0.4 + step, stop=False)
+        out = objective.step(student, batch, fractional_epoch=0.4 + step, stop=False)
         trained = [objective.centres.class_centres] if name == "trainable" else []
         wanted = [student, *trained]
         gradients = torch.autograd.grad(out.loss, wanted)

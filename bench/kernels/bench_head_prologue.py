@@ -33,8 +33,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from adadistill.bench.probes import copy_gb_per_s
 from adadistill.bench.rows import append_row, spread
 from adadistill.bench.timing import alternating_ms
-from adadistill.core.method.geometry_margin import GeometryMarginConfig, geometry_rule
-from adadistill.core.method.heads import HeadConfig, head_rule
+from adadistill.core.method.geometry_margin import GeometryMarginConfig
+from adadistill.core.method.heads import HeadConfig
 from adadistill.kernels.head_prologue import (
     CentreStore,
     Directions,
@@ -47,8 +47,8 @@ from adadistill.kernels.head_prologue import (
 
 TINY = "--batch 5 9 --classes 20 --dim 16 --repeats 2 --forms eager --device cpu"
 
-HEAD = head_rule(HeadConfig())
-GEOMETRY = geometry_rule(GeometryMarginConfig(mode="adaptive"), 2.0)
+HEAD = HeadConfig()
+GEOMETRY = GeometryMarginConfig(mode="adaptive")
 TRITON_LAUNCHES = 3  # what tests/kernels/test_head_prologue_triton.py counts
 _PASSES = 9
 """Over (B, D): the first step reads two and writes one, the second likewise, and so does backward."""

@@ -32,14 +32,14 @@ from torch.nn.functional import cross_entropy, normalize
 
 from adadistill.bench.rows import append_row, spread
 from adadistill.bench.timing import extra_mib, repeated_ms, seconds_of
-from adadistill.core.method.heads import HeadConfig, HeadLimits, head_limits
-from adadistill.kernels.head_prologue import ADAFACE_EPS
+from adadistill.core.method.heads import HeadConfig
+from adadistill.kernels.head_margins import ADAFACE_EPS
 from adadistill.kernels.margin_softmax import Form, MarginSoftmax, margin_softmax, margin_softmax_reference
 
 TINY = "--batch 4 --classes 30 --dim 8 --repeats 2 --device cpu"
 
 HEAD = HeadConfig(kind="adaface")
-LIMITS: HeadLimits = head_limits(HEAD)
+LIMITS = HEAD.limits
 OURS: tuple[Form, ...] = ("torch", "chunks", "fused")
 _CHECKED_ROWS = 16
 

@@ -40,7 +40,7 @@ from adadistill.core.checkpoints.files import (
     step_folder_name,
     write_manifest_text,
 )
-from adadistill.loaders.atomic_file import sync_folder
+from adadistill.loaders.atomic_file import sync_folder, write_whole
 
 _FIRST_POLL_S = 0.002
 _SLOWEST_POLL_S = 0.25
@@ -228,10 +228,7 @@ class Attempt:
                 raise CheckpointError(f"checkpoint of step {self.step}: rank {rank} failed with {note['error']}")
 
     def _write_note(self, name: str, content: dict[str, Any]) -> None:
-        partial = self.temporary / f".{name}.partial"
-        partial.unlink(missing_ok=True)
-        write_bytes(partial, json.dumps(content).encode())
-        os.rename(partial, self.temporary / name)
+        write_whole(self.temporary / name, json.dumps(content))
 
     def _read_note(self, name: str) -> dict[str, Any] | None:
         try:

@@ -179,11 +179,6 @@ class CheckpointWriter:
             _remove_leftovers(self._folder, token, 1)
 
     @property
-    def last_saved(self) -> int | None:
-        """The last step that this writer is known to have saved durably."""
-        return self._last_saved
-
-    @property
     def failed(self) -> bool:
         """Whether the save in flight has failed on this rank; `save`, `wait` and `close` raise its error."""
         future = self._in_flight

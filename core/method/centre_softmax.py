@@ -11,15 +11,12 @@ from adadistill.core.checkpoints import RowArray
 from adadistill.core.distributed import Ranks
 from adadistill.core.method.class_centres import AdaptiveCentres, TrainableCentres
 from adadistill.core.method.frozen_centres import FrozenCentres
-from adadistill.core.method.heads import HeadConfig, head_limits, margins
+from adadistill.core.method.heads import HeadConfig, margins
 from adadistill.core.method.norm_statistics import NormStatistics
 from adadistill.core.method.sharded_centres import ShardedCentres, gathered_with_gradient, own_samples
-from adadistill.core.method.shared_facts import SharedFacts
-from adadistill.kernels.head_prologue import (
-    Directions,
-    HeadPrologue,
-    Margins,
-)
+from adadistill.core.method.gathered_facts import GatheredFacts
+from adadistill.kernels.head_margins import Margins
+from adadistill.kernels.head_prologue import Directions, HeadPrologue
 from adadistill.kernels.margin_softmax import ClassShard, MarginSoftmax, margin_softmax
 
 Centres = TypeVar("Centres", AdaptiveCentres, TrainableCentres | ShardedCentres | FrozenCentres)
@@ -66,7 +63,6 @@ def class_softmax(
         prologue: target rows and logits of the same samples, where they have been computed already.
         inverse_lengths, product_dtype: as `margin_softmax`.
     """
-    limits = head_limits(head)
     return margin_softmax(
         unit_embeddings,
         unit_centres,
@@ -74,8 +70,8 @@ def class_softmax(
         margin.angular,
         margin.additive,
         logit_scale=head.logit_scale,
-        cosine_limit=limits.cosine_limit,
-        angle_limits=limits.angle_limits,
+        cosine_limit=head.limits.cosine_limit,
+        angle_limits=head.limits.angle_limits,
         margin_grad=head.margin_grad,
         # Rows of trained centres are read from the centres themselves, so that they get their gradient.
         target_centres=None if prologue is None or unit_centres.requires_grad else prologue.target_rows,
@@ -90,7 +86,7 @@ def sharded_softmax(
     head: HeadConfig,
     centres: ShardedCentres,
     student: Directions,
-    shared: SharedFacts,
+    facts: GatheredFacts,
     statistics: NormStatistics,
     ranks: Ranks,
 ) -> MarginSoftmax:
@@ -99,9 +95,9 @@ def sharded_softmax(
     Margins follow from norms that every rank has, so that embeddings are all there is to gather.
     """
     everyone = gathered_with_gradient(student.unit_embeddings, ranks)  # (G, D)
-    margin = margins(head, shared.quality, statistics)  # (G,)
+    margin = margins(head, facts.quality, statistics)  # (G,)
     softmax = class_softmax(
-        head, centres.unit_centres(), everyone, shared.labels, margin, shard=centres.shard,
+        head, centres.unit_centres(), everyone, facts.labels, margin, shard=centres.shard,
         product_dtype=centres.product_dtype,
     )  # fmt: skip
     return own_samples(softmax, ranks)

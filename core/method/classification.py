@@ -16,24 +16,15 @@ from adadistill.core.method.centre_softmax import (
 )
 from adadistill.core.method.class_centres import TrainableCentres
 from adadistill.core.method.frozen_centres import FrozenCentres
-from adadistill.core.method.geometry_margin import GeometryMarginConfig, geometry_rule
-from adadistill.core.method.heads import HeadConfig, head_rule, margins
+from adadistill.core.method.geometry_margin import GeometryMarginConfig, geometry_ramp
+from adadistill.core.method.heads import HeadConfig, margins
 from adadistill.core.method.norm_statistics import NormStatistics, updated_norm_statistics
-from adadistill.core.method.objective import GlobalSamples, ObjectiveStep
-from adadistill.core.method.regression import RegressionConfig
+from adadistill.core.method.objective import ObjectiveStep
+from adadistill.core.method.regression import NO_REGRESSION, RegressionConfig, with_regression
 from adadistill.core.method.sharded_centres import ShardedCentres
-from adadistill.core.method.shared_facts import (
-    NO_REGRESSION,
-    Lesson,
-    SharedFacts,
-    Teacher,
-    own_teacher_embeddings,
-    with_regression,
-)
-from adadistill.kernels.head_prologue import (
-    CentreStore,
-    directions,
-)
+from adadistill.core.method.gathered_facts import GatheredFacts
+from adadistill.core.method.lesson import Lesson, Teacher, own_teacher_embeddings
+from adadistill.kernels.head_prologue import CentreStore, directions, head_prologue
 from adadistill.loaders.batch import Batch
 
 NO_GEOMETRY = GeometryMarginConfig(mode="off")
@@ -82,37 +73,39 @@ class ClassificationObjective(CentresAndStatistics[TrainableCentres | ShardedCen
         if isinstance(centres, TrainableCentres):
             centres.class_centres.register_post_accumulate_grad_hook(self._begin_average)
 
-    def step(
-        self, embeddings: Tensor, batch: Batch, samples: GlobalSamples, *, fractional_epoch: float, stop: bool
-    ) -> ObjectiveStep:
+    def step(self, embeddings: Tensor, batch: Batch, *, fractional_epoch: float, stop: bool) -> ObjectiveStep:
         """See `Objective.step`."""
-        own = None if self.teacher is None else own_teacher_embeddings(self.teacher, batch, samples, self.ranks)
+        own = None if self.teacher is None else own_teacher_embeddings(self.teacher, batch, self.ranks)
         student = directions(embeddings, own)
         lesson = None if own is None else Lesson(own, student.teacher_cosine)
-        shared = SharedFacts.gather(student.teacher_cosine, student.quality, batch, stop=stop, ranks=self.ranks)
+        facts = GatheredFacts.gather(student.teacher_cosine, student.quality, batch, stop=stop, ranks=self.ranks)
 
         confidence = self._confidence(lesson, batch.labels)
         of_geometry: dict[str, Tensor] = {}
         if isinstance(self.centres, ShardedCentres):
             # No rank has a whole column of targets; the softmax makes it of all shards.
             statistics = updated_norm_statistics(
-                self.statistics, shared.quality, momentum=self.head.norm_momentum, valid=shared.labels >= 0
+                self.statistics, facts.quality, momentum=self.head.norm_momentum, valid=facts.labels >= 0
             )
             margin = margins(self.head, student.quality, statistics)
-            softmax = sharded_softmax(self.head, self.centres, student, shared, statistics, self.ranks)
+            softmax = sharded_softmax(self.head, self.centres, student, facts, statistics, self.ranks)
         else:
             unit_centres = self.centres.unit_centres()
             store = CentreStore(unit_centres.detach(), unit=True)
             if isinstance(self.centres, FrozenCentres):
                 store = self.centres.target_store()
-            prologue = shared.prologue(
+            prologue = head_prologue(
                 student,
                 batch.labels,
-                statistics=self.statistics,
                 confidence=confidence,
+                global_quality=facts.quality,
+                global_labels=facts.labels,
+                norm_mean=self.statistics.mean,
+                norm_std=self.statistics.std,
                 store=store,
-                head=head_rule(self.head),
-                geometry=geometry_rule(self.geometry, fractional_epoch),
+                head=self.head,
+                geometry=self.geometry,
+                geometry_ramp=geometry_ramp(self.geometry, fractional_epoch),
             )
             statistics, margin = NormStatistics(prologue.norm_mean, prologue.norm_std), prologue.margins
             softmax = class_softmax(
@@ -127,7 +120,7 @@ class ClassificationObjective(CentresAndStatistics[TrainableCentres | ShardedCen
         if lesson is not None:
             loss, teacher_metrics = with_regression(loss, self.regression, student, lesson, batch.labels)
         metrics = margin_metrics(softmax, margin, student, statistics)
-        return shared.outcome(loss, {**metrics, **teacher_metrics, **of_geometry})
+        return facts.outcome(loss, {**metrics, **teacher_metrics, **of_geometry})
 
     def commit_(self, finite: Tensor) -> None:
         """See `Objective.commit_`. The centres themselves are the optimiser's to commit, or nobody's."""

@@ -13,23 +13,15 @@ from adadistill.core.method.centre_softmax import (
     margin_metrics,
 )
 from adadistill.core.method.class_centres import AdaptiveCentres, CentreStep
-from adadistill.core.method.geometry_margin import GeometryMarginConfig, geometry_rule
-from adadistill.core.method.heads import HeadConfig, head_rule
+from adadistill.core.method.geometry_margin import GeometryMarginConfig, geometry_ramp
+from adadistill.core.method.heads import HeadConfig
 from adadistill.core.method.norm_statistics import NormStatistics
-from adadistill.core.method.objective import GlobalSamples, ObjectiveStep
-from adadistill.core.method.regression import RegressionConfig
-from adadistill.core.method.shared_facts import (
-    NO_REGRESSION,
-    Lesson,
-    SharedFacts,
-    Teacher,
-    global_teacher_embeddings,
-    with_regression,
-)
+from adadistill.core.method.objective import ObjectiveStep
+from adadistill.core.method.regression import NO_REGRESSION, RegressionConfig, with_regression
+from adadistill.core.method.gathered_facts import GatheredFacts
+from adadistill.core.method.lesson import Lesson, Teacher, global_teacher_embeddings
 from adadistill.core.method.slow_centres import SlowCentres, SlowCentreStep
-from adadistill.kernels.head_prologue import (
-    directions,
-)
+from adadistill.kernels.head_prologue import directions, head_prologue
 from adadistill.loaders.batch import Batch
 from adadistill.loaders.records.named_ranges import named_range
 
@@ -73,31 +65,33 @@ class DistillationObjective(CentresAndStatistics[AdaptiveCentres]):
         self.regression = regression
         self._proposed: tuple[CentreStep, SlowCentreStep | None, NormStatistics] | None = None
 
-    def step(
-        self, embeddings: Tensor, batch: Batch, samples: GlobalSamples, *, fractional_epoch: float, stop: bool
-    ) -> ObjectiveStep:
+    def step(self, embeddings: Tensor, batch: Batch, *, fractional_epoch: float, stop: bool) -> ObjectiveStep:
         """See `Objective.step`."""
-        teacher_global = global_teacher_embeddings(self.teacher, batch, samples, self.ranks)  # (G, D)
+        teacher_global = global_teacher_embeddings(self.teacher, batch, self.ranks)  # (G, D)
         own_teacher = local_slice(teacher_global, self.ranks)  # (B, D)
         student = directions(embeddings, own_teacher)
         lesson = Lesson(own_teacher, student.teacher_cosine)
 
-        shared = SharedFacts.gather(lesson.cosine, student.quality, batch, stop=stop, ranks=self.ranks)
+        facts = GatheredFacts.gather(lesson.cosine, student.quality, batch, stop=stop, ranks=self.ranks)
         slow_step = None
         with named_range("centres"):
-            centre_step = self.centres.propose_update(teacher_global, shared.labels, shared.cosine)
+            centre_step = self.centres.propose_update(teacher_global, facts.labels, facts.cosine)
             if self.slow_centres is not None:
-                slow_step = self.slow_centres.propose_update(teacher_global, shared.labels)
+                slow_step = self.slow_centres.propose_update(teacher_global, facts.labels)
         confidence = local_slice(centre_step.confidence, self.ranks)
         slow_confidence = None if slow_step is None else local_slice(slow_step.confidence, self.ranks)
-        prologue = shared.prologue(
+        prologue = head_prologue(
             student,
             batch.labels,
-            statistics=self.statistics,
             confidence=confidence if slow_confidence is None else slow_confidence,
+            global_quality=facts.quality,
+            global_labels=facts.labels,
+            norm_mean=self.statistics.mean,
+            norm_std=self.statistics.std,
             store=self.centres.target_store(),
-            head=head_rule(self.head),
-            geometry=geometry_rule(self.geometry, fractional_epoch),
+            head=self.head,
+            geometry=self.geometry,
+            geometry_ramp=geometry_ramp(self.geometry, fractional_epoch),
         )
         statistics = NormStatistics(prologue.norm_mean, prologue.norm_std)
         self._proposed = (centre_step, slow_step, statistics)
@@ -108,7 +102,7 @@ class DistillationObjective(CentresAndStatistics[AdaptiveCentres]):
             inverse_lengths=self.centres.inverse_lengths,
         )  # fmt: skip
         loss, teacher_metrics = with_regression(softmax.loss.mean(), self.regression, student, lesson, batch.labels)
-        return shared.outcome(
+        return facts.outcome(
             loss,
             {
                 **margin_metrics(softmax, prologue.margins, student, statistics),

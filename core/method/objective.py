@@ -9,25 +9,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
-import numpy as np
-import numpy.typing as npt
 from torch import Tensor, nn
 
 from adadistill.core.checkpoints import RowArray
 from adadistill.core.distributed import Ranks
 from adadistill.loaders.batch import Batch
-
-
-@dataclass(frozen=True, slots=True)
-class GlobalSamples:
-    """Host-side facts of the whole global batch that every rank knows without communication."""
-
-    record_ids: npt.NDArray[np.int64]
-    """(G,) in global batch order."""
-    mirrored: npt.NDArray[np.bool_]
-    """(G,)."""
-    view: int | None = None
-    """Number of the fixed view that the step shows of every record; None where each epoch draws anew."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,9 +33,7 @@ class ObjectiveStep:
 class Objective(Protocol):
     """Loss on raw student embeddings, with the state it owns."""
 
-    def step(
-        self, embeddings: Tensor, batch: Batch, samples: GlobalSamples, *, fractional_epoch: float, stop: bool
-    ) -> ObjectiveStep:
+    def step(self, embeddings: Tensor, batch: Batch, *, fractional_epoch: float, stop: bool) -> ObjectiveStep:
         """Loss of one batch. State changes are proposed; `commit_` must follow.
 
         Args:

@@ -19,6 +19,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from adadistill.core.method.lesson import Lesson
+from adadistill.kernels.head_prologue import Directions
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RegressionConfig:
@@ -32,6 +35,9 @@ class RegressionConfig:
     def __post_init__(self) -> None:
         if not 0.0 <= self.weight < math.inf:
             raise ValueError(f"weight must be at least 0 and finite, got {self.weight}")
+
+
+NO_REGRESSION = RegressionConfig(weight=0.0)
 
 
 def cosine_regression(unit_embeddings: Tensor, teacher_embeddings: Tensor, labels: Tensor) -> Tensor:
@@ -59,3 +65,14 @@ def cosine_regression(unit_embeddings: Tensor, teacher_embeddings: Tensor, label
     student = torch.where(valid[:, None], unit_embeddings.to(dtype), 0.0)
     cosine = (student * teacher_embeddings.detach().to(dtype)).sum(-1)  # (B,)
     return torch.where(valid, 1.0 - cosine, 0.0)
+
+
+def with_regression(
+    loss: Tensor, config: RegressionConfig, student: Directions, lesson: Lesson, labels: Tensor
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """The 0-dim loss with the weighted cosine regression added where it is on, and what to report of the teacher."""
+    metrics = {"student_teacher_cosine": lesson.cosine.mean()}
+    if config.weight == 0.0:
+        return loss, metrics
+    regression = cosine_regression(student.unit_embeddings, lesson.teacher_embeddings, labels).mean()
+    return loss + config.weight * regression, {**metrics, "regression": regression.detach()}

@@ -6,18 +6,11 @@ from torch import Tensor, nn
 
 from adadistill.core.checkpoints import RowArray
 from adadistill.core.distributed import Ranks
-from adadistill.core.method.objective import GlobalSamples, ObjectiveStep
-from adadistill.core.method.regression import RegressionConfig
-from adadistill.core.method.shared_facts import (
-    Lesson,
-    SharedFacts,
-    Teacher,
-    own_teacher_embeddings,
-    with_regression,
-)
-from adadistill.kernels.head_prologue import (
-    directions,
-)
+from adadistill.core.method.objective import ObjectiveStep
+from adadistill.core.method.regression import RegressionConfig, with_regression
+from adadistill.core.method.gathered_facts import GatheredFacts
+from adadistill.core.method.lesson import Lesson, Teacher, own_teacher_embeddings
+from adadistill.kernels.head_prologue import directions
 from adadistill.loaders.batch import Batch
 
 
@@ -35,17 +28,15 @@ class RegressionObjective:
         self.teacher = teacher
         self.ranks = ranks
 
-    def step(
-        self, embeddings: Tensor, batch: Batch, samples: GlobalSamples, *, fractional_epoch: float, stop: bool
-    ) -> ObjectiveStep:
+    def step(self, embeddings: Tensor, batch: Batch, *, fractional_epoch: float, stop: bool) -> ObjectiveStep:
         """See `Objective.step`."""
-        own = own_teacher_embeddings(self.teacher, batch, samples, self.ranks)
+        own = own_teacher_embeddings(self.teacher, batch, self.ranks)
         student = directions(embeddings, own)
         lesson = Lesson(own, student.teacher_cosine)
-        shared = SharedFacts.gather(lesson.cosine, student.quality, batch, stop=stop, ranks=self.ranks)
+        facts = GatheredFacts.gather(lesson.cosine, student.quality, batch, stop=stop, ranks=self.ranks)
         no_softmax = lesson.cosine.new_zeros(())
         loss, metrics = with_regression(no_softmax, self.regression, student, lesson, batch.labels)
-        return shared.outcome(loss, {**metrics, "quality": student.quality.mean()})
+        return facts.outcome(loss, {**metrics, "quality": student.quality.mean()})
 
     def commit_(self, finite: Tensor) -> None:
         """Nothing to do."""

@@ -4,9 +4,7 @@ A profile belongs to a launch, not to a recipe: it changes no result, and a tool
 while training goes on. `docs/profiling.md` shows how to take one and how to read it.
 """
 
-from adadistill.core.profiling.nsys_recorder import under_nsys
-from adadistill.core.profiling.open_profile import ProfileRequest, open_profile
-from adadistill.core.profiling.step_profile import NO_PROFILE, StepProfile
-from adadistill.core.profiling.step_window import StepWindow
+from adadistill.core.profiling.recorders import ProfileRequest, open_profile, under_nsys
+from adadistill.core.profiling.step_profile import NO_PROFILE, StepProfile, StepWindow
 
 __all__ = ["NO_PROFILE", "ProfileRequest", "StepProfile", "StepWindow", "open_profile", "under_nsys"]

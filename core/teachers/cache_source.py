@@ -124,7 +124,8 @@ def plans_of_views(
                 yield replace(
                     plan,
                     epoch=view.view,
-                    mirrored=augmentation.mirrored(view.view, plan.record_ids),
+                    view=view.view,
+                    global_mirrored=augmentation.mirrored(view.view, plan.global_record_ids),
                     parameters=augmentation.parameters(view.view, plan.record_ids),
                 )
 

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from adadistill.loaders.errors import WorkFailed
 from adadistill.core.distributed import Ranks, average_
-from adadistill.core.metrics_mirror import MirrorConfig, WandbConfig
+from adadistill.core.training.metrics_sinks import WandbConfig
 
 logger = logging.getLogger(__name__)
 
@@ -46,11 +46,6 @@ class LogConfig:
     def __post_init__(self) -> None:
         if self.every < 1:
             raise ValueError(f"every must be positive, got {self.every}")
-
-    @property
-    def copies(self) -> MirrorConfig:
-        """Where the metrics are copied to."""
-        return MirrorConfig(tensorboard=self.tensorboard, wandb=self.wandb)
 
 
 _LINE_FORMATS = {
@@ -89,13 +84,13 @@ class MetricsFile:
 
     Args:
         path: `metrics.jsonl`, or None on ranks that do not write.
-        after_write: called after each line.
+        after_write: called with each line.
 
     Raises:
         OSError: the file cannot be opened.
     """
 
-    def __init__(self, path: Path | None, after_write: Callable[[], None] | None = None) -> None:
+    def __init__(self, path: Path | None, after_write: Callable[[dict[str, Any]], None] | None = None) -> None:
         self._path = path
         self._after_write = after_write
         self._waiting = bytearray()
@@ -116,12 +111,13 @@ class MetricsFile:
         if self._handle is None:
             return
         clean = {key: _json_number(value) for key, value in values.items()}
-        self._waiting += (json.dumps({"event": event, "time": round(time.time(), 3), **clean}) + "\n").encode()
+        row: dict[str, Any] = {"event": event, "time": round(time.time(), 3), **clean}
+        self._waiting += (json.dumps(row) + "\n").encode()
         self._flush()
         if len(self._waiting) > MAX_WAITING_BYTES:
             raise self._error()
         if self._after_write is not None:
-            self._after_write()
+            self._after_write(row)
 
     def close(self) -> None:
         """Close the file.

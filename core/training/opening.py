@@ -36,6 +36,7 @@ from adadistill.core.teachers.teacher_lock import check_writable, read_lock
 from adadistill.core.training.apex_sgd import require_apex
 from adadistill.core.training.compiler_check import require_compilers, training_switches
 from adadistill.core.training.folder_owner import Launch, refuse_owned
+from adadistill.core.training.metrics_sinks import require_sinks
 from adadistill.core.training.record_agreement import require_same_records, require_sound_labels
 from adadistill.core.training.restarts import restart_count
 from adadistill.core.training.resume import (
@@ -117,7 +118,7 @@ class Opening:
         with self._noted():
             require_compilers(self.switches, ranks)
         with self._noted():
-            recipe.log.copies.require_packages()
+            require_sinks(tensorboard=recipe.log.tensorboard, wandb=recipe.log.wandb)
         if recipe.optim.backend == "apex":
             with self._noted():
                 require_apex(ranks.device)

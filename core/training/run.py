@@ -36,7 +36,6 @@ from adadistill.core.method.objective import Objective
 from adadistill.core.method.regression_alone import RegressionObjective
 from adadistill.core.method.sharded_centres import ShardedCentres
 from adadistill.core.method.slow_centres import SlowCentres, slow_centres_dtype
-from adadistill.core.metrics_mirror import MetricsMirror, MirrorConfig
 from adadistill.core.profiling import ProfileRequest, StepProfile, open_profile
 from adadistill.core.recipe import (
     Recipe,
@@ -48,6 +47,7 @@ from adadistill.core.training.compiler_check import compile_failures_told
 from adadistill.core.training.folder_owner import Launch, owned_folder, this_launch
 from adadistill.core.training.heartbeat import HEARTBEAT
 from adadistill.core.training.metrics_log import MetricsFile
+from adadistill.core.training.metrics_sinks import FINISHED_GRACE_S, STOPPED_GRACE_S, MetricsSinks
 from adadistill.core.training.non_finite import NonFiniteGuard
 from adadistill.core.training.opening import Opening, RunParts
 from adadistill.core.training.restarts import agent_token, restart_count
@@ -179,8 +179,10 @@ def _train(opening: Opening, *, student: nn.Module | None, profile: StepProfile)
     step = _build_step(recipe, parts, ranks, student)
     pipeline = _build_pipeline(recipe, parts, ranks)
     going_on = checkpoint is not None or run_folder.metrics.exists()
-    mirror = MetricsMirror(run_folder.path, recipe.log.copies if ranks.is_main else MirrorConfig())
-    metrics_file = MetricsFile(run_folder.metrics if ranks.is_main else None, after_write=mirror.check)
+    sinks = MetricsSinks(run_folder.path)
+    if ranks.is_main:
+        sinks = MetricsSinks(run_folder.path, tensorboard=recipe.log.tensorboard, wandb=recipe.log.wandb)
+    metrics_file = MetricsFile(run_folder.metrics if ranks.is_main else None, after_write=sinks.write)
     token = broadcast_text(secrets.token_hex(8), ranks)
     writer = CheckpointWriter(
         run_folder.checkpoints,
@@ -220,7 +222,7 @@ def _train(opening: Opening, *, student: nn.Module | None, profile: StepProfile)
             return result
     finally:
         pipeline.close()
-        mirror.close(finished=finished)
+        sinks.close(within_s=FINISHED_GRACE_S if finished else STOPPED_GRACE_S)
 
 
 def _thread_trial(recipe: Recipe, parts: RunParts, ranks: Ranks) -> Callable[[], object] | None:
@@ -363,7 +365,6 @@ def _loop_config(recipe: Recipe, parts: RunParts, device: torch.device) -> LoopC
         evaluate_large_every_epochs=recipe.evaluation.large_every_epochs,
         evaluation_batch_size=recipe.evaluation.batch_size,
         checkpoint=recipe.checkpoint,
-        augmentation=parts.augmentation,
         compiles=recipe.compile != "off" or device.type == "cuda",  # where a teacher is compiled unasked
     )
 

@@ -1,23 +1,9 @@
-"""Being asked to stop: what SIGTERM and SIGINT do at each moment of a process.
+"""Being asked to stop: what SIGTERM and SIGINT do at each moment of a process (docs/stopping.md).
 
-    leaving at once   the handler raises `StopRequested`, out of whatever is being done. For an entry point outside of
-                      everything below, where nothing has to be saved
-    listening         the handler only remembers. Steps and saves are finished, and whoever works looks at
-                      `StopSignal.requested` where the state is whole again
-    interruptible     the handler raises again: for long stretches inside of listening that change no state
-
-An entry point leaves at once from its first line (`leave_at_once`), and work with a state to keep listens while it
-lasts (`listen_for_stop`). A request that came while somebody listened, and that nobody acted on, is handed on when
-listening ends.
-
-Not everything lets an exception through: a C++ library that is just being imported aborts on it, and Python drops one
-that leaves a finaliser. In these, and in an interruptible stretch that `keeps` nothing, the process is ended there and
-then; within a stretch that keeps something, the exception waits for the stretch's end. And a handler runs between two
-lines of Python, so a process that waits in C for another rank would not notice: a thread that the signal itself wakes
-ends it after `LEAVE_WITHIN_S`, if nothing is to be kept.
-
-A second signal ends the process at once. One within `ONE_REQUEST_S` of the first is the same request told twice:
-launchers pass on a Ctrl-C that the terminal has already delivered.
+An entry point leaves at once from its first line (`leave_at_once`): the handler raises `StopRequested`. Work with a
+state to keep listens while it lasts (`listen_for_stop`): the handler only remembers, and whoever works looks at
+`StopSignal.requested` where the state is whole again; in `interruptible` stretches of it the handler raises again. A
+second signal ends the process at once.
 """
 
 from __future__ import annotations
@@ -37,7 +23,7 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 LEAVE_WITHIN_S = 5.0
 """Longest time from a request to the end of a process that has nothing to keep, even one that is stuck in C."""
 ONE_REQUEST_S = 1.0
-"""Signals this close together are one request."""
+"""Signals this close together are one request: launchers pass on a Ctrl-C that the terminal has already delivered."""
 
 
 class StopRequested(SystemExit):
@@ -68,10 +54,11 @@ class StopSignal:
 
     def __init__(self, *, leaves_at_once: bool = False) -> None:
         self.number: int | None = None
-        self._asked_at: float | None = None
         self.leaves_at_once = leaves_at_once
+        self.keeps = not leaves_at_once
+        """Whether there may be something to save now, so that no thread may end the process."""
+        self._asked_at = 0.0
         self._raises = leaves_at_once
-        self._keeps = not leaves_at_once
 
     @property
     def requested(self) -> bool:
@@ -82,11 +69,6 @@ class StopSignal:
     def exit_code(self) -> int:
         """128 + the signal's number; 143 (SIGTERM) on a rank that learned of the stop from another."""
         return 128 + (self.number or signal.SIGTERM)
-
-    @property
-    def may_be_ended(self) -> bool:
-        """Whether the process has nothing to keep now, so that a thread may end it."""
-        return not self._keeps
 
     @contextmanager
     def interruptible(self, *, when: bool = True, keeps: bool = True) -> Iterator[None]:
@@ -100,34 +82,34 @@ class StopSignal:
         if not when:
             yield
             return
-        kept, self._keeps = self._keeps, keeps
-        self._raises = True
+        kept, self.keeps, self._raises = self.keeps, keeps, True
         try:
             if self.requested:
                 raise StopRequested(self.exit_code)
             yield
-            if keeps and self.requested:  # it came in an import or a finaliser
+            if keeps and self.requested:  # it came where nothing lets an exception through
                 raise StopRequested(self.exit_code)
         finally:
-            self._raises, self._keeps = False, kept
+            self._raises, self.keeps = False, kept
 
     def handle(self, number: int, frame: FrameType | None = None) -> None:
         """What the handler of SIGTERM and SIGINT does."""
         now = time.monotonic()
-        if self._asked_at is not None:
+        if self.number is not None:
             if now - self._asked_at > ONE_REQUEST_S:
                 signal.signal(number, signal.SIG_DFL)
                 signal.raise_signal(number)
             return
         self.number, self._asked_at = number, now
-        lets_through = not _imports(frame) and not _finalises(frame)
-        if self._raises and (lets_through or not self._keeps):
-            if _entry_points and self.may_be_ended and (not self.leaves_at_once or not lets_through):
-                with suppress(Exception):  # the signal may have come in the middle of a print
-                    sys.stdout.flush()
-                _end(number)
-            self._raises = False
-            raise StopRequested(self.exit_code)
+        lost = _is_lost(frame)
+        if not self._raises or (lost and self.keeps):
+            return
+        if _entry_points and not self.keeps and (lost or not self.leaves_at_once):
+            with suppress(Exception):  # the signal may have come in the middle of a print
+                sys.stdout.flush()
+            _end(number)
+        self._raises = False
+        raise StopRequested(self.exit_code)
 
     def remember(self, other: StopSignal) -> None:
         """Take over a request that is being acted on."""
@@ -156,11 +138,9 @@ def listen_for_stop() -> Iterator[StopSignal]:
     with _installed(stop):
         yield stop
     # Only where the block ended by itself: its errors, and a stop that it acted on, matter more.
-    if stop.number is None:
-        return
-    if outer is None:
+    if stop.number is not None and outer is None:
         signal.raise_signal(stop.number)
-    elif outer.leaves_at_once:
+    elif stop.number is not None and outer is not None and outer.leaves_at_once:
         raise StopRequested(stop.exit_code, "the work was finished")
 
 
@@ -173,7 +153,7 @@ def leave_at_once() -> Iterator[None]:
         return
     _entry_points += 1
     try:
-        with _installed(StopSignal(leaves_at_once=True)), _Backstop():
+        with _installed(StopSignal(leaves_at_once=True)), _backstop():
             yield
     finally:
         _entry_points -= 1
@@ -207,53 +187,45 @@ def _installed(stop: StopSignal) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _imports(frame: FrameType | None) -> bool:
-    while frame is not None and not frame.f_code.co_filename.startswith("<frozen importlib"):
+def _is_lost(frame: FrameType | None) -> bool:
+    """Whether an exception would not get through: a C++ library that is being imported aborts on it, and Python drops
+    one that leaves a finaliser."""
+    while frame is not None:
+        code = frame.f_code
+        if code.co_filename.startswith("<frozen importlib") or code.co_name == "__del__" or code is _FINALISER:
+            return True
         frame = frame.f_back
-    return frame is not None
+    return False
 
 
-def _finalises(frame: FrameType | None) -> bool:
-    while frame is not None and frame.f_code.co_name != "__del__" and frame.f_code is not _FINALISER:
-        frame = frame.f_back
-    return frame is not None
+@contextmanager
+def _backstop() -> Iterator[None]:
+    """End a process that was asked to stop, has nothing to keep, and is still there after `LEAVE_WITHIN_S`.
 
-
-class _Backstop:
-    """Ends a process that was asked to stop, has nothing to keep, and is still there after `LEAVE_WITHIN_S`.
-
-    Python wakes it by a byte in a pipe, which it writes in the signal itself, whatever the main thread is doing.
+    A handler runs between two lines of Python, which a process that waits in C for another rank does not reach. Python
+    writes a byte into a pipe in the signal itself, and that wakes a thread.
     """
-
-    def __enter__(self) -> _Backstop:
-        self._read, self._write = os.pipe()
-        os.set_blocking(self._write, False)
-        os.register_at_fork(after_in_child=lambda: signal.set_wakeup_fd(-1))  # a child's signals are its own
-        self._previous = signal.set_wakeup_fd(self._write, warn_on_full_buffer=False)
-        self._thread = threading.Thread(target=self._watch, name="adadistill-stop", daemon=True)
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        signal.set_wakeup_fd(self._previous)
-        os.close(self._write)  # the thread reads the end of the pipe, and closes its own side
-
-    def _watch(self) -> None:
-        with open(self._read, "rb", buffering=0) as pipe:
-            while numbers := pipe.read(1):
-                if numbers[0] in SIGNALS:
-                    _end_if_it_stays(numbers[0])
+    read, write = os.pipe()
+    os.set_blocking(write, False)
+    os.register_at_fork(after_in_child=lambda: signal.set_wakeup_fd(-1))  # a child's signals are its own
+    previous = signal.set_wakeup_fd(write, warn_on_full_buffer=False)
+    threading.Thread(target=_end_what_stays, args=(read,), name="adadistill-stop", daemon=True).start()
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(previous)
+        os.close(write)  # the thread reads the end of the pipe, and closes its own side
 
 
-def _end_if_it_stays(number: int) -> None:
-    waited_s = 0.0
-    while waited_s < LEAVE_WITHIN_S:
-        time.sleep(0.1)
-        stop = _current
-        if stop is None:
-            return  # whoever called the entry point goes on
-        waited_s = waited_s + 0.1 if stop.may_be_ended else 0.0
-    _end(number)
+def _end_what_stays(read: int) -> None:
+    with open(read, "rb", buffering=0) as pipe:
+        while numbers := pipe.read(1):
+            waited_s = 0.0 if numbers[0] in SIGNALS else float("inf")
+            while waited_s < LEAVE_WITHIN_S and (stop := _current) is not None:  # None: the caller's program goes on
+                time.sleep(0.1)
+                waited_s = 0.0 if stop.keeps else waited_s + 0.1
+            if numbers[0] in SIGNALS and _current is not None:
+                _end(numbers[0])
 
 
 def _end(number: int) -> NoReturn:

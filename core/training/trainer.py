@@ -20,7 +20,6 @@ from torch import Tensor
 
 from adadistill.core.checkpoints import Checkpoint, CheckpointConfig, CheckpointWriter, OwnRows, RowArray, Snapshot
 from adadistill.core.distributed import Ranks
-from adadistill.core.method.objective import GlobalSamples
 from adadistill.core.precision import Precision
 from adadistill.core.profiling import NO_PROFILE, StepProfile
 from adadistill.core.scoring.benchmark import Benchmark
@@ -35,7 +34,6 @@ from adadistill.core.training.optimiser import OPTIMISERS, learning_rate, load_s
 from adadistill.core.training.replica_agreement import require_equal_replicas
 from adadistill.core.training.stop_signal import StopRequested, StopSignal
 from adadistill.core.training.training_step import TrainingStep
-from adadistill.loaders.augment.augment_policy import Augmentation
 from adadistill.loaders.batch import Batch
 from adadistill.loaders.pipelines.pipeline import ImagePipeline
 from adadistill.loaders.pipelines.sample_order import SampleOrder
@@ -65,8 +63,6 @@ class LoopConfig:
     evaluate_large_every_epochs: int
     evaluation_batch_size: int
     checkpoint: CheckpointConfig
-    augmentation: Augmentation
-    """The one that the pipeline's images get."""
     compiles: bool = False
     """Whether networks are compiled in the first step of a launch, which may then take minutes."""
 
@@ -284,20 +280,12 @@ class Trainer:
             step=batch.step,
             steps_per_epoch=steps_per_epoch,
         )
-        record_ids = self._order.global_ids(batch.epoch, batch.step)
-        augmentation = self.config.augmentation
-        samples = GlobalSamples(
-            record_ids=record_ids,
-            mirrored=augmentation.mirrored(batch.epoch, record_ids),
-            view=augmentation.view(batch.epoch),
-        )
         # Before its first step a launch has nothing to save, and that step may be minutes of compiling.
         first = self.global_step == self._first_step
         leaves = first and (self.config.compiles or self._ranks.world_size == 1)
         with stop.interruptible(when=leaves, keeps=False), phase(FIRST_STEP if first else TRAINING):
             outcome = self.step.run(
                 batch,
-                samples,
                 lr=lr,
                 fractional_epoch=batch.epoch + batch.step / steps_per_epoch,
                 global_step=self.global_step,

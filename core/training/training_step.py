@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from adadistill.core.distributed import Ranks
-from adadistill.core.method.objective import GlobalSamples, Objective
+from adadistill.core.method.objective import Objective
 from adadistill.core.precision import Precision
 from adadistill.core.training.batch_norm_sync import RunningStatistics
 from adadistill.core.training.micro_batches import Forward, MicroBatches, StudentPasses, WholeBatch
@@ -69,12 +69,12 @@ class TrainingStep:
         self._passes = self._student_passes(compile_student, parts)
 
     def run(
-        self, batch: Batch, samples: GlobalSamples, *, lr: float, fractional_epoch: float, global_step: int, stop: bool
+        self, batch: Batch, *, lr: float, fractional_epoch: float, global_step: int, stop: bool
     ) -> StepOutcome:
         """Train on one batch.
 
         Args:
-            batch: this rank's slice; `samples`: the whole global batch it belongs to.
+            batch: this rank's slice, with what the loader knows of the global batch.
             lr: learning rate of this step.
             fractional_epoch: epoch + step / steps per epoch, for warm-ups.
             global_step: 0-based step of the run.
@@ -85,7 +85,7 @@ class TrainingStep:
         with named_range("student_fwd"):
             embeddings = self._passes.embed(batch.images)
         with named_range("head"):
-            step = self.objective.step(embeddings, batch, samples, fractional_epoch=fractional_epoch, stop=stop)
+            step = self.objective.step(embeddings, batch, fractional_epoch=fractional_epoch, stop=stop)
         with named_range("backward"):
             # Behind the objective's small gathers, which the loss waits for; done before the last gradients are.
             self.running_statistics.start_average(self._ranks)

@@ -208,4 +208,14 @@ def _host_tensors(plan: StepPlan, labels: npt.NDArray[np.int64]) -> tuple[Tensor
 
 
 def _batch_of(plan: StepPlan, images: Tensor, labels: Tensor, record_ids: Tensor, mirrored: Tensor) -> Batch:
-    return Batch(images, labels, record_ids, mirrored, plan.epoch, plan.step)
+    return Batch(
+        images=images,
+        labels=labels,
+        record_ids=record_ids,
+        mirrored=mirrored,
+        epoch=plan.epoch,
+        step=plan.step,
+        global_record_ids=plan.global_record_ids,
+        global_mirrored=plan.global_mirrored,
+        view=plan.view,
+    )

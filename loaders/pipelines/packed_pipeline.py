@@ -229,7 +229,7 @@ class SharedPackedPipeline:
 
     def _batch(self, plan: StepPlan) -> Batch:
         assert self._share is not None, "an open pipeline holds its share"
-        wanted = self._steps.ids_by_rank(plan.epoch, plan.step)  # (R, B)
+        wanted = plan.global_record_ids.reshape(self._steps.world_size, -1)  # (R, B)
         owners = np.searchsorted(self._bounds, wanted, side="right") - 1  # (R, B)
         rank = self._steps.rank
         mine = owners == rank

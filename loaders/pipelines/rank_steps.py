@@ -1,13 +1,13 @@
-"""What one rank has to load, step by step: record ids and augmentation, before anything is read.
+"""The one place that plans a step: which records, how they are augmented, and which of them are this rank's.
 
-All pipelines take their work from here, so they agree on every batch by construction, and a position (epoch, step)
-means the same batch whether training came to it or resumed at it.
+All pipelines take their work from here and hand the plan's facts on in `Batch`, so they agree on every batch by
+construction, and a position (epoch, step) means the same batch whether training came to it or resumed at it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -18,17 +18,31 @@ from adadistill.loaders.pipelines.sample_order import SampleOrder
 
 @dataclass(frozen=True, slots=True, eq=False)
 class StepPlan:
-    """One rank's share of one step; B samples in global batch order."""
+    """A step's global batch of G samples, of which one rank loads B in a row."""
 
     epoch: int
     step: int
-    record_ids: npt.NDArray[np.int64]
-    """(B,) int64."""
-    mirrored: npt.NDArray[np.bool_]
-    """(B,) bool, True where the image is to be flipped left to right."""
+    global_record_ids: npt.NDArray[np.int64]
+    """(G,) int64."""
+    global_mirrored: npt.NDArray[np.bool_]
+    """(G,) bool, True where the image is to be flipped left to right."""
+    own: slice = field(default_factory=lambda: slice(None))
+    """This rank's samples among them; all of them where one rank works alone."""
+    view: int | None = None
+    """See `Batch.view`."""
     parameters: npt.NDArray[np.int32] | None = None
     """(B, P), all that is to be done to each image, mirroring included (`kernels.augment_parameters`); None where that
     is mirroring alone."""
+
+    @property
+    def record_ids(self) -> npt.NDArray[np.int64]:
+        """(B,) record ids of this rank's samples."""
+        return self.global_record_ids[self.own]
+
+    @property
+    def mirrored(self) -> npt.NDArray[np.bool_]:
+        """(B,) their mirror flags."""
+        return self.global_mirrored[self.own]
 
 
 class RankSteps:
@@ -69,11 +83,15 @@ class RankSteps:
             )
         return (self._plan(epoch, step) for step in range(first_step, self.steps_per_epoch))
 
-    def ids_by_rank(self, epoch: int, step: int) -> npt.NDArray[np.int64]:
-        """(R, B) the record ids of one step on every rank."""
-        return self._order.global_ids(epoch, step).reshape(self.world_size, self.batch_size)
-
     def _plan(self, epoch: int, step: int) -> StepPlan:
-        record_ids = self._order.rank_ids(epoch, step, self.rank, self.world_size)
-        mirrored = self._augmentation.mirrored(epoch, record_ids)
-        return StepPlan(epoch, step, record_ids, mirrored, self._augmentation.parameters(epoch, record_ids))
+        record_ids = self._order.global_ids(epoch, step)  # (G,)
+        own = slice(self.rank * self.batch_size, (self.rank + 1) * self.batch_size)
+        return StepPlan(
+            epoch=epoch,
+            step=step,
+            global_record_ids=record_ids,
+            global_mirrored=self._augmentation.mirrored(epoch, record_ids),
+            own=own,
+            view=self._augmentation.view(epoch),
+            parameters=self._augmentation.parameters(epoch, record_ids[own]),
+        )

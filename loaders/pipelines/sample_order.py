@@ -8,8 +8,6 @@ has the same shape and the same learning rate scale.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import numpy as np
 import numpy.typing as npt
 
@@ -67,17 +65,6 @@ class SampleOrder:
         start = step * self.global_batch_size
         return self.permutation(epoch)[start : start + self.global_batch_size]
 
-    def rank_ids(self, epoch: int, step: int, rank: int, world_size: int) -> Ids:
-        """(G / R,) int64, rank's contiguous slice of `global_ids`.
-
-        Raises:
-            ValueError: the global batch does not divide by the number of ranks.
-        """
-        local = self.local_batch_size(world_size)
-        if not 0 <= rank < world_size:
-            raise ValueError(f"rank must be in [0, {world_size}), got {rank}")
-        return self.global_ids(epoch, step)[rank * local : (rank + 1) * local]
-
     def local_batch_size(self, world_size: int) -> int:
         """Samples per rank and step.
 
@@ -90,8 +77,3 @@ class SampleOrder:
                 "launch another number of processes or change the batch size"
             )
         return self.global_batch_size // world_size
-
-    def rank_steps(self, epoch: int, rank: int, world_size: int, first_step: int = 0) -> Iterator[tuple[int, Ids]]:
-        """(step, record ids of the rank) from `first_step` to the end of the epoch."""
-        for step in range(first_step, self.steps_per_epoch):
-            yield step, self.rank_ids(epoch, step, rank, world_size)

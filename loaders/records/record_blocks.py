@@ -45,4 +45,5 @@ def record_plans(record_ids: npt.NDArray[np.int64], *, batch_size: int) -> Itera
 def _plan(step: int, record_ids: npt.NDArray[np.int64], batch_size: int) -> StepPlan:
     padding = np.full(batch_size - len(record_ids), record_ids[-1], dtype=np.int64)
     filled = np.concatenate([record_ids, padding])  # (batch_size,)
-    return StepPlan(0, step, filled, np.zeros(batch_size, dtype=np.bool_))
+    unmirrored = np.zeros(batch_size, dtype=np.bool_)
+    return StepPlan(epoch=0, step=step, global_record_ids=filled, global_mirrored=unmirrored)

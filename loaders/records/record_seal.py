@@ -25,6 +25,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from adadistill.loaders.atomic_file import write_whole
 from adadistill.loaders.command_text import quoted
 from adadistill.loaders.errors import WorkFailed
 from adadistill.loaders.records.record_index import RecordIndex
@@ -151,15 +152,7 @@ def write_seal(file: RecordFile, index: RecordIndex) -> RecordSeal:
     kinds = np.array([kind for _, _, kind in spans], dtype=np.uint8)
     body = _HEADER.pack(_MAGIC, file.size, len(spans)) + lengths.tobytes() + sums.tobytes() + kinds.tobytes()
     path = seal_path(file.path)
-    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
-    try:
-        with partial.open("wb") as out:
-            out.write(body + zlib.crc32(body).to_bytes(4, "little"))
-            out.flush()
-            os.fsync(out.fileno())
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    write_whole(path, body + zlib.crc32(body).to_bytes(4, "little"))
     seal = open_seal(file.path)
     assert seal is not None, "it was just written"
     return seal

@@ -32,6 +32,7 @@ from typing import BinaryIO, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from adadistill.loaders.atomic_file import atomic_file
 from adadistill.loaders.errors import WorkFailed
 from adadistill.loaders.first_bytes import LOOKED_AT, what_it_is
 
@@ -403,7 +404,8 @@ class RecordWriter:
         try:
             with file:
                 if kind is None:
-                    _flush_to_disk(file)
+                    file.flush()
+                    os.fsync(file.fileno())
             if kind is None:
                 self._publish()
         finally:
@@ -539,26 +541,10 @@ def write_insightface_records(
 
 
 def write_text_atomically(path: Path, lines: Iterable[str]) -> None:
-    """Write ASCII lines to a temporary name beside `path`, flush them to disk, and rename."""
-    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
-    try:
-        with partial.open("wb") as file:
-            for line in lines:
-                file.write(line.encode("ascii"))
-            _flush_to_disk(file)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)  # renames in this folder, the one above included, are on disk once this returns
-    finally:
-        os.close(folder)
-
-
-def _flush_to_disk(file: BinaryIO) -> None:
-    file.flush()
-    os.fsync(file.fileno())
+    """Write ASCII lines as a file whole; earlier renames in its folder are on disk once this returns."""
+    with atomic_file(path) as file:
+        for line in lines:
+            file.write(line.encode("ascii"))
 
 
 def _parse_payload(payload: bytes, place: _Place) -> Record:

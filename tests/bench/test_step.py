@@ -69,7 +69,7 @@ def test_batches_that_lay_ready_do_not_make_a_loader_look_fast():
             yield batch
 
     labels = torch.zeros(4, dtype=torch.int64)
-    batch = Batch(torch.zeros(4, 3, 2, 2), labels, labels, labels.bool(), epoch=0, step=0)
+    batch = Batch(torch.zeros(4, 3, 2, 2), labels, labels, labels.bool(), 0, 0, labels.numpy(), labels.bool().numpy())
     assert step.loader_images_per_s(slow_after_a_full_queue(), 4, batches=3) < 4 / 0.002
 
 
@@ -84,9 +84,9 @@ def test_the_bottleneck_is_the_slower_one_unless_both_together_are_slower_still(
 
 def test_steps_that_were_not_committed_are_not_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     def build_poisoned(**options):
-        built, batch, samples = build(**options)
+        built, batch = build(**options)
         batch.images[0, 0, 0, 0] = float("nan")
-        return built, batch, samples
+        return built, batch
 
     build = step.build_step
     monkeypatch.setattr(step, "build_step", build_poisoned)

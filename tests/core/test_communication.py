@@ -25,7 +25,6 @@ from adadistill.core.communication import (
     Transfer,
     bytes_by_part,
     handed_bytes,
-    origin_transfers,
     step_transfers,
     wire_bytes,
 )
@@ -36,6 +35,14 @@ IDENTITIES = 6
 # The first steps settle DDP's buckets.
 SETTLED = 3
 TRAINABLE = {"teacher": "null", "centres__kind": "trainable", "geometry_margin__mode": "off"}
+
+
+def origin_transfers(*, parameters: int, num_classes: int, dim: int) -> list[Transfer]:
+    """What the published implementation hands over: gradients of the student and of centres that nobody trains."""
+    return [
+        Transfer(STUDENT_GRADIENT, "all_reduce", 4 * parameters),
+        Transfer(CENTRE_GRADIENT, "all_reduce", 4 * num_classes * dim),
+    ]
 
 
 def _overrides(folder: Path, packed: Path) -> dict[str, dict[str, Any]]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import pytest
 import torch
@@ -11,21 +12,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn.functional import normalize
 
+from adadistill.kernels.head_margins import HEADS_IN_TRITON, Head, HeadNumbers, Margins
 from adadistill.kernels.head_prologue import (
-    HEADS_IN_TRITON,
     LEAST_DIRECTED_NORM,
     CentreStore,
     Directions,
-    GeometryRule,
-    Head,
-    Margins,
     directions,
     directions_reference,
-    geometry_values,
     head_prologue,
     head_prologue_reference,
 )
-from adadistill.kernels.margin_softmax import TargetColumn, margin_softmax
+from adadistill.kernels.margin_softmax import margin_softmax
+from adadistill.kernels.target_column import TargetColumn
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -35,8 +33,8 @@ def test_a_softmax_that_is_given_its_target_column_returns_the_same_bits(variant
     case = make_case(13, 16).to(dtype)
     head = VARIANTS[variant][0]
     options = {
-        "logit_scale": head.logit_scale, "cosine_limit": head.cosine_limit, "angle_limits": head.angle_limits,
-        "margin_grad": head.margin_grad,
+        "logit_scale": head.logit_scale, "cosine_limit": head.limits.cosine_limit,
+        "angle_limits": head.limits.angle_limits, "margin_grad": head.margin_grad,
     }  # fmt: skip
     for trained in (False, True):
         results = []
@@ -174,7 +172,6 @@ def test_the_shortest_embedding_with_a_direction_is_where_gradients_begin():
         ({"global_quality": torch.zeros(5)}, r"global_quality \(5,\) and global_labels \(4,\) must both be \(G,\)"),
         ({"store": CentreStore(torch.zeros(3, 9), unit=True)}, r"centres must be \(C, 16\) with C >= 1, got \(3, 9\)"),
         ({"head": VARIANTS["arcface"][0]}, "needs a head that heeds it, got a geometry term for arcface"),
-        ({"head": replace(VARIANTS["adaface, adaptive"][0], margin=1.5)}, r"margin must be in \[0, 1\), got 1.5"),
         ({"student": Directions(torch.zeros(16), torch.zeros(1), torch.zeros(1))}, r"unit_embeddings must be \(B, D\)"),
     ],
 )
@@ -195,16 +192,14 @@ def test_what_does_not_fit_is_refused_by_name(change: dict[str, object], message
 )
 def test_margins_of_another_shape_or_dtype_are_refused_before_they_broadcast(made, message: str):
     case = make_case(4, 16)
-    head = Head(title="Own", margins=lambda rule, facts: made(facts.norms), in_triton=False)
-    rule = replace(VARIANTS["arcface"][0], kind="own", head=head)
+
+    @dataclass(frozen=True, kw_only=True)
+    class OwnHead(HeadNumbers):
+        heads: ClassVar = {"own": Head(title="Own", margins=lambda _, facts: made(facts.norms), in_triton=False)}
+
     inputs = case.inputs(directions(case.embeddings, case.teacher), "arcface", unit=False)
     with pytest.raises(ValueError, match=message):
-        head_prologue(**{**inputs, "head": rule})
-
-
-def test_a_geometry_mode_without_a_formula_is_refused():
-    with pytest.raises(ValueError, match="no formula is known for geometry mode 'curved'"):
-        geometry_values(GeometryRule("curved"), torch.zeros(2), torch.zeros(2))
+        head_prologue(**{**inputs, "head": OwnHead(kind="own")})
 
 
 def test_every_head_with_a_branch_in_triton_is_among_the_variants_that_are_compared():

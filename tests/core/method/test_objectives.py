@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from dataclasses import replace
+
 import numpy as np
 import numpy.typing as npt
 import pytest
@@ -11,6 +13,7 @@ import torch
 from tests_support import golden_files
 from torch import Tensor
 
+from head_step import geometry_term
 from adadistill.core.distributed import Ranks
 from adadistill.core.method.centre_files import stored_centres
 from adadistill.core.method.class_centres import (
@@ -23,13 +26,13 @@ from adadistill.core.method.class_centres import (
 from adadistill.core.method.classification import ClassificationObjective
 from adadistill.core.method.distillation import DistillationObjective
 from adadistill.core.method.frozen_centres import FrozenCentres
-from adadistill.core.method.geometry_margin import GeometryMarginConfig, geometry_term
+from adadistill.core.method.geometry_margin import GeometryMarginConfig
 from adadistill.core.method.heads import HeadConfig, directions, margins
 from adadistill.core.method.norm_statistics import NormStatistics, updated_norm_statistics
-from adadistill.core.method.objective import GlobalSamples, Objective
+from adadistill.core.method.objective import Objective
 from adadistill.core.method.regression import RegressionConfig
 from adadistill.core.method.regression_alone import RegressionObjective
-from adadistill.core.method.shared_facts import own_teacher_embeddings
+from adadistill.core.method.lesson import own_teacher_embeddings
 from adadistill.core.method.slow_centres import SlowCentres
 from adadistill.kernels.margin_softmax import margin_softmax_reference
 from adadistill.loaders.batch import Batch
@@ -60,11 +63,9 @@ def _batch(labels: Tensor, dtype: torch.dtype = torch.float64) -> Batch:
         mirrored=torch.zeros(count, dtype=torch.bool),
         epoch=0,
         step=0,
+        global_record_ids=np.arange(count),
+        global_mirrored=np.zeros(count, dtype=bool),
     )
-
-
-def _samples(count: int) -> GlobalSamples:
-    return GlobalSamples(record_ids=np.arange(count), mirrored=np.zeros(count, dtype=bool))
 
 
 def _unit(rows: Tensor) -> Tensor:
@@ -105,7 +106,6 @@ def test_distillation_agrees_with_the_origin_over_consecutive_steps(path: Path):
         out = objective.step(
             student,
             _batch(case["labels"][step]),
-            _samples(len(student)),
             fractional_epoch=float(case["epoch"][step]),
             stop=False,
         )
@@ -139,7 +139,7 @@ def test_a_rejected_step_leaves_centres_and_statistics_bit_for_bit():
     before = {name: value.clone() for name, value in before.items()}
     unit_before = objective.centres.unit_centres().clone()
 
-    out = objective.step(student, _batch(labels), _samples(8), fractional_epoch=0.0, stop=False)
+    out = objective.step(student, _batch(labels), fractional_epoch=0.0, stop=False)
     objective.commit_(NO)
 
     assert out.finite_samples.tolist() == [True, True, False, True, True, False, True, True]
@@ -152,14 +152,14 @@ def test_a_non_finite_image_is_blamed_even_where_the_embedding_is_finite():
     student, teacher, labels, centres = _random_case()
     batch = _batch(labels)
     batch.images[6, 1, 0, 1] = torch.nan
-    out = _objective(teacher, centres).step(student, batch, _samples(8), fractional_epoch=0.0, stop=False)
+    out = _objective(teacher, centres).step(student, batch, fractional_epoch=0.0, stop=False)
     assert out.finite_samples.tolist() == [True] * 6 + [False, True]
 
 
 def test_the_target_centre_already_knows_this_step_s_teacher():
     _, teacher, labels, centres = _random_case()
     objective = _objective(teacher, centres, geometry=GeometryMarginConfig())
-    out = objective.step(teacher.clone() * 20, _batch(labels), _samples(8), fractional_epoch=0.0, stop=False)
+    out = objective.step(teacher.clone() * 20, _batch(labels), fractional_epoch=0.0, stop=False)
     # A student equal to the teacher has cosine 1 to it, so the untouched centres jump to the teacher's embeddings.
     assert out.metrics["student_teacher_cosine"] == pytest.approx(1.0)
     assert out.metrics["target_cosine"] > 0.6
@@ -169,7 +169,7 @@ def test_a_stop_request_is_reported():
     student, teacher, labels, centres = _random_case()
     objective = _objective(teacher, centres)
     for stop in (False, True):
-        out = objective.step(student, _batch(labels), _samples(8), fractional_epoch=0.0, stop=stop)
+        out = objective.step(student, _batch(labels), fractional_epoch=0.0, stop=stop)
         objective.commit_(YES)
         assert bool(out.stop_requested) == stop
 
@@ -177,16 +177,16 @@ def test_a_stop_request_is_reported():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_labels_survive_the_trip_through_the_gathered_floats(dtype: torch.dtype):
     labels = torch.tensor([-1, 0, 1, 2, 16_777_217, 2_059_905, 7, 2**31 - 1])
-    from adadistill.core.method.shared_facts import SharedFacts
+    from adadistill.core.method.gathered_facts import GatheredFacts
 
     zeros = torch.zeros(8, dtype=dtype)
-    assert torch.equal(SharedFacts.gather(zeros, zeros, _batch(labels, dtype), stop=False, ranks=RANKS).labels, labels)
+    assert torch.equal(GatheredFacts.gather(zeros, zeros, _batch(labels, dtype), stop=False, ranks=RANKS).labels, labels)
 
 
 def test_state_round_trips():
     student, teacher, labels, centres = _random_case()
     trained = _objective(teacher, centres.clone())
-    trained.step(student, _batch(labels), _samples(8), fractional_epoch=0.5, stop=False)
+    trained.step(student, _batch(labels), fractional_epoch=0.5, stop=False)
     trained.commit_(YES)
     fresh = _objective(teacher, centres.clone())
     fresh.load(row_sharded=trained.row_sharded(), tensors=trained.tensors())
@@ -204,7 +204,7 @@ def test_classification_trains_its_centres():
         ranks=RANKS,
     )
     raw = student.requires_grad_()
-    out = objective.step(raw, _batch(labels), _samples(8), fractional_epoch=0.0, stop=False)
+    out = objective.step(raw, _batch(labels), fractional_epoch=0.0, stop=False)
     out.loss.backward()
     objective.reduce_gradients_(RANKS)
     objective.commit_(YES)
@@ -252,7 +252,7 @@ def test_slow_centres_are_undone_and_restored_with_the_others():
     before = {name: rows.clone() for name, rows in objective.row_sharded().items()}
     assert before.keys() == {"class_centres", "slow_centres"}
 
-    objective.step(student * torch.nan, _batch(labels), _samples(8), fractional_epoch=1.0, stop=False)
+    objective.step(student * torch.nan, _batch(labels), fractional_epoch=1.0, stop=False)
     objective.commit_(NO)
     assert all(torch.equal(rows, before[name]) for name, rows in objective.row_sharded().items())
 
@@ -300,7 +300,7 @@ def _loss_and_gradient(
 ) -> tuple[dict[str, Tensor], Tensor, Tensor]:
     """Metrics, loss and gradient to the raw student embeddings of one committed step."""
     raw = student.clone().requires_grad_()
-    out = objective.step(raw, _batch(labels), _samples(len(labels)), fractional_epoch=epoch, stop=False)
+    out = objective.step(raw, _batch(labels), fractional_epoch=epoch, stop=False)
     out.loss.backward()
     objective.reduce_gradients_(RANKS)
     objective.commit_(YES)
@@ -440,7 +440,7 @@ def test_non_finite_teachers_and_images_are_blamed_and_stops_reported_in_every_o
     batch.images[2, 0, 0, 0] = torch.inf
     before = {name: value.clone() for name, value in objective.tensors().items()}
 
-    out = objective.step(student, batch, _samples(8), fractional_epoch=0.0, stop=True)
+    out = objective.step(student, batch, fractional_epoch=0.0, stop=True)
     objective.commit_(NO)
 
     assert out.finite_samples.tolist() == [True, True, False, True, True, False, True, True]
@@ -456,9 +456,11 @@ def test_a_rank_asks_a_store_for_its_own_samples_alone_and_a_network_for_its_own
             return images
 
     rows, ranks = torch.arange(12.0)[:, None], Ranks(rank=1, world_size=3)
-    batch = _batch(torch.zeros(4, dtype=torch.int64))
-    assert own_teacher_embeddings(FixedTeacher(rows), batch, _samples(12), ranks).squeeze(1).tolist() == [4, 5, 6, 7]
-    assert own_teacher_embeddings(Network(), batch, _samples(12), ranks) is batch.images
+    batch = replace(
+        _batch(torch.zeros(4, dtype=torch.int64)), global_record_ids=np.arange(12), global_mirrored=np.zeros(12, bool)
+    )
+    assert own_teacher_embeddings(FixedTeacher(rows), batch, ranks).squeeze(1).tolist() == [4, 5, 6, 7]
+    assert own_teacher_embeddings(Network(), batch, ranks) is batch.images
 
 
 def test_parts_that_nothing_can_serve_are_refused():

@@ -59,19 +59,18 @@ def test_a_packed_store_trains_as_its_records_do_wherever_it_lives(data: Path, t
 
 def test_two_ranks_that_share_a_store_train_as_one_that_decodes(data: Path, tmp_path: Path):
     """What one rank needs lies on both: every step exchanges rows."""
-    for name, world_size, overrides in (
-        ("one", 1, {}),
-        ("shared", 2, {"data__packed": str(data / "rgb"), "data__packed_in": "device_share"}),
-        ("page_cache", 2, {"data__packed": str(data / "rgb"), "data__packed_in": "page_cache"}),
-    ):
-        (tmp_path / name).mkdir()
-        plan = {"data": str(data), "run": str(tmp_path / name / "run"), "overrides": {**SHORT, **overrides}}
-        (tmp_path / name / "plan.json").write_text(json.dumps({**plan, "student": "plain", "damage": None}))
-        run_ranks([str(WORKER), str(tmp_path / name / "plan.json"), str(tmp_path / name)], world_size)
-    wanted = _losses(tmp_path / "one" / "run")
+    plans = []
+    for place in ("device_share", "page_cache"):
+        (tmp_path / place).mkdir()
+        overrides = {**SHORT, "data__packed": str(data / "rgb"), "data__packed_in": place}
+        plans.append({"out": str(tmp_path / place), "run": str(tmp_path / place / "run"), "data": str(data),
+                      "overrides": overrides, "student": "plain"})  # fmt: skip
+    (tmp_path / "plans.json").write_text(json.dumps(plans))
+    run_ranks([str(WORKER), str(tmp_path / "plans.json")], 2)
+    wanted = _train(data, tmp_path / "one")
     assert len(wanted) == 12
-    assert _losses(tmp_path / "shared" / "run") == pytest.approx(wanted, rel=1e-6)
-    assert _losses(tmp_path / "shared" / "run") == _losses(tmp_path / "page_cache" / "run")
+    assert _losses(tmp_path / "device_share" / "run") == pytest.approx(wanted, rel=1e-6)
+    assert _losses(tmp_path / "device_share" / "run") == _losses(tmp_path / "page_cache" / "run")
 
 
 def test_a_store_of_other_records_is_refused(data: Path, tmp_path: Path):

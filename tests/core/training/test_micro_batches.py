@@ -33,13 +33,13 @@ CPU = torch.device("cpu")
 
 
 def _step(parts: int, *, batch_size: int = 16, precision: str = "float32", **options: Any) -> tuple[TrainingStep, Any]:
-    step, batch, samples = build_step(
+    step, batch = build_step(
         arch="mobilefacenet", width=0.125, image_size=32, batch_size=batch_size, identities=20, precision=precision,
         parts=parts, **{"device": CPU, **options},
     )  # fmt: skip
 
     def run(number: int = 0) -> Any:
-        return step.run(batch, samples, lr=0.02, fractional_epoch=2.0, global_step=number, stop=False)
+        return step.run(batch, lr=0.02, fractional_epoch=2.0, global_step=number, stop=False)
 
     return step, run
 

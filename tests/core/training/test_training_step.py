@@ -14,9 +14,8 @@ from adadistill.core.method.class_centres import CentresConfig, TrainableCentres
 from adadistill.core.method.classification import ClassificationObjective
 from adadistill.core.method.heads import HeadConfig
 from adadistill.core.method.norm_statistics import NormStatistics
-from adadistill.core.method.objective import GlobalSamples
 from adadistill.core.method.regression import RegressionConfig
-from adadistill.core.method.shared_facts import NO_REGRESSION
+from adadistill.core.method.regression import NO_REGRESSION
 from adadistill.core.training.training_step import TrainingStep
 from adadistill.loaders.batch import Batch
 
@@ -33,13 +32,13 @@ DEVICES = [
 
 
 def _first_losses(device: str, *, precision: str = "float32", compiled: bool = False, steps: int = 3) -> list[float]:
-    step, batch, samples = build_step(
+    step, batch = build_step(
         arch="mobilefacenet", width=0.25, image_size=32, batch_size=16, identities=50, precision=precision,
         device=torch.device(device), compile_student="default" if compiled else "off",
     )  # fmt: skip
     losses = []
     for number in range(steps):
-        out = step.run(batch, samples, lr=0.02, fractional_epoch=2.0, global_step=number, stop=False)
+        out = step.run(batch, lr=0.02, fractional_epoch=2.0, global_step=number, stop=False)
         losses.append(out.metrics["loss"].item())
     return losses
 
@@ -61,13 +60,13 @@ def test_bfloat16_starts_at_the_loss_of_float32(device: str):
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_no_operator_of_a_step_waits_for_the_device(device: str, precision: str):
-    step, batch, samples = build_step(
+    step, batch = build_step(
         arch="mobilefacenet", width=0.25, image_size=32, batch_size=16, identities=50, precision=precision,
         device=torch.device(device),
     )  # fmt: skip
     for number in range(2):
         with NoHostWait():
-            step.run(batch, samples, lr=0.02, fractional_epoch=2.0, global_step=number, stop=False)
+            step.run(batch, lr=0.02, fractional_epoch=2.0, global_step=number, stop=False)
 
 
 @pytest.mark.parametrize(
@@ -79,14 +78,14 @@ def test_no_operator_of_a_step_waits_for_the_device(device: str, precision: str)
     ids=["arcface", "adaface and regression"],
 )
 def test_nor_does_one_with_trained_centres(head: HeadConfig, options: dict):
-    step, batch, samples = _classification_step(head, **options)
+    step, batch = _classification_step(head, **options)
     with NoHostWait():
-        step.run(batch, samples, lr=0.02, fractional_epoch=2.0, global_step=0, stop=False)
+        step.run(batch, lr=0.02, fractional_epoch=2.0, global_step=0, stop=False)
 
 
 @pytest.mark.parametrize("wait", ["item", "mask", "nonzero", "if"])
 def test_a_step_that_waits_is_found(wait: str):
-    step, batch, samples = _classification_step(HeadConfig(kind="cosface"))
+    step, batch = _classification_step(HeadConfig(kind="cosface"))
     plain = step.objective.commit_
 
     def commit_(finite: torch.Tensor) -> None:
@@ -101,14 +100,14 @@ def test_a_step_that_waits_is_found(wait: str):
 
     step.objective.commit_ = commit_
     with pytest.raises(HostWaitsError), NoHostWait():
-        step.run(batch, samples, lr=0.02, fractional_epoch=2.0, global_step=0, stop=False)
+        step.run(batch, lr=0.02, fractional_epoch=2.0, global_step=0, stop=False)
 
 
 def _classification_step(
     head: HeadConfig, *, teacher: bool = False, regression: RegressionConfig = NO_REGRESSION
-) -> tuple[TrainingStep, Batch, GlobalSamples]:
+) -> tuple[TrainingStep, Batch]:
     """As `build_step`, with centres that are trained."""
-    step, batch, samples = build_step(
+    step, batch = build_step(
         arch="mobilefacenet", width=0.25, image_size=32, batch_size=16, identities=50, precision="float32",
         device=torch.device("cpu"),
     )  # fmt: skip
@@ -125,7 +124,7 @@ def _classification_step(
         student=step.student, objective=objective, optim=step.optim, guard=step.guard, precision=step._precision,
         ranks=Ranks(),
     )  # fmt: skip
-    return trained, batch, samples
+    return trained, batch
 
 
 @pytest.mark.gpu
@@ -140,15 +139,15 @@ def test_a_compiled_student_takes_the_same_steps(precision: str):
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_a_step_does_not_make_the_host_wait():
-    step, batch, samples = build_step(
+    step, batch = build_step(
         arch="mobilefacenet", width=0.25, image_size=32, batch_size=16, identities=50, precision="bfloat16",
         device=torch.device("cuda"),
     )  # fmt: skip
     for _ in range(2):
-        step.run(batch, samples, lr=0.02, fractional_epoch=2.0, global_step=0, stop=False)
+        step.run(batch, lr=0.02, fractional_epoch=2.0, global_step=0, stop=False)
     torch.cuda.set_sync_debug_mode("error")
     try:
-        step.run(batch, samples, lr=0.02, fractional_epoch=2.0, global_step=0, stop=False)
+        step.run(batch, lr=0.02, fractional_epoch=2.0, global_step=0, stop=False)
     finally:
         torch.cuda.set_sync_debug_mode("default")
 
@@ -162,7 +161,7 @@ def test_the_cpu_and_the_gpu_agree_on_the_first_losses():
 def test_a_student_without_batch_norm_trains_too():
     from tiny_training import PlainStudent
 
-    step, batch, samples = build_step(
+    step, batch = build_step(
         arch="mobilefacenet", width=0.25, image_size=32, batch_size=16, identities=50, precision="float32",
         device=torch.device("cpu"),
     )  # fmt: skip
@@ -170,6 +169,6 @@ def test_a_student_without_batch_norm_trains_too():
         student=PlainStudent(512), objective=step.objective, optim=step.optim, guard=step.guard,
         precision=step._precision, ranks=step._ranks,
     )  # fmt: skip
-    out = plain.run(batch, samples, lr=0.02, fractional_epoch=2.0, global_step=0, stop=False)
+    out = plain.run(batch, lr=0.02, fractional_epoch=2.0, global_step=0, stop=False)
     assert math.isfinite(out.metrics["loss"].item())
     assert out.signals.tolist() == [0, -1, 0]

@@ -33,7 +33,8 @@ def test_every_level_becomes_the_number_that_to_network_input_gives(count, dtype
     staged.images_u8.copy_(images_u8)
     for first in range(0, count, 5):
         destination.normalise_rows(staged, slice(first, first + 5))
-    plan = StepPlan(epoch=2, step=3, record_ids=np.arange(count), mirrored=np.arange(count) % 2 == 0)
+    flips = np.arange(count) % 2 == 0
+    plan = StepPlan(epoch=2, step=3, global_record_ids=np.arange(count), global_mirrored=flips, view=5)
     batch = destination.batch(plan, np.arange(count)[::-1].copy(), staged)
 
     expected = to_network_input(images_u8, device=torch.device("cpu"), dtype=dtype)
@@ -49,7 +50,9 @@ def test_every_level_becomes_the_number_that_to_network_input_gives(count, dtype
     assert batch.labels.tolist() == list(range(count))[::-1]
     assert batch.record_ids.tolist() == list(range(count))
     assert batch.mirrored.tolist() == [number % 2 == 0 for number in range(count)]
-    assert (batch.epoch, batch.step) == (2, 3)
+    assert (batch.epoch, batch.step, batch.view) == (2, 3, 5)
+    assert batch.global_record_ids.tolist() == batch.record_ids.tolist()
+    assert batch.global_mirrored.tolist() == batch.mirrored.tolist()
 
 
 def test_a_device_of_another_kind_is_refused():

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from adadistill.loaders.pipelines.sample_order import SampleOrder
 
@@ -32,34 +30,6 @@ def test_the_order_does_not_depend_on_what_was_asked_before():
     for epoch in (4, 0, 2):
         one.permutation(epoch)
     assert np.array_equal(one.global_ids(1, 3), other.global_ids(1, 3))
-
-
-@settings(max_examples=60, deadline=None)
-@given(records=st.integers(1, 200), local=st.integers(1, 17), world=st.integers(1, 5), epoch=st.integers(0, 3))
-def test_ranks_share_each_global_batch_in_contiguous_slices(records: int, local: int, world: int, epoch: int):
-    if records < local * world:
-        with pytest.raises(ValueError, match="do not fill one global batch"):
-            SampleOrder(records, local * world, seed=0)
-        return
-    order = SampleOrder(records, local * world, seed=0)
-    for step in range(order.steps_per_epoch):
-        slices = [order.rank_ids(epoch, step, rank, world) for rank in range(world)]
-        assert all(len(ids) == local for ids in slices)
-        assert np.array_equal(np.concatenate(slices), order.global_ids(epoch, step))
-    assert {len(list(order.rank_steps(epoch, rank, world))) for rank in range(world)} == {order.steps_per_epoch}
-
-
-def test_steps_can_start_anywhere():
-    order = SampleOrder(40, 4, seed=0)
-    whole = dict(order.rank_steps(1, 0, 2))
-    rest = dict(order.rank_steps(1, 0, 2, first_step=7))
-    assert list(rest) == [7, 8, 9]
-    assert all(np.array_equal(ids, whole[step]) for step, ids in rest.items())
-
-
-def test_a_batch_that_does_not_divide_by_the_ranks_is_refused():
-    with pytest.raises(ValueError, match="does not divide by 3 ranks"):
-        SampleOrder(100, 8, seed=0).rank_ids(0, 0, 0, 3)
 
 
 @pytest.mark.parametrize(("epoch", "step"), [(0, 10), (0, -1), (-1, 0)])

@@ -114,13 +114,13 @@ def test_compiled_code_is_one_graph_that_listening_neither_breaks_nor_compiles_a
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_ranges_of_both_tools_can_be_open_while_a_cuda_graph_is_captured():
-    from adadistill.core.profiling.torch_recorder import _both_timelines
+    from adadistill.core.profiling.recorders import both_ranges
 
     values = torch.ones(4, device="cuda")
     work(values)
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
-    show_ranges(_both_timelines)
+    show_ranges(both_ranges)
     try:
         with torch.cuda.graph(graph):
             result = work(values)

@@ -1,4 +1,4 @@
-"""Profiling real runs: what is written, that training does not notice, and what happens where it cannot be written."""
+"""Profiling real runs: what is written, that training does not notice, where it cannot be written; and marks for nsys."""
 
 from __future__ import annotations
 
@@ -10,16 +10,15 @@ from typing import Any
 
 import pytest
 import torch
-from rank_processes import run_ranks
 from tiny_training import tiny_recipe, write_tiny_records
 
 from adadistill.core.checkpoints import newest_valid_checkpoint
 from adadistill.core.distributed import Ranks
-from adadistill.core.profiling import ProfileRequest, StepWindow
+from adadistill.core.profiling import ProfileRequest, StepProfile, StepWindow, open_profile, under_nsys
+from adadistill.core.profiling.recorders import NVTX_DOMAIN, NsysRecorder, nvtx_range
 from adadistill.core.recipe import Recipe
 from adadistill.core.training.run import run_training
-
-WORKER = Path(__file__).parent.parent / "distributed_worker.py"
+from adadistill.loaders.records.named_ranges import named_range
 
 
 @pytest.fixture(scope="module")
@@ -128,43 +127,35 @@ def test_the_summary_accounts_for_the_whole_step(profiled: Path):
     assert not [path for path in (profiled / "profile").iterdir() if path.name.startswith(".")]
 
 
-def test_a_profile_that_cannot_be_written_is_named_and_the_run_ends_well(
-    recipe: Recipe, plain: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
-):
-    folder = tmp_path / "run"
-    folder.mkdir()
-    (folder / "profile").write_text("a file where the folder should be")
+def profile_toy_steps(folder: Path, ranks: Ranks, window: StepWindow, steps: int) -> None:
+    """Steps of a multiplication, as the loop goes through its own."""
+    profile = open_profile(ProfileRequest("torch", window), folder, ranks)
+    for step in range(steps):
+        with profile.step(step), named_range("student_fwd"):
+            torch.ones(3) * 2
+        profile.finish_if_due()
+    profile.close()
+
+
+def test_a_profile_that_cannot_be_written_is_named_and_its_numbers_are_said(tmp_path: Path, caplog):
+    folder = tmp_path / "profile"
+    folder.write_text("a file where the folder should be")
     with caplog.at_level(logging.INFO):
-        result = run_training(recipe, folder, ranks=Ranks(), profile=ProfileRequest("torch", StepWindow(1, 1)))
-    assert result.images_per_s > 0
-    assert losses(folder) == losses(plain)
-    assert f"FileExistsError: [Errno 17] File exists: '{folder / 'profile'}'" in caplog.text
+        profile_toy_steps(folder, Ranks(), StepWindow(1, 1), 3)
+    assert f"FileExistsError: [Errno 17] File exists: '{folder}'" in caplog.text
     assert "no profile, training goes on without" in caplog.text
-    assert "# Profile of steps 1 to 1" in caplog.text, "the numbers are said all the same"
+    assert "# Profile of steps 1 to 1" in caplog.text
 
 
-def test_a_run_shorter_than_the_window_profiles_what_there_is_and_says_so(
-    recipe: Recipe, tmp_path: Path, caplog: pytest.LogCaptureFixture
-):
-    run_training(recipe, tmp_path / "run", ranks=Ranks(), profile=ProfileRequest("torch", StepWindow(10, 5)))
-    assert "the run ended after 2 of 5 recorded steps" in caplog.text
-    assert json.loads((tmp_path / "run" / "profile" / "summary.json").read_text())["steps"] == [10, 11]
-
-
-def test_every_rank_writes_a_timeline_and_rank_0_the_summary(data: Path, tmp_path: Path):
-    plan = {
-        "data": str(data), "run": str(tmp_path / "run"), "student": "plain", "profile": [1, 2],
-        "overrides": {"optim__epochs": 1, "optim__milestones": "[]"},
-    }  # fmt: skip
-    (tmp_path / "plan.json").write_text(json.dumps(plan))
-    run_ranks([str(WORKER), str(tmp_path / "plan.json"), str(tmp_path)], 2)
-    written = sorted(path.name for path in (tmp_path / "run" / "profile").iterdir())
-    assert written == ["summary.json", "summary.md", "trace-rank0.json.gz", "trace-rank1.json.gz"]
+def test_every_rank_writes_a_timeline_and_rank_0_the_summary_of_what_there_is(tmp_path: Path, caplog):
     for rank in (0, 1):
-        trace = timeline(tmp_path / "run", rank)
-        assert nested_ranges(trace, 2)[:2] == ["load", "student_fwd"]
-        assert trace["distributedInfo"]["rank"] == rank
-    assert "Rank 0 of 2" in (tmp_path / "run" / "profile" / "summary.md").read_text()
+        profile_toy_steps(tmp_path / "profile", Ranks(rank=rank, world_size=2), StepWindow(2, 5), 4)
+    written = sorted(path.name for path in (tmp_path / "profile").iterdir())
+    assert written == ["summary.json", "summary.md", "trace-rank0.json.gz", "trace-rank1.json.gz"]
+    assert nested_ranges(timeline(tmp_path, 1), 2) == ["student_fwd"]
+    assert "Rank 0 of 2" in (tmp_path / "profile" / "summary.md").read_text()
+    assert "the run ended after 2 of 5 recorded steps" in caplog.text
+    assert json.loads((tmp_path / "profile" / "summary.json").read_text())["steps"] == [2, 3]
 
 
 @pytest.mark.gpu
@@ -182,3 +173,55 @@ def test_on_a_gpu_kernels_idle_time_and_allocations_are_recorded(recipe: Recipe,
     assert on_device["student_fwd"] > 0
     history = pickle.loads((tmp_path / "run" / "profile" / "memory-rank0.pickle").read_bytes())
     assert any(history["device_traces"])
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What is asked of CUDA."""
+    calls: list[str] = []
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda _device: calls.append("synchronise"))
+    monkeypatch.setattr(torch.cuda.profiler, "start", lambda: calls.append("start"))
+    monkeypatch.setattr(torch.cuda.profiler, "stop", lambda: calls.append("stop"))
+    return calls
+
+
+@pytest.mark.parametrize("steps", [8, 4, 2], ids=["to its end", "cut short", "ends in the warm-up"])
+def test_the_capture_holds_the_work_of_the_recorded_steps_alone(calls: list[str], steps: int):
+    window = StepWindow(3, 2)
+    profile = StepProfile(window, NsysRecorder(window, torch.device("cuda", 0), speaks=True))
+    for step in range(steps):
+        with profile.step(step):
+            calls.append(f"step {step}")
+        profile.finish_if_due()
+    profile.close()
+    before, within, after = ["step 0", "step 1", "step 2"], ["step 3", "step 4"], ["step 5", "step 6", "step 7"]
+    started = [*before, "synchronise", "start"]
+    assert calls == {
+        8: [*started, *within, "synchronise", "stop", *after],
+        4: [*started, "step 3", "synchronise", "stop"],
+        2: before[:2],
+    }[steps]
+
+
+def test_a_launch_on_the_cpu_is_refused_under_nsys_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("NSYS_PROFILING_SESSION_ID", "7")
+    assert under_nsys()
+    with pytest.raises(ValueError, match="use --profile torch"):
+        open_profile(ProfileRequest("nsys"), tmp_path, Ranks())
+
+
+def test_the_torch_profiler_is_refused_under_nsys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("NSYS_PROFILING_SESSION_ID", "7")
+    with pytest.raises(ValueError, match="use --profile nsys"):
+        open_profile(ProfileRequest("torch"), tmp_path, Ranks())
+
+
+def test_nvtx_ranges_carry_the_name_and_the_domain(monkeypatch: pytest.MonkeyPatch):
+    import nvtx
+
+    opened = []
+    original = nvtx.annotate
+    monkeypatch.setattr(nvtx, "annotate", lambda *a, **k: opened.append((*a, k)) or original(*a, **k))
+    with nvtx_range("student_fwd"):
+        pass
+    assert opened == [("student_fwd", {"domain": NVTX_DOMAIN})]
