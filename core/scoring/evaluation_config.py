@@ -12,34 +12,32 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Final
 
-from adadistill.core.config.schema import HASHED_WHERE_SET
 from adadistill.core.scoring.benchmark import Benchmark, BenchmarkKind, Opening
 from adadistill.core.scoring.ijb.benchmark import IJB
 from adadistill.core.scoring.tinyface.benchmark import TINYFACE
 from adadistill.core.scoring.verification import VERIFICATION
 
 
-def scored_on(kind: BenchmarkKind, *, hashed: bool = False) -> Any:
+def scored_on(kind: BenchmarkKind) -> Any:
     """The field of `EvaluationConfig` that registers a kind of benchmark under the field's name.
 
     Args:
-        hashed: whether the recipe's hash holds the field where it is left out, as it does those of the first kinds.
     """
-    return field(default=(), metadata={"benchmark": kind, **({} if hashed else HASHED_WHERE_SET)})
+    return field(default=(), metadata={"benchmark": kind})
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EvaluationConfig:
     """When and on what a training run is scored."""
 
-    sets: tuple[str, ...] = scored_on(VERIFICATION, hashed=True)
+    sets: tuple[str, ...] = scored_on(VERIFICATION)
     """Paths of verification sets: `.bin` files (their stem names the set) or CVLface's Arrow folders (their name does).
     Empty: no evaluation."""
     every_epochs: int = 1
     """Epochs between two evaluations; the last epoch is always evaluated. Positive; every epoch, as in the field."""
-    ijb: tuple[str, ...] = scored_on(IJB, hashed=True)
+    ijb: tuple[str, ...] = scored_on(IJB)
     """Folders of IJB-B or IJB-C, in the original or CVLface's prepared layout."""
-    tinyface: tuple[str, ...] = scored_on(TINYFACE, hashed=True)
+    tinyface: tuple[str, ...] = scored_on(TINYFACE)
     """Folders of TinyFace's test set, in its own or CVLface's prepared layout."""
     large_every_epochs: int = 4
     """Epochs between two evaluations on `ijb` and `tinyface`, which take minutes; the last epoch is always evaluated.

@@ -54,7 +54,7 @@ def check_folder(plan: AblationPlan) -> None:
         raise AblationError([f"{folder} is a file; an ablation needs a folder. Give another --out"])
     base = folder / BASE_RECIPE
     if base.exists():
-        if differences := _differences(base, plan.base):
+        if differences := _differences(base.read_bytes(), base, plan.base):
             raise AblationError(
                 [
                     f"{folder} is the ablation of another recipe; differences (there != now): "
