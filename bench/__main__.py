@@ -36,7 +36,7 @@ _EXAMPLES = """
   adadistill bench report --compare before after  what a change did, and whether that is more than noise
 
 Every bench takes `--rows FILE`, JSONL that rows are appended to (relative: under $OUT where that is set, else
-bench/results), and `--tiny`, for seconds on any CPU. docs/benchmarks.md says what each isolates and how to read it."""
+bench/results), and `--tiny`, for seconds on any CPU. docs/performance.md says what each isolates and how to read it."""
 
 
 @entry_point("bench")

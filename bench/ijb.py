@@ -23,7 +23,6 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from adadistill.loaders.errors import WorkFailed
 from adadistill.bench.peers import ijb_loops
 from adadistill.bench.rows import append_row
 from adadistill.bench.timing import extra_mib
@@ -31,6 +30,7 @@ from adadistill.core.scoring.ijb.pooling import ALL_MODES
 from adadistill.core.scoring.ijb.roc import PUBLISHED_FARS
 from adadistill.core.scoring.ijb.scoring import score_ijb
 from adadistill.core.scoring.result import BenchmarkResult
+from adadistill.loaders.errors import WorkFailed
 from adadistill.loaders.evaluation_sets.ijb.annotations import IjbAnnotations, make_annotations
 
 TINY = "--share 0.0004 --loop-share 0.0002 --dim 16"

@@ -28,7 +28,6 @@ import numpy as np
 import torch
 from torch import nn
 
-from adadistill.loaders.errors import WorkFailed
 from adadistill.bench.rows import append_row, spread
 from adadistill.core.backbones import backbone_skeleton, build_backbone
 from adadistill.core.communication import (
@@ -44,6 +43,7 @@ from adadistill.core.distributed import Ranks, distributed_session
 from adadistill.core.host_memory import keep_freed_memory
 from adadistill.core.recipe import Recipe, parse_recipe
 from adadistill.core.training.run import run_training
+from adadistill.loaders.errors import WorkFailed
 from adadistill.loaders.records.recordio import RecordWriter
 from adadistill.loaders.synthetic.synthetic_faces import SyntheticFacesConfig, render_faces
 from adadistill.loaders.usable_cpus import usable_cpus

@@ -1,7 +1,7 @@
 """How much memory a recipe needs on each device, and how much disk its checkpoints need, by part.
 
 The sizes are counted from the networks themselves, without computing them, and from the recipe. An estimate stops
-nothing but a disk that is too small: the allocator decides. docs/planning.md has the bytes of each part.
+nothing but a disk that is too small: the allocator decides. docs/performance.md has the bytes of each part.
 """
 
 from __future__ import annotations

@@ -33,9 +33,8 @@ Source    AdaFace, arXiv:2204.00964; ArcFace and CosFace as in AdaDistill, arXiv
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Final, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor

@@ -42,7 +42,7 @@ _REFUSALS = (Refused, WorkFailed, ValueError, OSError, ImportError)
 
 def add_dry_run_options(parser: argparse.ArgumentParser) -> None:
     """`--dry-run`, `--gpu` and `--json`."""
-    group = parser.add_argument_group("dry run", "what the launch would do, without doing it; docs/planning.md")
+    group = parser.add_argument_group("dry run", "what the launch would do, without doing it; docs/performance.md")
     group.add_argument("--dry-run", action="store_true", help="open, check and estimate; exit 0 or 2")
     group.add_argument(
         "--gpu", choices=sorted(DEVICES), help="with --dry-run: kind of device to estimate memory for (default: here)"

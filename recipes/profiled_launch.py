@@ -28,7 +28,7 @@ _MODULE = "adadistill.recipes.train"
 def add_profile_options(parser: argparse.ArgumentParser) -> None:
     """`--profile`, `--profile-steps` and `--run`."""
     group = parser.add_argument_group(
-        "profiling", "of a few steps, without changing what is trained; docs/profiling.md"
+        "profiling", "of a few steps, without changing what is trained; docs/performance.md"
     )
     group.add_argument("--profile", choices=("torch", "nsys"), help="tool that records; nsys needs a CUDA device")
     group.add_argument(

@@ -8,7 +8,7 @@
 
 Exit codes: 0 finished; 1 the run failed (a non-finite step, a damaged record, a full disk, a lost rank, no memory);
 2 the recipe, a file it names or the launch is wrong; 75 a rank stopped answering (stacks are in the run folder's
-`hang`); 143 stopped by SIGTERM after saving (130 by SIGINT). docs/stopping.md says what is promised when.
+`hang`); 143 stopped by SIGTERM after saving (130 by SIGINT). docs/reliability.md says what is promised when.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The tools that record the steps of a window: torch's profiler, and NVIDIA Nsight Systems.
 
-torch's writes `profile/` of the run folder (docs/profiling.md lists the files). nsys has started the process and writes
+torch's writes `profile/` of the run folder (docs/performance.md lists the files). nsys has started the process and writes
 its report itself; here it is told, by cudaProfilerStart and cudaProfilerStop, which steps to capture.
 """
 

@@ -220,7 +220,7 @@ def _device_text(summary: TraceSummary, on_cuda: bool) -> str:
         )
     why = "there is no device beside the CPU."
     if on_cuda:
-        why = "**no kernel was recorded**: does the driver let this user profile (docs/profiling.md)?"
+        why = "**no kernel was recorded**: does the driver let this user profile (docs/performance.md)?"
     return (
         f"Waiting for images took {summary.load_share:.1%} of the steps; operators ran for {summary.operator_share:.1%} "
         f"of them, and the rest is Python. No idle share of a device: {why}"

@@ -19,10 +19,7 @@ from adadistill.core.scoring.verification import VERIFICATION
 
 
 def scored_on(kind: BenchmarkKind) -> Any:
-    """The field of `EvaluationConfig` that registers a kind of benchmark under the field's name.
-
-    Args:
-    """
+    """The field of `EvaluationConfig` that registers a kind of benchmark under the field's name."""
     return field(default=(), metadata={"benchmark": kind})
 
 

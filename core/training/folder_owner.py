@@ -2,7 +2,7 @@
 
 `owner-N.json` names who took the folder as the N-th, and whoever left is `owner-N.released`; the highest number counts.
 The next number is made exclusively, which one of many does, on NFS too. Numbers only grow, so nobody can take away a
-file that was judged before somebody else moved. docs/stopping.md says who is taken for dead.
+file that was judged before somebody else moved. docs/reliability.md says who is taken for dead.
 """
 
 from __future__ import annotations

@@ -25,9 +25,9 @@ from typing import Any, TextIO
 import torch
 from torch import Tensor
 
-from adadistill.loaders.errors import WorkFailed
 from adadistill.core.distributed import Ranks, average_
 from adadistill.core.training.metrics_sinks import WandbConfig
+from adadistill.loaders.errors import WorkFailed
 
 logger = logging.getLogger(__name__)
 
@@ -39,7 +39,7 @@ class LogConfig:
     every: int = 50
     """Steps between log lines. Positive."""
     tensorboard: bool = False
-    """Copy the metrics to RUN/tensorboard as they come; needs the extra tensorboard. See docs/metrics.md."""
+    """Copy the metrics to RUN/tensorboard as they come; needs the extra tensorboard. See docs/training.md."""
     wandb: WandbConfig | None = None
     """Copy the metrics to Weights & Biases as they come; needs the extra wandb. Left out: no copy."""
 

@@ -16,8 +16,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from adadistill.loaders.errors import WorkFailed
 from adadistill.core.training.lagged_readback import CUDA_LAG
+from adadistill.loaders.errors import WorkFailed
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -32,7 +32,7 @@ class GuardConfig:
     hang_timeout_s: float | None = 600.0
     """Seconds without a move of a rank after which the run is ended, with the stacks of all ranks in its folder; three
     times as long in first step, evaluation and saving. At least 1, or null to wait for ever. Ten minutes are longer
-    than any healthy step and than most stalls of a file system; docs/stopping.md."""
+    than any healthy step and than most stalls of a file system; docs/reliability.md."""
 
     def __post_init__(self) -> None:
         if self.max_skips < 0:

@@ -25,7 +25,8 @@ from adadistill.core.memory import checkpoint_space
 from adadistill.core.method.frozen_centres import FrozenCentres, load_frozen_centres
 from adadistill.core.precision import Precision, resolve_precision
 from adadistill.core.recipe import Recipe, recipe_augmentation
-from adadistill.core.scoring.benchmark import Benchmark, Opening as BenchmarkOpening
+from adadistill.core.scoring.benchmark import Benchmark
+from adadistill.core.scoring.benchmark import Opening as BenchmarkOpening
 from adadistill.core.scoring.evaluation_config import open_benchmarks
 from adadistill.core.seeding import derive_seed
 from adadistill.core.teachers import BuiltTeacher, TeacherConfig, build_teacher, load_source
@@ -47,10 +48,10 @@ from adadistill.core.training.resume import (
 )
 from adadistill.core.training.run_folder import RunFolder
 from adadistill.loaders.augment.augment_policy import Augmentation
+from adadistill.loaders.block_store.teacher_cache import TeacherCache
 from adadistill.loaders.pipelines.pipeline import named_records, open_store, require_decoder
 from adadistill.loaders.pipelines.sample_order import SampleOrder
 from adadistill.loaders.records.image_source import ImageSource
-from adadistill.loaders.block_store.teacher_cache import TeacherCache
 
 logger = logging.getLogger(__name__)
 

@@ -8,7 +8,7 @@
     checkpoints/           see `checkpoints/files.py`
     report/                tables and figures
     heartbeat/             what each rank last did; hang/: stacks of a launch that hung, see `watchdog.py`
-    profile/               of a launch with --profile, see docs/profiling.md
+    profile/               of a launch with --profile, see docs/performance.md
 
 A folder holds one run: starting another one in it is refused. Run folders get shared, so nothing of the process
 environment is written but the owner's host while it works, and passwords in URLs and secret-looking arguments are

@@ -1,4 +1,4 @@
-"""Being asked to stop: what SIGTERM and SIGINT do at each moment of a process (docs/stopping.md).
+"""Being asked to stop: what SIGTERM and SIGINT do at each moment of a process (docs/reliability.md).
 
 An entry point leaves at once from its first line (`leave_at_once`): the handler raises `StopRequested`. Work with a
 state to keep listens while it lasts (`listen_for_stop`): the handler only remembers, and whoever works looks at

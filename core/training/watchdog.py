@@ -1,4 +1,4 @@
-"""Ends a run in which a rank has stopped answering, with the stacks of all ranks on disk (docs/stopping.md).
+"""Ends a run in which a rank has stopped answering, with the stacks of all ranks on disk (docs/reliability.md).
 
 A thread of each rank copies its main thread's heartbeat into the run folder, `heartbeat/rank-RR.json`. Rank 0 reads all
 notes and names who is behind once nobody moves; the others hear of it from rank 0's note, or name rank 0 where that is

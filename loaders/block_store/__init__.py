@@ -3,5 +3,5 @@
 A header says what the rows are of; the rows are checked in blocks, each with a slot that says whether it is done and
 what its bytes sum to. So a build that is killed goes on where it was, any number of processes end with the same bytes,
 a bit that changes is found, and what a stranger wrote is checked before it is believed.
-docs/cache_format.md and docs/packed_format.md specify the files.
+docs/formats.md and docs/formats.md specify the files.
 """

@@ -1,6 +1,6 @@
 """The header of a cache of teacher embeddings: what its rows are of, of whom, and how they were made.
 
-docs/cache_format.md specifies the fields.
+docs/formats.md specifies the fields.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The header of a packed store: how many images of which records, in which layout, cut into which files and blocks.
 
 Images and labels are plain `.npy` files, so that numpy opens them without adadistill. Their heads are written here, not
-by numpy, whose heads differ between its versions: the same images must be the same bytes. docs/packed_format.md
+by numpy, whose heads differ between its versions: the same images must be the same bytes. docs/formats.md
 specifies the fields.
 """
 

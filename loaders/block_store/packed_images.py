@@ -1,7 +1,7 @@
 """Decoded images on disk: every record decoded once, read by record id in every epoch, nothing left to decode.
 
 A folder of `header.json`, the images in `shard-*.npy`, their labels in `labels.npy`, `blocks.bin`, and `damaged.json`
-for people; docs/packed_format.md specifies them.
+for people; docs/formats.md specifies them.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 `blocks.bin` has one slot of 16 bytes for each block, zeros until the block is done. A slot names its block and its
 header, so that one that was copied to another place, or from another store, is not taken for one that belongs here.
-docs/cache_format.md specifies it.
+docs/formats.md specifies it.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The cache of teacher embeddings: float16 unit rows of every record in each of its views, computed once.
 
-A folder of `header.json`, `embeddings.bin` with the rows (N, V, D) and `blocks.bin`; docs/cache_format.md specifies
+A folder of `header.json`, `embeddings.bin` with the rows (N, V, D) and `blocks.bin`; docs/formats.md specifies
 them. Its header binds the rows to the teacher, the records and the views that training asks for.
 """
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from adadistill.loaders.dataset_tools.rewrite import Progress
-from adadistill.loaders.records.image_records import ImageRecords
 from adadistill.loaders.json_text import JSON
+from adadistill.loaders.records.image_records import ImageRecords
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,6 @@ records) is cut into pieces of at most 1 MiB. Record ids are the ordinals of the
 
 from __future__ import annotations
 
-import os
 import struct
 import zlib
 from collections.abc import Iterator

@@ -6,9 +6,9 @@ import re
 from collections.abc import Mapping, Sequence
 
 from adadistill.core.report.document import Block, Cell, Number, Paragraph, Table
-from adadistill.core.scoring.verification import PUBLISHED_PAIRS
 from adadistill.core.scoring.published import RANKS, VERIFICATION, PublishedRow, comparable
 from adadistill.core.scoring.result import BenchmarkResult
+from adadistill.core.scoring.verification import PUBLISHED_PAIRS
 
 _IJB_PAIRS = {"IJBB": 8_010_270, "IJBC": 15_658_489}
 _IJB_KEY = re.compile(r"(Norm:(?:True|False)_Det:(?:True|False))_tpr_at_fpr_(\S+)")

@@ -51,7 +51,7 @@ def test_the_head_prologue_bench_counts_what_eager_torch_launches():
     problem = bench_head_prologue.make_problem(5, 20, 16, torch.device("cpu"))
     form = bench_head_prologue.forms_on(torch.device("cpu"))["eager"]
     launches = bench_head_prologue.launches_of("eager", lambda: bench_head_prologue.step(problem, *form))
-    assert 80 < launches < 180  # docs/kernels.md has 126 of them; torch decides
+    assert 80 < launches < 180  # docs/method.md has 126 of them; torch decides
 
 
 def test_the_head_prologue_bench_times_nothing_that_is_wrong():

@@ -180,7 +180,7 @@ def test_the_counter_leaves_ordinary_operators_alone():
 
 
 def test_the_bytes_in_the_documentation_are_those_of_the_formula():
-    page = (ROOT / "docs" / "multi_node.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
     recipe = load_recipe("ms1mv2_ir50_to_mobilefacenet", [f"data.global_batch_size={RANKS * PER_RANK}"])
     ours = _formula(recipe, RANKS, num_classes=MS1MV2_IDENTITIES)
     parameters, _ = _student_sizes(recipe.student, 112)

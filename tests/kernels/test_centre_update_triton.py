@@ -8,8 +8,8 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from forked_python import forked_python
 import torch
+from forked_python import forked_python
 from hopper_code import compile_for_hopper, registers_of
 from torch.nn.functional import normalize
 
@@ -21,7 +21,9 @@ pytestmark = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reas
 
 @pytest.fixture(scope="module")
 def cases() -> list[dict]:
-    done = subprocess.run([forked_python(interpreted=True), str(WORKER)], capture_output=True, text=True, timeout=240, check=False)
+    done = subprocess.run(
+        [forked_python(interpreted=True), str(WORKER)], capture_output=True, text=True, timeout=240, check=False
+    )
     assert done.returncode == 0, done.stderr
     return [json.loads(line) for line in done.stdout.splitlines()]
 

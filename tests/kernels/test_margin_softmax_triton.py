@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from forked_python import forked_python
 import torch
+from forked_python import forked_python
 from hopper_code import compile_for_hopper, products_of, registers_of
 from margin_softmax_cases import ADAFACE, gradients, make_case
 from tests_support import golden_files
@@ -26,7 +26,11 @@ LOSS, GRADIENT = 2e-6, 1e-5
 
 def _run(arguments: Sequence[str] = ()) -> list[dict]:
     done = subprocess.run(
-        [forked_python(interpreted=True), str(WORKER), *arguments], capture_output=True, text=True, timeout=240, check=False
+        [forked_python(interpreted=True), str(WORKER), *arguments],
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
     return [json.loads(line) for line in done.stdout.splitlines()]

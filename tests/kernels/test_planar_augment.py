@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import planar_cases
 import pytest
-from forked_python import forked_python
 import simplejpeg
 import torch
+from forked_python import forked_python
 from hopper_code import compile_for_hopper, registers_of
 
 from adadistill.kernels.augment_parameters import Column, resample_tables

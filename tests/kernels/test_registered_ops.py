@@ -12,8 +12,8 @@ from pathlib import Path
 
 import planar_cases
 import pytest
-from forked_python import forked_python
 import torch
+from forked_python import forked_python
 from margin_softmax_cases import ADAFACE, make_case
 from torch import Tensor
 from torch.nn.functional import normalize
@@ -33,7 +33,9 @@ OPERATORS = {
 
 @pytest.fixture(scope="module")
 def cases() -> list[dict]:
-    done = subprocess.run([forked_python(interpreted=True), str(WORKER)], capture_output=True, text=True, timeout=300, check=False)
+    done = subprocess.run(
+        [forked_python(interpreted=True), str(WORKER)], capture_output=True, text=True, timeout=300, check=False
+    )
     assert done.returncode == 0, done.stderr
     return [json.loads(line) for line in done.stdout.splitlines()]
 

@@ -13,7 +13,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from forked_python import forked_python
 from rank_processes import run_ranks
 from tests_support import ROOT
 from tiny_training import tiny_recipe, write_tiny_records

@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 import simplejpeg
 import torch
-from forked_python import forked_python
 from tiny_training import tiny_recipe, write_tiny_records
 from torch import nn
 

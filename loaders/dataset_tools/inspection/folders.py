@@ -20,8 +20,8 @@ from adadistill.loaders.folders import (
     read_image,
     shape_of,
 )
-from adadistill.loaders.pixels import MAX_IMAGE_BYTES
 from adadistill.loaders.json_text import JSON, parse_json
+from adadistill.loaders.pixels import MAX_IMAGE_BYTES
 from adadistill.loaders.records.arrow_images import is_arrow_folder
 
 _MOST_JSON = 16 << 20

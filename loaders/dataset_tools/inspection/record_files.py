@@ -13,13 +13,13 @@ import numpy as np
 from adadistill.loaders.command_text import quoted
 from adadistill.loaders.dataset_tools.inspection.finding import Finding, printable, read_start
 from adadistill.loaders.dataset_tools.inspection.image_sample import ImageSample
+from adadistill.loaders.json_text import JSON, parse_json
 from adadistill.loaders.pixels import ImageDecodeError, image_header
 from adadistill.loaders.records.image_records import ImageRecords, read_property
 from adadistill.loaders.records.label_check import check_labels
 from adadistill.loaders.records.record_index import RecordIndex, load_record_index
 from adadistill.loaders.records.record_seal import SealError, open_seal
 from adadistill.loaders.records.recordio import MAX_EXACT_FLOAT, RecordError, RecordFile
-from adadistill.loaders.json_text import JSON, parse_json
 
 _IDX_CHUNK = 1 << 20
 _STORE_HEADER_BYTES = 1 << 20

@@ -17,8 +17,8 @@ from adadistill.loaders.dataset_tools.inspection.image_sample import ImageSample
 from adadistill.loaders.dataset_tools.record_folder.image_lists import read_list
 from adadistill.loaders.evaluation_sets.verification_pairs import VerificationSetError, read_verification_bin
 from adadistill.loaders.folders import ImageFolderError, leads_through_litter
-from adadistill.loaders.pixels import MAX_IMAGE_BYTES, ImageDecodeError, image_header
 from adadistill.loaders.json_text import JSON, parse_json
+from adadistill.loaders.pixels import MAX_IMAGE_BYTES, ImageDecodeError, image_header
 
 _SETS_BY_PAIRS = {6000: "LFW, CALFW, CPLFW or AgeDB-30", 7000: "CFP-FP or CFP-FF", 5000: "VGG2-FP"}
 _LARGEST_LST = 1 << 30

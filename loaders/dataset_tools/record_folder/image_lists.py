@@ -14,8 +14,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from adadistill.loaders.folders import ImageFolderError
-from adadistill.loaders.records.recordio import MAX_EXACT_FLOAT, MAX_LABELS
 from adadistill.loaders.json_text import parse_json
+from adadistill.loaders.records.recordio import MAX_EXACT_FLOAT, MAX_LABELS
 
 LIST_NAME = ".records.lst"
 """In a folder that was made of a record file. Hidden, so that whatever reads the folder as images looks past it."""

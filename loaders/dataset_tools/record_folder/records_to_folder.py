@@ -23,9 +23,9 @@ from adadistill.loaders.atomic_file import atomic_file, write_whole
 from adadistill.loaders.dataset_tools.record_folder.image_lists import LIST_NAME, ListedImage, own_list, read_list
 from adadistill.loaders.dataset_tools.rewrite import Progress
 from adadistill.loaders.folders import UNFINISHED_NAME, ImageFolderError, is_litter
+from adadistill.loaders.json_text import parse_json
 from adadistill.loaders.records.record_index import RecordIndex, load_record_index
 from adadistill.loaders.records.recordio import MAX_EXACT_FLOAT, BadBodyError, BadLabelError, RecordFile
-from adadistill.loaders.json_text import parse_json
 
 _SUFFIXES = (
     (b"\xff\xd8", "jpg"),

@@ -196,11 +196,14 @@ def test_the_capture_holds_the_work_of_the_recorded_steps_alone(calls: list[str]
     profile.close()
     before, within, after = ["step 0", "step 1", "step 2"], ["step 3", "step 4"], ["step 5", "step 6", "step 7"]
     started = [*before, "synchronise", "start"]
-    assert calls == {
-        8: [*started, *within, "synchronise", "stop", *after],
-        4: [*started, "step 3", "synchronise", "stop"],
-        2: before[:2],
-    }[steps]
+    assert (
+        calls
+        == {
+            8: [*started, *within, "synchronise", "stop", *after],
+            4: [*started, "step 3", "synchronise", "stop"],
+            2: before[:2],
+        }[steps]
+    )
 
 
 def test_a_launch_on_the_cpu_is_refused_under_nsys_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

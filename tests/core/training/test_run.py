@@ -471,7 +471,7 @@ def test_half_precision_centres_train_save_and_resume_to_the_same_bits(half: str
     centres = [state.row_sharded["class_centres"] for state in states]
     assert centres[0].dtype == getattr(torch, half)
     assert torch.equal(*centres)
-    # As far from those of a float32 run as docs/kernels.md says.
+    # As far from those of a float32 run as docs/method.md says.
     exact = tiny_recipe(tmp_path, log__every=1, checkpoint__every_steps=4)
     run_training(exact, tmp_path / "exact", ranks=Ranks())
     state = load_checkpoint(sorted((tmp_path / "exact" / "checkpoints").glob("step-*"))[-1])
