@@ -6,6 +6,8 @@ import contextlib
 import io
 import re
 import shlex
+import subprocess
+import sys
 from functools import cache
 from pathlib import Path
 
@@ -63,3 +65,15 @@ def test_commands_have_their_verbs_and_options(page: Path) -> None:
         assert usage, f"{page.name}: {command}: no such verb"
         for option in re.findall(r"(?<=\s)--[a-z][a-z-]+", " ".join(words)):
             assert option == "--help" or option in usage, f"{page.name}: {command}: no {option}"
+
+
+@pytest.mark.slow
+def test_the_python_of_the_readme_runs_as_it_stands(tmp_path: Path) -> None:
+    (code,) = re.findall(r"^```python\n(.*?)^```", (ROOT / "README.md").read_text(encoding="utf-8"), re.M | re.S)
+    start = f"import sys; sys.path.insert(0, {str(ROOT / 'tests')!r}); import tests_support as t; t.make_importable()\n"
+    run = subprocess.run(
+        [sys.executable, "-c", start + code], cwd=tmp_path, capture_output=True, text=True, timeout=300
+    )
+
+    assert run.returncode == 0, run.stderr
+    assert re.match(r"accuracy [\d.]+ \+- ", run.stdout), run.stdout

@@ -29,9 +29,13 @@ def test_an_error_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
     path = tmp_path / "kept.json"
     path.write_text("old")
 
-    with pytest.raises(RuntimeError, match="half way"), atomic_file(path) as file:
-        file.write(b"half")
-        raise RuntimeError("half way")
+    def write_half() -> None:
+        with atomic_file(path) as file:
+            file.write(b"half")
+            raise RuntimeError("half way")
+
+    with pytest.raises(RuntimeError, match="half way"):
+        write_half()
 
     assert path.read_text() == "old"
     assert os.listdir(tmp_path) == ["kept.json"]
