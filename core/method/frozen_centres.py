@@ -134,5 +134,5 @@ def _check_fit(stored: StoredCentres, path: str | Path, records: ImageSource, em
             f"{path} holds the class centres of other records ({stored.records:.12}...) than {records.path} "
             f"({records.fingerprint():.12}...), where its rows would mean other people. Point data.records at the file "
             "they were trained on. If you know that the labels agree, say so by exporting them unbound: "
-            f"adadistill centres export {quoted(path)} OUT.safetensors --drop-records, and set centres.path to it"
+            f"adadistill centres export {quoted(path)} --out OUT.safetensors --drop-records, and set centres.path to it"
         )
