@@ -88,7 +88,9 @@ def _text(name: str, value: object) -> str:
         middle, low, high = (_text(name, float(value[one])) for one in ("median", "p20", "p80"))
         return middle if low == middle == high else f"{middle} ({low} - {high})"
     if isinstance(value, dict):
-        return ", ".join(f"{one} {short_number(number)}" for one, number in value.items() if isinstance(number, int | float))
+        return ", ".join(
+            f"{one} {short_number(number)}" for one, number in value.items() if isinstance(number, int | float)
+        )
     if isinstance(value, list):
         return ", ".join(short_number(one) if isinstance(one, int | float) else str(one) for one in value) or "none"
     if isinstance(value, int):

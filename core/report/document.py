@@ -107,6 +107,4 @@ class Document:
     @property
     def misses_drawings(self) -> bool:
         """Whether figures could not be drawn."""
-        return any(
-            figure.svg is None for block in self.blocks if isinstance(block, Figures) for figure in block.items
-        )
+        return any(figure.svg is None for block in self.blocks if isinstance(block, Figures) for figure in block.items)

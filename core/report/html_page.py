@@ -28,9 +28,7 @@ _LEFT_OUT_OF_SVG = re.compile(
 
 def html_page(document: Document) -> str:
     """The whole document, every text escaped."""
-    return _template().render(
-        document=document, colors=COLORS, dark_colors=DARK_COLORS, no_drawings=NO_DRAWINGS
-    )
+    return _template().render(document=document, colors=COLORS, dark_colors=DARK_COLORS, no_drawings=NO_DRAWINGS)
 
 
 @cache

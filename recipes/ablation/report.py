@@ -1,4 +1,4 @@
-"""What an ablation found, written from the run folders: accuracies by variant and seed, paired differences, their limits.
+"""What an ablation found, from the run folders: accuracies by variant and seed, paired differences, and their limits.
 
     ablation.jsonl  a row for each run and set: accuracy, recipe hash, and what the number depends on, as bench rows
     ablation.json   the statistics
@@ -274,7 +274,9 @@ def report_document(result: AblationResult) -> Document:
     for variant in plan.variants:
         changes = "; ".join(variant.differences(plan.base)) or "the recipe itself"
         variants.append(f"{variant.label}: {variant.description or 'no description'} ({changes})")
-    rows: list[Sequence[Cell]] = [[run.variant, Number(run.seed, str(run.seed)), result.told(run)] for run in result.states]
+    rows: list[Sequence[Cell]] = [
+        [run.variant, Number(run.seed, str(run.seed)), result.told(run)] for run in result.states
+    ]
     runs = Table(caption="Every run, and where it is", heads=["Variant", "Seed", "State"], rows=rows)
     blocks += [Heading(2, "Variants"), Bullets(variants), Heading(2, "Runs"), runs]
     if measured := _measured_on(result):
@@ -287,7 +289,9 @@ def report_text(result: AblationResult) -> str:
     parts = []
     for one in result.sets:
         table = _table(one, result.plan)
-        parts.append("\n".join([f"{one.name}:", terminal_table(table), "", *_sentences(one, result.plan), _pairs_note(one)]))
+        parts.append(
+            "\n".join([f"{one.name}:", terminal_table(table), "", *_sentences(one, result.plan), _pairs_note(one)])
+        )
     return "\n\n".join([*parts, *reading_notes(result)])
 
 

@@ -142,7 +142,10 @@ def report_document(material: Material) -> Document:
         blocks += [Heading(2, "Scores"), *(block for group in groups for block in _scores(group))]
         blocks += [Heading(2, "Curves"), *(block for group in groups for block in _curves(group))]
         blocks += [Heading(2, "Worst cases"), *_worst_cases(groups, material.shown)]
-        blocks += [Heading(2, "Published results"), *published_blocks([(group.title, *group.shown) for group in groups])]
+        blocks += [
+            Heading(2, "Published results"),
+            *published_blocks([(group.title, *group.shown) for group in groups]),
+        ]
     elif material.passed_over:
         blocks.append(Bullets(material.passed_over))
     if material.metrics:

@@ -77,9 +77,7 @@ def test_seeds_for_a_gain_grow_with_the_square_of_the_spread():
     assert seeds_to_tell(0.2, 0.2) == 10
     for gain, std in ((0.2, 0.3), (0.2, 0.8), (1.0, 1.2)):
         count = seeds_to_tell(gain, std)
-        reach = [
-            (stats.t.ppf(0.975, n - 1) + stats.t.ppf(0.8, n - 1)) * std / math.sqrt(n) for n in (count - 1, count)
-        ]
+        reach = [(stats.t.ppf(0.975, n - 1) + stats.t.ppf(0.8, n - 1)) * std / math.sqrt(n) for n in (count - 1, count)]
         assert reach[1] <= gain < reach[0]
     assert seeds_to_tell(0.2, 0.0) == 2
     assert seeds_to_tell(0.001, 1.0) is None
