@@ -1,4 +1,4 @@
-"""What an ablation found, written from the run folders: accuracies by variant and seed, paired differences, their limits.
+"""What an ablation found, from the run folders: accuracies by variant and seed, paired differences, and their limits.
 
     ablation.jsonl  a row for each run and set: accuracy, recipe hash, and what the number depends on, as bench rows
     ablation.json   the statistics

@@ -29,15 +29,15 @@ ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT / ".
 
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A recipe whose runs take a second or two and are saved every second step."""
+    """A recipe whose runs take a second or two and are saved every fourth step."""
     folder = tmp_path_factory.mktemp("tiny")
     write_tiny_records(folder)
-    settings = {"evaluation__sets": f"['{folder}/pairs.bin']", "evaluation__every_epochs": 3, "log__every": 1}
+    settings = {"evaluation__sets": f"['{folder}/pairs.bin']", "evaluation__every_epochs": 2, "log__every": 1}
     settings |= {
-        "optim__epochs": 3,
-        "optim__milestones": "[2]",
+        "optim__epochs": 2,
+        "optim__milestones": "[1]",
         "optim__lr_batch_size": 8,
-        "checkpoint__every_steps": 2,
+        "checkpoint__every_steps": 4,
     }
     (folder / "recipe.yaml").write_text(dump_recipe(tiny_recipe(folder, **settings)))
     return folder / "recipe.yaml"
@@ -147,11 +147,11 @@ def test_killed_in_the_middle_it_goes_on_to_the_same_table(recipe: Path, whole: 
     assert not any((out / "runs" / "geometry_headroom" / "seed-6").glob("checkpoints/*")), "it was killed in the third"
     saved, _ = newest_valid_checkpoint(third)
     assert saved is not None
-    assert saved.step < 18
+    assert saved.step < 12
 
     # What else a kill can leave: a torn line, and a file that was being written.
     with (third / "metrics.jsonl").open("a") as metrics:
-        metrics.write('{"event": "evaluation", "step": 18, "set": "pai')
+        metrics.write('{"event": "evaluation", "step": 12, "set": "pai')
     (out / ".base.resolved.yaml.partial-1").write_text("name: ti")
     assert ablate.main(arguments(recipe, out)) == 0
     assert_same_result(whole, out)
@@ -315,7 +315,7 @@ def test_a_damaged_or_unscored_run_is_not_taken_for_finished(
     lines = (unscored / "metrics.jsonl").read_text().splitlines()
     kept = [line for line in lines if '"event": "evaluation"' not in line]
     (unscored / "metrics.jsonl").write_text("\n".join(kept) + "\n")
-    model = damaged / "checkpoints" / "step-00000018" / "model.safetensors"
+    model = damaged / "checkpoints" / "step-00000012" / "model.safetensors"
     model.write_bytes(model.read_bytes()[:-1] + b"\x55")
     assert ablate.main(arguments(recipe, out, "--dry-run")) == 0
     told = capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""Charts are SVG whose text is text, equal for equal data, seen on light and dark pages, and None without matplotlib."""
+"""Charts are SVG whose text is text, equal for equal data, seen on light and dark pages."""
 
 from __future__ import annotations
 
