@@ -98,14 +98,14 @@ def make_plan(recipe: Recipe, setting: Setting) -> Plan:
     memory = device_memory(recipe, setting)
     trainable = recipe.centres.kind == "trainable" and recipe.centres.placement == "replicated"
     if not memory.fits and trainable and ranks > 1:
-        room = f"{memory.parts_gb['centres']:.2f} GB"
+        held = f"{memory.parts_gb['centres']:.2f} GB"
         memory = device_memory(recipe, setting, placement="sharded")
         reasons.append(
-            f"centres: sharded over {ranks} devices (centres.placement=sharded), since {room} a device do not fit"
+            f"centres: sharded over {ranks} devices (centres.placement=sharded), since {held} a device do not fit"
         )
     elif "centres" in memory.parts_gb:
-        room = f"{memory.parts_gb['centres']:.2f} GB a device"
-        told = f"sharded, as the recipe says, {room}" if memory.placement == "sharded" else f"replicated, {room} fit"
+        held = f"{memory.parts_gb['centres']:.2f} GB a device"
+        told = f"sharded, as the recipe says, {held}" if memory.placement == "sharded" else f"replicated, {held} fit"
         reasons.append(f"centres: {told}")
     if not memory.fits:
         raise ValueError(_refusal(recipe, setting, memory))
