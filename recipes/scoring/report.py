@@ -23,14 +23,9 @@ from adadistill.core.report.document import (
     Table,
 )
 from adadistill.core.report.line_chart import MOST_SERIES
-from adadistill.core.scoring.published import (
-    RANKS,
-    VERIFICATION,
-    PublishedRow,
-    comparable,
-)
+from adadistill.core.scoring.evaluation_config import KINDS
+from adadistill.core.scoring.published import PublishedRow, comparable
 from adadistill.core.scoring.result import BenchmarkResult, Curve, Score
-from adadistill.core.scoring.verification import PUBLISHED_PAIRS
 from adadistill.core.training.metrics_log import read_metrics
 from adadistill.core.training.run_folder import RunFolder
 from adadistill.recipes.scoring.figures import roc_and_det, score_histogram
@@ -44,8 +39,6 @@ if TYPE_CHECKING:
 _MOST_HISTOGRAMS = 4
 _MOST_COLUMNS = 16
 _FACE_PIXELS = 56
-_IJB_PAIRS = {"IJBB": 8_010_270, "IJBC": 15_658_489}
-_IJB_KEY = re.compile(r"(Norm:(?:True|False)_Det:(?:True|False))_tpr_at_fpr_(\S+)")
 _POOLING = re.compile(r"Norm:(?:True|False)_Det:(?:True|False)")
 _READING = (
     "A number belongs to its protocol. Accuracy is the ten-fold number of papers: both versions of an image, as "
@@ -310,11 +303,11 @@ def _published(groups: Sequence[_Group], best: Evaluation | None) -> list[Block]
     for group in groups:
         name = best.name if best is not None and best.name in group.results else next(iter(group.results))
         result = group.results[name]
-        for protocol, ours in _comparable_scores(result).items():
+        for protocol, ours in (KINDS[result.kind].published(result) or {}).items():
             rows = [row for row in comparable(protocol) if row.percent.keys() & ours.keys()]
             if rows:
                 blocks.append(_comparison(group.title, name, protocol, ours, rows))
-    odd = [group.title for group in groups if not _is_published(group.first)]
+    odd = [group.title for group in groups if KINDS[group.first.kind].published(group.first) is None]
     if odd:
         blocks.append(
             Paragraph(f"{', '.join(odd)}: no published set, or not of the published size. Nothing stands beside it.")
@@ -342,34 +335,6 @@ def _comparison(
         rows=rows,
         strong=frozenset({0}),
     )
-
-
-def _comparable_scores(result: BenchmarkResult) -> dict[str, dict[str, float]]:
-    """Protocol -> name in published rows -> our share. Empty where data or protocol are not the published ones."""
-    found: dict[str, dict[str, float]] = {}
-    if not _is_published(result):
-        return found
-    for score in result.scores:
-        if score.value is None:
-            continue
-        key = score.key.removeprefix(f"{result.kind}.{result.name}.")
-        if result.kind == "verification" and key == "Accuracy-Flip":
-            found.setdefault(VERIFICATION, {})[result.name] = score.value
-        elif result.kind == "tinyface" and key.startswith("rank-"):
-            found.setdefault(RANKS, {})[f"tinyface {key}"] = score.value
-        elif result.kind == "ijb" and (match := _IJB_KEY.fullmatch(key)):
-            far = {"0.0001": "1e-4", "1e-05": "1e-5"}.get(match[2], match[2])
-            found.setdefault(match[1], {})[f"{result.name[:4].upper()} {far}"] = score.value
-    return found
-
-
-def _is_published(result: BenchmarkResult) -> bool:
-    """Whether data of this name and size were published on."""
-    if result.kind == "verification":
-        return PUBLISHED_PAIRS.get(result.name) == result.counts.get("pairs")
-    if result.kind == "ijb":
-        return _IJB_PAIRS.get(result.name[:4].upper()) == result.counts.get("pairs")
-    return result.counts.get("probes") == 3728
 
 
 def _training(metrics: Sequence[Mapping[str, Any]]) -> list[Block]:
