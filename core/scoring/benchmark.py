@@ -95,5 +95,5 @@ class BenchmarkKind:
     """Ends of the keys whose smallest value is the best."""
     table: Callable[[Sequence[BenchmarkResult]], str] | None = None
     """What is printed of its results. None prints a table for each, one score a row."""
-    published: Callable[[BenchmarkResult], Mapping[str, Mapping[str, float]]] = lambda result: {}
-    """Protocol -> name in published rows -> share; empty where data or protocol are not the published ones."""
+    published: Callable[[BenchmarkResult], Mapping[str, Mapping[str, float]] | None] = lambda result: None
+    """Protocol -> name in published rows (`published.py`) -> share; None where the data are not published ones."""

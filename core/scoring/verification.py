@@ -147,13 +147,13 @@ def open_verification(path: str | Path, opening: Opening) -> VerificationBenchma
     )
 
 
-def _published(result: BenchmarkResult) -> dict[str, dict[str, float]]:
+def _published(result: BenchmarkResult) -> dict[str, dict[str, float]] | None:
     from adadistill.core.scoring.published import VERIFICATION as PROTOCOL
 
+    if PUBLISHED_PAIRS.get(result.name, -1) != result.counts.get("pairs"):
+        return None
     value = result[result.headline].value
-    if value is None or PUBLISHED_PAIRS.get(result.name) != result.counts.get("pairs"):
-        return {}
-    return {PROTOCOL: {result.name: value}}
+    return {} if value is None else {PROTOCOL: {result.name: value}}
 
 
 def _table(results: Sequence[BenchmarkResult]) -> str:

@@ -87,14 +87,14 @@ def _open(folder: Path, opening: Opening) -> IjbBenchmark:
     )
 
 
-def _published(result: BenchmarkResult) -> dict[str, dict[str, float]]:
+def _published(result: BenchmarkResult) -> dict[str, dict[str, float]] | None:
     """By pooling mode, as its rows are never set beside another's."""
     from adadistill.loaders.evaluation_sets.ijb.sets import PUBLISHED_COUNTS
 
     known = PUBLISHED_COUNTS.get(result.name[:4].lower(), {})
+    if known.get("pairs", -1) != result.counts.get("pairs"):
+        return None
     found: dict[str, dict[str, float]] = {}
-    if known.get("pairs") != result.counts.get("pairs"):
-        return found
     for score in result.scores:
         match = _PUBLISHED_KEY.fullmatch(score.key.removeprefix(f"ijb.{result.name}."))
         if match is not None and score.value is not None:

@@ -85,12 +85,12 @@ def _open(folder: Path, opening: Opening) -> TinyFaceBenchmark:
     )
 
 
-def _published(result: BenchmarkResult) -> dict[str, dict[str, float]]:
+def _published(result: BenchmarkResult) -> dict[str, dict[str, float]] | None:
     from adadistill.core.scoring.published import RANKS
     from adadistill.loaders.evaluation_sets.tinyface import PUBLISHED_COUNTS
 
     if result.counts.get("probes") != PUBLISHED_COUNTS["probes"]:
-        return {}
+        return None
     ranks = {score.key.rpartition(".")[2]: score.value for score in result.scores}
     return {RANKS: {f"tinyface {rank}": value for rank, value in ranks.items() if value is not None}}
 
