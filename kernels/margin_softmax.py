@@ -405,15 +405,15 @@ def margin_softmax(
     with torch.autocast(unit_embeddings.device.type, enabled=False):
         # An ignored row may hold anything, NaN included, and 0 * NaN would reach the centres' gradient.
         embeddings = torch.where((labels >= 0)[:, None], unit_embeddings.to(dtype), 0.0)  # (B, D)
-        if target is None:
+        if target is not None:
+            own, target_rows = labels, None if target_centres is None else target_centres.to(dtype)
+            cosine, logit, slope, clamped = target
+            target = TargetColumn(cosine.to(dtype), logit.to(dtype), slope.to(dtype), clamped)
+        else:
             own, target_rows, cosine = _own_centres(embeddings, unit_centres, labels, target_centres, shard)
             angular = torch.where(labels >= 0, angular.detach().to(dtype), 0.0)
             additive = torch.where(labels >= 0, additive.detach().to(dtype), 0.0)
             target = target_column(cosine, angular, additive, logit_scale, cosine_limit, angle_limits, margin_grad)
-        else:
-            own, target_rows = labels, None if target_centres is None else target_centres.to(dtype)
-            cosine, logit, slope, clamped = target
-            target = TargetColumn(cosine.to(dtype), logit.to(dtype), slope.to(dtype), clamped)
         return _softmax(embeddings, unit_centres, labels, own, target_rows, target, settings, shard)
 
 
