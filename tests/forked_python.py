@@ -29,7 +29,7 @@ import os, sys
 arguments, environment = sys.argv[1:], dict(os.environ)
 while arguments[:1] == ["-u"]:
     arguments.pop(0)
-harmless = ("PYTHONPATH", "PYTHONUNBUFFERED", "PYTHONDONTWRITEBYTECODE", "PYTHON_EXEC", "PYTHON")
+harmless = ("PYTHONPATH", "PYTHONUNBUFFERED", "PYTHONDONTWRITEBYTECODE", "PYTHONPYCACHEPREFIX", "PYTHON_EXEC", "PYTHON")
 own = any(name.startswith(("PYTHON", "TRITON_", "LD_")) and name not in harmless for name in environment)
 for entry in environment.get("PYTHONPATH", "").split(os.pathsep):
     own |= os.path.isdir(entry + "/adadistill") and os.path.realpath(entry + "/adadistill/core") != {core!r}
@@ -201,8 +201,6 @@ def _become(arguments: list[str], environment: dict[str, str], folder: str, inst
 if __name__ == "__main__":
     import importlib
 
-    if sys.dont_write_bytecode:  # compile once all the same, elsewhere
-        sys.dont_write_bytecode, sys.pycache_prefix = False, str(Path(sys.argv[1]).parent)
     own = {str(Path(__file__).resolve().parent), *os.environ.get("PYTHONPATH", "").split(os.pathsep)}
     installed_ = [entry for entry in sys.path if entry not in own]
     make_importable()
