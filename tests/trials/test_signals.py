@@ -15,7 +15,9 @@ from trials import signals
 def test_sigterm_saves_and_exits_143(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("PYTHONPATH", f"{ROOT / '.typecheck'}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
     # An evaluation and a save are interrupted in core/training; all six phases by `make trials`.
-    outcomes = signals.run(tiny=True, seed=0, folder=tmp_path, phases=("start-up", "compile", "training", "cache build"))
+    outcomes = signals.run(
+        tiny=True, seed=0, folder=tmp_path, phases=("start-up", "compile", "training", "cache build")
+    )
     tried = {outcome.damage.removeprefix("SIGTERM during ") for outcome in outcomes}
     assert tried >= {"start-up", "training", "cache build"}
     for outcome in outcomes:

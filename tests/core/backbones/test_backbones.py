@@ -1,7 +1,6 @@
 """What every backbone promises: size, shapes, seeded weights, float32 at the end, either memory format, compilation."""
 
 import subprocess
-import sys
 
 import pytest
 import torch

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from forked_python import forked_python
 import torch
+from forked_python import forked_python
 from rank_processes import run_ranks
 from tiny_training import tiny_recipe, write_tiny_records
 

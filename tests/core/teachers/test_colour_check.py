@@ -6,7 +6,6 @@ import json
 import os
 import socket
 import subprocess
-import sys
 import textwrap
 from dataclasses import replace
 from pathlib import Path

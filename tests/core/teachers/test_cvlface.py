@@ -20,8 +20,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from forked_python import forked_python
 from fake_hub import FakeHub, fake_hub
+from forked_python import forked_python
 from golden_weights import golden_state_dict
 from safetensors.torch import save
 from tests_support import golden_files

@@ -84,7 +84,10 @@ def test_torchrun_passes_sigterm_on_and_every_rank_saves(recipe: Recipe, tmp_pat
         "--device", "cpu", "optim.epochs=400", "checkpoint.every_steps=null", "log.every=1",
     ]  # fmt: skip
     environment = {
-        **os.environ, "OMP_NUM_THREADS": "1", "PYTHON_EXEC": forked_python(), "PYTHONPATH": str(ROOT / ".typecheck"),
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "PYTHON_EXEC": forked_python(),
+        "PYTHONPATH": str(ROOT / ".typecheck"),
     }
     launcher = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
     metrics = tmp_path / "run" / "metrics.jsonl"
