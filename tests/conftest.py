@@ -18,6 +18,11 @@ from hypothesis import settings
 
 # Tests are small and run beside each other (pytest -n): threads inside an operation would only get in each other's way.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+if os.environ.pop(
+    "PYTHONDONTWRITEBYTECODE", None
+):  # workers and processes would each compile everything: not in the tree
+    sys.dont_write_bytecode, sys.pycache_prefix = False, str(Path(__file__).parents[1] / ".pytest_cache" / "compiled")
+    os.environ["PYTHONPYCACHEPREFIX"] = sys.pycache_prefix
 os.environ.setdefault("ADADISTILL_TEST_RUN", str(os.getpid()))  # workers of pytest -n inherit that of the first process
 sys.path.insert(0, str(Path(__file__).parent))
 
@@ -31,7 +36,7 @@ settings.load_profile("patient")
 
 
 HEAVY = re.compile(
-    r"\b(subprocess|forked_python|rank_processes|multiprocessing|run_training|small_run|hopper_code|golden_\w+|data_dir"
+    r"\b(subprocess|forked_python|interpreted|rank_processes|multiprocessing|run_training|small_run|hopper_code|golden_\w+|data_dir"
     r"|tiny_training|hypothesis|onnxruntime|benches|importable_processes)\b|mark\.slow"
 )
 

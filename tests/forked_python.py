@@ -2,20 +2,28 @@
 
 Importing torch, its compiler and scikit-learn is most of what a short process does, and the suite starts hundreds. One
 server of a test run imports them once and forks; `forked_python()` is the path of a small client that stands in for
-`sys.executable`. The process is real: its own pid, memory, files, group of ranks, exit status. Ending the client ends it:
-signals are passed on, and where the client is killed the server kills. Surroundings that matter before
-the first import (PYTHONUTF8, TRITON_INTERPRET, options like -OO, another copy of adadistill) make the client start a Python
-of its own; so does a server that is not there.
+`sys.executable`. The process is real: its own pid, memory, files and exit status. Signals to the client are passed on,
+and where it is killed the server kills. What must be known before the first import (PYTHONUTF8, TRITON_INTERPRET,
+options like -OO, another copy of adadistill) makes the client start a Python of its own; so does a missing server.
 """
 
 from __future__ import annotations
 
 import fcntl
 import functools
+import importlib
+import io
+import json
 import os
+import runpy
+import selectors
+import shutil
+import signal
+import socket
 import subprocess
 import sys
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 
 from tests_support import ROOT, make_importable
@@ -24,12 +32,15 @@ _IMPORTED = ["torch", "torch._dynamo", "torch.distributed", "numpy", "scipy.stat
 _IMPORTED += ["safetensors.torch", "simplejpeg", "PIL.Image", "nvtx", "jinja2"]
 _IMPORTED += ["adadistill.recipes.train", "adadistill.recipes.evaluate", "adadistill.recipes.cache_teacher"]
 
+_Request = tuple[list[str], dict[str, str], str, int]
+"""Arguments, environment, folder and umask of a client."""
+
 _CLIENT = """#!{python} -SI
 import os, sys
 arguments, environment = sys.argv[1:], dict(os.environ)
 while arguments[:1] == ["-u"]:
     arguments.pop(0)
-harmless = ("PYTHONPATH", "PYTHONUNBUFFERED", "PYTHONDONTWRITEBYTECODE", "PYTHON_EXEC", "PYTHON")
+harmless = ("PYTHONPATH", "PYTHONUNBUFFERED", "PYTHONDONTWRITEBYTECODE", "PYTHONPYCACHEPREFIX", "PYTHON_EXEC", "PYTHON")
 own = any(name.startswith(("PYTHON", "TRITON_", "LD_")) and name not in harmless for name in environment)
 for entry in environment.get("PYTHONPATH", "").split(os.pathsep):
     own |= os.path.isdir(entry + "/adadistill") and os.path.realpath(entry + "/adadistill/core") != {core!r}
@@ -83,22 +94,16 @@ def forked_python(*, interpreted: bool = False) -> str:
     return str(client)
 
 
-def _serve(address: str, run: int) -> tuple[list[str], dict[str, str], str]:
+def _serve(address: str, run: int) -> _Request:
     """Fork for every request until the test run ends: returns in the forked process only, with what it is to run."""
-    import json
-    import selectors
-    import shutil
-    import signal
-    import socket
-
     listening = socket.socket(socket.AF_UNIX)
     listening.bind(address)
     listening.listen(64)
     print("listening", flush=True)
-    waiting = selectors.DefaultSelector()
     run_ends = os.pidfd_open(run)
-    waiting.register(run_ends, selectors.EVENT_READ, None)
-    waiting.register(listening, selectors.EVENT_READ, None)
+    waiting = selectors.DefaultSelector()
+    waiting.register(run_ends, selectors.EVENT_READ)
+    waiting.register(listening, selectors.EVENT_READ)
     running: dict[int, tuple[socket.socket, int]] = {}  # pid -> its client, and a file that tells its end
     while True:
         for key, _ in waiting.select():
@@ -109,62 +114,68 @@ def _serve(address: str, run: int) -> tuple[list[str], dict[str, str], str]:
                 os._exit(0)
             elif key.fileobj is listening:
                 client, _ = listening.accept()
-                length, files, _, _ = socket.recv_fds(client, 8, 3)
-                request = b""
-                while len(request) < int.from_bytes(length, "little"):
-                    request += client.recv(1 << 20)
-                arguments, environment, folder, umask = json.loads(request)
+                request, files = _received(client)
                 pid = os.fork()
                 if pid == 0:
                     waiting.close()
-                    os.close(run_ends)
+                    for open_file in (run_ends, *(ended for _, ended in running.values())):
+                        os.close(open_file)
                     for other in (listening, client, *(client for client, _ in running.values())):
                         other.close()
-                    for _, ended in running.values():
-                        os.close(ended)
-                    for number, file in enumerate(files):
-                        os.dup2(file, number)
-                        os.close(file)
-                    os.setpgid(0, 0)
-                    os.umask(umask)
-                    return arguments, environment, folder
+                    _take_streams(files)
+                    return request
                 for file in files:
                     os.close(file)
-                ended = os.pidfd_open(pid)
-                running[pid] = client, ended
-                waiting.register(client, selectors.EVENT_READ, pid)
-                waiting.register(ended, selectors.EVENT_READ, pid)
+                running[pid] = client, os.pidfd_open(pid)
+                for watched in running[pid]:
+                    waiting.register(watched, selectors.EVENT_READ, pid)
             elif key.data in running:
-                pid = key.data
-                client, ended = running[pid]
-                if key.fd == client.fileno():
-                    try:
-                        number = client.recv(1)
-                    except OSError:
-                        number = b""
-                    if number:
-                        os.kill(pid, number[0])
-                        continue
-                    os.kill(pid, signal.SIGKILL)  # nobody waits any more: the client was killed
-                _, status = os.waitpid(pid, 0)
-                waiting.unregister(client)
-                waiting.unregister(ended)
-                try:
+                client, ended = running[key.data]
+                if key.fd != ended and (number := _signal_from(client)):
+                    os.kill(key.data, number)
+                    continue
+                if key.fd != ended:  # nobody waits any more: the client was killed
+                    os.kill(key.data, signal.SIGKILL)
+                _, status = os.waitpid(key.data, 0)
+                for watched in running.pop(key.data):
+                    waiting.unregister(watched)
+                with suppress(OSError):
                     client.sendall(status.to_bytes(4, "little"))
-                except OSError:
-                    pass
                 client.close()
                 os.close(ended)
-                del running[pid]
 
 
-def _become(arguments: list[str], environment: dict[str, str], folder: str, installed: list[str]) -> None:
+def _received(client: socket.socket) -> tuple[_Request, list[int]]:
+    length, files, _, _ = socket.recv_fds(client, 8, 3)
+    request = b""
+    while len(request) < int.from_bytes(length, "little") and (more := client.recv(1 << 20)):
+        request += more
+    if not request:  # it ended at once
+        return (["-c", ""], {}, "/", 0o22), files
+    return tuple(json.loads(request)), files
+
+
+def _signal_from(client: socket.socket) -> int:
+    """The number of a signal to pass on; 0 where the client has ended."""
+    with suppress(OSError):
+        return int.from_bytes(client.recv(1), "little")
+    return 0
+
+
+def _take_streams(files: list[int]) -> None:
+    os.setpgid(0, 0)
+    for number, file in enumerate(files):
+        os.dup2(file, number)
+        os.close(file)
+
+
+def _become(request: _Request, installed: list[str]) -> None:
     """Run in this forked process what `python ARGUMENTS` would run."""
-    import io
-    import runpy
-
+    arguments, environment, folder, umask = request
+    os.umask(umask)
+    interpreted = os.environ["TRITON_INTERPRET"] == "1"
     os.environ.clear()
-    os.environ.update(environment)
+    os.environ.update(environment, **({"TRITON_INTERPRET": "1"} if interpreted else {}))
     os.chdir(folder)
     unbuffered = bool(environment.get("PYTHONUNBUFFERED"))
     sys.stdin = open(0, closefd=False)  # noqa: SIM115
@@ -184,10 +195,10 @@ def _become(arguments: list[str], environment: dict[str, str], folder: str, inst
     sys.modules["__main__"] = main
     if arguments[0] == "-c":
         sys.argv = ["-c", *arguments[2:]]
-        exec(compile(arguments[1], "<string>", "exec"), main.__dict__)
+        exec(compile(arguments[1], "<string>", "exec", dont_inherit=True), main.__dict__)
     elif arguments[0] == "-":
         sys.argv = arguments
-        exec(compile(sys.stdin.read(), "<stdin>", "exec"), main.__dict__)
+        exec(compile(sys.stdin.read(), "<stdin>", "exec", dont_inherit=True), main.__dict__)
     elif arguments[0] == "-m":
         sys.path[0] = folder
         sys.argv = arguments[1:]
@@ -199,10 +210,6 @@ def _become(arguments: list[str], environment: dict[str, str], folder: str, inst
 
 
 if __name__ == "__main__":
-    import importlib
-
-    if sys.dont_write_bytecode:  # compile once all the same, elsewhere
-        sys.dont_write_bytecode, sys.pycache_prefix = False, str(Path(sys.argv[1]).parent)
     own = {str(Path(__file__).resolve().parent), *os.environ.get("PYTHONPATH", "").split(os.pathsep)}
     installed_ = [entry for entry in sys.path if entry not in own]
     make_importable()
@@ -211,4 +218,4 @@ if __name__ == "__main__":
             importlib.import_module(name_)
         except ImportError:
             continue
-    _become(*_serve(sys.argv[1], int(sys.argv[2])), installed_)
+    _become(_serve(sys.argv[1], int(sys.argv[2])), installed_)

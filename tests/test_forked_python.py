@@ -1,4 +1,4 @@
-"""What stands in for `sys.executable` in tests starts real processes, ends with them, and knows when it must not fork."""
+"""What stands in for `sys.executable` in tests starts real processes, ends with them, and knows when not to fork."""
 
 from __future__ import annotations
 

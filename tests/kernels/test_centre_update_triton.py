@@ -3,29 +3,22 @@
 from __future__ import annotations
 
 import importlib.util
-import json
-import subprocess
 from pathlib import Path
 
 import pytest
 import torch
-from forked_python import forked_python
 from hopper_code import compile_for_hopper, registers_of
+from interpreter import interpreted
 from torch.nn.functional import normalize
 
 from adadistill.core.method.class_centres import AdaptiveCentres, CentresConfig
 
-WORKER = Path(__file__).with_name("centre_update_worker.py")
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
 
 
 @pytest.fixture(scope="module")
 def cases() -> list[dict]:
-    done = subprocess.run(
-        [forked_python(interpreted=True), str(WORKER)], capture_output=True, text=True, timeout=240, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    return [json.loads(line) for line in done.stdout.splitlines()]
+    return interpreted("centre_update")
 
 
 def test_the_update_is_that_of_one_sample_after_the_other(cases: list[dict]):

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 import math
-import subprocess
 from pathlib import Path
 
 import pytest
 import torch
-from forked_python import forked_python
 from hopper_code import compile_for_hopper, registers_of
+from interpreter import interpreted
 from objective_cases import OBJECTIVES, objective_steps
 
-WORKER = Path(__file__).with_name("head_prologue_worker.py")
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
 
 ROUNDING, SWEPT = 2e-7, 4e-6
@@ -23,11 +20,7 @@ ROUNDING, SWEPT = 2e-7, 4e-6
 
 @pytest.fixture(scope="module")
 def cases() -> list[dict]:
-    done = subprocess.run(
-        [forked_python(interpreted=True), str(WORKER)], capture_output=True, text=True, timeout=240, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    return [json.loads(line) for line in done.stdout.splitlines()]
+    return interpreted("head_prologue")
 
 
 def _named(cases: list[dict], first: str) -> dict:

@@ -3,42 +3,26 @@
 from __future__ import annotations
 
 import importlib.util
-import json
-import subprocess
-from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 import torch
-from forked_python import forked_python
 from hopper_code import compile_for_hopper, products_of, registers_of
+from interpreter import interpreted
 from margin_softmax_cases import ADAFACE, gradients, make_case
 from tests_support import golden_files
 
 from adadistill.kernels.margin_softmax import margin_softmax, margin_softmax_reference
 
-WORKER = Path(__file__).with_name("margin_softmax_worker.py")
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
 
 LOSS, GRADIENT = 2e-6, 1e-5
 """Shares of the largest value, in float32."""
 
 
-def _run(arguments: Sequence[str] = ()) -> list[dict]:
-    done = subprocess.run(
-        [forked_python(interpreted=True), str(WORKER), *arguments],
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return [json.loads(line) for line in done.stdout.splitlines()]
-
-
 @pytest.fixture(scope="module")
 def cases() -> list[dict]:
-    return _run()
+    return interpreted("margin_softmax")
 
 
 def test_the_triton_forms_are_no_further_from_float64_than_eager_is(cases: list[dict]):
@@ -96,7 +80,7 @@ def test_golden_heads_through_triton_in_float32():
     files = [str(path) for pattern in ("adadistill_*.npz", "trainable_*.npz") for path in golden_files(pattern)]
     if not files:
         pytest.skip("no golden cases (ADADISTILL_GOLDEN)")
-    cases = _run(files)
+    cases = interpreted("margin_softmax", files)
     assert {case["case"][1] for case in cases} == {"chunks", "fused"}
     for case in cases:
         # Their own clamps of 1e-4 differ from the heads we ship.

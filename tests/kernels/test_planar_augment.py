@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import json
-import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +10,8 @@ import planar_cases
 import pytest
 import simplejpeg
 import torch
-from forked_python import forked_python
 from hopper_code import compile_for_hopper, registers_of
+from interpreter import interpreted
 
 from adadistill.kernels.augment_parameters import Column, resample_tables
 from adadistill.kernels.planar_augment import BLOCK, planar_augment, planar_augment_reference, planar_augment_u8
@@ -21,7 +19,6 @@ from adadistill.loaders.augment.augment_image import augment_image
 from adadistill.loaders.block_store.jpeg_planes import PlaneDecoder, TurboJpegMissingError
 from adadistill.loaders.plane_pixels import PlaneConverter
 
-WORKER = Path(__file__).with_name("planar_augment_worker.py")
 needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
 
 
@@ -93,9 +90,7 @@ def test_torch_and_numpy_do_what_the_definition_says(name: str):
 
 @needs_triton
 def test_the_triton_kernel_gives_the_bits_of_the_reference():
-    done = subprocess.run([forked_python(interpreted=True), str(WORKER)], capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-3000:]
-    cases = [json.loads(line) for line in done.stdout.splitlines()]
+    cases = interpreted("planar_augment")
     assert len(cases) == len(planar_cases.CASES) + 3 + 7
     assert [case["case"] for case in cases if not case["equal"]] == []
 

@@ -6,14 +6,11 @@ The plain torch forms, which torch.compile traces, have the same tests beside th
 from __future__ import annotations
 
 import importlib.util
-import json
-import subprocess
-from pathlib import Path
 
 import planar_cases
 import pytest
 import torch
-from forked_python import forked_python
+from interpreter import interpreted
 from margin_softmax_cases import ADAFACE, make_case
 from torch import Tensor
 from torch.nn.functional import normalize
@@ -22,7 +19,6 @@ from adadistill.core.method.class_centres import AdaptiveCentres, CentresConfig
 from adadistill.kernels.margin_softmax import margin_softmax
 from adadistill.kernels.planar_augment import planar_augment_u8
 
-WORKER = Path(__file__).with_name("registered_ops_worker.py")
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 
@@ -33,11 +29,7 @@ OPERATORS = {
 
 @pytest.fixture(scope="module")
 def cases() -> list[dict]:
-    done = subprocess.run(
-        [forked_python(interpreted=True), str(WORKER)], capture_output=True, text=True, timeout=300, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    return [json.loads(line) for line in done.stdout.splitlines()]
+    return interpreted("registered_ops")
 
 
 def _named(cases: list[dict], kind: str) -> list[dict]:

@@ -203,7 +203,8 @@ def test_a_killed_process_under_torchrun_costs_no_bit_and_its_run_resumes_on_one
     done = subprocess.run(
         [forked_python(), *launch, str(tmp_path / "killed_once.py"), *command],
         capture_output=True, text=True, timeout=600,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHON_EXEC": forked_python(), "PYTHONPATH": str(ROOT / ".typecheck")},
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHON_EXEC": forked_python(),
+             "PYTHONPATH": str(ROOT / ".typecheck")},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("finished:") == 1
