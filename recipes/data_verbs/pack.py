@@ -97,6 +97,14 @@ def build_parser() -> argparse.ArgumentParser:
         help="resize: images of another size are made S x S, as data.wrong_size=resize does while training, and the "
         "layout is rgb (default: stop at the first)",
     )
+    _add_limits(parser)
+    parser.add_argument(
+        "--check", "--verify", action="store_true", help="read the finished store against its checksums"
+    )
+    return parser
+
+
+def _add_limits(parser: argparse.ArgumentParser) -> None:
     limits = ImageLimits()
     parser.add_argument(
         "--max-image-side",
@@ -112,10 +120,6 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="N",
         help=f"and so are those of more encoded bytes (default: {limits.max_bytes})",
     )
-    parser.add_argument(
-        "--check", "--verify", action="store_true", help="read the finished store against its checksums"
-    )
-    return parser
 
 
 def _pack(arguments: argparse.Namespace, ranks: Ranks, stop: StopSignal) -> None:
