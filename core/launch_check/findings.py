@@ -17,7 +17,7 @@ from adadistill.core.metrics_mirror import MirrorError
 from adadistill.core.training.run_folder import RunFolderError
 
 # What a launch ends with, exit code 2 or 1, when something named in the recipe is not as it should be. RecordError,
-# TeacherError, CacheError and PackError are ValueErrors, a missing DALI is an ImportError.
+# TeacherError and StoreError are ValueErrors, a missing DALI is an ImportError.
 _REFUSALS = (MirrorError, ValueError, OSError, ImportError, CheckpointError, LaunchError, RunFolderError)
 
 Presence = Literal["there", "missing", "optional", "download"]
