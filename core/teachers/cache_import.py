@@ -1,15 +1,8 @@
 """Makes a cache of embeddings that somebody else computed, after checking that they belong to the records.
 
-Why: a file of rows says nothing of the order in which its maker read the images. One that is shuffled, or shifted by
-the header record that some readers count, still trains a student, towards other people's faces. Rows that belong where
-they are show it in two means:
-
-    two images of one identity are more alike than images of two. The pairs are the first and the last image of each
-    identity in the file, which share no label any more after a shift by one row;
-
-    two views of one image are more alike than two images of one identity.
-
-Pairs are chosen without chance, so that the same files give the same numbers.
+A file of rows says nothing of the order in which its maker read the images; shuffled or shifted rows still train a
+student, towards other people's faces. Rows that belong show it in two means: two images of one identity are more alike
+than images of two, and two views of one image more than two images of one identity. Pairs are chosen without chance.
 """
 
 from __future__ import annotations
@@ -83,9 +76,7 @@ def import_embeddings(
     Args:
         source: `.npy`, (N, V, D) or (N, D) float16, float32 or float64, row = record id, view 0 as stored, view 1
             mirrored. Read as a stream; rows are normalised in float64 and rounded once.
-        folder: of the cache, new or of an earlier call.
-        records: whose embeddings they are.
-        views: to keep; `plain` drops a mirrored view. None keeps what there is.
+        views: `plain` drops a mirrored view; None keeps what there is.
         margin: cosine by which pairs of one identity must beat pairs of two.
         label_check: False leaves the comparison of identities out, and the cache says so.
         name: what the cache calls the teacher; the file's name where left out.
@@ -93,8 +84,7 @@ def import_embeddings(
         report: called after each block.
 
     Raises:
-        ImportRefusedError: shape, dtype or number of rows are wrong; rows are zero or not finite; rows do not belong to
-            the records' labels, or the views not to each other.
+        ImportRefusedError: the rows are no embeddings, or do not belong to the records or the views to each other.
         StopRequested: `stop` was set before all was done.
         StoreError, RecordError, OSError: the cache cannot be written, or the records or the file cannot be read.
     """
@@ -110,20 +100,16 @@ def import_embeddings(
     found = check_labels(rows, records, source=source, margin=margin) if label_check else None
     if rows.shape[1] == 2:
         _check_views(rows, source, found, margin)
+    teacher = {
+        "kind": "imported", "name": name or source.name, "arch": None, "preprocessing": None,
+        "sha256": file_sha256(source), "embedding_dim": rows.shape[2], "image_size": image_size,
+    }  # fmt: skip
     header = CacheHeader(
         num_records=len(rows),
         embedding_dim=rows.shape[2],
         views=VIEWS["both" if rows.shape[1] == 2 else "plain"],
         block_records=_BLOCK_RECORDS,
-        teacher={
-            "kind": "imported",
-            "name": name or source.name,
-            "arch": None,
-            "sha256": file_sha256(source),
-            "embedding_dim": rows.shape[2],
-            "image_size": image_size,
-            "preprocessing": None,
-        },
+        teacher=teacher,
         records=record_binding(records),
         built={"by": "import", "dtype": rows.dtype.name, "label_check": _as_recorded(found, margin)},
     )
@@ -131,13 +117,9 @@ def import_embeddings(
 
 
 def open_rows(path: Path) -> npt.NDArray[np.floating]:
-    """Map an `.npy` file of embeddings, of which nothing is believed before it was checked.
+    """(N, V, D) float16, float32 or float64 rows of an `.npy` file, mapped and read-only; (N, D) files have V = 1.
 
-    Returns:
-        (N, V, D) float16, float32 or float64, read-only; (N, D) files have V = 1.
-
-    Raises:
-        ImportRefusedError: it is none. OSError: it cannot be read.
+    Raises ImportRefusedError where it is none, OSError where it cannot be read.
     """
     try:
         rows = open_npy(path)
@@ -153,15 +135,9 @@ def open_rows(path: Path) -> npt.NDArray[np.floating]:
 def check_labels(
     rows: npt.NDArray[np.floating], records: ImageSource, *, source: Path, margin: float = DEFAULT_MARGIN
 ) -> LabelCheck:
-    """Refuse rows that do not tell the records' identities apart.
+    """Refuse (N, V, D) rows whose view 0 does not tell the records' identities apart by the margin.
 
-    Args:
-        rows: (N, V, D), of which view 0 is looked at.
-        source: names the rows in errors.
-
-    Raises:
-        ImportRefusedError: the mean cosine of pairs of one identity does not beat that of two by the margin, or there
-            are fewer than two identities with two images.
+    Raises ImportRefusedError, also where there are fewer than two identities with two images.
     """
     couples, whole = couples_of(records.labels(), _SAMPLED_PAIRS)
     first, last = couples[:whole].T  # first and last image of each identity
@@ -231,23 +207,26 @@ def _write(
     stop: StopSignal,
     report: Callable[[BlockProgress], None] | None,
 ) -> CacheBuildResult:
+    images, began = 0, time.perf_counter()
     with CacheWriter(folder, header, main=True) as writer:
         pending = writer.pending().tolist()
-        images, started = 0, time.perf_counter()
         for done, block in enumerate(pending):
             if stop.requested:
-                logger.warning(
-                    "%s: stopped with %d blocks left to do; the same command goes on", folder, len(pending) - done
-                )
+                left = len(pending) - done
+                logger.warning("%s: stopped with %d blocks left to do; the same command goes on", folder, left)
                 raise StopRequested(stop.exit_code)
             ids = header.block_record_range(block)
             writer.write_block(block, _unit_rows(rows[ids.start : ids.stop]).astype(np.float16))
             images += len(ids)
             if report is not None:
                 report(BlockProgress(blocks=done + 1, of_blocks=len(pending), images=images))
-        seconds = time.perf_counter() - started
-        digest = TeacherCache(folder).digest()
-    return CacheBuildResult(folder=folder, header=header, digest=digest, images=images, seconds=seconds)
+    return CacheBuildResult(
+        folder=folder,
+        header=header,
+        digest=TeacherCache(folder).digest(),
+        images=images,
+        seconds=time.perf_counter() - began,
+    )
 
 
 def _chosen_views(rows: npt.NDArray[np.floating], source: Path, views: ViewChoice | None) -> npt.NDArray[np.floating]:

@@ -54,7 +54,7 @@ def check_launch_labels(config: DataConfig, records: ImageSource, *, needs_sever
     Raises:
         LabelClaimError: a label is no class (unless damaged records are skipped, and these are not too many), one
             identity has all images, or the number of identities is another set's.
-        PackError, RecordError, ValueError, OSError: records or store cannot be opened.
+        StoreError, RecordError, ValueError, OSError: records or store cannot be opened.
     """
     labels = None if config.packed is None else open_store(config, records).labels
     found = check_labels(

@@ -20,7 +20,6 @@ import numpy as np
 import numpy.typing as npt
 
 from adadistill.loaders.block_store.errors import StoreError
-from adadistill.loaders.block_store.layout_choice import LayoutChoice, choose_layout
 from adadistill.loaders.block_store.packed_header import (
     DAMAGED_LABEL,
     DAMAGED_PIXEL,
@@ -29,7 +28,15 @@ from adadistill.loaders.block_store.packed_header import (
     packed_header,
 )
 from adadistill.loaders.block_store.packed_images import PackedStore, PackWriter, stored_header
-from adadistill.loaders.block_store.row_sources import DecodeRecord, OnDamaged, RowSource, is_damage, row_source
+from adadistill.loaders.block_store.packed_layouts import (
+    DecodeRecord,
+    FillRow,
+    LayoutChoice,
+    OnDamaged,
+    choose_layout,
+    is_damage,
+    row_filler,
+)
 from adadistill.loaders.block_store.writer import BlockProgress, check_folder
 from adadistill.loaders.pixels import ImageDecodeError, ImageLimits
 from adadistill.loaders.records.checked_records import CheckedRecords
@@ -124,9 +131,9 @@ def pack_records(
     header = packed_header(
         chosen, num_records=len(records), image_size=image_size, shard_records=shard_records, records=binding
     )
-    source = row_source(chosen, checked, decode)
+    fill = row_filler(chosen, checked, decode)
     with PackWriter(folder, header, main=rank == 0) as writer:
-        result = _Packing(writer, source, on_damaged, stop).run(rank, world_size, workers, report)
+        result = _Packing(writer, fill, on_damaged, stop).run(rank, world_size, workers, report)
     return result if result.missing_blocks else replace(result, digest=PackedStore(folder).digest())
 
 
@@ -151,8 +158,8 @@ def _layout_of(
 class _Packing:
     """The blocks of one rank."""
 
-    def __init__(self, writer: PackWriter, source: RowSource, on_damaged: OnDamaged, stop: Callable[[], bool]) -> None:
-        self._writer, self._source, self._stop = writer, source, stop
+    def __init__(self, writer: PackWriter, fill: FillRow, on_damaged: OnDamaged, stop: Callable[[], bool]) -> None:
+        self._writer, self._fill, self._stop = writer, fill, stop
         self._skips_damaged, self._stopped = on_damaged == "skip", False
 
     def run(self, rank: int, world_size: int, workers: int, report: Callable[[BlockProgress], None]) -> PackResult:
@@ -197,13 +204,13 @@ class _Packing:
         images = np.empty((len(ids), writer.header.image_bytes), np.uint8)
         labels = np.empty(len(ids), np.int64)
         for place, record_id in enumerate(ids):
-            labels[place] = self._fill(record_id, images[place])
+            labels[place] = self._fill_or_skip(record_id, images[place])
         writer.write_block(block, images, labels)
         return len(ids)
 
-    def _fill(self, record_id: int, row: npt.NDArray[np.uint8]) -> int:
+    def _fill_or_skip(self, record_id: int, row: npt.NDArray[np.uint8]) -> int:
         try:
-            return self._source.fill(record_id, row)
+            return self._fill(record_id, row)
         except (RecordError, ImageDecodeError) as error:
             if not self._skips_damaged or not is_damage(error):
                 raise

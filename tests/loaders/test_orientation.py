@@ -19,7 +19,7 @@ from PIL import Image, ImageOps
 from small_pack import SIDE, jpeg
 
 from adadistill.loaders.augment.augment_policy import Augmentation, AugmentConfig
-from adadistill.loaders.block_store.layout_choice import choose_layout
+from adadistill.loaders.block_store.packed_layouts import choose_layout
 from adadistill.loaders.dataset_tools.inspection.image_sample import ImageSample
 from adadistill.loaders.evaluation_sets.face_alignment import ARCFACE_TEMPLATE, aligned, similarities_to_template
 from adadistill.loaders.evaluation_sets.pair_lists import make_verification_bin

@@ -59,8 +59,7 @@ def _stored(folder: Path) -> npt.NDArray[np.float16]:
     return cache.gather(ids, np.tile(np.arange(views), len(cache))).reshape(len(cache), views, -1)
 
 
-@pytest.mark.parametrize("dtype", ["<f2", "<f4", "<f8", ">f4"])
-@pytest.mark.parametrize("order", ["C", "F"])
+@pytest.mark.parametrize(("dtype", "order"), [("<f2", "C"), ("<f8", "F"), (">f4", "C")])
 def test_rows_are_normalised_in_float64_and_rounded_once(data: Path, tmp_path: Path, dtype: str, order: str):
     rows = np.array(_rows(), dtype=dtype, order=order)
     result = _import(_save(tmp_path / "rows.npy", rows), tmp_path / "cache", data)
@@ -199,38 +198,19 @@ def test_two_views_are_not_made_of_one(data: Path, tmp_path: Path):
         _import(_save(tmp_path / "rows.npy", _rows(views=1)), tmp_path / "cache", data, views="both")
 
 
-def _npy(header: str, body: bytes = b"", version: int = 1) -> bytes:
-    size = 2 if version == 1 else 4
-    return b"\x93NUMPY" + bytes([version, 0]) + len(header).to_bytes(size, "little") + header.encode() + body
-
-
 @pytest.mark.parametrize(
-    "content",
+    "header",
     [
-        b"",
-        b"PK\x03\x04 an archive",
-        b"\x93NUMPY\x09\x00" + bytes(64),
-        b"\x93NUMPY\x02\x00\xff\xff\xff\xff",
-        _npy("{'descr': '<f4', 'fortran_order': False, 'shape': (4, 2, 2)}", bytes(63)),
-        _npy("{'descr': '<f4', 'fortran_order': False, 'shape': (4, 2, 2)}", bytes(65)),
-        _npy(f"{{'descr': '<f4', 'fortran_order': False, 'shape': ({2**62}, 2, 2)}}", bytes(64)),
-        _npy("{'descr': '<f4', 'fortran_order': False, 'shape': (-4, -2, 2)}", bytes(64)),
-        _npy("{'descr': '<f4', 'fortran_order': False, 'shape': (True, 2, 8)}", bytes(64)),
-        _npy("{'descr': '<f4', 'fortran_order': 0, 'shape': (4, 2, 2)}", bytes(64)),
-        _npy("{'descr': '|O', 'fortran_order': False, 'shape': (4, 2, 2)}", bytes(128)),
-        _npy("{'descr': '<f16', 'fortran_order': False, 'shape': (4, 2, 2)}", bytes(256)),
-        _npy("{'descr': 'nonsense', 'fortran_order': False, 'shape': (4, 2, 2)}", bytes(64)),
-        _npy("{'descr': '<f4', 'fortran_order': False}", bytes(64)),
-        _npy("__import__('os').system('touch executed')", bytes(64)),
-        _npy("(" * 9000, bytes(64)),
-        _npy("{'descr': '<f4', 'fortran_order': False, 'shape': (4, 2, 2)", bytes(64)),
-        b"\x93NUMPY\x01\x00\x08\x00\xff\xfe\xfd\xfc\xff\xfe\xfd\xfc",
+        "{'descr': '<f4', 'fortran_order': False, 'shape': (4, 2, 3)}",  # more than the file holds
+        "{'descr': '|O', 'fortran_order': False, 'shape': (4, 2, 1)}",
+        "__import__('os').system('touch executed')",
     ],
 )
 def test_a_damaged_or_hostile_file_is_refused_without_running_any_of_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, header: str
 ):
     monkeypatch.chdir(tmp_path)
+    content = b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header.encode() + bytes(64)
     (tmp_path / "rows.npy").write_bytes(content)
     with pytest.raises(ImportRefusedError, match=r"rows\.npy"):
         open_rows(tmp_path / "rows.npy")

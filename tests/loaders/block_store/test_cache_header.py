@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_cache import TEACHER, signed, small_header
 from small_stores import content_of
@@ -16,6 +16,7 @@ from adadistill.loaders.block_store.teacher_cache import MIRRORED, PLAIN, CacheH
 AUGMENTED = CacheView(kind="augmented", seed=3, view=0, policy='{"crop":0.2}')
 
 
+@settings(max_examples=30)
 @given(
     built=st.dictionaries(
         st.text(st.characters(exclude_categories=["Cs"]), max_size=8),

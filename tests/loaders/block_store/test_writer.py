@@ -66,9 +66,10 @@ def _die_halfway(real, args):
 def test_killed_at_any_call_a_build_resumes_to_the_same_bytes(face, tmp_path):
     header = face.header(num_records=13)  # three blocks, of the packed store in two shards
     finished = contents(build(face, tmp_path / "finished", header))
+    step = 1 if face.name == "packed store" else 3  # the code is the same, and the packed store has more files
     number, killed = 0, True
     while killed:
-        number += 1
+        number += step
         folder = tmp_path / f"killed-{number}"
 
         def dying_build(folder=folder, number=number):

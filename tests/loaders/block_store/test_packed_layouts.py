@@ -11,7 +11,7 @@ from small_pack import SIDE, jpeg, saved, small_bodies, write_records
 from adadistill.loaders.block_store import jpeg_planes
 from adadistill.loaders.block_store.errors import StoreError
 from adadistill.loaders.block_store.jpeg_planes import TurboJpegMissingError, planes_available
-from adadistill.loaders.block_store.layout_choice import choose_layout
+from adadistill.loaders.block_store.packed_layouts import choose_layout
 from adadistill.loaders.pixels import ImageDecodeError
 from adadistill.loaders.records.checked_records import CheckedRecords, ImageSizeError
 from adadistill.loaders.records.image_records import ImageRecords
