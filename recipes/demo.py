@@ -33,7 +33,7 @@ from adadistill.core.backbones import build_backbone
 from adadistill.core.distributed import Ranks
 from adadistill.core.host_memory import keep_freed_memory
 from adadistill.core.recipe import Recipe, load_recipe
-from adadistill.core.scoring.benchmark import Benchmark, Opening
+from adadistill.core.scoring.benchmark import Benchmark, ScoringTerms
 from adadistill.core.scoring.embedding import Forward
 from adadistill.core.scoring.result import BenchmarkResult
 from adadistill.core.scoring.verification import open_verification
@@ -117,7 +117,7 @@ def run(out: Path, *, seeds: int, overrides: Sequence[str] = ()) -> dict[str, Sc
         write_synthetic_pairs(faces / "pairs.bin", STUDENT_FACES, pairs=PAIRS)
     with _stage("training the teacher (narrow IR-18, no teacher of its own)"):
         teacher = _train("demo_teacher", out, "teacher", seed=0, overrides=overrides)
-    pairs = open_verification(faces / "pairs.bin", Opening(image_size=IMAGE_SIZE, ranks=Ranks(), intervals=False))
+    pairs = open_verification(faces / "pairs.bin", ScoringTerms(image_size=IMAGE_SIZE, ranks=Ranks(), intervals=False))
     accuracies: dict[str, list[float]] = {role: [] for role in _ROLES}
     accuracies["teacher"].append(_accuracy(teacher))
     for seed in range(seeds):

@@ -60,7 +60,7 @@ class Benchmark(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Opening:
+class ScoringTerms:
     """What a benchmark is told when it is opened."""
 
     image_size: int
@@ -78,7 +78,7 @@ class BenchmarkKind:
 
     name: str
     """First part of the keys of its scores."""
-    open: Callable[[Path, Opening], Benchmark]
+    open: Callable[[Path, ScoringTerms], Benchmark]
     """Opens and checks a set, on all ranks together. Raises ValueError or OSError, before anything is computed."""
     metavar: str
     help: str

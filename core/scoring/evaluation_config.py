@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Final
 
-from adadistill.core.scoring.benchmark import Benchmark, BenchmarkKind, Opening
+from adadistill.core.scoring.benchmark import Benchmark, BenchmarkKind, ScoringTerms
 from adadistill.core.scoring.ijb.benchmark import IJB
 from adadistill.core.scoring.tinyface.benchmark import TINYFACE
 from adadistill.core.scoring.verification import VERIFICATION
@@ -69,7 +69,7 @@ def kind_of(key: str) -> BenchmarkKind | None:
     return KINDS.get(key.partition(".")[0])
 
 
-def open_benchmarks(paths: Mapping[str, Sequence[str | Path]], opening: Opening) -> tuple[Benchmark, ...]:
+def open_benchmarks(paths: Mapping[str, Sequence[str | Path]], terms: ScoringTerms) -> tuple[Benchmark, ...]:
     """Read and check every benchmark. All ranks call it together.
 
     Args:
@@ -81,7 +81,7 @@ def open_benchmarks(paths: Mapping[str, Sequence[str | Path]], opening: Opening)
     opened: list[Benchmark] = []
     for key, kind in KINDS_BY_KEY.items():
         for path in paths.get(key, ()):
-            opened.append(kind.open(Path(path), opening))
+            opened.append(kind.open(Path(path), terms))
             repeated = _repeated(one.name for one in opened if one.kind is kind)
             if repeated is not None:
                 raise ValueError(f"two {kind.name} benchmarks are named {repeated!r}; results are kept by name")

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from adadistill.core.scoring.benchmark import BenchmarkKind, Opening
+from adadistill.core.scoring.benchmark import BenchmarkKind, ScoringTerms
 from adadistill.core.scoring.tables import aligned_table
 
 if TYPE_CHECKING:
@@ -108,7 +108,7 @@ class VerificationBenchmark:
         return self.images_u8[start - self.first : stop - self.first]
 
 
-def open_verification(path: str | Path, opening: Opening) -> VerificationBenchmark:
+def open_verification(path: str | Path, terms: ScoringTerms) -> VerificationBenchmark:
     """Read a set and decode this rank's share of it, which divides time and memory (6,000 pairs are 450 MB of pixels).
 
     Args:
@@ -125,7 +125,7 @@ def open_verification(path: str | Path, opening: Opening) -> VerificationBenchma
     from adadistill.core.distributed import rank_share
     from adadistill.loaders.evaluation_sets.verification_pairs import decode_pairs, read_verification_set
 
-    begun, ranks = time.perf_counter(), opening.ranks
+    begun, ranks = time.perf_counter(), terms.ranks
     pairs = read_verification_set(path)
     published = PUBLISHED_PAIRS.get(pairs.name, len(pairs.same))
     if published != len(pairs.same) and ranks.is_main:
@@ -134,7 +134,7 @@ def open_verification(path: str | Path, opening: Opening) -> VerificationBenchma
             path, len(pairs.same), pairs.name, published,
         )  # fmt: skip
     first, stop = rank_share(len(pairs.images), ranks.rank, ranks.world_size)
-    pixels = decode_pairs(pairs, opening.image_size, first=first, stop=stop)
+    pixels = decode_pairs(pairs, terms.image_size, first=first, stop=stop)
     return VerificationBenchmark(
         name=pairs.name,
         images_u8=torch.from_numpy(pixels),
@@ -142,8 +142,8 @@ def open_verification(path: str | Path, opening: Opening) -> VerificationBenchma
         data_sha256=pairs.sha256,
         first=first,
         decode_s=time.perf_counter() - begun,
-        far=opening.far,
-        intervals=opening.intervals,
+        far=terms.far,
+        intervals=terms.intervals,
     )
 
 

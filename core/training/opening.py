@@ -25,8 +25,7 @@ from adadistill.core.memory import checkpoint_space
 from adadistill.core.method.frozen_centres import FrozenCentres, load_frozen_centres
 from adadistill.core.precision import Precision, resolve_precision
 from adadistill.core.recipe import Recipe, recipe_augmentation
-from adadistill.core.scoring.benchmark import Benchmark
-from adadistill.core.scoring.benchmark import Opening as BenchmarkOpening
+from adadistill.core.scoring.benchmark import Benchmark, ScoringTerms
 from adadistill.core.scoring.evaluation_config import open_benchmarks
 from adadistill.core.seeding import derive_seed
 from adadistill.core.teachers import BuiltTeacher, TeacherConfig, build_teacher, load_source
@@ -258,9 +257,10 @@ class Opening:
         )
 
     def _look_at_evaluation(self) -> None:
-        told = BenchmarkOpening(image_size=self.recipe.data.image_size, ranks=self.ranks, intervals=False)
-        with self._noted():
-            self.benchmarks = open_benchmarks(self.recipe.evaluation.paths, told)
+        terms = ScoringTerms(image_size=self.recipe.data.image_size, ranks=self.ranks, intervals=False)
+        for kind, paths in self.recipe.evaluation.paths.items():
+            with self._noted():
+                self.benchmarks += open_benchmarks({kind: paths}, terms)
 
     def _refuse_full_disk(self) -> None:
         if self.records is None or self.order is None:

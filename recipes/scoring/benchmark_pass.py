@@ -50,10 +50,10 @@ class Request:
 
     def open_benchmarks(self, image_size: int, ranks: Ranks) -> tuple[Benchmark, ...]:
         """All benchmarks, for networks of one image size. Raises as the registry's `open_benchmarks`."""
-        from adadistill.core.scoring.benchmark import Opening
+        from adadistill.core.scoring.benchmark import ScoringTerms
         from adadistill.core.scoring.evaluation_config import open_benchmarks
 
-        return open_benchmarks(self.paths, Opening(image_size=image_size, ranks=ranks, far=self.far))
+        return open_benchmarks(self.paths, ScoringTerms(image_size=image_size, ranks=ranks, far=self.far))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

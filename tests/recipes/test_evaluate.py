@@ -22,7 +22,7 @@ from adadistill.core.backbones.public_weights import public_names
 from adadistill.core.checkpoints.network_checkpoint import save_network
 from adadistill.core.distributed import Ranks
 from adadistill.core.recipe import dump_recipe
-from adadistill.core.scoring.benchmark import Opening
+from adadistill.core.scoring.benchmark import ScoringTerms
 from adadistill.core.scoring.embedding import Forward
 from adadistill.core.scoring.verification import VERIFICATION, open_verification
 from adadistill.core.scoring.verification_scores import score_verification
@@ -162,7 +162,7 @@ def onnx_file(tmp_path) -> Path:
 
 
 def score_of(network: nn.Module, path: Path) -> Mapping[str, Any]:
-    opened = open_verification(path, Opening(image_size=SIDE, ranks=Ranks()))
+    opened = open_verification(path, ScoringTerms(image_size=SIDE, ranks=Ranks()))
     return opened.score(network.eval(), Forward()).details
 
 

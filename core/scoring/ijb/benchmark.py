@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from adadistill.core.scoring.benchmark import BenchmarkKind, Opening
+from adadistill.core.scoring.benchmark import BenchmarkKind, ScoringTerms
 
 if TYPE_CHECKING:
     from torch import nn
@@ -73,17 +73,17 @@ class IjbBenchmark:
         return run_on_main(score, forward.ranks)
 
 
-def _open(folder: Path, opening: Opening) -> IjbBenchmark:
+def _open(folder: Path, terms: ScoringTerms) -> IjbBenchmark:
     """Rank 0 computes the hash, which reads prepared sets whole, and warns."""
     from adadistill.core.distributed import run_on_main
     from adadistill.loaders.evaluation_sets.ijb.sets import open_ijb
 
     dataset = open_ijb(folder)
     problem = dataset.annotations.detector_problem
-    if problem is not None and opening.ranks.is_main:
+    if problem is not None and terms.ranks.is_main:
         _log.warning("%s: scores with Det:True will be withheld: %s", folder, problem)
     return IjbBenchmark(
-        dataset=dataset, image_size=opening.image_size, data_sha256=run_on_main(dataset.sha256, opening.ranks)
+        dataset=dataset, image_size=terms.image_size, data_sha256=run_on_main(dataset.sha256, terms.ranks)
     )
 
 

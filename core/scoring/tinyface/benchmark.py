@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from adadistill.core.scoring.benchmark import BenchmarkKind, Opening
+from adadistill.core.scoring.benchmark import BenchmarkKind, ScoringTerms
 
 if TYPE_CHECKING:
     from torch import nn
@@ -70,16 +70,16 @@ class TinyFaceBenchmark:
         return run_on_main(score, forward.ranks)
 
 
-def _open(folder: Path, opening: Opening) -> TinyFaceBenchmark:
+def _open(folder: Path, terms: ScoringTerms) -> TinyFaceBenchmark:
     """Rank 0 reads every image, for its header and for the hash."""
     from adadistill.core.distributed import run_on_main
     from adadistill.loaders.evaluation_sets.tinyface import open_tinyface
 
     dataset, begun = open_tinyface(folder), time.perf_counter()
-    sha256 = run_on_main(lambda: dataset.inspect(opening.image_size), opening.ranks)
+    sha256 = run_on_main(lambda: dataset.inspect(terms.image_size), terms.ranks)
     return TinyFaceBenchmark(
         dataset=dataset,
-        image_size=opening.image_size,
+        image_size=terms.image_size,
         data_sha256=sha256,
         inspect_s=time.perf_counter() - begun,
     )

@@ -19,7 +19,7 @@ from scored_networks import FLOAT64, TinyNetwork, pixels
 from small_network import SmallNetwork
 
 from adadistill.core.distributed import distributed_session
-from adadistill.core.scoring.benchmark import Opening
+from adadistill.core.scoring.benchmark import ScoringTerms
 from adadistill.core.scoring.embedding import Forward, embed_images
 from adadistill.core.scoring.embedding_cache import EmbeddingCache
 from adadistill.core.scoring.evaluation_config import open_benchmarks
@@ -34,10 +34,10 @@ def main(folder: Path) -> None:
         if "counts" in plan:
             network, forward = TinyNetwork().double(), Forward(ranks=ranks, batch_size=2, precision=FLOAT64)
             found["embeddings"] = [embed_images(network, pixels(count), forward).tolist() for count in plan["counts"]]
-            opened = open_verification(plan["set"], Opening(image_size=8, ranks=ranks))
+            opened = open_verification(plan["set"], ScoringTerms(image_size=8, ranks=ranks))
             found["details"] = dict(opened.score(network, forward).details)
         cache = EmbeddingCache(folder=Path(plan["cache"]), network_sha256="a") if "cache" in plan else None
-        for one in open_benchmarks(plan.get("benchmarks", {}), Opening(image_size=112, ranks=ranks)):
+        for one in open_benchmarks(plan.get("benchmarks", {}), ScoringTerms(image_size=112, ranks=ranks)):
             result = dataclasses.replace(one, block_rows=plan["block_rows"]).score(
                 SmallNetwork(), Forward(ranks=ranks), cache=cache
             )

@@ -6,7 +6,7 @@ import pytest
 from scored_networks import write_set
 
 from adadistill.core.distributed import Ranks
-from adadistill.core.scoring.benchmark import Opening
+from adadistill.core.scoring.benchmark import ScoringTerms
 from adadistill.core.scoring.evaluation_config import KINDS, KINDS_BY_KEY, EvaluationConfig, kind_of, open_benchmarks
 
 
@@ -36,4 +36,4 @@ def test_two_benchmarks_of_one_name_are_refused(tmp_path):
     (tmp_path / "other").mkdir()
     paths = [write_set(tmp_path / "lfw.bin", 3), write_set(tmp_path / "other" / "lfw.bin", 3)]
     with pytest.raises(ValueError, match="named 'lfw'"):
-        open_benchmarks({"sets": paths}, Opening(image_size=8, ranks=Ranks()))
+        open_benchmarks({"sets": paths}, ScoringTerms(image_size=8, ranks=Ranks()))

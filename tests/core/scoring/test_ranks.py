@@ -13,7 +13,7 @@ from scored_networks import FLOAT64, TinyNetwork, pixels, write_set
 from small_network import SmallNetwork
 
 from adadistill.core.distributed import Ranks
-from adadistill.core.scoring.benchmark import Opening
+from adadistill.core.scoring.benchmark import ScoringTerms
 from adadistill.core.scoring.embedding import Forward, embed_images
 from adadistill.core.scoring.evaluation_config import open_benchmarks
 from adadistill.core.scoring.verification import open_verification
@@ -43,10 +43,10 @@ def test_two_ranks_give_what_one_gives(tmp_path):
     for ours, count in zip(first["embeddings"], (1, 9), strict=True):
         alone = embed_images(network, pixels(count), forward)
         torch.testing.assert_close(torch.tensor(ours, dtype=torch.float64), alone, rtol=1e-12, atol=1e-12)
-    numbers = open_verification(pairs, Opening(image_size=8, ranks=Ranks())).score(network, forward).details
+    numbers = open_verification(pairs, ScoringTerms(image_size=8, ranks=Ranks())).score(network, forward).details
     assert first["details"]["accuracy_per_fold"] == list(numbers["accuracy_per_fold"])
     assert first["details"]["xnorm"] == pytest.approx(numbers["xnorm"], rel=1e-12)
-    for one in open_benchmarks(benchmarks, Opening(image_size=112, ranks=Ranks())):
+    for one in open_benchmarks(benchmarks, ScoringTerms(image_size=112, ranks=Ranks())):
         values = {score.key: score.value for score in one.score(SmallNetwork(), Forward()).scores}
         assert first[one.name] == pytest.approx(values, abs=1e-6)
     assert len(list((tmp_path / "c").glob("block-*.npy"))) == -(-len(small_ijb.small_ijb().names) // 8)

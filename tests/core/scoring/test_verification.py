@@ -13,17 +13,17 @@ from scored_networks import FLOAT64, TinyNetwork, pixels, write_set
 from torch import nn
 
 from adadistill.core.distributed import Ranks, rank_share
-from adadistill.core.scoring.benchmark import Opening
+from adadistill.core.scoring.benchmark import ScoringTerms
 from adadistill.core.scoring.embedding import Forward, embed_images
 from adadistill.core.scoring.pair_metrics import NonFiniteEmbeddingsError
 from adadistill.core.scoring.verification import PUBLISHED_PAIRS, open_verification
 from adadistill.core.scoring.verification_numbers import verification_numbers
 from adadistill.loaders.evaluation_sets.verification_pairs import write_verification_bin
 
-SMALL = Opening(image_size=8, ranks=Ranks())
+SMALL = ScoringTerms(image_size=8, ranks=Ranks())
 
 
-def rank(number: int, world_size: int) -> Opening:
+def rank(number: int, world_size: int) -> ScoringTerms:
     return dataclasses.replace(SMALL, ranks=Ranks(rank=number, world_size=world_size))
 
 

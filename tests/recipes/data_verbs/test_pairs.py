@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from adadistill.core.distributed import Ranks
-from adadistill.core.scoring.benchmark import Opening
+from adadistill.core.scoring.benchmark import ScoringTerms
 from adadistill.core.scoring.embedding import Forward
 from adadistill.core.scoring.verification import open_verification
 from adadistill.loaders.evaluation_sets.verification_pairs import read_verification_bin
@@ -47,7 +47,7 @@ def test_the_made_set_is_scored(tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "40 pairs, 20 of them same, of 80 images (copied byte for byte)" in printed
     assert "note" not in printed
-    one = open_verification(tmp_path / "mine.bin", Opening(image_size=112, ranks=Ranks()))
+    one = open_verification(tmp_path / "mine.bin", ScoringTerms(image_size=112, ranks=Ranks()))
     assert one.score(colour_network(), Forward())["verification.mine.Accuracy-Flip"].value > 0.8
 
 
@@ -90,7 +90,7 @@ def test_a_set_of_real_faces_made_again_from_its_files_is_the_same_set(tmp_path,
     again = read_verification_bin(tmp_path / "again.bin")
     assert again.images == holdout.images[:600]
     assert again.same.tolist() == holdout.same[:300].tolist()
-    one = open_verification(tmp_path / "again.bin", Opening(image_size=112, ranks=Ranks()))
+    one = open_verification(tmp_path / "again.bin", ScoringTerms(image_size=112, ranks=Ranks()))
     coarse = nn.Sequential(nn.AvgPool2d(8), nn.Flatten(), nn.LayerNorm(588, elementwise_affine=False))
     with torch.no_grad():
         report = one.score(coarse, Forward())

@@ -18,7 +18,7 @@ from small_ijb import small_ijb, write_original, write_prepared
 from small_network import SmallNetwork
 
 from adadistill.core.distributed import Ranks
-from adadistill.core.scoring.benchmark import Opening
+from adadistill.core.scoring.benchmark import ScoringTerms
 from adadistill.core.scoring.embedding import Forward, embed_set
 from adadistill.core.scoring.embedding_cache import EmbeddingCache
 from adadistill.core.scoring.ijb.benchmark import IJB, IjbBenchmark
@@ -29,7 +29,7 @@ IMAGES = len(small_ijb().names)
 
 
 def opened(folder: Path) -> IjbBenchmark:
-    one = IJB.open(folder, Opening(image_size=112, ranks=Ranks()))
+    one = IJB.open(folder, ScoringTerms(image_size=112, ranks=Ranks()))
     assert isinstance(one, IjbBenchmark)
     return dataclasses.replace(one, block_rows=8)
 

@@ -14,7 +14,7 @@ from small_network import SmallNetwork
 from torch import nn
 
 from adadistill.core.distributed import Ranks
-from adadistill.core.scoring.benchmark import Opening
+from adadistill.core.scoring.benchmark import ScoringTerms
 from adadistill.core.scoring.embedding import Forward
 from adadistill.core.scoring.embedding_cache import EmbeddingCache
 from adadistill.core.scoring.pair_metrics import NonFiniteEmbeddingsError
@@ -39,7 +39,7 @@ class TinyNetwork(nn.Module):
 
 
 def opened(root, *, side: int = 8):
-    return TINYFACE.open(root, Opening(image_size=side, ranks=Ranks()))
+    return TINYFACE.open(root, ScoringTerms(image_size=side, ranks=Ranks()))
 
 
 def test_images_are_embedded_twice_summed_and_searched(tmp_path):
