@@ -66,7 +66,7 @@ def check_folder(plan: AblationPlan) -> None:
         raise AblationError([f"{folder} is a file; an ablation needs a folder. Give another --out"])
     base = folder / BASE_RECIPE
     if base.exists():
-        differences = _differences(base, plan.base)
+        differences = _differences(base.read_bytes(), base, plan.base)
         if differences:
             raise AblationError(
                 [
