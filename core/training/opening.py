@@ -133,8 +133,8 @@ class Opening:
         """Every file that the run reads, in whole or in part."""
         with self._noted():
             records = named_records(self.recipe.data)
-            if len(records) and records.num_classes:  # a file is opened where it is first asked
-                self.records = records
+            len(records), records.num_classes  # what is not right with a file is raised when it is asked
+            self.records = records
         if self.records is not None:
             self._look_at_records(self.records)
         with self._noted():
