@@ -16,7 +16,6 @@ from adadistill.core.launch_check.findings import Findings
 from adadistill.core.launch_check.records_summary import summarise_records
 from adadistill.core.teachers import record_binding
 from adadistill.core.training.record_agreement import (
-    RecordAgreementError,
     check_launch_labels,
     require_same_records,
     require_sound_labels,
@@ -35,7 +34,7 @@ def _compare(path: Path, rank: int, store: Path) -> str:
     dist.init_process_group("gloo", store=dist.FileStore(str(store), 2), rank=rank, world_size=2)
     try:
         require_same_records(ImageRecords(path), Ranks(rank=rank, world_size=2))
-    except RecordAgreementError as error:
+    except ValueError as error:
         return str(error)
     return ""
 
