@@ -33,9 +33,8 @@ Source    AdaFace, arXiv:2204.00964; ArcFace and CosFace as in AdaDistill, arXiv
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Final, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -351,7 +350,8 @@ def head_prologue(
     if in_torch or not runs_triton(student.unit_embeddings):
         return head_prologue_reference(
             student, labels, confidence=confidence, global_quality=global_quality, global_labels=global_labels,
-            norm_mean=norm_mean, norm_std=norm_std, store=store, head=head, geometry=geometry, geometry_ramp=geometry_ramp,
+            norm_mean=norm_mean, norm_std=norm_std, store=store, head=head, geometry=geometry,
+            geometry_ramp=geometry_ramp,
         )  # fmt: skip
     unit, quality, cosine = (tensor.detach() for tensor in own)
     made = _Launched(

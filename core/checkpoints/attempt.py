@@ -30,7 +30,6 @@ from typing import Any
 
 from torch import Tensor
 
-from adadistill.loaders.errors import WorkFailed
 from adadistill.core.checkpoints.checked_files import FileRecord, write_bytes, write_tensors
 from adadistill.core.checkpoints.files import (
     MANIFEST_NAME,
@@ -41,6 +40,7 @@ from adadistill.core.checkpoints.files import (
     write_manifest_text,
 )
 from adadistill.loaders.atomic_file import sync_folder, write_whole
+from adadistill.loaders.errors import WorkFailed
 
 _FIRST_POLL_S = 0.002
 _SLOWEST_POLL_S = 0.25

@@ -32,7 +32,6 @@ from typing import Any, TypeAlias
 
 from torch import Tensor
 
-from adadistill.loaders.errors import Refused
 from adadistill.core.checkpoints.checked_files import (
     CheckedFileError,
     FileRecord,
@@ -45,6 +44,7 @@ from adadistill.core.checkpoints.checked_files import (
     read_rows,
     read_tensors,
 )
+from adadistill.loaders.errors import Refused
 
 _log = logging.getLogger(__name__)
 

@@ -29,7 +29,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adadistill.loaders.errors import WorkFailed
 from adadistill.core.checkpoints.attempt import (
     Attempt,
     CheckpointWriteError,
@@ -53,6 +52,7 @@ from adadistill.core.checkpoints.files import (
     step_of,
     verify_checkpoint,
 )
+from adadistill.loaders.errors import WorkFailed
 
 _log = logging.getLogger(__name__)
 

@@ -11,10 +11,10 @@ from adadistill.core.checkpoints import RowArray
 from adadistill.core.distributed import Ranks
 from adadistill.core.method.class_centres import AdaptiveCentres, TrainableCentres
 from adadistill.core.method.frozen_centres import FrozenCentres
+from adadistill.core.method.gathered_facts import GatheredFacts
 from adadistill.core.method.heads import HeadConfig, margins
 from adadistill.core.method.norm_statistics import NormStatistics
 from adadistill.core.method.sharded_centres import ShardedCentres, gathered_with_gradient, own_samples
-from adadistill.core.method.gathered_facts import GatheredFacts
 from adadistill.kernels.head_margins import Margins
 from adadistill.kernels.head_prologue import Directions, HeadPrologue
 from adadistill.kernels.margin_softmax import ClassShard, MarginSoftmax, margin_softmax

@@ -16,14 +16,14 @@ from adadistill.core.method.centre_softmax import (
 )
 from adadistill.core.method.class_centres import TrainableCentres
 from adadistill.core.method.frozen_centres import FrozenCentres
+from adadistill.core.method.gathered_facts import GatheredFacts
 from adadistill.core.method.geometry_margin import GeometryMarginConfig, geometry_ramp
 from adadistill.core.method.heads import HeadConfig, margins
+from adadistill.core.method.lesson import Lesson, Teacher, own_teacher_embeddings
 from adadistill.core.method.norm_statistics import NormStatistics, updated_norm_statistics
 from adadistill.core.method.objective import ObjectiveStep
 from adadistill.core.method.regression import NO_REGRESSION, RegressionConfig, with_regression
 from adadistill.core.method.sharded_centres import ShardedCentres
-from adadistill.core.method.gathered_facts import GatheredFacts
-from adadistill.core.method.lesson import Lesson, Teacher, own_teacher_embeddings
 from adadistill.kernels.head_prologue import CentreStore, directions, head_prologue
 from adadistill.loaders.batch import Batch
 

@@ -13,13 +13,13 @@ from adadistill.core.method.centre_softmax import (
     margin_metrics,
 )
 from adadistill.core.method.class_centres import AdaptiveCentres, CentreStep
+from adadistill.core.method.gathered_facts import GatheredFacts
 from adadistill.core.method.geometry_margin import GeometryMarginConfig, geometry_ramp
 from adadistill.core.method.heads import HeadConfig
+from adadistill.core.method.lesson import Lesson, Teacher, global_teacher_embeddings
 from adadistill.core.method.norm_statistics import NormStatistics
 from adadistill.core.method.objective import ObjectiveStep
 from adadistill.core.method.regression import NO_REGRESSION, RegressionConfig, with_regression
-from adadistill.core.method.gathered_facts import GatheredFacts
-from adadistill.core.method.lesson import Lesson, Teacher, global_teacher_embeddings
 from adadistill.core.method.slow_centres import SlowCentres, SlowCentreStep
 from adadistill.kernels.head_prologue import directions, head_prologue
 from adadistill.loaders.batch import Batch

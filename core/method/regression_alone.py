@@ -6,10 +6,10 @@ from torch import Tensor, nn
 
 from adadistill.core.checkpoints import RowArray
 from adadistill.core.distributed import Ranks
-from adadistill.core.method.objective import ObjectiveStep
-from adadistill.core.method.regression import RegressionConfig, with_regression
 from adadistill.core.method.gathered_facts import GatheredFacts
 from adadistill.core.method.lesson import Lesson, Teacher, own_teacher_embeddings
+from adadistill.core.method.objective import ObjectiveStep
+from adadistill.core.method.regression import RegressionConfig, with_regression
 from adadistill.kernels.head_prologue import directions
 from adadistill.loaders.batch import Batch
 

@@ -25,9 +25,9 @@ from typing import Any, TextIO
 import torch
 from torch import Tensor
 
-from adadistill.loaders.errors import WorkFailed
 from adadistill.core.distributed import Ranks, average_
 from adadistill.core.training.metrics_sinks import WandbConfig
+from adadistill.loaders.errors import WorkFailed
 
 logger = logging.getLogger(__name__)
 

@@ -16,8 +16,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from adadistill.loaders.errors import WorkFailed
 from adadistill.core.training.lagged_readback import CUDA_LAG
+from adadistill.loaders.errors import WorkFailed
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

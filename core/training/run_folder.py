@@ -34,8 +34,8 @@ from typing import Any
 
 import torch
 
-from adadistill.loaders.errors import Refused
 from adadistill.core.checkpoints.files import list_checkpoints
+from adadistill.loaders.errors import Refused
 from adadistill.loaders.usable_cpus import usable_cpus
 
 _log = logging.getLogger(__name__)

@@ -68,9 +68,7 @@ class TrainingStep:
         self.optimiser = build_optimiser([*self._parameters, *objective.parameters().values()], optim)
         self._passes = self._student_passes(compile_student, parts)
 
-    def run(
-        self, batch: Batch, *, lr: float, fractional_epoch: float, global_step: int, stop: bool
-    ) -> StepOutcome:
+    def run(self, batch: Batch, *, lr: float, fractional_epoch: float, global_step: int, stop: bool) -> StepOutcome:
         """Train on one batch.
 
         Args:

@@ -29,9 +29,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from adadistill.loaders.errors import WorkFailed
 from adadistill.loaders.augment.planned_augmentation import write_augmented
 from adadistill.loaders.batch import Batch
+from adadistill.loaders.errors import WorkFailed
 from adadistill.loaders.pipelines.batch_destination import BatchDestination, Staged
 from adadistill.loaders.pipelines.rank_steps import StepPlan
 from adadistill.loaders.records.checked_records import CheckedRecords

@@ -15,7 +15,6 @@ records) is cut into pieces of at most 1 MiB. Record ids are the ordinals of the
 
 from __future__ import annotations
 
-import os
 import struct
 import zlib
 from collections.abc import Iterator
@@ -26,8 +25,8 @@ import numpy as np
 import numpy.typing as npt
 
 from adadistill.loaders.atomic_file import write_whole
-from adadistill.loaders.errors import WorkFailed
 from adadistill.loaders.command_text import quoted
+from adadistill.loaders.errors import WorkFailed
 from adadistill.loaders.records.record_index import RecordIndex
 from adadistill.loaders.records.recordio import SEAL_SUFFIX, RecordError, RecordFile
 

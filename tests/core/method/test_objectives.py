@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
+from head_step import geometry_term
 from tests_support import golden_files
 from torch import Tensor
 
-from head_step import geometry_term
 from adadistill.core.distributed import Ranks
 from adadistill.core.method.centre_files import stored_centres
 from adadistill.core.method.class_centres import (
@@ -28,11 +27,11 @@ from adadistill.core.method.distillation import DistillationObjective
 from adadistill.core.method.frozen_centres import FrozenCentres
 from adadistill.core.method.geometry_margin import GeometryMarginConfig
 from adadistill.core.method.heads import HeadConfig, directions, margins
+from adadistill.core.method.lesson import own_teacher_embeddings
 from adadistill.core.method.norm_statistics import NormStatistics, updated_norm_statistics
 from adadistill.core.method.objective import Objective
 from adadistill.core.method.regression import RegressionConfig
 from adadistill.core.method.regression_alone import RegressionObjective
-from adadistill.core.method.lesson import own_teacher_embeddings
 from adadistill.core.method.slow_centres import SlowCentres
 from adadistill.kernels.margin_softmax import margin_softmax_reference
 from adadistill.loaders.batch import Batch
@@ -180,7 +179,9 @@ def test_labels_survive_the_trip_through_the_gathered_floats(dtype: torch.dtype)
     from adadistill.core.method.gathered_facts import GatheredFacts
 
     zeros = torch.zeros(8, dtype=dtype)
-    assert torch.equal(GatheredFacts.gather(zeros, zeros, _batch(labels, dtype), stop=False, ranks=RANKS).labels, labels)
+    assert torch.equal(
+        GatheredFacts.gather(zeros, zeros, _batch(labels, dtype), stop=False, ranks=RANKS).labels, labels
+    )
 
 
 def test_state_round_trips():

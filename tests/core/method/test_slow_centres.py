@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
+from head_step import geometry_term
 from torch import Tensor
 
-from head_step import geometry_term
 from adadistill.core.method.class_centres import AdaptiveCentres, CentresConfig, initial_centres, unit_rows
 from adadistill.core.method.geometry_margin import GeometryMarginConfig
 from adadistill.core.method.slow_centres import SlowCentres, slow_centres_dtype

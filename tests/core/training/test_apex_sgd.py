@@ -10,8 +10,7 @@ import torch
 from tiny_training import tiny_recipe, write_tiny_records
 from torch import Tensor, nn
 
-from adadistill.core.distributed import Ranks
-from adadistill.core.distributed import LaunchError
+from adadistill.core.distributed import LaunchError, Ranks
 from adadistill.core.training.apex_sgd import apex_sgd, require_skipping, step_apex_where_finite
 from adadistill.core.training.optimiser import OptimConfig, build_optimiser, step_where_finite
 from adadistill.core.training.run import run_training

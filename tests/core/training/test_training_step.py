@@ -14,8 +14,7 @@ from adadistill.core.method.class_centres import CentresConfig, TrainableCentres
 from adadistill.core.method.classification import ClassificationObjective
 from adadistill.core.method.heads import HeadConfig
 from adadistill.core.method.norm_statistics import NormStatistics
-from adadistill.core.method.regression import RegressionConfig
-from adadistill.core.method.regression import NO_REGRESSION
+from adadistill.core.method.regression import NO_REGRESSION, RegressionConfig
 from adadistill.core.training.training_step import TrainingStep
 from adadistill.loaders.batch import Batch
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from adadistill.loaders.augment.augment_policy import AugmentConfig, Augmentation
+from adadistill.loaders.augment.augment_policy import Augmentation, AugmentConfig
 from adadistill.loaders.pipelines.rank_steps import RankSteps
 from adadistill.loaders.pipelines.sample_order import SampleOrder
 
