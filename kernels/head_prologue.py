@@ -350,7 +350,8 @@ def head_prologue(
     if in_torch or not runs_triton(student.unit_embeddings):
         return head_prologue_reference(
             student, labels, confidence=confidence, global_quality=global_quality, global_labels=global_labels,
-            norm_mean=norm_mean, norm_std=norm_std, store=store, head=head, geometry=geometry, geometry_ramp=geometry_ramp,
+            norm_mean=norm_mean, norm_std=norm_std, store=store, head=head, geometry=geometry,
+            geometry_ramp=geometry_ramp,
         )  # fmt: skip
     unit, quality, cosine = (tensor.detach() for tensor in own)
     made = _Launched(

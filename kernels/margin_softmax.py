@@ -375,7 +375,7 @@ def margin_softmax(
     inverse_lengths: Tensor | None = None,
     product_dtype: torch.dtype | None = None,
 ) -> MarginSoftmax:
-    """Per-sample margin softmax loss against all centres, by chunks of classes; docs/method.md says more of the options.
+    """Per-sample margin softmax loss against all centres, by chunks of classes; docs/method.md says more of options.
 
     Args:
         unit_embeddings: (B, D) unit rows, any floating dtype; gets a gradient.

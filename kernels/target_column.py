@@ -4,8 +4,8 @@ With c the cosine cut to [-L, L], theta = acos c and theta' = clip(theta + angul
 
     logit = s (cos(theta') - additive)      slope = sin(theta') / sin(theta),  0 where c is cut or theta' clipped
 
-It is formed without acos where no angle is clipped: cos(theta + m) = c cos m - sin(theta) sin m. `margin_softmax.py` and
-`head_prologue.py` share it; the gradient is described in the former.
+It is formed without acos where no angle is clipped: cos(theta + m) = c cos m - sin(theta) sin m. `margin_softmax.py`
+and `head_prologue.py` share it; the gradient is described in the former.
 """
 
 from __future__ import annotations

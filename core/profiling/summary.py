@@ -197,8 +197,8 @@ def summary_text(summary: TraceSummary, *, title: str, facts: Sequence[str], on_
     paragraphs = [
         f"# {title}",
         *facts,
-        f"A step took {sum(times) / len(times):.1f} ms on the host ({min(times):.1f} to {max(times):.1f}). The profiler "
-        "slows what is short more than what is long, so shares are worth more than times.",
+        f"A step took {sum(times) / len(times):.1f} ms on the host ({min(times):.1f} to {max(times):.1f}). The "
+        "profiler slows what is short more than what is long, so shares are worth more than times.",
         "## Time of a step by range",
         _range_table(summary.ranges),
         *(["On other threads, while the step goes on:", _range_table(summary.beside)] if summary.beside else []),
@@ -222,8 +222,8 @@ def _device_text(summary: TraceSummary, on_cuda: bool) -> str:
     if on_cuda:
         why = "**no kernel was recorded**: does the driver let this user profile (docs/performance.md)?"
     return (
-        f"Waiting for images took {summary.load_share:.1%} of the steps; operators ran for {summary.operator_share:.1%} "
-        f"of them, and the rest is Python. No idle share of a device: {why}"
+        f"Waiting for images took {summary.load_share:.1%} of the steps; operators ran for "
+        f"{summary.operator_share:.1%} of them, and the rest is Python. No idle share of a device: {why}"
     )
 
 

@@ -17,17 +17,13 @@ from torch import Tensor, nn
 from adadistill.core.distributed import LaunchError
 
 
-class ApexError(LaunchError):
-    """optim.backend apex cannot be used here; the text says why and what to do."""
-
-
 def apex_sgd(
     groups: Sequence[dict[str, Any]], *, lr: float, momentum: float, weight_decay: float
 ) -> torch.optim.Optimizer:
     """apex's FusedSGD over groups of parameters on CUDA, as torch's optimisers take them.
 
     Raises:
-        ApexError: there is no such optimiser, it fails its trial, or a parameter is not on CUDA.
+        LaunchError: there is no such optimiser, it fails its trial, or a parameter is not on CUDA.
     """
     for device in {parameter.device for group in groups for parameter in group["params"]}:
         require_apex(device)
@@ -38,11 +34,11 @@ def require_apex(device: torch.device) -> None:
     """See that apex can train on a device, before anything is built on it.
 
     Raises:
-        ApexError: as `apex_sgd`.
+        LaunchError: as `apex_sgd`.
     """
     fused_sgd = _find_fused_sgd()
     if device.type != "cuda":
-        raise ApexError(f"optim.backend apex runs on CUDA, this is to run on {device}; set optim.backend=torch")
+        raise LaunchError(f"optim.backend apex runs on CUDA, this is to run on {device}; set optim.backend=torch")
     require_skipping(fused_sgd, device)
 
 
@@ -56,13 +52,13 @@ def require_skipping(fused_sgd: Any, device: torch.device) -> None:
     """Try an optimiser class on two numbers: a raised flag must leave all as it was, a lowered one must do SGD.
 
     Raises:
-        ApexError: it does something else.
+        LaunchError: it does something else.
     """
     parameter = nn.Parameter(torch.tensor([1.0, -2.0], device=device))
     optimiser = fused_sgd([parameter], lr=0.5, momentum=0.5, weight_decay=0.0)
     flag = getattr(optimiser, "_dummy_overflow_buf", None)
     if not isinstance(flag, Tensor) or flag.numel() != 1:
-        raise ApexError(
+        raise LaunchError(
             "this apex's FusedSGD has no overflow flag to skip a step by; set optim.backend=torch, or install another "
             "version of NVIDIA apex"
         )
@@ -75,7 +71,7 @@ def require_skipping(fused_sgd: Any, device: torch.device) -> None:
     # lr 0.5: skipped; then momentum 1, and 0.5 + 1 = 1.5
     expected = [[1.0, -2.0], [0.5, -2.5], [-0.25, -3.25]]
     if seen != expected:
-        raise ApexError(
+        raise LaunchError(
             f"this apex's FusedSGD does not skip a step by its overflow flag, or is no SGD: {seen} instead of "
             f"{expected}; set optim.backend=torch, or install another version of NVIDIA apex"
         )
@@ -85,7 +81,7 @@ def _find_fused_sgd() -> Any:
     try:
         from apex.optimizers import FusedSGD
     except ImportError as error:
-        raise ApexError(
+        raise LaunchError(
             "optim.backend apex needs NVIDIA apex with its CUDA extensions, built from github.com/NVIDIA/apex (the "
             f"apex of PyPI is another package): {error}; set optim.backend=torch to do without"
         ) from error

@@ -1,8 +1,8 @@
 """Copies of the metrics for TensorBoard and Weights & Biases, beside `metrics.jsonl`.
 
-Each is made by its library's own writer on a thread of its own: the run puts a row into a queue and goes on, so a server
-that does not answer, a full disk or an error of the library costs the copy alone. The file stays the truth, from which
-`adadistill mirror` makes a copy again.
+Each is made by its library's own writer on a thread of its own: the run puts a row into a queue and goes on, so a
+server that does not answer, a full disk or an error of the library costs the copy alone. The file stays the truth,
+from which `adadistill mirror` makes a copy again.
 """
 
 from __future__ import annotations

@@ -189,7 +189,7 @@ def build_optimiser(parameters: Iterable[nn.Parameter], config: OptimConfig) -> 
     """The optimiser of a config over all trainable parameters, its state made, after a trial of its kind.
 
     Raises:
-        ApexError: the backend is apex, and it is not there, not NVIDIA's, or the parameters are not on CUDA.
+        LaunchError: the backend is apex, and it is not there, not NVIDIA's, or the parameters are not on CUDA.
         ValueError: the kind keeps other state than it declares, or keeps part of a step that was not finite.
     """
     trained = [parameter for parameter in parameters if parameter.requires_grad]

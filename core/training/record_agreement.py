@@ -19,15 +19,11 @@ from adadistill.loaders.records.label_check import LAUNCH_SECONDS, LabelClaimErr
 logger = logging.getLogger(__name__)
 
 
-class RecordAgreementError(ValueError):
-    """Ranks see different records under the recipe's path."""
-
-
 def require_same_records(records: ImageSource, ranks: Ranks) -> None:
     """Compare this rank's records with rank 0's; all ranks call it, and all go on or none.
 
     Raises:
-        RecordAgreementError: on every rank, where one has other records; ranks that have say both counts.
+        ValueError: on every rank, where one has other records; ranks that have say both counts.
     """
     if ranks.world_size == 1:
         return
@@ -37,8 +33,8 @@ def require_same_records(records: ImageSource, ranks: Ranks) -> None:
     if all_reduced(differs, "max", ranks).item() == 0.0:
         return
     if own == of_main:
-        raise RecordAgreementError(f"other ranks see other records than rank {ranks.rank} ({own}): see their errors")
-    raise RecordAgreementError(
+        raise ValueError(f"other ranks see other records than rank {ranks.rank} ({own}): see their errors")
+    raise ValueError(
         f"rank {ranks.rank} sees other records than rank 0: {own} here, {of_main} there. Every node needs the same "
         f"files under {records.path}: copy them anew, or use a file system that all share"
     )

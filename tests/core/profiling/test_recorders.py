@@ -1,4 +1,4 @@
-"""Profiling real runs: what is written, that training does not notice, where it cannot be written; and marks for nsys."""
+"""Profiles of real runs: what is written, that training does not notice, where nothing can be; and marks for nsys."""
 
 from __future__ import annotations
 

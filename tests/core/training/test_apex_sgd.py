@@ -10,8 +10,8 @@ import torch
 from tiny_training import tiny_recipe, write_tiny_records
 from torch import Tensor, nn
 
-from adadistill.core.distributed import Ranks
-from adadistill.core.training.apex_sgd import ApexError, apex_sgd, require_skipping, step_apex_where_finite
+from adadistill.core.distributed import LaunchError, Ranks
+from adadistill.core.training.apex_sgd import apex_sgd, require_skipping, step_apex_where_finite
 from adadistill.core.training.optimiser import OptimConfig, build_optimiser, step_where_finite
 from adadistill.core.training.run import run_training
 
@@ -54,7 +54,7 @@ def test_an_optimiser_that_skips_by_its_flag_passes_the_trial():
 
 @pytest.mark.parametrize(("other", "why"), [(DeafSGD, "does not skip"), (FlaglessSGD, "no overflow flag")])
 def test_one_that_does_not_is_refused(other: type, why: str):
-    with pytest.raises(ApexError, match=why):
+    with pytest.raises(LaunchError, match=why):
         require_skipping(other, CPU)
 
 
@@ -78,7 +78,7 @@ def test_steps_are_those_of_torch_and_a_rejected_one_keeps_every_bit():
 def test_without_nvidias_apex_the_error_says_where_it_comes_from(monkeypatch):
     monkeypatch.setitem(sys.modules, "apex", types.ModuleType("apex"))  # PyPI's has no optimisers
     monkeypatch.delitem(sys.modules, "apex.optimizers", raising=False)
-    with pytest.raises(ApexError, match=r"NVIDIA apex .*the apex of PyPI is another package.*optim.backend=torch"):
+    with pytest.raises(LaunchError, match=r"NVIDIA apex .*the apex of PyPI is another package.*optim.backend=torch"):
         build_optimiser(nn.Linear(2, 2).parameters(), OptimConfig(epochs=1, backend="apex"))
 
 
@@ -91,14 +91,14 @@ def _install(monkeypatch, fused_sgd: type) -> None:
 
 def test_parameters_on_the_cpu_are_refused(monkeypatch):
     _install(monkeypatch, StandInSGD)
-    with pytest.raises(ApexError, match="runs on CUDA, this is to run on cpu"):
+    with pytest.raises(LaunchError, match="runs on CUDA, this is to run on cpu"):
         apex_sgd([{"params": [nn.Parameter(torch.zeros(2))]}], lr=0.1, momentum=0.9, weight_decay=0.0)
 
 
 def test_a_run_without_it_is_refused_before_it_has_a_folder(tmp_path):
     write_tiny_records(tmp_path / "faces")
     recipe = tiny_recipe(tmp_path / "faces", optim__backend="apex")
-    with pytest.raises(ApexError, match="apex"):
+    with pytest.raises(LaunchError, match="apex"):
         run_training(recipe, tmp_path / "run", ranks=Ranks())
     assert not (tmp_path / "run").exists()
 

@@ -38,7 +38,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, overrides in (("exact", EXACT), ("first", FIRST)):
         recipe = tiny_recipe(folder / "data", **overrides)
         run_training(recipe, folder / "1" / name / "run", ranks=Ranks(), student=PlainStudent())
-    run_training(tiny_recipe(folder / "data", optim__epochs=1, **TRAINABLE), folder / "teacher", ranks=Ranks())
+    run_training(tiny_recipe(folder / "data", **TRAINABLE), folder / "teacher", ranks=Ranks())
     network = {"teacher__embeddings": "null", "teacher__checkpoint": str(folder / "teacher"), "teacher__check": "false"}
     short = {"optim__epochs": 2}
     plans: list[dict[str, Any]] = [
