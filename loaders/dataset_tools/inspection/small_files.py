@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from adadistill.loaders.allow_list_unpickler import PickleDamagedError, PickleRefusedError
+from adadistill.loaders.safe_pickle import PickleDamagedError, PickleRefusedError
 from adadistill.loaders.command_text import quoted
 from adadistill.loaders.dataset_tools.inspection.finding import Finding, printable, read_start
 from adadistill.loaders.dataset_tools.inspection.image_sample import ImageSample

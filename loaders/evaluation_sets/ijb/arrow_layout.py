@@ -14,7 +14,7 @@ import numpy.typing as npt
 from adadistill.loaders.evaluation_sets.ijb.annotations import IjbAnnotations, IjbError, make_annotations
 from adadistill.loaders.evaluation_sets.ijb.images import AlignedRows
 from adadistill.loaders.records.arrow_images import open_arrow_images
-from adadistill.loaders.torch_metadata import read_torch_metadata
+from adadistill.loaders.safe_pickle import read_torch_metadata
 
 METADATA_NAME = "metadata.pt"
 

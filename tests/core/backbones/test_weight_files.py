@@ -255,30 +255,3 @@ def test_pickles_of_other_protocols_are_refused_without_a_warning(tmp_path, recw
         with pytest.raises(WeightFileError):
             read_weight_file(tmp_path / "w.pth")
     assert not recwarn.list
-
-
-@pytest.mark.parametrize("zipped", [True, False])
-@pytest.mark.parametrize(
-    ("pickled", "said"),
-    [
-        (b"})" + b"\x85" * 100_000 + b"Ns.", "nests tuples"),  # hashed, a million overflow the stack of the process
-        (b"}(J\xff\xff\xff\xffJ\xfe\xff\xff\xff\x86N" * 2 + b"u.", "no name"),  # of one hash, 60,000 take a minute
-        (b"c__builtin__\nset\nq\x00.", "asks for __builtin__.set"),
-        (
-            b"c_codecs\nencode\nq\x00X\x40\x42\x0f\x00" + b"a" * 1_000_000 + b"q\x01]("
-            + b"h\x00h\x01X\x06\x00\x00\x00latin1\x86R" * 20_000 + b"e.",
-            "encodes long texts again and again",
-        ),
-        (b"]" * 2_000_001 + b".", "more than 2,000,000 opcodes"),
-    ],
-    ids=["deep key", "one hash", "set", "encode", "opcodes"],
-)  # fmt: skip
-def test_pickles_that_exhaust_torchs_unpickler_are_refused_before_it_sees_them(tmp_path, pickled, said, zipped):
-    path = tmp_path / "w.pth"
-    if zipped:
-        torch.save(TENSORS, path)
-        repacked(path, lambda name, body: (name, b"\x80\x02" + pickled if name.endswith("data.pkl") else body))
-    else:
-        path.write_bytes(b"\x80\x02" + pickled)
-    with pytest.raises(WeightFileError, match=f"w.pth cannot be read: .*{said}"):
-        read_weight_file(path)

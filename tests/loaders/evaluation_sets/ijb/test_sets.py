@@ -16,7 +16,7 @@ from small_ijb import SmallIjb, small_ijb, write_original, write_prepared
 from adadistill.loaders.evaluation_sets.ijb import IjbError, IjbSet, open_ijb
 from adadistill.loaders.evaluation_sets.ijb.images import pixel_blocks
 from adadistill.loaders.records.arrow_images import ArrowImagesError
-from adadistill.loaders.torch_metadata import TorchMetadataError, read_torch_metadata
+from adadistill.loaders.safe_pickle import TorchMetadataError, read_torch_metadata
 
 
 @pytest.fixture
