@@ -8,15 +8,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from adadistill.core.distributed import Ranks
+from adadistill.core.distributed import Ranks, run_on_main
 from adadistill.core.precision import Precision
 from adadistill.core.scoring.evaluation import rank_share
 from adadistill.core.teachers.cache_views import needed_views
 from adadistill.core.teachers.cached_teacher import CachedTeacher
-from adadistill.core.teachers.colour_check import ColourResult, resolve_color
+from adadistill.core.teachers.color_check import ColorResult, resolve_color
 from adadistill.core.teachers.config import TeacherConfig
 from adadistill.core.teachers.interface import ImageTeacher, LoadedTeacher, RecordTeacher, TeacherError, TeacherIdentity
-from adadistill.core.teachers.knows_people import check_network, check_rows, on_rank_0
+from adadistill.core.teachers.knows_people import check_network, check_rows
 from adadistill.core.teachers.network_teacher import in_loop_teacher
 from adadistill.core.teachers.preprocessing import Color
 from adadistill.core.teachers.sources import load_source
@@ -96,10 +96,10 @@ def build_teacher(
     loaded = load_source(config, image_size=data.image_size, ranks=ranks)
     _refuse_other_dim(loaded.identity.name, loaded.identity.embedding_dim, embedding_dim)
     size = data.image_size
-    loaded, colours = resolve_color(loaded, config, records=records, image_size=size, ranks=ranks, sets=sets)
-    check_loaded(config, loaded, colours, records=records, image_size=size, ranks=ranks)
+    loaded, colors = resolve_color(loaded, config, records=records, image_size=size, ranks=ranks, sets=sets)
+    check_loaded(config, loaded, colors, records=records, image_size=size, ranks=ranks)
     if ranks.is_main:
-        _announce(loaded.identity, colours)
+        _announce(loaded.identity, colors)
     local_batch_size = data.global_batch_size // ranks.world_size
     batch_size = local_batch_size // data.parts(local_batch_size)
     teacher = in_loop_teacher(loaded, config, precision=precision, device=ranks.device, batch_size=batch_size)
@@ -109,7 +109,7 @@ def build_teacher(
 def check_loaded(
     config: TeacherConfig,
     loaded: LoadedTeacher,
-    colours: ColourResult | None,
+    colors: ColorResult | None,
     *,
     records: ImageSource,
     image_size: int,
@@ -118,8 +118,8 @@ def check_loaded(
     """Try a network on the records, see `check_network`; not again where its colour order was found on them."""
     if config.check:
         score = None
-        if colours is not None and config.color_set is None:
-            score = colours.people(loaded.identity.preprocessing.color)
+        if colors is not None and config.color_set is None:
+            score = colors.of(loaded.identity.preprocessing.color)
         check_network(loaded, records=records, image_size=image_size, ranks=ranks, score=score)
 
 
@@ -133,7 +133,7 @@ def _check_stored(
 ) -> None:
     """Refuse rows that do not know the people of the records; rank 0 looks."""
     if config.check:
-        on_rank_0(lambda: check_rows(stored, augmentation, name=name, records=records), ranks, "try the teacher's rows")
+        run_on_main(lambda: check_rows(stored, augmentation, name=name, records=records), ranks)
 
 
 def _cached(
@@ -209,8 +209,8 @@ def _refuse_other_dim(name: str, teacher_dim: int, student_dim: int) -> None:
         )
 
 
-def _announce(identity: TeacherIdentity, colours: ColourResult | None) -> None:
+def _announce(identity: TeacherIdentity, colors: ColorResult | None) -> None:
     logger.info("teacher: %s", identity.summary())
-    if colours is not None:
-        for line in colours.summary().splitlines():
+    if colors is not None:
+        for line in colors.summary().splitlines():
             logger.info("  %s", line)

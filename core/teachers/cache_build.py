@@ -40,7 +40,7 @@ from adadistill.core.teachers import (
 )
 from adadistill.core.teachers.build import check_loaded
 from adadistill.core.teachers.cache_views import needed_views
-from adadistill.core.teachers.colour_check import ColourResult, resolve_color
+from adadistill.core.teachers.color_check import ColorResult, resolve_color
 from adadistill.core.teachers.config import NETWORK_SOURCES
 from adadistill.core.training.compiler_check import require_compilers, teacher_switches
 from adadistill.core.training.stop_signal import StopRequested, StopSignal
@@ -222,7 +222,7 @@ class _Source:
     config: TeacherConfig
     records: ImageSource
     loaded: LoadedTeacher
-    colours: ColourResult | None
+    colours: ColorResult | None
     precision: Precision
     device: torch.device
 

@@ -18,7 +18,9 @@ from adadistill.core.distributed import Ranks
 from adadistill.core.recipe import Recipe, parse_recipe, recipe_hash
 from adadistill.core.teachers import LoadedTeacher, TeacherError, TeacherIdentity, record_binding
 from adadistill.core.teachers.cache_build import build_cache
-from adadistill.core.teachers.knows_people import check_network, couples_of, people_score, record_couples
+from adadistill.core.teachers.face_pairs import couples_of, record_couples
+from adadistill.core.teachers.knows_people import check_network, knows_people
+from adadistill.core.teachers.people_score import people_score
 from adadistill.core.teachers.preprocessing import Preprocessing
 from adadistill.core.training.run import run_training
 from adadistill.core.training.stop_signal import StopSignal
@@ -305,7 +307,7 @@ def test_of_large_files_couples_are_whole_identities_and_little_is_read(shuffled
 def test_the_gap_and_the_separation_decide(same: float, different: float, spread: float, pairs: int, knows: bool):
     ends = np.tile([-spread, spread], pairs // 2)
     score = people_score(np.concatenate([same + ends, different + ends]), np.arange(2 * pairs) < pairs)
-    assert score.knows_people == knows
+    assert knows_people(score) == knows
 
 
 def test_the_key_changes_no_hash_until_it_is_set(tmp_path: Path):
