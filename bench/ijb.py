@@ -23,6 +23,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from adadistill.loaders.errors import WorkFailed
 from adadistill.bench.peers import ijb_loops
 from adadistill.bench.rows import append_row
 from adadistill.bench.timing import extra_mib
@@ -40,7 +41,7 @@ _NOISE = 6.0
 """Of an image, in lengths of its identity's vector: rates are neither 0 nor 1."""
 
 
-class DisagreementError(ValueError):
+class DisagreementError(WorkFailed, ValueError):
     """Both forms score one set otherwise."""
 
 

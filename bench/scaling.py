@@ -28,6 +28,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from adadistill.loaders.errors import WorkFailed
 from adadistill.bench.rows import append_row, spread
 from adadistill.core.backbones import backbone_skeleton, build_backbone
 from adadistill.core.communication import (
@@ -58,7 +59,7 @@ TINY = (
 _KINDS = ("stored", "network", "trainable")
 
 
-class DisagreementError(ValueError):
+class DisagreementError(WorkFailed, ValueError):
     """Another number of processes trains something else."""
 
 

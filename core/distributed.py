@@ -18,6 +18,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from adadistill.loaders.errors import Refused, WorkFailed
 from adadistill.core.checkpoints.files import row_range
 from adadistill.core.training.heartbeat import beat
 from adadistill.core.training.restarts import store_of_restart
@@ -44,11 +45,11 @@ class Ranks:
         return self.rank == 0
 
 
-class LaunchError(RuntimeError):
+class LaunchError(Refused, RuntimeError):
     """The environment or the device does not fit a launch."""
 
 
-class LostRankError(RuntimeError):
+class LostRankError(WorkFailed, RuntimeError):
     """Another rank of the run is gone: killed, out of memory, or its machine cannot be reached."""
 
 

@@ -17,6 +17,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from adadistill.loaders.errors import WorkFailed
 from adadistill.loaders.first_bytes import what_it_is
 from adadistill.loaders.orientation import EXIF_PREFIX, UPRIGHT, exif_orientation, png_orientation, upright
 
@@ -37,7 +38,7 @@ _START_OF_SCAN, _APP1, _FILL = 0xDA, 0xE1, 0xFF
 _PNG = b"\x89PNG\r\n\x1a\n"
 
 
-class ImageDecodeError(ValueError):
+class ImageDecodeError(WorkFailed, ValueError):
     """An encoded image cannot be decoded, or is not what was asked for. The message says which and why."""
 
 

@@ -27,6 +27,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from adadistill.loaders.errors import WorkFailed
 from adadistill.core.distributed import Ranks, distributed_session
 from adadistill.core.host_memory import keep_freed_memory
 from adadistill.core.recipe import Recipe, load_recipe, recipe_augmentation
@@ -60,7 +61,7 @@ LEAST_COSINE = 0.999
 """Of stored to fresh embeddings. Rounding moves a row by less, another image, colour order or network by far more."""
 
 
-class CacheDiffersError(RuntimeError):
+class CacheDiffersError(WorkFailed, RuntimeError):
     """The recipe's teacher does not say what the cache holds."""
 
 

@@ -2,7 +2,7 @@
 
 `adadistill VERB`, `python -m adadistill.recipes.VERB` (torchrun's way) and the benches end here, in `entry_point`.
 Output that nobody reads, or that a full disk does not take, must neither end a run nor change what its exit code says.
-Nothing heavy is imported here, so that `adadistill --help` answers at once; error types are known by their names.
+Nothing heavy is imported here, so that `adadistill --help` answers at once; errors of ours bring their exit codes.
 """
 
 from __future__ import annotations
@@ -22,17 +22,8 @@ from typing import Any, Protocol
 
 from adadistill.core.cpu_threads import before_torch_loads
 from adadistill.core.training.stop_signal import StopRequested, leave_at_once_from_here_on
+from adadistill.loaders.errors import Refused, WorkFailed
 
-FAILURES = frozenset({
-    "NonFiniteError", "NonFiniteEmbeddingsError", "LostRankError", "MetricsFileError", "RecordError",
-    "ImageDecodeError", "DaliBatchError", "CacheBuildError", "CacheDamagedError", "CacheDiffersError",
-    "PackDamagedError", "SealError", "PairListError", "RecordFolderError", "ForeignSetError", "CheckpointWriteError",
-    "CheckpointTimeoutError", "NonFiniteCheckpointError", "DisagreementError",
-})  # fmt: skip
-"""Our errors that say that the work failed, or that the data is bad: exit code 1."""
-REFUSALS = frozenset({"LaunchError", "RunFolderError", "MirrorError", "CheckpointError"})
-"""Our errors that say that nothing could begin: exit code 2. So does every other ValueError, OSError and ImportError;
-what is none of these is a mistake of ours and keeps its traceback."""
 EXTRAS = {
     "onnx": "onnx", "onnxruntime": "onnx", "matplotlib": "report", "pyarrow": "arrow", "PIL": "png", "nvidia": "dali13",
     "tensorboard": "tensorboard", "wandb": "wandb", "torchvision": "vision",
@@ -222,8 +213,8 @@ def _code_of(error: Exception, codes: Mapping[str, int]) -> int | None:
     for kind in type(error).__mro__:
         if kind.__name__ in codes:
             return codes[kind.__name__]
-        if kind.__module__.startswith("adadistill.") and kind.__name__ in FAILURES | REFUSALS:
-            return 1 if kind.__name__ in FAILURES else 2
+    if isinstance(error, (Refused, WorkFailed)):
+        return error.exit_code
     if isinstance(error, ImportError):
         return None if (error.name or "").startswith("adadistill") else 2
     if isinstance(error, (ValueError, OSError)):

@@ -30,6 +30,7 @@ from typing import Any
 
 from torch import Tensor
 
+from adadistill.loaders.errors import WorkFailed
 from adadistill.core.checkpoints.checked_files import FileRecord, write_bytes, write_tensors
 from adadistill.core.checkpoints.files import (
     MANIFEST_NAME,
@@ -39,17 +40,17 @@ from adadistill.core.checkpoints.files import (
     step_folder_name,
     write_manifest_text,
 )
-from adadistill.loaders.folder_sync import sync_folder
+from adadistill.loaders.atomic_file import sync_folder
 
 _FIRST_POLL_S = 0.002
 _SLOWEST_POLL_S = 0.25
 
 
-class CheckpointWriteError(CheckpointError):
+class CheckpointWriteError(WorkFailed, CheckpointError):
     """A file of a checkpoint could not be written: disk full, read-only, folder gone. Older ones are untouched."""
 
 
-class CheckpointTimeoutError(CheckpointError):
+class CheckpointTimeoutError(WorkFailed, CheckpointError):
     """Another rank did not finish its part of a checkpoint in time."""
 
 

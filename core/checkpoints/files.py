@@ -32,6 +32,7 @@ from typing import Any, TypeAlias
 
 from torch import Tensor
 
+from adadistill.loaders.errors import Refused
 from adadistill.core.checkpoints.checked_files import (
     CheckedFileError,
     FileRecord,
@@ -66,7 +67,7 @@ _SHARD = re.compile(r"([a-z][a-z0-9_]*)-(\d{2,9})-of-(\d{2,9})\.safetensors")
 _STEP_FOLDER = re.compile(r"step-(\d{8,18})(\.replaced-[0-9A-Za-z]+-\d+)?")
 
 
-class CheckpointError(RuntimeError):
+class CheckpointError(Refused, RuntimeError):
     """A checkpoint cannot be read or written; the text names the file and says what is wrong."""
 
 

@@ -29,6 +29,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from adadistill.loaders.errors import WorkFailed
 from adadistill.core.checkpoints.attempt import (
     Attempt,
     CheckpointWriteError,
@@ -88,7 +89,7 @@ class CheckpointConfig:
         return finished_steps > 0 and (by_steps or by_epochs)
 
 
-class NonFiniteCheckpointError(CheckpointError):
+class NonFiniteCheckpointError(WorkFailed, CheckpointError):
     """The state holds NaN or infinity, which must never replace a good checkpoint. Names the tensor or key."""
 
 

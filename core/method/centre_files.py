@@ -42,7 +42,7 @@ from adadistill.core.checkpoints.files import ROWS_KEY, STATE_NAME, Manifest, re
 from adadistill.core.method.class_centres import LEAST_CENTRE_NORM, row_pieces
 from adadistill.core.npy_files import NpyFileError, open_npy
 from adadistill.loaders.first_bytes import what_it_is
-from adadistill.loaders.folder_sync import sync_folder
+from adadistill.loaders.atomic_file import sync_folder
 
 CentresFormat: TypeAlias = Literal["safetensors", "npy"]
 

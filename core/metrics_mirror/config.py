@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 
-class MirrorError(RuntimeError):
+from adadistill.loaders.errors import Refused
+
+class MirrorError(Refused, RuntimeError):
     """A copy cannot be made here; the text says why and what to do."""
 
 

@@ -30,6 +30,8 @@ import numpy.typing as npt
 Floats = npt.NDArray[np.floating[Any]]
 Bools = npt.NDArray[np.bool_]
 
+from adadistill.loaders.errors import WorkFailed
+
 FOLDS = 10
 ACCURACY_THRESHOLDS: npt.NDArray[np.float64] = np.arange(0, 4, 0.01)
 """(400,) squared distances tried for accuracy."""
@@ -131,7 +133,7 @@ class VerificationResult:
         return dataclasses.asdict(self)
 
 
-class NonFiniteEmbeddingsError(ValueError):
+class NonFiniteEmbeddingsError(WorkFailed, ValueError):
     """Embeddings of a verification set are NaN or infinite; no score can be trusted."""
 
 

@@ -23,6 +23,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from adadistill.loaders.errors import WorkFailed
 from adadistill.core.distributed import Ranks, broadcast_text, gather_rows
 from adadistill.core.precision import Precision, resolve_precision
 from adadistill.core.recipe import Recipe, recipe_augmentation
@@ -76,7 +77,7 @@ _CHECKED_AT_ONCE = 64
 """Finished blocks whose checksums are read between two looks at the stop signal."""
 
 
-class CacheBuildError(RuntimeError):
+class CacheBuildError(WorkFailed, RuntimeError):
     """A build failed on its way: an embedding without a direction, or a disk that refused it. What is done stays."""
 
 

@@ -33,7 +33,7 @@ from typing import Any, Final
 
 from adadistill.core.config.yaml_tree import show_text
 from adadistill.core.teachers.interface import TeacherError
-from adadistill.loaders.folder_sync import sync_folder
+from adadistill.loaders.atomic_file import sync_folder
 
 LOCK_VERSION: Final = 1
 MAX_LOCK_BYTES: Final = 1 << 20  # some thousand entries

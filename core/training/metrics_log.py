@@ -25,6 +25,7 @@ from typing import Any, TextIO
 import torch
 from torch import Tensor
 
+from adadistill.loaders.errors import WorkFailed
 from adadistill.core.distributed import Ranks, average_
 from adadistill.core.metrics_mirror import MirrorConfig, WandbConfig
 
@@ -70,7 +71,7 @@ _LINE_FORMATS = {
 }
 
 
-class MetricsFileError(RuntimeError):
+class MetricsFileError(WorkFailed, RuntimeError):
     """Lines of `metrics.jsonl` could not be written: the disk is full or broken. The text says how many."""
 
 

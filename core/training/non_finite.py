@@ -16,6 +16,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from adadistill.loaders.errors import WorkFailed
 from adadistill.core.training.lagged_readback import CUDA_LAG
 
 
@@ -40,7 +41,7 @@ class GuardConfig:
             raise ValueError(f"hang_timeout_s must be at least 1 and finite, or null, got {self.hang_timeout_s}")
 
 
-class NonFiniteError(RuntimeError):
+class NonFiniteError(WorkFailed, RuntimeError):
     """A step was not finite. `record_ids`: the samples to blame, or the whole global batch where none stands out."""
 
     def __init__(self, message: str, record_ids: list[int]) -> None:

@@ -34,6 +34,7 @@ from typing import Any
 
 import torch
 
+from adadistill.loaders.errors import Refused
 from adadistill.core.checkpoints.files import list_checkpoints
 from adadistill.loaders.usable_cpus import usable_cpus
 
@@ -59,7 +60,7 @@ _SECRET_VARIABLE = re.compile(r"TOKEN|SECRET|PASSW|API_?KEY|ACCESS_?KEY|CREDENTI
 _SHORTEST_SECRET = 8  # shorter values of secret-looking variables ("true", "1") would blot out ordinary words
 
 
-class RunFolderError(RuntimeError):
+class RunFolderError(Refused, RuntimeError):
     """The folder cannot take this run; the text says why and what to do."""
 
 

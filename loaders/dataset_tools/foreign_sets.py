@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from adadistill.loaders.errors import WorkFailed
 from adadistill.loaders.first_bytes import what_it_is
 from adadistill.loaders.folders import IMAGE_SUFFIXES, leads_through_litter
 from adadistill.loaders.pixels import image_size
@@ -24,7 +25,7 @@ Kind = Literal["tar", "parquet"]
 MAX_IMAGE_BYTES = 16 << 20
 
 
-class ForeignSetError(ValueError):
+class ForeignSetError(WorkFailed, ValueError):
     """A set of images that cannot be converted. The message names file and member, and says what was found."""
 
 

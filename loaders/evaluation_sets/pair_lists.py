@@ -21,6 +21,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 import numpy.typing as npt
 
+from adadistill.loaders.errors import WorkFailed
 from adadistill.loaders.dataset_tools.foreign_sets import MAX_IMAGE_BYTES
 from adadistill.loaders.evaluation_sets.face_alignment import (
     TEMPLATE_SIZE,
@@ -42,7 +43,7 @@ _SAME_PLACE = 1e-4
 _JPEG_QUALITY = 100  # with full chroma: what was aligned is sampled, not compressed away
 
 
-class PairListError(ValueError):
+class PairListError(WorkFailed, ValueError):
     """A list, or an image that it names, cannot be used. The message has a line for each problem, the first ten."""
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 
+from adadistill.loaders.errors import WorkFailed
+
 class PackError(ValueError):
     """A store cannot be used or written as asked; the text names the folder and says what to do."""
 
@@ -15,7 +17,7 @@ class PackIncompleteError(PackError):
     """The packing of this store has not finished; starting it again continues it."""
 
 
-class PackDamagedError(PackError):
+class PackDamagedError(WorkFailed, PackError):
     """Bytes are not what packing wrote."""
 
 

@@ -26,7 +26,7 @@ import numpy as np
 import numpy.typing as npt
 
 from adadistill.loaders.file_lock import try_lock
-from adadistill.loaders.folder_sync import sync_folder
+from adadistill.loaders.atomic_file import sync_folder
 from adadistill.loaders.packed_store.block_sums import block_crc32, image_span, label_span
 from adadistill.loaders.packed_store.errors import PackError, PackMismatchError
 from adadistill.loaders.packed_store.files import (

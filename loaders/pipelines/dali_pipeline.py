@@ -29,6 +29,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from adadistill.loaders.errors import WorkFailed
 from adadistill.loaders.augment.planned_augmentation import write_augmented
 from adadistill.loaders.batch import Batch
 from adadistill.loaders.pipelines.batch_destination import BatchDestination, Staged
@@ -60,7 +61,7 @@ class DaliMissingError(ImportError):
     """The recipe asks for DALI, and there is none, or one too old."""
 
 
-class DaliBatchError(RuntimeError):
+class DaliBatchError(WorkFailed, RuntimeError):
     """DALI failed on a batch of which every image decodes on the CPU; `record_ids` of the batch, and DALI's words."""
 
     def __init__(self, message: str, record_ids: list[int]) -> None:

@@ -25,6 +25,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from adadistill.loaders.errors import WorkFailed
 from adadistill.loaders.command_text import quoted
 from adadistill.loaders.records.record_index import RecordIndex
 from adadistill.loaders.records.recordio import SEAL_SUFFIX, RecordError, RecordFile
@@ -34,7 +35,7 @@ _HEADER = struct.Struct("<8sQQ")
 _LARGEST_PIECE = 1 << 20
 
 
-class SealError(ValueError):
+class SealError(WorkFailed, ValueError):
     """A seal that is damaged, or not of this record file. The message says which and what to do."""
 
 

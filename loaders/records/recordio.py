@@ -32,6 +32,7 @@ from typing import BinaryIO, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from adadistill.loaders.errors import WorkFailed
 from adadistill.loaders.first_bytes import LOOKED_AT, what_it_is
 
 MAGIC = 0xCED7230A
@@ -57,7 +58,7 @@ _FRAME_AND_HEADER = struct.Struct("<IIIfQQ")
 _WHOLE, _FIRST, _MIDDLE, _LAST = range(4)
 
 
-class RecordError(ValueError):
+class RecordError(WorkFailed, ValueError):
     """A record that cannot be trusted: `path`, `offset` in bytes, `key` and `record_id` (None: unknown), `reason`."""
 
     remedy = "Restore the file from its source; a copy with the right checksum has no such record"

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 
+from adadistill.loaders.errors import WorkFailed
+
 class CacheError(ValueError):
     """A cache cannot be used or written as asked; the text names the folder and says what to do."""
 
@@ -15,7 +17,7 @@ class CacheIncompleteError(CacheError):
     """The build of this cache has not finished; starting it again continues it."""
 
 
-class CacheDamagedError(CacheError):
+class CacheDamagedError(WorkFailed, CacheError):
     """Bytes are not what the build wrote."""
 
 

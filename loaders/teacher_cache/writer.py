@@ -26,7 +26,7 @@ import numpy as np
 import numpy.typing as npt
 
 from adadistill.loaders.file_lock import try_lock
-from adadistill.loaders.folder_sync import sync_folder
+from adadistill.loaders.atomic_file import sync_folder
 from adadistill.loaders.stored_blocks.files import (
     HEADER_NAME,
     PARTIAL_HEADER_NAME,

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from adadistill.loaders.errors import WorkFailed
 from adadistill.loaders.folders import ImageFolderError
 
 
-class RecordFolderError(ImageFolderError):
+class RecordFolderError(WorkFailed, ImageFolderError):
     """A folder, manifest or list cannot be converted as it is. The message names it and says what to do."""
 
 

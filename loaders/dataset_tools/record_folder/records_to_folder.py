@@ -31,7 +31,7 @@ from adadistill.loaders.dataset_tools.record_folder.manifest import (
 )
 from adadistill.loaders.dataset_tools.record_folder.raw_records import RawRecord, parse_raw_record
 from adadistill.loaders.dataset_tools.record_folder.record_layout import RecordLayout, read_record_layout
-from adadistill.loaders.folder_sync import sync_folder
+from adadistill.loaders.atomic_file import sync_folder
 from adadistill.loaders.folders import UNFINISHED_NAME
 from adadistill.loaders.records.recordio import BadBodyError, RecordFile, ScannedRecord
 from adadistill.loaders.stored_blocks.json_text import parse_json

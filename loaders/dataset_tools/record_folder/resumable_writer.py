@@ -24,7 +24,7 @@ from typing import BinaryIO
 
 from adadistill.loaders.dataset_tools.record_folder.errors import RecordFolderError
 from adadistill.loaders.file_lock import try_lock
-from adadistill.loaders.folder_sync import sync_folder
+from adadistill.loaders.atomic_file import sync_folder
 from adadistill.loaders.records.recordio import SEAL_SUFFIX, RecordError, RecordFile, write_text_atomically
 from adadistill.loaders.stored_blocks.json_text import parse_json
 
