@@ -21,9 +21,8 @@ from adadistill.core.npy_files import open_npy
 from adadistill.core.precision import resolve_precision
 from adadistill.core.recipe import Recipe, recipe_augmentation
 from adadistill.core.teachers import TeacherConfig, build_teacher
-from adadistill.core.teachers.config import NETWORK_SOURCES
 from adadistill.core.teachers.cvlface import existing_folder, repository_id
-from adadistill.core.teachers.cvlface_files import KNOWN_PINS, PUBLISHED_FILES, folder_files
+from adadistill.core.teachers.cvlface_files import KNOWN_PINS, folder_files
 from adadistill.core.teachers.hub_files import HubRepository
 from adadistill.core.teachers.teacher_lock import check_writable, read_lock
 from adadistill.loaders.records.image_source import ImageSource
@@ -50,7 +49,7 @@ def check_teacher_files(recipe: Recipe, records: ImageSource | None, findings: F
         findings.will_read("teacher.color_set", config.color_set)
     if config.checkpoint is not None:
         _check_checkpoint(config.checkpoint, recipe, findings)
-    if config.source is not None and NETWORK_SOURCES[config.source].is_file:
+    if config.source in ("weights", "onnx"):
         findings.will_read(f"teacher.{config.source}", getattr(config, config.source))
     if config.onnx is not None and importlib.util.find_spec("onnxruntime") is None:
         findings.problems.append("teacher.onnx needs onnxruntime, which is not installed: pip install '.[onnx]'")
@@ -150,7 +149,7 @@ def _check_cvlface(config: TeacherConfig, findings: Findings) -> list[tuple[str,
 
 def _cached_files(repository: HubRepository, revision: str) -> list[Path]:
     """The description and the tensors in the Hub's cache; empty where one is not there."""
-    description, *weights = PUBLISHED_FILES
+    description, *weights = "pretrained_model/model.yaml", "model.safetensors", "pretrained_model/model.pt"
     found = repository.cached(revision, description)
     tensors = [path for name in weights if (path := repository.cached(revision, name)) is not None]
     return [found, tensors[0]] if found is not None and tensors else []

@@ -27,8 +27,9 @@ import numpy.typing as npt
 from adadistill.core.npy_files import NpyFileError, open_npy
 from adadistill.core.teachers import record_binding
 from adadistill.core.teachers.cache_build import VIEWS, BuildProgress, CacheBuildResult, ViewChoice
-from adadistill.core.teachers.knows_people import KNOWN_GAP, couples_of, evenly_spread
-from adadistill.core.teachers.weight_source import file_sha256
+from adadistill.core.teachers.face_pairs import couples_of, evenly_spread
+from adadistill.core.teachers.interface import file_sha256
+from adadistill.core.teachers.knows_people import KNOWN_GAP
 from adadistill.core.training.stop_signal import StopRequested, StopSignal
 from adadistill.loaders.records.image_source import ImageSource
 from adadistill.loaders.teacher_cache import CacheHeader, TeacherCache, create_or_resume

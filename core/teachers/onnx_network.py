@@ -21,11 +21,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from adadistill.core.teachers.config import Provider
-from adadistill.core.teachers.interface import LoadedTeacher, TeacherError, TeacherIdentity
+from adadistill.core.distributed import Ranks
+from adadistill.core.teachers.config import Provider, TeacherConfig
+from adadistill.core.teachers.interface import LoadedTeacher, NetworkSource, TeacherError, file_sha256, teacher_of_file
 from adadistill.core.teachers.own_normalisation import OwnNormalisation, own_normalisation
-from adadistill.core.teachers.preprocessing import Preprocessing
-from adadistill.core.teachers.weight_source import file_sha256
 from adadistill.loaders.first_bytes import what_it_is
 
 MAX_MODEL_BYTES: Final = (1 << 31) - 1
@@ -92,16 +91,16 @@ def load_onnx(path: Path, *, image_size: int, device: torch.device, provider: Pr
         stream=stream,
     ).eval()
     _try_two_images(network, path, onnxruntime)
-    identity = TeacherIdentity(
+    return teacher_of_file(
+        path,
+        network,
         kind="onnx",
-        name=path.name,
         arch="onnx",
-        sha256=_combined_sha256(path.name, digest, externals),
         embedding_dim=network.embedding_dim,
         image_size=image_size,
-        preprocessing=Preprocessing(),
+        stated_color=None,
+        sha256=_combined_sha256(path.name, digest, externals),
     )
-    return LoadedTeacher(network, identity, stated_color=None)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -536,3 +535,12 @@ def _errors(onnxruntime: ModuleType) -> tuple[type[Exception], ...]:
 def _one_line(error: Exception) -> str:
     """A library's message on one line, cut where it becomes a listing."""
     return " ".join(str(error).split())[:300]
+
+
+class _Onnx(NetworkSource):
+    def load(self, config: TeacherConfig, image_size: int, ranks: Ranks) -> LoadedTeacher:
+        assert config.onnx is not None
+        return load_onnx(Path(config.onnx), image_size=image_size, device=ranks.device, provider=config.provider)
+
+
+SOURCE = _Onnx()

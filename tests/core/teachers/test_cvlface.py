@@ -646,7 +646,7 @@ def test_a_pipe_is_refused_and_not_waited_for(here: Path, published: Published):
         _load("ours")
 
 
-@pytest.mark.parametrize("name", ["wrapper.py", "files.txt", "pretrained_model/config.yaml"])
+@pytest.mark.parametrize("name", ["wrapper.py", "../model.yaml", "/etc/passwd", "pretrained_model/config.yaml"])
 def test_a_lock_entry_cannot_name_other_files(hub: FakeHub, here: Path, name: str):
     add_entry(here / "lock.json", REPO, LockEntry(revision=FIRST, files={SAFETENSORS: "0" * 64, name: "0" * 64}))
     with pytest.raises(TeacherError, match=rf"lock.json, entry `{REPO}`: {name} is none of the files"):
