@@ -160,8 +160,9 @@ class StoredArray:
 
     def build(self, state: object) -> None:
         """Take over what numpy pickles: (version, shape, dtype, fortran order, bytes)."""
-        _, shape, dtype, fortran_order, body = state  # type: ignore[misc]
-        self.fill(body, dtype, shape, bool(fortran_order))
+        if not isinstance(state, tuple) or len(state) != 5:
+            raise PickleDamagedError("an array's state is not (version, shape, dtype, order, bytes)")
+        self.fill(state[4], state[2], state[1], bool(state[3]))
 
     def fill(self, body: object, dtype: object, shape: object, fortran_order: bool) -> None:
         """Take over bytes, dtype and shape; refused where the bytes do not fill the shape, or are Python objects."""

@@ -86,7 +86,7 @@ def test_head_and_augmentation_are_the_same_under_triton(cases: tuple[str, ...],
 def test_what_is_registered_in_one_place_alone_does_not_import(forgotten: str, message: str, tmp_path: Path):
     folder = _copy(tmp_path / "copy", without=forgotten)
     if forgotten == "in_triton":
-        path = folder / "core" / "objectives" / "norm_ramp.py"
+        path = folder / "core" / "method" / "norm_ramp.py"
         path.write_text(path.read_text().replace("in_triton=False", "in_triton=True"))
     done = _run(folder, tmp_path, "head")
     assert re.search(message, done.stderr), done.stderr[-2000:]

@@ -21,6 +21,7 @@ from adadistill.core.distributed import Ranks, run_on_main
 from adadistill.core.teachers.face_pairs import (
     FEW_COUPLES,
     LEAST_PAIRS,
+    Integers,
     RecordCouples,
     compared,
     decoded_couples,
