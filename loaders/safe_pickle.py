@@ -1,9 +1,9 @@
 """Reads the pickles of strangers (verification sets, `metadata.pt`, what `torch.save` wrote) without running anything.
 
-`pickle.load` calls whatever a file names. Here a machine of our own runs some fifty opcodes: what a file names is looked
-up in a table of nine stand-ins, none of which is the real thing, and nothing is imported. Lengths are held against the
-file before anything is copied, opcodes are counted, and only text, bytes and small integers become keys. Tensors are
-read by torch's restricted unpickler, whose pickles the same machine goes through first. See docs/hostile_input.md.
+`pickle.load` calls whatever a file names. Here a machine of our own runs some fifty opcodes: what a file names is
+looked up in a table of nine stand-ins, none of which is the real thing, and nothing is imported. Lengths are held
+against the file before anything is copied, opcodes are counted, and only text, bytes and small integers become keys.
+Tensors are read by torch's restricted unpickler, whose pickles the same machine goes through first. See docs/hostile_input.md.
 """
 
 from __future__ import annotations
@@ -168,8 +168,9 @@ class StoredArray:
         """Take over bytes, dtype and shape; refused where the bytes do not fill the shape, or are Python objects."""
         if isinstance(body, list):
             raise PickleRefusedError("holds a numpy array of Python objects")
-        sizes = isinstance(shape, tuple) and all(type(side) is int and side >= 0 for side in shape)
-        if not isinstance(dtype, _StoredDtype) or not isinstance(body, bytes) or not isinstance(shape, tuple) or not sizes:
+        if not isinstance(dtype, _StoredDtype) or not isinstance(body, bytes) or not isinstance(shape, tuple):
+            raise PickleDamagedError("an array holds no bytes, or has no known dtype or no shape")
+        if not all(type(side) is int and side >= 0 for side in shape):
             raise PickleDamagedError("an array holds no bytes, or has no known dtype or no shape")
         if len(shape) > 8 or math.prod(shape) * dtype.to_numpy().itemsize != len(body):
             raise PickleDamagedError(f"an array of shape {shape[:8]} and dtype {dtype.code} holds {len(body)} bytes")
@@ -188,7 +189,7 @@ class _StoredDtype:
         self._order = "="
 
     def build(self, state: object) -> None:
-        """Take over what numpy pickles: (version, order, subarray, names, fields, size, alignment, flags[, metadata])."""
+        """Take over what numpy pickles: (version, order, subarray, names, fields, size, alignment, flags, ...)."""
         order = _as_text(state[1]) if isinstance(state, tuple) and 5 <= len(state) <= 9 else ""
         if not isinstance(state, tuple) or order not in ("<", ">", "|", "="):
             raise PickleDamagedError("a dtype's state is not what numpy writes")
@@ -225,7 +226,7 @@ class _Machine:
         except (IndexError, KeyError, TypeError, ValueError, OverflowError, struct.error) as error:
             if isinstance(error, PickleRefusedError | PickleDamagedError):
                 raise
-            raise PickleDamagedError(f"cannot be unpickled, it contradicts itself before byte {self.position}") from None
+            raise PickleDamagedError(f"cannot be unpickled: contradicts itself before byte {self.position}") from None
         raise PickleRefusedError(f"more than {MAX_OPCODES:,} opcodes")
 
     def _step(self, count: int) -> bool:
@@ -320,7 +321,9 @@ class _Machine:
         """
         for key in items[::2]:
             if not (type(key) in (str, bytes, _Named) or (type(key) is int and abs(key) < 1 << 31)):
-                raise PickleRefusedError(f"not a dictionary by names: a key at offset {at} is neither text nor a number")
+                raise PickleRefusedError(
+                    f"not a dictionary by names: a key at offset {at} is neither text nor a number"
+                )
         return self._update(target, items)
 
     # What a rehearsal does otherwise.
@@ -486,9 +489,9 @@ def _argument(data: Data, at: int, opcode: pickletools.OpcodeInfo) -> tuple[int,
         length = int.from_bytes(data[start : start + width], "little")
         start += width
     if length > len(data) - start:
+        left = max(0, len(data) - start)
         raise PickleRefusedError(
-            f"{name} at offset {at} declares {length:,} bytes where {max(0, len(data) - start):,} are left: cut off, or "
-            "made to exhaust memory"
+            f"{name} at offset {at} declares {length:,} bytes where {left:,} are left: cut off, or a bomb"
         )
     return start, start if name == "FRAME" else start + length
 

@@ -295,9 +295,7 @@ def _how_it_runs(loaded: LoadedTeacher, precision: Precision, device: torch.devi
     return f"{number_format} on {device_name(device)}, {'compiled' if compiles else 'not compiled'}"
 
 
-def _scored(
-    loaded: LoadedTeacher, records: ImageSource, sample: _Sample
-) -> tuple[ColorResult | None, tuple[str, ...]]:
+def _scored(loaded: LoadedTeacher, records: ImageSource, sample: _Sample) -> tuple[ColorResult | None, tuple[str, ...]]:
     """Both colour orders scored on pairs of the records, or a warning that says why they cannot be."""
     try:
         pairs = pairs_of_records(records, image_size=loaded.identity.image_size)

@@ -20,8 +20,8 @@ from adadistill.core.backbones.layers import (
     kaiming_fan_out_,
     scaled_channels,
 )
-from adadistill.core.backbones.residual_trunk import DEPTHS, STAGE_CHANNELS, residual_stages
 from adadistill.core.backbones.public_weights import NameRules
+from adadistill.core.backbones.residual_trunk import DEPTHS, STAGE_CHANNELS, residual_stages
 
 
 class IR(nn.Module):

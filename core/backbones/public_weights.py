@@ -1,8 +1,9 @@
 """Strict conversion of published state dicts into our own networks.
 
-Public networks name their tensors in four ways, ours have one: each of our networks says its public names by `NameRules`,
-beside its own code. Nothing is guessed: a tensor that is missing, not expected or of another shape is an error that names all of them,
-because a teacher of which one layer stayed random still trains a student, only a worse one.
+Public networks name their tensors in four ways, ours have one: each of our networks says its public names by
+`NameRules`, beside its own code. Nothing is guessed: a tensor that is missing, not expected or of another shape is an
+error that names all of them, because a teacher of which one layer stayed random still trains a student, only a worse
+one.
 
 Source: key names of insightface arcface_torch, AdaFace, CVLface and AdaDistill.
 """
@@ -12,7 +13,6 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import product
 from typing import Final
 
 import torch

@@ -42,7 +42,12 @@ def build_teacher(
             their own types, with the path in their text.
     """
     use = TeacherUse(
-        records=records, data=data, augmentation=augmentation, embedding_dim=embedding_dim, precision=precision, ranks=ranks
+        records=records,
+        data=data,
+        augmentation=augmentation,
+        embedding_dim=embedding_dim,
+        precision=precision,
+        ranks=ranks,
     )
     if config.row_source is None:
         return _network(config, use, sets)

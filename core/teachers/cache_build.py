@@ -23,7 +23,6 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from adadistill.loaders.errors import WorkFailed
 from adadistill.core.distributed import Ranks, broadcast_text, gather_rows
 from adadistill.core.precision import Precision, resolve_precision
 from adadistill.core.recipe import Recipe, recipe_augmentation
@@ -47,6 +46,7 @@ from adadistill.core.training.compiler_check import require_compilers, teacher_s
 from adadistill.core.training.stop_signal import StopRequested, StopSignal
 from adadistill.loaders.augment.augment_policy import Augmentation
 from adadistill.loaders.batch import Batch
+from adadistill.loaders.errors import WorkFailed
 from adadistill.loaders.pipelines.pipeline import named_records, planned_batches
 from adadistill.loaders.pipelines.rank_steps import StepPlan
 from adadistill.loaders.records.image_source import ImageSource

@@ -1,4 +1,4 @@
-"""Teachers whose embeddings are read from a cache, which must be of this teacher, these records and the views needed."""
+"""Teachers whose embeddings are read from a cache: of this very teacher, these records and the views needed."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """CVLface's IR networks as teachers, from the Hugging Face Hub or a folder, without any of the code they come with.
 
-CVLface publishes each network as a repository whose `wrapper.py` transformers would run. Here the network is ours, built
-from the few values of `model.yaml`, and filled strictly from the tensors (`model.net.*` in model.safetensors, `net.*` in
-model.pt). ViT and KPRPE networks are not built here; their embeddings can be imported.
+CVLface publishes each network as a repository whose `wrapper.py` transformers would run. Here the network is ours,
+built from the few values of `model.yaml`, and filled strictly from the tensors (`model.net.*` in model.safetensors,
+`net.*` in model.pt). ViT and KPRPE networks are not built here; their embeddings can be imported.
 
 Source: CVLface. A network takes RGB in [-1, 1] and gives raw embeddings; with color_space BGR it turns the channels
 around itself, first thing.
@@ -217,7 +217,7 @@ def _check_entry(key: str, entry: LockEntry, revision: str | None, lock: Path, *
 
 
 def _load(files: CvlfaceFiles, color: str | None) -> LoadedTeacher:
-    """Read and check the files. The texts come first: what is not built here is refused before its weights are fetched."""
+    """Read and check the files, the texts first: what is not built here is refused before its weights are fetched."""
     description = read_description(
         files.checked(files.description, _MAX_YAML_BYTES).read_bytes(), files.where(files.description)
     )

@@ -83,8 +83,8 @@ class CvlfaceFiles:
         for by, stated, remedy in self.statements:
             if stated.get(name, sha256) != sha256:
                 raise TeacherError(
-                    f"{self.where(name)} has sha256 {sha256}, {by} {stated[name]}; it is not the teacher that was meant. "
-                    f"{remedy} ({path})"
+                    f"{self.where(name)} has sha256 {sha256}, {by} {stated[name]}; it is not the teacher that was "
+                    f"meant. {remedy} ({path})"
                 )
         self.found[name] = sha256
         return path

@@ -1,7 +1,7 @@
-"""Pairs of faces that a teacher is tried on: couples of records of one person and their strangers, or a verification set.
+"""Pairs of faces that a teacher is tried on: couples of records with their strangers, or a verification set.
 
-Everything is chosen without chance, so that equal files give equal pairs. Of large record files evenly spread windows are
-looked at; damaged records are left out, as training names them.
+Everything is chosen without chance, so that equal files give equal pairs. Of large record files evenly spread windows
+are looked at; damaged records are left out, as training names them.
 """
 
 from __future__ import annotations

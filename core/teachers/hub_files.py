@@ -1,8 +1,8 @@
 """Files of a repository on the Hugging Face Hub at one commit: a few that we name, never what the repository lists.
 
-`huggingface_hub` downloads and caches (HF_HUB_CACHE, HF_TOKEN, HF_ENDPOINT, HF_HUB_OFFLINE as everywhere). Here a file is
-taken only at a full commit, what the server offers is looked at before anything is fetched (the library joins its ETag to
-a path as it is), and every failure is one sentence that says what to do.
+`huggingface_hub` downloads and caches (HF_HUB_CACHE, HF_TOKEN, HF_ENDPOINT, HF_HUB_OFFLINE as everywhere). Here a file
+is taken only at a full commit, what the server offers is looked at before anything is fetched (the library joins its
+ETag to a path as it is), and every failure is one sentence that says what to do.
 """
 
 from __future__ import annotations
@@ -159,7 +159,8 @@ class HubRepository:
                 "later, or use a folder that holds the files"
             )
         if isinstance(error, OSError) and str(error.filename or "").startswith(str(self.cache_dir)):
-            return f"the cache {self.cache_dir} cannot be written: {_first_line(error)}; set HF_HUB_CACHE to another one"
+            reason = _first_line(error)
+            return f"the cache {self.cache_dir} cannot be written: {reason}; set HF_HUB_CACHE to another one"
         if isinstance(error, ImportError):
             return f"{doing}, a package is missing ({_first_line(error)}){_set()}"
         # The base of the library's own error is its HTTP client's (requests, httpx or httpx2, by version), whose errors
@@ -167,10 +168,11 @@ class HubRepository:
         # Hub's leads to inside the library, or a malformed address.
         if isinstance(error, (OSError, RuntimeError, *errors.HfHubHTTPError.__bases__)):
             return (
-                f"{doing}, the Hub could not be reached ({_first_line(error.__cause__ or error)}); check the network, or "
-                f"download the files where there is one and name their folder as the teacher{_set()}"
+                f"{doing}, the Hub could not be reached ({_first_line(error.__cause__ or error)}); check the network, "
+                f"or download the files where there is one and name their folder as the teacher{_set()}"
             )
-        return f"{doing}, the answer is not that of a Hugging Face Hub ({_first_line(error)}); check HF_ENDPOINT{_set()}"
+        reason = _first_line(error)
+        return f"{doing}, the answer is not that of a Hugging Face Hub ({reason}); check HF_ENDPOINT{_set()}"
 
 
 def _set() -> str:

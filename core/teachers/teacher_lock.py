@@ -4,7 +4,7 @@ A repository on the Hub can move and a folder can be written over; the class cen
 teacher without a word. So the first use of a source writes down its commit and the sha256 of every file it read, and
 every later use must find the same. The file is made to be read, reviewed and kept beside the recipes:
 
-    {"teachers": {"owner/name": {"files": {"model.safetensors": "<sha256>"}, "revision": "<commit; null for a folder>"}},
+    {"teachers": {"owner/name": {"files": {"model.safetensors": "<sha256>"}, "revision": "<commit; null: a folder>"}},
      "version": 1}
 """
 

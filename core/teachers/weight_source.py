@@ -17,7 +17,7 @@ from adadistill.core.backbones.public_weights import load_public_weights
 from adadistill.core.backbones.weight_files import WeightFileError, read_weight_file
 from adadistill.core.distributed import Ranks
 from adadistill.core.teachers.config import TeacherConfig
-from adadistill.core.teachers.interface import LoadedTeacher, NetworkSource, TeacherError, file_sha256, teacher_of_file
+from adadistill.core.teachers.interface import LoadedTeacher, NetworkSource, TeacherError, teacher_of_file
 from adadistill.core.teachers.preprocessing import Color
 
 
@@ -32,9 +32,7 @@ class _Weights(NetworkSource):
         assert config.weights is not None
         path = Path(config.weights)
         try:
-            found = read_public_network(
-                path, arch=config.arch, weight_format=config.format, image_size=image_size
-            )
+            found = read_public_network(path, arch=config.arch, weight_format=config.format, image_size=image_size)
         except WeightFileError:
             raise
         except ValueError as error:
@@ -43,9 +41,9 @@ class _Weights(NetworkSource):
         stated: Color | None = None if publisher is None else FORMATS[publisher].color
         if stated is None and config.color is None:
             raise TeacherError(
-                f"{path}: the names of these {backbone.arch} tensors do not tell whether AdaFace (bgr) or CVLface (rgb) "
-                "trained them, and the wrong colour order costs accuracy silently; set teacher.format to adaface or "
-                "cvlface, or teacher.color to rgb, bgr, or auto, which tries both"
+                f"{path}: the names of these {backbone.arch} tensors do not tell whether AdaFace (bgr) or CVLface "
+                "(rgb) trained them, and the wrong colour order costs accuracy silently; set teacher.format to adaface "
+                "or cvlface, or teacher.color to rgb, bgr, or auto, which tries both"
             )
         return teacher_of_file(
             path,

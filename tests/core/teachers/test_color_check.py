@@ -23,9 +23,7 @@ from adadistill.core.teachers.face_pairs import FacePairs, pairs_of_records, pai
 from adadistill.core.teachers.interface import LoadedTeacher, TeacherError, TeacherIdentity
 from adadistill.core.teachers.preprocessing import Color, Preprocessing
 from adadistill.loaders.evaluation_sets.verification_pairs import VerificationSetError, write_verification_bin
-from adadistill.loaders.pixels import decode_image
 from adadistill.loaders.records.image_records import ImageRecords
-from adadistill.loaders.records.recordio import write_insightface_records
 
 TESTS = Path(__file__).resolve().parent.parent.parent
 CPU = torch.device("cpu")

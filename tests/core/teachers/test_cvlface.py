@@ -7,9 +7,6 @@ import json
 import os
 import pickle
 import re
-import socket
-import struct
-import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -30,7 +27,7 @@ from torch import Tensor, nn
 from adadistill.core.backbones import BackboneConfig, build_backbone
 from adadistill.core.backbones.public_weights import public_names
 from adadistill.core.distributed import Ranks
-from adadistill.core.teachers import LoadedTeacher, Preprocessing, TeacherError
+from adadistill.core.teachers import LoadedTeacher, Preprocessing, TeacherConfig, TeacherError
 from adadistill.core.teachers.cvlface import IR_REPOSITORIES, SHORT_NAMES, VIT_REPOSITORIES, load_cvlface
 from adadistill.core.teachers.cvlface_files import KNOWN_PINS
 from adadistill.core.teachers.teacher_lock import LockEntry, add_entry, read_lock
@@ -437,6 +434,16 @@ def test_a_changed_file_of_a_folder_is_refused_with_both_hashes(here: Path, publ
         _load("ours")
     (here / "lock.json").unlink()
     assert _load("ours").stated_color == "bgr"
+
+
+def test_whether_loading_would_write_is_known_beforehand(here: Path, published: Published):
+    _write(here / "ours", _layouts(published)["training"])
+    config = TeacherConfig(cvlface="ours", lock="lock.json")
+    source = config.network_source
+    assert source is not None
+    assert source.writes(config)
+    _load("ours")
+    assert not source.writes(config)
 
 
 def test_a_locked_file_that_is_gone_is_refused(here: Path, published: Published):

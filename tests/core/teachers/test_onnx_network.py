@@ -478,7 +478,7 @@ def test_an_input_that_takes_no_such_images_is_refused(tmp_path: Path, shape: li
 def test_two_inputs_are_listed(tmp_path: Path):
     inputs = [_value("data", OPEN), _value("matrix", [144, DIM])]
     weights = {"kernel": _weights()["kernel"]}
-    with pytest.raises(TeacherError, match=r"one input.*'data' tensor\(float\) \(\?, 3, 8, 8\), 'matrix' tensor\(float\) \(144, 16\)"):
+    with pytest.raises(TeacherError, match=r"one input.*'data' tensor\(float\) \(\?, 3, 8, 8\), 'matrix' tensor"):
         _load(_save(_model(inputs=inputs, weights=weights), tmp_path))
 
 

@@ -6,7 +6,6 @@ import codecs
 import hashlib
 import io
 import pickle
-import pickletools
 import random
 import struct
 import subprocess
@@ -440,7 +439,8 @@ def test_bombs_are_refused_within_a_bounded_memory(tmp_path):
 
 def test_the_machine_reads_what_pickle_reads():
     for protocol in range(6):
-        content = ([*IMAGES, "t\u00e4xt", None, -5, 1 << 70, 65536, -1], [True, False], ("a", [()], b"x", (1, (2, (3,)))))
+        values = [*IMAGES, "t\u00e4xt", None, -5, 1 << 70, 65536, -1]
+        content = (values, [True, False], ("a", [()], b"x", (1, (2, (3,)))))
         assert safe_pickle.load_plain_pickle(pickle.dumps(content, protocol)) == content
 
 
