@@ -3,7 +3,7 @@
 `pickle.load` calls whatever a file names. Here a machine of our own runs some fifty opcodes: what a file names is
 looked up in a table of nine stand-ins, none of which is the real thing, and nothing is imported. Lengths are held
 against the file before anything is copied, opcodes are counted, and only text, bytes and small integers become keys.
-Tensors are read by torch's restricted unpickler, whose pickles the same machine goes through first. See docs/hostile_input.md.
+Tensors are read by torch's restricted unpickler, whose pickles the same machine goes through first.
 """
 
 from __future__ import annotations
@@ -491,7 +491,7 @@ def _argument(data: Data, at: int, opcode: pickletools.OpcodeInfo) -> tuple[int,
     if length > len(data) - start:
         left = max(0, len(data) - start)
         raise PickleRefusedError(
-            f"{name} at offset {at} declares {length:,} bytes where {left:,} are left: cut off, or a bomb"
+            f"{name} at offset {at} declares {length:,} bytes where {left:,} are left: cut off, or hostile"
         )
     return start, start if name == "FRAME" else start + length
 
