@@ -27,7 +27,8 @@ from adadistill.core.backbones.public_weights import strip_wrappers, swap_colour
 from adadistill.core.backbones.published_form import check_published_file, published_tensors, save_published
 from adadistill.core.backbones.weight_files import WeightFileError, read_weight_file
 from adadistill.core.checkpoints.network_checkpoint import load_network, save_network
-from adadistill.core.teachers.weight_source import file_sha256, read_public_network
+from adadistill.core.teachers.interface import file_sha256
+from adadistill.core.teachers.weight_source import read_public_network
 from adadistill.recipes.entry_point import entry_point
 from adadistill.recipes.out_option import add_out, parse_with_out
 from adadistill.recipes.outputs import will_write, will_write_folder

@@ -27,14 +27,14 @@ from adadistill.core.teachers import (
     in_loop_teacher,
     load_source,
 )
-from adadistill.core.teachers.colour_check import (
-    ColourResult,
-    colour_advice,
-    pairs_from_records,
+from adadistill.core.teachers.color_check import (
+    ColorResult,
+    color_advice,
     resolve_color,
-    score_colour_orders,
+    score_color_orders,
     second_witness,
 )
+from adadistill.core.teachers.face_pairs import pairs_of_records
 from adadistill.core.teachers.knows_people import check_network
 from adadistill.loaders.pipelines.pipeline import named_records
 from adadistill.loaders.pixels import decode_image, to_network_input
@@ -79,7 +79,7 @@ class TeacherReport:
     """Mean, of an image to its mirror image."""
     norm: Spread
     """Of the raw embeddings."""
-    colours: ColourResult | None
+    colours: ColorResult | None
     """None where no pairs can be made; a warning then says why."""
     warnings: tuple[str, ...]
 
@@ -108,11 +108,7 @@ class TeacherReport:
         ]
         if self.colours is not None:
             score = self.colours.of(self.identity.preprocessing.color)
-            lines.append(
-                f"people   mean cosine {score.same_cosine:.4f} within a person, {score.different_cosine:.4f} between "
-                "people"
-            )
-            lines.append(self.colours.summary())
+            lines += [f"people   {score.summary()}", self.colours.summary()]
         return "\n".join([*lines, *(f"WARNING: {warning}" for warning in self.warnings)])
 
     def to_json(self) -> dict[str, Any]:
@@ -148,19 +144,19 @@ def check_teacher(
         records = named_records(recipe.data)
         loaded = load_source(config, image_size=side, ranks=ranks)
         sets = recipe.evaluation.sets
-        loaded, colours = resolve_color(loaded, config, records=records, image_size=side, ranks=ranks, sets=sets)
+        loaded, colors = resolve_color(loaded, config, records=records, image_size=side, ranks=ranks, sets=sets)
         precision = resolve_precision(recipe.precision, ranks.device)
         images_u8 = _sampled_images(records, side, images)
         sample = _Sample(images_u8, min(batch_size, len(images_u8)), ranks.device, loaded.identity.name)
         as_loaded = _embed_as_loaded(loaded, sample)
         in_loop = _embed_in_loop(loaded, config, sample, precision)
         warnings = _fit_warnings(recipe, loaded)
-        if colours is None:
-            colours, obstacle = _scored(loaded, records, sample)
+        if colors is None:
+            colors, obstacle = _scored(loaded, records, sample)
             warnings += obstacle
-        warnings += _colour_warnings(colours, recipe, loaded, sample)
-        of_records = colours if config.color_set is None else None
-        score = None if of_records is None else of_records.people(loaded.identity.preprocessing.color)
+        warnings += _color_warnings(colors, recipe, loaded, sample)
+        of_records = colors if config.color_set is None else None
+        score = None if of_records is None else of_records.of(loaded.identity.preprocessing.color)
         try:
             check_network(loaded, records=records, image_size=side, ranks=ranks, score=score)
         except TeacherError as error:
@@ -176,7 +172,7 @@ def check_teacher(
         loaded_images_per_s=as_loaded.images_per_s,
         mirror_cosine=float(_cosines(in_loop.plain, in_loop.mirrored).mean()),
         norm=_spread(_norms(as_loaded.plain)),
-        colours=colours,
+        colours=colors,
         warnings=warnings,
     )
 
@@ -299,15 +295,13 @@ def _how_it_runs(loaded: LoadedTeacher, precision: Precision, device: torch.devi
     return f"{number_format} on {device_name(device)}, {'compiled' if compiles else 'not compiled'}"
 
 
-def _scored(
-    loaded: LoadedTeacher, records: ImageSource, sample: _Sample
-) -> tuple[ColourResult | None, tuple[str, ...]]:
+def _scored(loaded: LoadedTeacher, records: ImageSource, sample: _Sample) -> tuple[ColorResult | None, tuple[str, ...]]:
     """Both colour orders scored on pairs of the records, or a warning that says why they cannot be."""
     try:
-        pairs = pairs_from_records(records, image_size=loaded.identity.image_size)
+        pairs = pairs_of_records(records, image_size=loaded.identity.image_size)
     except TeacherError as error:
         return None, (f"colour order and people were not scored: {error}",)
-    return score_colour_orders(loaded, pairs, device=sample.device, batch_size=sample.batch_size), ()
+    return score_color_orders(loaded, pairs, device=sample.device, batch_size=sample.batch_size), ()
 
 
 def _fit_warnings(recipe: Recipe, loaded: LoadedTeacher) -> tuple[str, ...]:
@@ -324,22 +318,22 @@ def _fit_warnings(recipe: Recipe, loaded: LoadedTeacher) -> tuple[str, ...]:
     return tuple(warnings)
 
 
-def _colour_warnings(
-    colours: ColourResult | None, recipe: Recipe, loaded: LoadedTeacher, sample: _Sample
+def _color_warnings(
+    colors: ColorResult | None, recipe: Recipe, loaded: LoadedTeacher, sample: _Sample
 ) -> tuple[str, ...]:
-    if colours is None or recipe.teacher is None:
+    if colors is None or recipe.teacher is None:
         return ()
     used, auto = loaded.identity.preprocessing.color, recipe.teacher.color == "auto"
-    if colours.better is None:
+    if colors.better is None:
         return (f"both colour orders score alike; {used} stands, as its source states",) if auto else ()
-    if colours.better == used:
+    if colors.better == used:
         return ()
     who = "the recipe sets" if recipe.teacher.color == used else "its source states"
     sets, side = recipe.evaluation.sets, loaded.identity.image_size
     other = second_witness(loaded, sets, image_size=side, device=sample.device)
     return (
-        f"COLOUR ORDER: {who} {used}, but this teacher tells people apart better in {colours.better} on "
-        f"{colours.origin} (z = {abs(colours.z):.1f}). {colour_advice(colours, other, used)}",
+        f"COLOUR ORDER: {who} {used}, but this teacher tells people apart better in {colors.better} on "
+        f"{colors.origin} (z = {abs(colors.z):.1f}). {color_advice(colors, other, used)}",
     )
 
 

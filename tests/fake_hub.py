@@ -38,7 +38,7 @@ class FakeHub:
     moves_to: str | None = None
     """Commit that is the newest from the next request for a description on."""
     lfs_sha256: dict[str, str] = field(default_factory=dict)
-    """sha256 that the description states of large files, in place of the true ones."""
+    """sha256 that is stated of large files, in place of the true ones."""
 
     def add(self, commit: str, files: dict[str, bytes]) -> None:
         """Add a commit, which is then the newest."""
@@ -57,11 +57,7 @@ class FakeHub:
         """Answer to /api/models/<repository>[/revision/<commit>]."""
         siblings = []
         for name, body in self.commits[commit].items():
-            sibling: dict[str, Any] = {"rfilename": name, "size": len(body), "blobId": _git_sha1(body)}
-            if _is_large(name):
-                sha256 = self.lfs_sha256.get(name, hashlib.sha256(body).hexdigest())
-                sibling["lfs"] = {"size": len(body), "sha256": sha256, "pointerSize": 134}
-            siblings.append(sibling)
+            siblings.append({"rfilename": name, "size": len(body), "blobId": _git_sha1(body)})
         return {"id": self.repo_id, "modelId": self.repo_id, "sha": commit, "siblings": siblings, **self.info}
 
 
@@ -128,7 +124,9 @@ def _respond(hub: FakeHub, path: str) -> tuple[int, dict[str, str], bytes]:
         body = hub.commits[found[1]].get(found[2])
         if body is None:
             return 404, {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": found[1]}, b""
-        etag = hashlib.sha256(body).hexdigest() if _is_large(found[2]) else _git_sha1(body)
+        etag = _git_sha1(body)
+        if _is_large(found[2]):
+            etag = hub.lfs_sha256.get(found[2], hashlib.sha256(body).hexdigest())
         return 200, {"ETag": f'"{etag}"', "X-Repo-Commit": found[1], **hub.headers}, body
     return 404, {"X-Error-Code": "RepoNotFound"}, b""
 

@@ -11,10 +11,17 @@ from typing import TYPE_CHECKING, Any, Final, Literal, Protocol, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from adadistill.core.backbones.ir import IR
-from adadistill.core.backbones.iresnet import IResNet
-from adadistill.core.backbones.mobilefacenet import MBF, MBF_LARGE, MOBILEFACENET, MobileFaceNet
-from adadistill.core.backbones.public_weights import IR_NAMES, IRESNET_NAMES, MBF_NAMES, MOBILEFACENET_NAMES, NameRules
+from adadistill.core.backbones.ir import IR, IR_NAMES
+from adadistill.core.backbones.iresnet import IRESNET_NAMES, IResNet
+from adadistill.core.backbones.mobilefacenet import (
+    MBF,
+    MBF_LARGE,
+    MBF_NAMES,
+    MOBILEFACENET,
+    MOBILEFACENET_NAMES,
+    MobileFaceNet,
+)
+from adadistill.core.backbones.public_weights import NameRules
 
 
 class Network(Protocol):

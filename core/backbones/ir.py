@@ -6,6 +6,7 @@ without weight and bias, dropout 0.4 by default, and initialisation. Weights of 
 Source: AdaFace (MIT) and CVLface (MIT); shapes and parameter counts in the reference, method 5.2.
 """
 
+from collections.abc import Sequence
 from functools import partial
 
 import torch
@@ -19,6 +20,7 @@ from adadistill.core.backbones.layers import (
     kaiming_fan_out_,
     scaled_channels,
 )
+from adadistill.core.backbones.public_weights import NameRules
 from adadistill.core.backbones.residual_trunk import DEPTHS, STAGE_CHANNELS, residual_stages
 
 
@@ -54,3 +56,30 @@ class IR(nn.Module):
     def initialise_(self, generator: torch.Generator | None = None) -> None:
         """Draw all weights anew: Kaiming normal, fan out. `generator` None is torch's global one."""
         initialise_(self, partial(kaiming_fan_out_, generator=generator))
+
+
+def _ir_block(stage: int, index: int, blocks_per_stage: Sequence[int]) -> str:
+    return f"body.{sum(blocks_per_stage[:stage]) + index}"
+
+
+IR_NAMES = NameRules(
+    outside={
+        "stem.conv": "input_layer.0",
+        "stem.norm": "input_layer.1",
+        "stem.act": "input_layer.2",
+        "norm": "output_layer.0",
+        "embed.linear": "output_layer.3",
+        "embed.norm": "output_layer.4",
+    },
+    block=_ir_block,
+    inside={
+        "norm": "res_layer.0",
+        "first.conv": "res_layer.1",
+        "first.norm": "res_layer.2",
+        "first.act": "res_layer.3",
+        "second.conv": "res_layer.4",
+        "second.norm": "res_layer.5",
+        "shortcut.conv": "shortcut_layer.0",
+        "shortcut.norm": "shortcut_layer.1",
+    },
+)

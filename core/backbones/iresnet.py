@@ -6,6 +6,7 @@ the last batch norm (its weight stays 1), no dropout by default, and initialisat
 Source: insightface arcface_torch; shapes and parameter counts in the reference, method 5.1.
 """
 
+from collections.abc import Sequence
 from functools import partial
 
 import torch
@@ -19,6 +20,7 @@ from adadistill.core.backbones.layers import (
     insightface_iresnet_,
     scaled_channels,
 )
+from adadistill.core.backbones.public_weights import NameRules
 from adadistill.core.backbones.residual_trunk import DEPTHS, STAGE_CHANNELS, residual_stages
 
 
@@ -59,3 +61,32 @@ class IResNet(nn.Module):
     def initialise_(self, generator: torch.Generator | None = None) -> None:
         """Draw all weights anew as insightface does. `generator` None is torch's global one."""
         initialise_(self, partial(insightface_iresnet_, generator=generator))
+
+
+def _iresnet_block(stage: int, index: int, blocks_per_stage: Sequence[int]) -> str:
+    return f"layer{stage + 1}.{index}"
+
+
+IRESNET_NAMES = NameRules(
+    outside={
+        "stem.conv": "conv1",
+        "stem.norm": "bn1",
+        "stem.act": "prelu",
+        "norm": "bn2",
+        "embed.linear": "fc",
+        "embed.norm": "features",
+    },
+    block=_iresnet_block,
+    inside={
+        "norm": "bn1",
+        "first.conv": "conv1",
+        "first.norm": "bn2",
+        "first.act": "prelu",
+        "second.conv": "conv2",
+        "second.norm": "bn3",
+        "shortcut.conv": "downsample.0",
+        "shortcut.norm": "downsample.1",
+        "excite.reduce": "se_block.fc1",
+        "excite.expand": "se_block.fc2",
+    },
+)

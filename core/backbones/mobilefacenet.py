@@ -10,8 +10,10 @@ Source: MobileFaceNets, arXiv:1804.07573; shapes as in the released code of AdaD
 arcface_torch.
 """
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import product
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +26,7 @@ from adadistill.core.backbones.layers import (
     kaiming_fan_out_,
     scaled_channels,
 )
+from adadistill.core.backbones.public_weights import NameRules
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -171,3 +174,48 @@ def _stage(stage: StageShape, in_channels: int, width: float) -> nn.Sequential:
     first = Bottleneck(in_channels, channels, first_hidden, stride=2, shortcut=False)
     others = [Bottleneck(channels, channels, hidden, stride=1, shortcut=True) for _ in range(stage.blocks)]
     return nn.Sequential(first, *others)
+
+
+def _nested(units: Mapping[str, str], parts: Mapping[str, str]) -> dict[str, str]:
+    """Return the paths of every part of every unit: {u.p: U.P}."""
+    return {f"{unit}.{part}": f"{units[unit]}.{parts[part]}" for unit, part in product(units, parts)}
+
+
+def _mobilefacenet_block(stage: int, index: int, blocks_per_stage: Sequence[int]) -> str:
+    return ("conv_23", "conv_34", "conv_45")[stage] if index == 0 else f"conv_{stage + 3}.model.{index - 1}"
+
+
+def _mbf_block(stage: int, index: int, blocks_per_stage: Sequence[int]) -> str:
+    return f"layers.{2 * stage + 2}" if index == 0 else f"layers.{2 * stage + 3}.layers.{index - 1}"
+
+
+_ADADISTILL_UNIT = {"conv": "conv", "norm": "bn", "act": "prelu"}
+
+MOBILEFACENET_NAMES = NameRules(
+    outside={
+        **_nested(
+            {"stem": "conv1", "stem_grouped": "conv2_dw", "final": "conv_6_sep", "pool": "output_layer.conv_6_dw"},
+            _ADADISTILL_UNIT,
+        ),
+        "embed.linear": "output_layer.linear",
+        "embed.norm": "output_layer.bn",
+    },
+    block=_mobilefacenet_block,
+    inside=_nested({"expand": "conv", "depthwise": "conv_dw", "project": "project"}, _ADADISTILL_UNIT),
+)
+
+_MBF_UNIT = {"conv": "layers.0", "norm": "layers.1", "act": "layers.2"}
+
+MBF_NAMES = NameRules(
+    outside={
+        **_nested(
+            {"stem": "layers.0", "stem_grouped": "layers.1", "final": "conv_sep", "pool": "features.layers.0"},
+            _MBF_UNIT,
+        ),
+        "embed.linear": "features.layers.2",
+        "embed.norm": "features.layers.3",
+    },
+    block=_mbf_block,
+    stem_block="layers.1.layers",
+    inside=_nested({"expand": "layers.0", "depthwise": "layers.1", "project": "layers.2"}, _MBF_UNIT),
+)

@@ -39,13 +39,15 @@ class PublicFormat:
 
     color: Literal["rgb", "bgr"]
     """Channel order of the images that it feeds them."""
+    prefixes: Mapping[str, str]
+    """Ends of the files that its code opens -> what that code strips from the names in them."""
 
 
 FORMATS: Final[Mapping[Publisher, PublicFormat]] = {
-    "adadistill": PublicFormat(color="rgb"),
-    "insightface": PublicFormat(color="rgb"),
-    "adaface": PublicFormat(color="bgr"),  # reads images with OpenCV and keeps its order
-    "cvlface": PublicFormat(color="rgb"),
+    "adadistill": PublicFormat(color="rgb", prefixes={".pth": "", ".pt": "", ".safetensors": ""}),
+    "insightface": PublicFormat(color="rgb", prefixes={".pt": "", ".pth": "", ".safetensors": ""}),
+    "adaface": PublicFormat(color="bgr", prefixes={".ckpt": "model."}),  # reads with OpenCV and keeps its order
+    "cvlface": PublicFormat(color="rgb", prefixes={".pt": "net.", ".safetensors": "model.net."}),
 }
 
 
@@ -118,7 +120,7 @@ def resolve_publisher(wanted: str, config: BackboneConfig, names: Iterable[str])
         # AdaDistill's iresnets are insightface's, name by name and colour by colour.
         return candidates[-1] if candidates else None
     names = list(names)
-    if any(name.startswith(("net.", "model.net.")) for name in names):
+    if any(name.startswith(tuple(FORMATS["cvlface"].prefixes.values())) for name in names):
         return "cvlface"
     return "adaface" if "head.kernel" in names else None
 

@@ -1,34 +1,11 @@
 """Strict conversion of published state dicts into our own networks.
 
-Public networks name their tensors in four ways; ours have one. The rules, ours on the left (`*` is `weight`, `bias` or
-a batch norm's statistics):
+Public networks name their tensors in four ways, ours have one: each of our networks says its public names by
+`NameRules`, beside its own code. Nothing is guessed: a tensor that is missing, not expected or of another shape is an
+error that names all of them, because a teacher of which one layer stayed random still trains a student, only a worse
+one.
 
-    ours                            iresnet*                     ir*
-    stem.{conv,norm,act}.*          {conv1,bn1,prelu}.*          input_layer.{0,1,2}.*
-    stages.S.I.norm.*               layer{S+1}.I.bn1.*           body.N.res_layer.0.*
-    stages.S.I.first.conv.*         layer{S+1}.I.conv1.*         body.N.res_layer.1.*
-    stages.S.I.first.{norm,act}.*   layer{S+1}.I.{bn2,prelu}.*   body.N.res_layer.{2,3}.*
-    stages.S.I.second.{conv,norm}.* layer{S+1}.I.{conv2,bn3}.*   body.N.res_layer.{4,5}.*
-    stages.S.I.shortcut.{conv,norm} layer{S+1}.I.downsample.{0,1} body.N.shortcut_layer.{0,1}
-    norm.*                          bn2.*                        output_layer.0.*
-    embed.{linear,norm}.*           {fc,features}.*              output_layer.{3,4}.*
-
-    with N = I + the blocks of all stages before S
-
-    ours                            mobilefacenet                mbf
-    stem / stem_grouped             conv1 / conv2_dw             layers.0 / layers.1
-    stages.{0,1,2}.0                conv_{23,34,45}              layers.{2,4,6}
-    stages.{0,1,2}.I, I > 0         conv_{3,4,5}.model.{I-1}     layers.{3,5,7}.layers.{I-1}
-      {expand,depthwise,project}      {conv,conv_dw,project}       layers.{0,1,2}
-      {conv,norm,act}.*               {conv,bn,prelu}.*            layers.{0,1,2}.*
-    final                           conv_6_sep                   conv_sep
-    pool                            output_layer.conv_6_dw       features.layers.0
-    embed.{linear,norm}.*           output_layer.{linear,bn}.*   features.layers.{2,3}.*
-
-Nothing is guessed: a tensor that is missing, not expected or of another shape is an error that names all of them,
-because a teacher of which one layer stayed random still trains a student, only a worse one.
-
-Source: key names of insightface arcface_torch, AdaFace, CVLface and AdaDistill (method 5.1 to 5.4).
+Source: key names of insightface arcface_torch, AdaFace, CVLface and AdaDistill.
 """
 
 import logging
@@ -36,7 +13,6 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import product
 from typing import Final
 
 import torch
@@ -202,102 +178,3 @@ def _public_name(name: str, rules: NameRules, blocks_per_stage: Sequence[int]) -
         return f"{rules.outside[path]}.{leaf}"
     stage, index, below = int(in_stage[1]), int(in_stage[2]), in_stage[3]
     return f"{rules.block(stage, index, blocks_per_stage)}.{rules.inside[below]}.{leaf}"
-
-
-def _nested(units: Mapping[str, str], parts: Mapping[str, str]) -> dict[str, str]:
-    """Return the paths of every part of every unit: {u.p: U.P}."""
-    return {f"{unit}.{part}": f"{units[unit]}.{parts[part]}" for unit, part in product(units, parts)}
-
-
-def _iresnet_block(stage: int, index: int, blocks_per_stage: Sequence[int]) -> str:
-    return f"layer{stage + 1}.{index}"
-
-
-def _ir_block(stage: int, index: int, blocks_per_stage: Sequence[int]) -> str:
-    return f"body.{sum(blocks_per_stage[:stage]) + index}"
-
-
-def _mobilefacenet_block(stage: int, index: int, blocks_per_stage: Sequence[int]) -> str:
-    return ("conv_23", "conv_34", "conv_45")[stage] if index == 0 else f"conv_{stage + 3}.model.{index - 1}"
-
-
-def _mbf_block(stage: int, index: int, blocks_per_stage: Sequence[int]) -> str:
-    return f"layers.{2 * stage + 2}" if index == 0 else f"layers.{2 * stage + 3}.layers.{index - 1}"
-
-
-IRESNET_NAMES = NameRules(
-    outside={
-        "stem.conv": "conv1",
-        "stem.norm": "bn1",
-        "stem.act": "prelu",
-        "norm": "bn2",
-        "embed.linear": "fc",
-        "embed.norm": "features",
-    },
-    block=_iresnet_block,
-    inside={
-        "norm": "bn1",
-        "first.conv": "conv1",
-        "first.norm": "bn2",
-        "first.act": "prelu",
-        "second.conv": "conv2",
-        "second.norm": "bn3",
-        "shortcut.conv": "downsample.0",
-        "shortcut.norm": "downsample.1",
-        "excite.reduce": "se_block.fc1",
-        "excite.expand": "se_block.fc2",
-    },
-)
-
-IR_NAMES = NameRules(
-    outside={
-        "stem.conv": "input_layer.0",
-        "stem.norm": "input_layer.1",
-        "stem.act": "input_layer.2",
-        "norm": "output_layer.0",
-        "embed.linear": "output_layer.3",
-        "embed.norm": "output_layer.4",
-    },
-    block=_ir_block,
-    inside={
-        "norm": "res_layer.0",
-        "first.conv": "res_layer.1",
-        "first.norm": "res_layer.2",
-        "first.act": "res_layer.3",
-        "second.conv": "res_layer.4",
-        "second.norm": "res_layer.5",
-        "shortcut.conv": "shortcut_layer.0",
-        "shortcut.norm": "shortcut_layer.1",
-    },
-)
-
-_ADADISTILL_UNIT = {"conv": "conv", "norm": "bn", "act": "prelu"}
-
-MOBILEFACENET_NAMES = NameRules(
-    outside={
-        **_nested(
-            {"stem": "conv1", "stem_grouped": "conv2_dw", "final": "conv_6_sep", "pool": "output_layer.conv_6_dw"},
-            _ADADISTILL_UNIT,
-        ),
-        "embed.linear": "output_layer.linear",
-        "embed.norm": "output_layer.bn",
-    },
-    block=_mobilefacenet_block,
-    inside=_nested({"expand": "conv", "depthwise": "conv_dw", "project": "project"}, _ADADISTILL_UNIT),
-)
-
-_MBF_UNIT = {"conv": "layers.0", "norm": "layers.1", "act": "layers.2"}
-
-MBF_NAMES = NameRules(
-    outside={
-        **_nested(
-            {"stem": "layers.0", "stem_grouped": "layers.1", "final": "conv_sep", "pool": "features.layers.0"},
-            _MBF_UNIT,
-        ),
-        "embed.linear": "features.layers.2",
-        "embed.norm": "features.layers.3",
-    },
-    block=_mbf_block,
-    stem_block="layers.1.layers",
-    inside=_nested({"expand": "layers.0", "depthwise": "layers.1", "project": "layers.2"}, _MBF_UNIT),
-)

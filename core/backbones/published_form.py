@@ -7,36 +7,21 @@ reverse does not exist, as IR has no place for what IResNet learns there.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from adadistill.core.backbones import BackboneConfig, BackboneName, backbone_skeleton
 from adadistill.core.backbones.ir import IR
 from adadistill.core.backbones.public_formats import FORMATS, Publisher, publishers_of
 from adadistill.core.backbones.public_weights import public_names, swap_colour_order_
+from adadistill.loaders.atomic_file import atomic_file
 
 PUBLIC_IMAGE_SIZE: Final = 112
-
-_PREFIXES: Final[Mapping[tuple[Publisher, str], str]] = {
-    ("adaface", ".ckpt"): "model.",
-    ("cvlface", ".pt"): "net.",
-    ("cvlface", ".safetensors"): "model.net.",
-}
-"""What a publisher's own code strips from the names in such a file; nothing for other pairs."""
-
-_SUFFIXES: Final[Mapping[Publisher, tuple[str, ...]]] = {
-    "adadistill": (".pth", ".pt", ".safetensors"),
-    "insightface": (".pt", ".pth", ".safetensors"),
-    "adaface": (".ckpt",),
-    "cvlface": (".pt", ".safetensors"),
-}
-
 
 _IRESNET_OF: Final[Mapping[BackboneName, BackboneName]] = {
     "ir18": "iresnet18",
@@ -54,7 +39,7 @@ def check_published_file(path: Path, config: BackboneConfig, image_size: int, pu
         FileExistsError: the file is there already.
     """
     _public_config(config, image_size, publisher)
-    suffixes = _SUFFIXES[publisher]
+    suffixes = FORMATS[publisher].prefixes
     if path.suffix not in suffixes:
         raise ValueError(f"{path}: {publisher}'s code opens files that end in {', '.join(suffixes)}; name one of these")
     if path.exists():
@@ -91,19 +76,13 @@ def save_published(path: Path, tensors: Mapping[str, Tensor], publisher: Publish
 
     AdaFace's `.ckpt` is a dictionary with a `state_dict`; all others hold the state dict itself.
     """
-    prefix = _PREFIXES.get((publisher, path.suffix), "")
+    prefix = FORMATS[publisher].prefixes.get(path.suffix, "")
     named = {prefix + name: tensor for name, tensor in tensors.items()}
-    partial = path.with_name(f".{path.name}.partial")
-    try:
+    with atomic_file(path) as file:
         if path.suffix == ".safetensors":
-            save_file(named, partial, metadata={"format": "pt"})
+            file.write(save(named, metadata={"format": "pt"}))
         else:
-            torch.save({"state_dict": named} if path.suffix == ".ckpt" else named, partial)
-        with partial.open("rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+            torch.save({"state_dict": named} if path.suffix == ".ckpt" else named, file)
 
 
 def _public_config(config: BackboneConfig, image_size: int, publisher: Publisher) -> BackboneConfig:

@@ -24,10 +24,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from adadistill.core.backbones.weight_pickles import require_harmless_pickles
-from adadistill.loaders.allow_list_unpickler import PickleDamagedError, PickleRefusedError
 from adadistill.loaders.first_bytes import kind_of, what_it_is
-from adadistill.loaders.stored_archive import ArchiveError, pickle_in_archive
+from adadistill.loaders.safe_pickle import (
+    PickleDamagedError,
+    PickleRefusedError,
+    pickle_in_archive,
+    refuse_exhausting_pickles,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -140,11 +143,11 @@ def _refuse_bombs(path: Path) -> None:
         try:
             if zipped:
                 pickled = pickle_in_archive(path, max_members=_MAX_MEMBERS, max_bytes=_MAX_PICKLE_BYTES)
-                require_harmless_pickles(pickled, zipped=True)
+                refuse_exhausting_pickles(pickled, zipped=True)
                 return
             with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
-                require_harmless_pickles(mapped, zipped=False)
-        except (ArchiveError, PickleRefusedError, PickleDamagedError) as error:
+                refuse_exhausting_pickles(mapped, zipped=False)
+        except (PickleRefusedError, PickleDamagedError) as error:
             raise WeightFileError(
                 f"{path} cannot be read: {error}. It is damaged, hostile, or holds a whole network instead of its "
                 "tensors (where it was written: torch.save(network.state_dict(), ...)); nothing of it was run"

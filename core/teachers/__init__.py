@@ -5,10 +5,12 @@ store of embeddings is read by record id and view, by every rank for the whole g
 function. A teacher that does not load, or does not fit the student or the records, stops the run at the door.
 """
 
-from adadistill.core.teachers.build import BuiltTeacher, build_teacher, expected_identity, record_binding
+from adadistill.core.teachers.build import build_teacher
+from adadistill.core.teachers.cache_source import expected_identity, record_binding
 from adadistill.core.teachers.cached_teacher import CachedTeacher
 from adadistill.core.teachers.config import TeacherConfig
 from adadistill.core.teachers.interface import (
+    BuiltTeacher,
     ImageTeacher,
     LoadedTeacher,
     RecordTeacher,

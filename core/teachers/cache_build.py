@@ -26,7 +26,7 @@ from adadistill.core.distributed import Ranks, broadcast_text, gather_rows, rank
 from adadistill.core.recipe import Recipe, recipe_augmentation
 from adadistill.core.teachers import TeacherConfig, TeacherError, record_binding
 from adadistill.core.teachers.build import check_loaded
-from adadistill.core.teachers.cache_source import CacheSource, config_of_network, embedded, open_source, plans_of_views
+from adadistill.core.teachers.cache_inputs import CacheInputs, config_of_network, embedded, open_inputs, plans_of_views
 from adadistill.core.teachers.cache_views import ViewChoice, chosen_views
 from adadistill.core.training.stop_signal import StopRequested, StopSignal
 from adadistill.loaders.block_store.errors import StoreError
@@ -95,7 +95,7 @@ def build_cache(
     assert config.cache is not None
     folder = Path(config.cache)
     with stop.interruptible(keeps=False):
-        source = open_source(recipe, config, ranks)
+        source = open_inputs(recipe, config, ranks)
     header = _header(source, recipe, batch_size=batch_size, views=chosen_views(recipe_augmentation(recipe), views))
     with _open_writer(folder, header, ranks, stop) as writer:
         pending = _pending_blocks(writer, ranks, stop)
@@ -104,7 +104,7 @@ def build_cache(
         if len(pending):  # before hours of embedding; a cache that is complete is confirmed without running the network
             size, loaded = recipe.data.image_size, source.loaded
             with _leaving_together(stop), stop.interruptible(keeps=False):
-                check_loaded(config, loaded, source.colours, records=source.records, image_size=size, ranks=ranks)
+                check_loaded(config, loaded, source.colors, records=source.records, image_size=size, ranks=ranks)
         started = time.perf_counter()
         images = _embed_blocks(source, writer, pending[ranks.rank :: ranks.world_size], stop, report)
         with _leaving_together(stop):
@@ -166,7 +166,7 @@ def _config_to_build(recipe: Recipe) -> TeacherConfig:
     return config
 
 
-def _header(source: CacheSource, recipe: Recipe, *, batch_size: int, views: tuple[CacheView, ...]) -> CacheHeader:
+def _header(source: CacheInputs, recipe: Recipe, *, batch_size: int, views: tuple[CacheView, ...]) -> CacheHeader:
     return CacheHeader(
         num_records=len(source.records),
         embedding_dim=source.loaded.identity.embedding_dim,
@@ -228,7 +228,7 @@ def _pending_blocks(writer: CacheWriter, ranks: Ranks, stop: StopSignal) -> npt.
 
 
 def _embed_blocks(
-    source: CacheSource,
+    source: CacheInputs,
     writer: CacheWriter,
     blocks: npt.NDArray[np.int64],
     stop: StopSignal,
@@ -264,7 +264,7 @@ def _embed_blocks(
     return images
 
 
-def _announce(source: CacheSource, header: CacheHeader, folder: Path, pending: int) -> None:
+def _announce(source: CacheInputs, header: CacheHeader, folder: Path, pending: int) -> None:
     logger.info("teacher: %s", source.loaded.identity.summary())
     if not pending:
         logger.info("%s is already complete: %d blocks, all checksums are right", folder, header.num_blocks)

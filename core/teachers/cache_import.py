@@ -21,8 +21,9 @@ from adadistill.core.npy_files import NpyFileError, open_npy
 from adadistill.core.teachers import record_binding
 from adadistill.core.teachers.cache_build import CacheBuildResult
 from adadistill.core.teachers.cache_views import VIEWS, ViewChoice
-from adadistill.core.teachers.knows_people import KNOWN_GAP, couples_of, evenly_spread
-from adadistill.core.teachers.weight_source import file_sha256
+from adadistill.core.teachers.face_pairs import couples_of, evenly_spread
+from adadistill.core.teachers.interface import file_sha256
+from adadistill.core.teachers.knows_people import KNOWN_GAP
 from adadistill.core.training.stop_signal import StopRequested, StopSignal
 from adadistill.loaders.block_store.teacher_cache import CacheHeader, CacheWriter, TeacherCache
 from adadistill.loaders.block_store.writer import BlockProgress

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from adadistill.core.distributed import Ranks
 from adadistill.core.recipe import Recipe, recipe_augmentation
-from adadistill.core.teachers.cache_source import config_of_network, embedded, open_source, plans_of_views
+from adadistill.core.teachers.cache_inputs import config_of_network, embedded, open_inputs, plans_of_views
 from adadistill.core.teachers.cache_views import needed_views
 from adadistill.loaders.block_store.teacher_cache import MIRRORED, PLAIN, CacheView, TeacherCache
 from adadistill.loaders.records.record_blocks import record_plans
@@ -49,7 +49,7 @@ def recompute_rows(recipe: Recipe, cache: TeacherCache, *, records: int, ranks: 
     config = config_of_network(recipe)
     if config.color == "auto":
         config = replace(config, color=_color_of(cache), color_set=None)
-    source = open_source(recipe, config, ranks)
+    source = open_inputs(recipe, config, ranks)
     batch_size = min(records, len(source.records), 64)
     teacher = source.network_teacher(batch_size)
     chosen = np.unique(np.linspace(0, len(source.records) - 1, records).astype(np.int64))

@@ -1,148 +1,79 @@
-"""The network and the images that a cache of embeddings is made of, and the embeddings that they give."""
+"""Teachers whose embeddings are read from a cache: of this very teacher, these records and the views needed."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+import logging
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-import torch
-from torch import Tensor
-
-from adadistill.core.distributed import Ranks
-from adadistill.core.precision import Precision, resolve_precision
-from adadistill.core.recipe import Recipe
-from adadistill.core.teachers import (
-    LoadedTeacher,
-    NetworkTeacher,
-    TeacherConfig,
-    TeacherError,
-    compiles_in_loop,
-    computes_in_torch,
-    in_loop_teacher,
-    load_source,
-)
-from adadistill.core.teachers.colour_check import ColourResult, resolve_color
-from adadistill.core.teachers.config import NETWORK_SOURCES
-from adadistill.core.training.compiler_check import require_compilers, teacher_switches
-from adadistill.loaders.augment.augment_policy import Augmentation
-from adadistill.loaders.batch import Batch
-from adadistill.loaders.block_store.teacher_cache import MIRRORED, PLAIN, CacheView
-from adadistill.loaders.pipelines.pipeline import named_records, planned_batches
-from adadistill.loaders.pipelines.rank_steps import StepPlan
+from adadistill.core.distributed import Ranks, rank_share
+from adadistill.core.teachers.cache_views import needed_views
+from adadistill.core.teachers.cached_teacher import CachedTeacher
+from adadistill.core.teachers.config import TeacherConfig
+from adadistill.core.teachers.interface import BuiltTeacher, TeacherUse, refuse_other_dim
+from adadistill.core.teachers.preprocessing import Color
+from adadistill.core.teachers.sources import load_source
+from adadistill.loaders.block_store.teacher_cache import TeacherCache
 from adadistill.loaders.records.image_source import ImageSource
 
+logger = logging.getLogger(__name__)
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class CacheSource:
-    """The network and the images that a cache is made of, found good."""
 
-    recipe: Recipe
-    config: TeacherConfig
-    records: ImageSource
-    loaded: LoadedTeacher
-    colours: ColourResult | None
-    precision: Precision
-    device: torch.device
-
-    @property
-    def runs_in_torch(self) -> bool:
-        """False for a network that another runtime computes, in float32."""
-        return computes_in_torch(self.loaded.body)
-
-    @property
-    def image_dtype(self) -> torch.dtype:
-        return self.precision.image_dtype if self.runs_in_torch else torch.float32
-
-    @property
-    def compiles(self) -> bool:
-        return compiles_in_loop(self.loaded, self.config, self.device)
-
-    def network_teacher(self, batch_size: int) -> NetworkTeacher:
-        """The network, ready to embed batches of one size."""
-        return in_loop_teacher(
-            self.loaded, self.config, precision=self.precision, device=self.device, batch_size=batch_size
+class _Cache:
+    def open(self, config: TeacherConfig, use: TeacherUse) -> BuiltTeacher:
+        assert config.cache is not None
+        cache, ranks = TeacherCache(config.cache), use.ranks
+        refuse_other_dim(f"cache {config.cache}", cache.header.embedding_dim, use.embedding_dim)
+        cache.require(
+            teacher=None if config.source is None else expected_identity(config, cache, use.data.image_size, ranks),
+            records=record_binding(use.records),
+            views=needed_views(use.augmentation),
         )
-
-    def batches(self, plans: Iterator[StepPlan], batch_size: int) -> AbstractContextManager[Iterator[Batch]]:
-        """The images of the plans; see `planned_batches`."""
-        return planned_batches(
-            self.recipe.data,
-            self.records,
-            plans,
-            batch_size=batch_size,
-            device=self.device,
-            dtype=self.image_dtype,
-            channels_last=self.precision.channels_last,
+        if config.cache_verify:
+            cache.check(*rank_share(cache.header.num_blocks, ranks.rank, ranks.world_size))
+        if ranks.is_main:
+            logger.info(
+                "teacher: cache %s of %s, %d views, digest %s%s",
+                config.cache,
+                cache.header.teacher.get("name"),
+                len(cache.header.views),
+                cache.digest()[:12],
+                "" if config.cache_verify else ", checksums not verified",
+            )
+        teacher = CachedTeacher(
+            cache,
+            augmentation=use.augmentation,
+            device=ranks.device,
+            dtype=use.precision.dtype,
+            on_device=config.cache_on_device,
         )
+        return BuiltTeacher(teacher, str(cache.header.teacher.get("name")), str(cache.header.teacher["sha256"]))
 
 
-def config_of_network(recipe: Recipe) -> TeacherConfig:
-    if recipe.teacher is None or recipe.teacher.source is None:
-        raise TeacherError(
-            f"recipe {recipe.name} names no network to embed with; set teacher.{', '.join(NETWORK_SOURCES)}. "
-            "Embeddings that exist already become a cache with: adadistill cache import"
-        )
-    return recipe.teacher
+SOURCE = _Cache()
 
 
-def open_source(recipe: Recipe, config: TeacherConfig, ranks: Ranks) -> CacheSource:
-    """Open records and network; whatever is wrong with one is said here."""
-    if recipe.deterministic:
-        torch.use_deterministic_algorithms(True)
-    elif ranks.device.type == "cuda":
-        torch.backends.cudnn.benchmark = True
-    require_compilers(teacher_switches(config, ranks.device), ranks)
-    size = recipe.data.image_size
-    records = named_records(recipe.data)
-    loaded = load_source(config, image_size=size, ranks=ranks)
-    loaded, colours = resolve_color(
-        loaded, config, records=records, image_size=size, ranks=ranks, sets=recipe.evaluation.sets
-    )
-    return CacheSource(
-        recipe=recipe,
-        config=config,
-        records=records,
-        loaded=loaded,
-        colours=colours,
-        precision=resolve_precision(recipe.precision, ranks.device),
-        device=ranks.device,
-    )
+def expected_identity(config: TeacherConfig, cache: TeacherCache, image_size: int, ranks: Ranks) -> dict[str, Any]:
+    """What the header of a cache of the recipe's network must say of its teacher.
+
+    The weights are read and hashed, the network does not run. With `color: auto` the order that was found when the
+    cache was built stands.
+    """
+    identity = load_source(config, image_size=image_size, ranks=ranks).identity
+    if config.color == "auto":
+        built_with = cache.header.teacher.get("preprocessing")
+        if isinstance(built_with, Mapping) and built_with.get("color") in ("rgb", "bgr"):
+            color: Color = "rgb" if built_with["color"] == "rgb" else "bgr"
+            identity = replace(identity, preprocessing=replace(identity.preprocessing, color=color))
+    return identity.to_json()
 
 
-def plans_of_views(
-    plans: Iterator[StepPlan], views: Sequence[CacheView], augmentation: Augmentation
-) -> Iterator[StepPlan]:
-    """What has to be loaded for each plan: its images as they are stored, if a view is made of them, then augmented."""
-    for plan in plans:
-        if PLAIN in views or MIRRORED in views:
-            yield plan
-        for view in views:
-            if view.view is not None:
-                yield replace(
-                    plan,
-                    epoch=view.view,
-                    view=view.view,
-                    global_mirrored=augmentation.mirrored(view.view, plan.global_record_ids),
-                    parameters=augmentation.parameters(view.view, plan.record_ids),
-                )
-
-
-def embedded(
-    teacher: NetworkTeacher, batches: Iterator[Batch], views: Sequence[CacheView]
-) -> Iterator[tuple[npt.NDArray[np.int64], Tensor]]:
-    """(B,) record ids and (B, V, D) unit embeddings of all their views, for the batches of `plans_of_views`."""
-    loads_stored = PLAIN in views or MIRRORED in views
-    for first in batches:
-        columns: list[Tensor] = []
-        for number, view in enumerate(views):
-            if view == PLAIN:
-                columns.append(teacher.embed(first.images))
-            elif view == MIRRORED:
-                columns.append(teacher.embed(first.images.flip(3)))
-            else:
-                batch = first if number == 0 and not loads_stored else next(batches)
-                columns.append(teacher.embed(batch.images))
-        yield first.record_ids.cpu().numpy(), torch.stack(columns, dim=1)
+def record_binding(records: ImageSource) -> dict[str, Any]:
+    """What binds a cache to the records it was made from."""
+    return {
+        "fingerprint": records.fingerprint(),
+        "num_records": len(records),
+        "num_classes": records.num_classes,
+        "name": records.path.name,
+    }

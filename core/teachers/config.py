@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Final, Literal, TypeAlias
 
 from adadistill.core.backbones import BackboneName
+from adadistill.core.teachers.interface import NetworkSource, RowSource
 from adadistill.core.teachers.preprocessing import check_statistics
-from adadistill.core.teachers.sources import CHECKPOINT, CVLFACE, ONNX, WEIGHTS, NetworkSource, from_source
+from adadistill.core.teachers.sources import Registered, from_source
 
 WeightFormat: TypeAlias = Literal["auto", "adadistill", "insightface", "adaface", "cvlface"]
 Provider: TypeAlias = Literal["auto", "cpu", "cuda"]
@@ -21,20 +22,20 @@ _COMMIT = re.compile(r"[0-9a-f]{40}")
 class TeacherConfig:
     """Source of the teacher's embeddings: a network (checkpoint, weights, cvlface or onnx), rows on disk, or both."""
 
-    checkpoint: str | None = from_source(CHECKPOINT)
+    checkpoint: str | None = from_source("checkpoint")
     """A checkpoint of ours: its directory, or a run folder, whose newest valid checkpoint is taken."""
-    weights: str | None = from_source(WEIGHTS)
+    weights: str | None = from_source("weight_source", options=("arch", "format", "compile"))
     """Public weights: insightface's `.pth`/`.pt`, AdaFace's `.ckpt`, AdaDistill's, or `.safetensors` of any of them."""
-    cvlface: str | None = from_source(CVLFACE)
+    cvlface: str | None = from_source("cvlface", options=("revision", "compile"))
     """A CVLface IR network: a repository on the Hugging Face Hub (`minchul/cvlface_adaface_ir50_webface4m`), a folder
     laid out like one, or the short names `cvlface_ir50` and `cvlface_ir101`."""
-    onnx: str | None = from_source(ONNX)
+    onnx: str | None = from_source("onnx_network", options=("provider",), states_input=False)
     """An ONNX file with one image input and one embedding output; needs the extra onnx, and `color`, `mean`, `std`."""
-    embeddings: str | None = None
+    embeddings: str | None = from_source("stored_embeddings", gives_rows=True)
     """`.npy` file of stored embeddings, (N, V, D) floating point: row = record id, view 0 as stored, view 1 mirrored.
     Nothing binds it to the records; `adadistill cache import` makes a cache of it, which is bound. V = 1 serves recipes
     that never mirror."""
-    cache: str | None = None
+    cache: str | None = from_source("cache_source", gives_rows=True)
     """Folder of cached embeddings. With a network it must have been made by that very network (`adadistill cache build`
     makes it), and the network does not run in training; alone, its own header says where it came from."""
     arch: BackboneName | None = None
@@ -70,7 +71,7 @@ class TeacherConfig:
     """Check the checksum of every block before training, the work shared by the ranks: seconds, and the disk is read
     once. Off: only sizes and header are checked, and a flipped bit is not found."""
 
-    check: bool = True
+    check: bool = field(default=True, metadata={"hashed": "if changed"})
     """Try the teacher, or its stored rows, on some of the records before anything is learned from it, and refuse one
     that does not know their people. Off: for records whose labels name no people."""
 
@@ -87,18 +88,23 @@ class TeacherConfig:
     @property
     def network_source(self) -> NetworkSource | None:
         """What `source` stands for."""
-        return None if self.source is None else NETWORK_SOURCES[self.source]
+        return None if self.source is None else NETWORK_SOURCES[self.source].source()
+
+    @property
+    def row_source(self) -> RowSource | None:
+        """Where stored embeddings are read from; they go before a network, which then tells what they must be of."""
+        return next((known.source() for name, known in _ROW_SOURCES.items() if getattr(self, name) is not None), None)
 
     def _source_problems(self) -> list[str]:
-        named = [name for name in (*NETWORK_SOURCES, "embeddings") if getattr(self, name) is not None]
+        alternatives = [name for name in _SOURCES if name != "cache"]
+        named = [name for name in alternatives if getattr(self, name) is not None]
         problems = []
         if len(named) > 1 or (not named and self.cache is None):
-            listed = ", ".join((*NETWORK_SOURCES, "embeddings"))
             found = " and ".join(named) or "none"
-            problems.append(f"needs exactly one of {listed} (or a cache alone), got {found}")
+            problems.append(f"needs exactly one of {', '.join(alternatives)} (or a cache alone), got {found}")
         if self.embeddings is not None and self.cache is not None:
             problems.append("embeddings and cache are two stores of the same thing; keep one")
-        for name in (*NETWORK_SOURCES, "embeddings", "cache", "color_set", "lock"):
+        for name in (*_SOURCES, "color_set", "lock"):
             if getattr(self, name) == "":
                 problems.append(f"{name} must be a path or a name, got an empty text")
         return problems
@@ -138,7 +144,9 @@ class TeacherConfig:
         return problems
 
 
-NETWORK_SOURCES: Final[dict[str, NetworkSource]] = {
+_SOURCES: Final[dict[str, Registered]] = {
     known.name: known.metadata["source"] for known in fields(TeacherConfig) if "source" in known.metadata
 }
-"""Where a network can come from, by the field that names it; docs/extending.md adds one."""
+_ROW_SOURCES: Final = {name: known for name, known in _SOURCES.items() if known.gives_rows}
+NETWORK_SOURCES: Final = {name: known for name, known in _SOURCES.items() if not known.gives_rows}
+"""Where a network can come from, by the field that names it."""

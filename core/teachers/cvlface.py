@@ -1,21 +1,17 @@
 """CVLface's IR networks as teachers, from the Hugging Face Hub or a folder, without any of the code they come with.
 
-CVLface publishes each network as a repository whose `wrapper.py` transformers would run, after downloading whatever its
-`files.txt` lists. Neither is touched here: the network is ours, built from the few values of `model.yaml`, and filled
-strictly from the tensors (`model.net.*` in model.safetensors, `net.*` in model.pt). `cvlface_files.py` says which files
-are read; each is checked by its sha256 against the lock file (`teacher_lock.py`), and against what the Hub states when
-it is new. ViT and KPRPE networks are not built here; their embeddings can be imported.
+CVLface publishes each network as a repository whose `wrapper.py` transformers would run. Here the network is ours,
+built from the few values of `model.yaml`, and filled strictly from the tensors (`model.net.*` in model.safetensors,
+`net.*` in model.pt). ViT and KPRPE networks are not built here; their embeddings can be imported.
 
-Source: CVLface (method 5.2, 5.5 of the reference). A network takes RGB in [-1, 1] and gives raw embeddings; with
-color_space BGR it turns the channels around itself, first thing.
+Source: CVLface. A network takes RGB in [-1, 1] and gives raw embeddings; with color_space BGR it turns the channels
+around itself, first thing.
 """
 
 from __future__ import annotations
 
 import difflib
-import hashlib
-import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Final, TypeAlias
 
@@ -25,7 +21,8 @@ from adadistill.core.backbones import backbone_skeleton
 from adadistill.core.backbones.public_weights import convert_public_weights
 from adadistill.core.backbones.weight_files import WeightFileError, read_weight_file
 from adadistill.core.config.yaml_tree import show_text
-from adadistill.core.distributed import Ranks, broadcast_text
+from adadistill.core.distributed import Ranks, run_on_main
+from adadistill.core.teachers.config import TeacherConfig
 from adadistill.core.teachers.cvlface_description import (
     CvlfaceDescription,
     not_built_error,
@@ -33,19 +30,11 @@ from adadistill.core.teachers.cvlface_description import (
     read_description,
     settle_color,
 )
-from adadistill.core.teachers.cvlface_files import (
-    READ_FILES,
-    CvlfaceFiles,
-    HashStatement,
-    folder_files,
-    locked_repository_files,
-    repository_files,
-)
+from adadistill.core.teachers.cvlface_files import READ_FILES, CvlfaceFiles, folder_files, repository_files
 from adadistill.core.teachers.hub_files import REPOSITORY_ID, HubRepository
-from adadistill.core.teachers.interface import LoadedTeacher, TeacherError, TeacherIdentity
+from adadistill.core.teachers.interface import LoadedTeacher, NetworkSource, TeacherError, TeacherIdentity
 from adadistill.core.teachers.preprocessing import Color, Preprocessing
-from adadistill.core.teachers.teacher_lock import LockEntry, add_entry, check_writable, parse_entry, read_lock
-from adadistill.core.teachers.weight_source import file_sha256
+from adadistill.core.teachers.teacher_lock import LockEntry, add_entry, check_writable, read_lock
 
 SHORT_NAMES: Final[Mapping[str, str]] = {
     "cvlface_ir50": "minchul/cvlface_adaface_ir50_webface4m",
@@ -115,60 +104,61 @@ def load_cvlface(
         TeacherError: it cannot be had, is no such network, or is not what was locked.
     """
 
+    loaded: list[LoadedTeacher] = []
+
     def connect(repo_id: str) -> HubRepository:
         return HubRepository(repo_id, endpoint=endpoint, cache_dir=cache_dir)
 
-    if not ranks.is_main:
-        told = json.loads(broadcast_text("", ranks))
-        if "error" in told:
-            raise TeacherError(told["error"])
-        return _load_as_told(source, parse_entry(told["entry"]), color, connect)
-    try:
-        loaded, entry = _load_and_lock(source, revision, lock, color, connect)
-    except TeacherError as error:
-        broadcast_text(json.dumps({"error": str(error)}), ranks)
-        raise
-    broadcast_text(json.dumps({"entry": entry.to_json()}), ranks)
-    return loaded
+    def first() -> LockEntry:
+        network, entry = _load_and_lock(source, revision, lock, color, connect)
+        loaded.append(network)
+        return entry
+
+    entry = run_on_main(first, ranks)
+    return loaded[0] if loaded else _load_as_told(source, entry, lock, color, connect)
 
 
 def _load_and_lock(
     source: str, revision: str | None, lock: Path, color: str | None, connect: _Connect
 ) -> tuple[LoadedTeacher, LockEntry]:
     """What rank 0 does: find the source, load it, and lock it where it is new."""
-    folder = existing_folder(source)
+    folder, key = _found(source)
     if folder is not None and revision is not None:
         raise TeacherError(
             f"teacher.revision is for repositories on the Hub, but {folder} is a folder here, which goes first; remove "
             "it (a folder is locked by the hashes of its files), or rename the folder"
         )
-    key = source if folder is not None else repository_id(source)
     entry = read_lock(lock).get(key)
     if entry is None:
         check_writable(lock)
     else:
         _check_entry(key, entry, revision, lock, is_folder=folder is not None)
     files = folder_files(folder, entry) if folder is not None else repository_files(connect(key), revision, entry, lock)
-    statements = list(files.stated)
     if entry is not None:
         remedy = f"If the change is meant, remove the entry `{key}` from {lock}; if not, delete or restore the file"
-        statements.append(HashStatement(f"{lock} says", entry.files, remedy))
-    loaded, found = _load(files, statements, color)
+        files.statements.append((f"{lock} says", entry.files, remedy))
+    loaded = _load(files, color)
     if entry is None:
-        entry = LockEntry(revision=files.revision, files=found)
+        entry = LockEntry(revision=files.revision, files=files.found)
         add_entry(lock, key, entry)
     return loaded, entry
 
 
-def _load_as_told(source: str, entry: LockEntry, color: str | None, connect: _Connect) -> LoadedTeacher:
+def _load_as_told(source: str, entry: LockEntry, lock: Path, color: str | None, connect: _Connect) -> LoadedTeacher:
     """What the other ranks do: load the very bytes that rank 0 has loaded."""
     if entry.revision is None:
         files = folder_files(Path(source), entry)
     else:
-        files = locked_repository_files(connect(repository_id(source)), entry)
+        files = repository_files(connect(repository_id(source)), None, entry, lock)
     remedy = "The ranks do not see the same files; give every machine the same folder, or a cache of its own"
-    loaded, _ = _load(files, [HashStatement("rank 0 read", entry.files, remedy)], color)
-    return loaded
+    files.statements.append(("rank 0 read", entry.files, remedy))
+    return _load(files, color)
+
+
+def _found(source: str) -> tuple[Path | None, str]:
+    """The folder that a source means, if it is one, and what the lock file calls it."""
+    folder = existing_folder(source)
+    return folder, source if folder is not None else repository_id(source)
 
 
 def existing_folder(source: str) -> Path | None:
@@ -226,72 +216,28 @@ def _check_entry(key: str, entry: LockEntry, revision: str | None, lock: Path, *
         )
 
 
-def _load(
-    files: CvlfaceFiles, statements: Sequence[HashStatement], color: str | None
-) -> tuple[LoadedTeacher, dict[str, str]]:
-    """Read and check the files; the teacher, and the sha256 of each file by name.
-
-    The texts come first: a network that is not built here is refused before its weights are downloaded.
-    """
-    reader = _CheckedReader(files, statements)
-    description = read_description(reader.text(files.description, _MAX_YAML_BYTES), files.where(files.description))
+def _load(files: CvlfaceFiles, color: str | None) -> LoadedTeacher:
+    """Read and check the files, the texts first: what is not built here is refused before its weights are fetched."""
+    description = read_description(
+        files.checked(files.description, _MAX_YAML_BYTES).read_bytes(), files.where(files.description)
+    )
     of_config: frozenset[Color] = frozenset()
     if files.config is not None:
-        of_config = read_config_colors(reader.text(files.config, _MAX_JSON_BYTES), files.where(files.config))
+        of_config = read_config_colors(
+            files.checked(files.config, _MAX_JSON_BYTES).read_bytes(), files.where(files.config)
+        )
     stated_color = settle_color(description.color, of_config, color, files.title)
-    network = _build(description, reader.checked_path(files.weights, _MAX_WEIGHT_BYTES), files)
+    network = _build(description, files.checked(files.weights, _MAX_WEIGHT_BYTES), files)
     identity = TeacherIdentity(
         kind="cvlface",
         name=files.title,
         arch=description.backbone.arch,
-        sha256=reader.found[files.weights],
+        sha256=files.found[files.weights],
         embedding_dim=description.backbone.embedding_dim,
         image_size=description.image_size,
         preprocessing=Preprocessing(color=stated_color or description.color or "rgb"),
     )
-    return LoadedTeacher(network, identity, stated_color), reader.found
-
-
-class _CheckedReader:
-    """Opens files of a teacher, and checks each against what is said of its sha256 before anything is made of it."""
-
-    def __init__(self, files: CvlfaceFiles, statements: Sequence[HashStatement]) -> None:
-        self._files = files
-        self._statements = statements
-        self.found: dict[str, str] = {}
-        """sha256 of every file opened so far."""
-
-    def text(self, name: str, max_bytes: int) -> bytes:
-        """The bytes of a small file."""
-        path = self._files.open(name, max_bytes)
-        try:
-            with path.open("rb") as file:
-                body = file.read(max_bytes + 1)
-        except OSError as error:
-            raise TeacherError(f"{path} cannot be read: {error.strerror}") from None
-        if len(body) > max_bytes:
-            raise TeacherError(f"{path} is larger than the {max_bytes:,} bytes that such a file can have")
-        self._check(name, hashlib.sha256(body).hexdigest(), path)
-        return body
-
-    def checked_path(self, name: str, max_bytes: int) -> Path:
-        """Where a large file lies."""
-        path = self._files.open(name, max_bytes)
-        try:
-            self._check(name, file_sha256(path), path)
-        except OSError as error:
-            raise TeacherError(f"{path} cannot be read: {error.strerror}") from None
-        return path
-
-    def _check(self, name: str, sha256: str, path: Path) -> None:
-        for statement in self._statements:
-            wanted = statement.sha256.get(name, sha256)
-            if wanted != sha256:
-                raise TeacherError(
-                    f"{self._files.where(name)} has sha256 {sha256}, {statement.by} {wanted}; it is not the teacher "
-                    f"that was meant. {statement.remedy} ({path})"
-                )
-        self.found[name] = sha256
+    return LoadedTeacher(network, identity, stated_color)
 
 
 def _build(description: CvlfaceDescription, path: Path, files: CvlfaceFiles) -> nn.Module:
@@ -314,3 +260,35 @@ def _build(description: CvlfaceDescription, path: Path, files: CvlfaceFiles) -> 
     except (ValueError, RuntimeError) as error:  # RuntimeError: sparse tensors and others that torch cannot compare
         raise TeacherError(f"{files.where(files.weights)}, as {files.description} describes it: {error}") from None
     return network.eval()
+
+
+class _Cvlface(NetworkSource):
+    def load(self, config: TeacherConfig, image_size: int, ranks: Ranks) -> LoadedTeacher:
+        assert config.cvlface is not None
+        return load_cvlface(
+            config.cvlface, revision=config.revision, lock=Path(config.lock), color=config.color, ranks=ranks
+        )
+
+    def writes(self, config: TeacherConfig) -> bool:
+        """Whether it is downloaded or locked where it is used first.
+
+        Raises:
+            TeacherError: it is none, or the lock file cannot be written.
+        """
+        assert config.cvlface is not None
+        (folder, key), lock = _found(config.cvlface), Path(config.lock)
+        entry = read_lock(lock).get(key)
+        if folder is not None:
+            folder_files(folder, entry)
+        else:
+            repository = HubRepository(key)
+            if entry is not None and entry.revision is not None and not repository.offline:
+                return any(repository.cached(entry.revision, name) is None for name in entry.files)
+            if repository.offline:
+                repository_files(repository, config.revision, entry, lock)
+        if entry is None:
+            check_writable(lock)
+        return entry is None
+
+
+SOURCE = _Cvlface()

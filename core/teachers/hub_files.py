@@ -1,20 +1,16 @@
 """Files of a repository on the Hugging Face Hub at one commit: a few that we name, never what the repository lists.
 
-`huggingface_hub` downloads and caches (HF_HUB_CACHE, HF_TOKEN, HF_ENDPOINT, HF_HUB_OFFLINE as everywhere). What it does
-not do is done here: a file is taken only at a full commit, its size is known before it is fetched, what lies in the
-cache is read without asking the network, and every failure is one sentence that says what to do.
-
-The library joins the server's ETag to its cache path as it is, so a hostile endpoint could write anywhere; what the
-server offers is looked at before anything is fetched.
+`huggingface_hub` downloads and caches (HF_HUB_CACHE, HF_TOKEN, HF_ENDPOINT, HF_HUB_OFFLINE as everywhere). Here a file
+is taken only at a full commit, what the server offers is looked at before anything is fetched (the library joins its
+ETag to a path as it is), and every failure is one sentence that says what to do.
 """
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -28,18 +24,7 @@ _COMMIT: Final = re.compile(r"[0-9a-f]{40}")
 _SHA256: Final = re.compile(r"[0-9a-f]{64}")
 _ETAG: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _TIMEOUT_S: Final = 30.0
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class HubListing:
-    """What the Hub says of a repository at a commit."""
-
-    revision: str
-    """Full commit, 40 hex digits."""
-    files: frozenset[str]
-    """Every path that it lists, unchecked: for looking names up, not for opening them."""
-    sha256: Mapping[str, str]
-    """Of the files that the Hub keeps as large files (LFS), 64 hex digits by path."""
+_LEADS: Final = re.compile(r"(all|https?|no)_proxy|hf_endpoint|hf_hub_\w+_timeout|ssl_cert_(file|dir)", re.IGNORECASE)
 
 
 class HubRepository:
@@ -61,26 +46,21 @@ class HubRepository:
         self.cache_dir = Path(constants.HF_HUB_CACHE if cache_dir is None else cache_dir)
         self.offline: bool = constants.HF_HUB_OFFLINE
         """Whether HF_HUB_OFFLINE forbids the network."""
+        self.stated: dict[str, str] = {}
+        """sha256 that the Hub states of the large files that were downloaded."""
 
-    def listing(self, revision: str | None) -> HubListing:
-        """Ask the Hub which commit `revision` is (None: the newest), and what it holds. Raises TeacherError."""
+    def listing(self, revision: str | None) -> tuple[str, frozenset[str]]:
+        """Ask the Hub which commit `revision` is (None: the newest), and which paths it lists. Raises TeacherError."""
         from huggingface_hub import HfApi
 
         with self._explained(revision, "asked what it holds"):
-            info = HfApi(endpoint=self._endpoint).model_info(
-                self.repo_id, revision=revision, files_metadata=True, timeout=_TIMEOUT_S
-            )
-            siblings = {str(sibling.rfilename): sibling.lfs for sibling in info.siblings or ()}
-            stated = {name: lfs.sha256 for name, lfs in siblings.items() if lfs}
-        commit = info.sha
+            info = HfApi(endpoint=self._endpoint).model_info(self.repo_id, revision=revision, timeout=_TIMEOUT_S)
+            commit, names = info.sha, frozenset(str(sibling.rfilename) for sibling in info.siblings or ())
         if not isinstance(commit, str) or not _COMMIT.fullmatch(commit):
             raise TeacherError(f"{self.repo_id}: the Hub names no commit, got {show_text(repr(commit))}")
         if revision not in (None, commit):
             raise TeacherError(f"{self.repo_id}: asked for revision {revision}, the Hub answered with {commit}")
-        broken = [name for name, sha256 in stated.items() if not _SHA256.fullmatch(str(sha256))]
-        if broken:
-            raise TeacherError(f"{self.repo_id}: the Hub states no sha256 for {show_text(broken[0])}")
-        return HubListing(revision=commit, files=frozenset(siblings), sha256=stated)
+        return commit, names
 
     def cached(self, revision: str, name: str) -> Path | None:
         """Path of a file in the local cache, None where it is not there. Raises TeacherError for one that leads out."""
@@ -133,6 +113,8 @@ class HubRepository:
             raise TeacherError(
                 f"{where} has {offer.size:,} bytes, more than the {max_bytes:,} that such a file can have"
             )
+        if _SHA256.fullmatch(offer.etag):
+            self.stated[name] = offer.etag
 
     def _inside_cache(self, path: Path, name: str) -> Path:
         """The path itself (its end tells the kind of file) once what it leads to is known to lie in the cache."""
@@ -150,29 +132,14 @@ class HubRepository:
     @contextmanager
     def _explained(self, revision: str | None, doing: str) -> Iterator[None]:
         """Turn what the library and its HTTP client raise into one sentence that says what to do."""
-        from huggingface_hub.errors import HfHubHTTPError
-
-        # The base of the library's own error is its HTTP client's (requests, httpx or httpx2, by version), whose errors
-        # of transport are not all OSErrors; hf_xet raises plain RuntimeErrors. The rest is what an answer that is not a
-        # Hub's leads to inside the library.
-        transport: tuple[type[BaseException], ...] = (OSError, RuntimeError, *HfHubHTTPError.__bases__)
         try:
             yield
         except TeacherError:
             raise
-        except transport as error:
+        except Exception as error:
             raise TeacherError(f"{self.repo_id}: {self._reason(error, revision, doing)}") from None
-        except ImportError as error:
-            raise TeacherError(
-                f"{self.repo_id}: {doing}, a package is missing ({_first_line(error)}){_set()}"
-            ) from None
-        except Exception as error:  # also what the client makes of a proxy's or an endpoint's malformed address
-            raise TeacherError(
-                f"{self.repo_id}: {doing}, the answer is not that of a Hugging Face Hub ({_first_line(error)}); check "
-                f"HF_ENDPOINT{_set()}"
-            ) from None
 
-    def _reason(self, error: BaseException, revision: str | None, doing: str) -> str:
+    def _reason(self, error: Exception, revision: str | None, doing: str) -> str:
         from huggingface_hub import errors
 
         if isinstance(error, errors.GatedRepoError):
@@ -192,16 +159,20 @@ class HubRepository:
                 "later, or use a folder that holds the files"
             )
         if isinstance(error, OSError) and str(error.filename or "").startswith(str(self.cache_dir)):
+            reason = _first_line(error)
+            return f"the cache {self.cache_dir} cannot be written: {reason}; set HF_HUB_CACHE to another one"
+        if isinstance(error, ImportError):
+            return f"{doing}, a package is missing ({_first_line(error)}){_set()}"
+        # The base of the library's own error is its HTTP client's (requests, httpx or httpx2, by version), whose errors
+        # of transport are not all OSErrors; hf_xet raises plain RuntimeErrors. The rest is what an answer that is not a
+        # Hub's leads to inside the library, or a malformed address.
+        if isinstance(error, (OSError, RuntimeError, *errors.HfHubHTTPError.__bases__)):
             return (
-                f"the cache {self.cache_dir} cannot be written: {_first_line(error)}; set HF_HUB_CACHE to another one"
+                f"{doing}, the Hub could not be reached ({_first_line(error.__cause__ or error)}); check the network, "
+                f"or download the files where there is one and name their folder as the teacher{_set()}"
             )
-        return (
-            f"{doing}, the Hub could not be reached ({_first_line(error.__cause__ or error)}); check the network, or "
-            f"download the files where there is one and name their folder as the teacher{_set()}"
-        )
-
-
-_LEADS: Final = re.compile(r"(all|https?|no)_proxy|hf_endpoint|hf_hub_\w+_timeout|ssl_cert_(file|dir)", re.IGNORECASE)
+        reason = _first_line(error)
+        return f"{doing}, the answer is not that of a Hugging Face Hub ({reason}); check HF_ENDPOINT{_set()}"
 
 
 def _set() -> str:

@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import asdict, dataclass
-from typing import Any, Protocol, runtime_checkable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
 from torch import Tensor, nn
 
+from adadistill.core.distributed import Ranks
+from adadistill.core.precision import Precision
 from adadistill.core.teachers.preprocessing import Color, Preprocessing, TeacherNetwork
+from adadistill.loaders.augment.augment_policy import Augmentation
+from adadistill.loaders.pipelines.pipeline import DataConfig
+from adadistill.loaders.records.image_source import ImageSource
+
+if TYPE_CHECKING:
+    from adadistill.core.teachers.config import TeacherConfig
 
 
 class TeacherError(ValueError):
@@ -94,3 +104,90 @@ class LoadedTeacher:
         if own is not None:
             own.check(self.identity.preprocessing, f"teacher {self.identity.name}")
         return TeacherNetwork(self.body, self.identity.preprocessing)
+
+
+def teacher_of_file(
+    path: Path,
+    body: nn.Module,
+    *,
+    kind: str,
+    arch: str,
+    embedding_dim: int,
+    image_size: int,
+    stated_color: Color | None,
+    sha256: str | None = None,
+) -> LoadedTeacher:
+    """A network that was read from one file, which is hashed where its `sha256` is not known yet."""
+    identity = TeacherIdentity(
+        kind=kind,
+        name=path.name,
+        arch=arch,
+        sha256=sha256 or file_sha256(path),
+        embedding_dim=embedding_dim,
+        image_size=image_size,
+        preprocessing=Preprocessing(color=stated_color or "rgb"),
+    )
+    return LoadedTeacher(body.eval(), identity, stated_color)
+
+
+def file_sha256(path: Path) -> str:
+    """sha256 of a file's bytes, 64 hex digits, read as a stream."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TeacherUse:
+    """What a teacher must fit: the student, the records and how they are shown."""
+
+    records: ImageSource
+    """The training images; `data` and `augmentation` say how they are read and what is done to them."""
+    data: DataConfig
+    augmentation: Augmentation
+    embedding_dim: int
+    """Of the student."""
+    precision: Precision
+    ranks: Ranks
+
+
+@dataclass(frozen=True, slots=True)
+class BuiltTeacher:
+    """The teacher of a run, and which one it is."""
+
+    teacher: ImageTeacher | RecordTeacher
+    name: str
+    """For people; never a whole path."""
+    sha256: str | None
+    """Of its weights, also where only their embeddings are read; None for rows that nothing binds."""
+
+
+class NetworkSource:
+    """One place that a teacher's network can come from. A subclass reads the field that the recipe names it by."""
+
+    def load(self, config: TeacherConfig, image_size: int, ranks: Ranks) -> LoadedTeacher:
+        """Read the network, for images of so many pixels a side. All ranks call it together."""
+        raise NotImplementedError
+
+    def writes(self, config: TeacherConfig) -> bool:
+        """Whether loading would write something outside the run folder: a download, a lock. Nothing is loaded."""
+        return False
+
+
+class RowSource(Protocol):
+    """One place that a teacher's embeddings can be read from, record by record."""
+
+    def open(self, config: TeacherConfig, use: TeacherUse) -> BuiltTeacher:
+        """Open the rows and hold them against student, records and views. All ranks call it together."""
+        ...
+
+
+def refuse_other_dim(who: str, teacher_dim: int, student_dim: int) -> None:
+    """Refuse a teacher whose embeddings have another length than the student's."""
+    if teacher_dim != student_dim:
+        raise TeacherError(
+            f"{who} gives {teacher_dim}-d embeddings, the student's are {student_dim}-d; class centres live in one "
+            "space, so set student.embedding_dim to the teacher's"
+        )

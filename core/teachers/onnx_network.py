@@ -21,11 +21,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from adadistill.core.teachers.config import Provider
-from adadistill.core.teachers.interface import LoadedTeacher, TeacherError, TeacherIdentity
+from adadistill.core.distributed import Ranks
+from adadistill.core.teachers.config import Provider, TeacherConfig
+from adadistill.core.teachers.interface import LoadedTeacher, NetworkSource, TeacherError, file_sha256, teacher_of_file
 from adadistill.core.teachers.own_normalisation import OwnNormalisation, own_normalisation
-from adadistill.core.teachers.preprocessing import Preprocessing
-from adadistill.core.teachers.weight_source import file_sha256
 from adadistill.loaders.first_bytes import what_it_is
 
 MAX_MODEL_BYTES: Final = (1 << 31) - 1
@@ -39,7 +38,7 @@ leaves it far above, in float16 too; the statistics of another batch do not."""
 _CPU: Final = "CPUExecutionProvider"
 _CUDA: Final = "CUDAExecutionProvider"
 _SILENT: Final = 4  # onnxruntime's level FATAL: errors are raised, and texts on stderr would say them twice
-_FORMATS: Final[Mapping[str, torch.dtype]] = {"FLOAT": torch.float32, "FLOAT16": torch.float16}
+_FORMATS: Final[Mapping[str, torch.dtype]] = {"tensor(float)": torch.float32, "tensor(float16)": torch.float16}
 _NUMPY: Final[Mapping[torch.dtype, type[np.generic]]] = {torch.float32: np.float32, torch.float16: np.float16}
 
 _log = logging.getLogger(__name__)
@@ -72,17 +71,20 @@ def load_onnx(path: Path, *, image_size: int, device: torch.device, provider: Pr
     model, digest = _read_model(path, onnx)
     try:
         externals = _external_files(model, path, onnx)
-        signature = _signature(model, path, image_size, onnx)
-        own = own_normalisation(model, signature.input_name, onnx)
     except UnicodeDecodeError as error:  # protobuf decodes a text when it is looked at
         raise TeacherError(f"{path}: a damaged ONNX file: a name in it is no UTF-8 ({error})") from error
+    for output in (one for one in model.graph.output if one.type.HasField("tensor_type")):
+        # insightface's exporter opens the batch of the input afterwards and leaves the output at (1, 512), on which
+        # onnxruntime would insist; what comes out is seen when it runs.
+        output.type.tensor_type.ClearField("shape")
     providers = _providers(provider, device, onnxruntime, path)
     on_cuda = providers[0][0] == _CUDA
     stream = torch.cuda.Stream(_indexed(device)) if on_cuda and torch.cuda.is_available() else None
     if stream is not None:
         providers[0][1]["user_compute_stream"] = str(stream.cuda_stream)
-    _forget_wrong_batch(model, signature)
     session = _open_session(model, path, providers, onnxruntime)
+    signature = _signature(session, path, image_size)
+    own = own_normalisation(model, signature.input_name, onnx)
     network = OnnxNetwork(
         session,
         signature,
@@ -92,16 +94,16 @@ def load_onnx(path: Path, *, image_size: int, device: torch.device, provider: Pr
         stream=stream,
     ).eval()
     _try_two_images(network, path, onnxruntime)
-    identity = TeacherIdentity(
+    return teacher_of_file(
+        path,
+        network,
         kind="onnx",
-        name=path.name,
         arch="onnx",
-        sha256=_combined_sha256(path.name, digest, externals),
         embedding_dim=network.embedding_dim,
         image_size=image_size,
-        preprocessing=Preprocessing(),
+        stated_color=None,
+        sha256=_combined_sha256(path.name, digest, externals),
     )
-    return LoadedTeacher(network, identity, stated_color=None)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -326,36 +328,33 @@ def _combined_sha256(name: str, digest: str, externals: Mapping[str, Path]) -> s
     return hashlib.sha256("".join(f"{name}\0{digest}\n" for name, digest in lines).encode()).hexdigest()
 
 
-def _signature(model: Any, path: Path, image_size: int, onnx: ModuleType) -> Signature:
-    """What the graph declares of its one input and its one output, checked."""
-    constants = {tensor.name for tensor in model.graph.initializer}  # before IR version 4, listed among the inputs
-    inputs = [value for value in model.graph.input if value.name not in constants]
-    outputs = list(model.graph.output)
+def _signature(session: Any, path: Path, image_size: int) -> Signature:
+    """What the session says of its one input and its one output, checked."""
+    inputs, outputs = session.get_inputs(), session.get_outputs()
     if len(inputs) != 1:
-        raise TeacherError(f"{path}: a teacher takes one input, the images; this has {_listed(inputs, onnx)}")
+        raise TeacherError(f"{path}: a teacher takes one input, the images; this has {_listed(inputs)}")
     if len(outputs) != 1:
         raise TeacherError(
-            f"{path}: a teacher gives one output, the embeddings; this has {_listed(outputs, onnx)}. Export the "
-            "embeddings alone, or cut the others off (onnx.utils.extract_model)"
+            f"{path}: a teacher gives one output, the embeddings; this has {_listed(outputs)}. Export the embeddings "
+            "alone, or cut the others off (onnx.utils.extract_model)"
         )
-    taken, given = inputs[0], outputs[0]
-    batch = _check_input(taken, path, image_size, onnx)
-    if (shape := _shape(given)) is not None and len(shape) != 2:
-        raise TeacherError(f"{path}: the output must be (B, D) embeddings, got {_listed(outputs, onnx)}")
+    for value in (inputs[0], outputs[0]):
+        if value.type not in _FORMATS:
+            raise TeacherError(f"{path}: inputs and outputs are float or float16 tensors, got {_listed([value])}")
     return Signature(
-        input_name=taken.name,
-        input_dtype=_dtype(taken, path, onnx),
-        output_name=given.name,
-        output_dtype=_dtype(given, path, onnx),
+        input_name=inputs[0].name,
+        input_dtype=_FORMATS[inputs[0].type],
+        output_name=outputs[0].name,
+        output_dtype=_FORMATS[outputs[0].type],
         image_size=image_size,
-        batch=batch,
+        batch=_checked_batch(inputs[0], path, image_size),
     )
 
 
-def _check_input(value: Any, path: Path, image_size: int, onnx: ModuleType) -> int | None:
+def _checked_batch(value: Any, path: Path, image_size: int) -> int | None:
     """Refuse anything but (B, 3, image_size, image_size), sizes left open included; the batch if it is fixed."""
-    shape, described = _shape(value), _listed([value], onnx)
-    if shape is None or len(shape) != 4:
+    shape, described = _shape(value), _listed([value])
+    if len(shape) != 4:
         raise TeacherError(f"{path}: the input must be images (B, 3, H, W), got {described}")
     batch, channels, height, width = shape
     if channels not in (3, None) or (channels is None and width == 3):
@@ -371,39 +370,17 @@ def _check_input(value: Any, path: Path, image_size: int, onnx: ModuleType) -> i
     return batch
 
 
-def _dtype(value: Any, path: Path, onnx: ModuleType) -> torch.dtype:
-    found = _FORMATS.get(_type_name(value, onnx))
-    if found is None:
-        raise TeacherError(f"{path}: inputs and outputs are float or float16 tensors, got {_listed([value], onnx)}")
-    return found
+def _shape(value: Any) -> tuple[int | None, ...]:
+    """Declared sizes, None for one left open: a name, a negative number or nothing."""
+    return tuple(size if isinstance(size, int) and size >= 0 else None for size in value.shape)
 
 
-def _type_name(value: Any, onnx: ModuleType) -> str:
-    """`FLOAT`, `INT64` ..., or the number that onnx has no name for."""
-    number = value.type.tensor_type.elem_type
-    known = onnx.TensorProto.DataType
-    return str(known.Name(number)) if number in known.values() else f"type {number}"
-
-
-def _shape(value: Any) -> tuple[int | None, ...] | None:
-    """Declared sizes, None for one left open (a name, -1 or nothing); None where not even their number is declared."""
-    if not value.type.tensor_type.HasField("shape"):
-        return None
-    sizes = (size.dim_value if size.HasField("dim_value") else -1 for size in value.type.tensor_type.shape.dim)
-    return tuple(None if size < 0 else size for size in sizes)
-
-
-def _listed(values: list[Any], onnx: ModuleType) -> str:
-    """Names, types and shapes, at most eight, as `'data' FLOAT (?, 3, 112, 112)`."""
-    texts = []
-    for value in values[:8]:
-        kind = value.type.WhichOneof("value")
-        if kind != "tensor_type":
-            texts.append(f"{value.name[:80]!r}, which is no tensor")
-            continue
-        shape = _shape(value)
-        sizes = "of any shape" if shape is None else f"({', '.join('?' if s is None else str(s) for s in shape)})"
-        texts.append(f"{value.name[:80]!r} {_type_name(value, onnx)} {sizes}")
+def _listed(values: list[Any]) -> str:
+    """Names, types and shapes, at most eight, as `'data' tensor(float) (?, 3, 112, 112)`."""
+    texts = [
+        f"{value.name[:80]!r} {value.type} ({', '.join('?' if size is None else str(size) for size in _shape(value))})"
+        for value in values[:8]
+    ]
     rest = [f"and {len(values) - 8} more"] if len(values) > 8 else []
     return ", ".join(texts + rest) or "none"
 
@@ -435,17 +412,6 @@ def _indexed(device: torch.device) -> torch.device:
     if device.type == "cuda" and device.index is None:
         return torch.device("cuda", torch.cuda.current_device())
     return device
-
-
-def _forget_wrong_batch(model: Any, signature: Signature) -> None:
-    """Remove the output's declared shape where it contradicts an open batch, since onnxruntime would insist on it.
-
-    insightface's exporter opens the batch of the input afterwards and leaves the output at (1, 512).
-    """
-    declared = model.graph.output[0].type.tensor_type
-    shape = _shape(model.graph.output[0])
-    if signature.batch is None and shape is not None and shape[0] is not None:
-        declared.ClearField("shape")
 
 
 def _open_session(model: Any, path: Path, providers: list[tuple[str, dict]], onnxruntime: ModuleType) -> Any:
@@ -536,3 +502,12 @@ def _errors(onnxruntime: ModuleType) -> tuple[type[Exception], ...]:
 def _one_line(error: Exception) -> str:
     """A library's message on one line, cut where it becomes a listing."""
     return " ".join(str(error).split())[:300]
+
+
+class _Onnx(NetworkSource):
+    def load(self, config: TeacherConfig, image_size: int, ranks: Ranks) -> LoadedTeacher:
+        assert config.onnx is not None
+        return load_onnx(Path(config.onnx), image_size=image_size, device=ranks.device, provider=config.provider)
+
+
+SOURCE = _Onnx()

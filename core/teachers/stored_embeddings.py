@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from adadistill.core.npy_files import NpyFileError, open_npy
-from adadistill.core.teachers.interface import TeacherError
+from adadistill.core.teachers.config import TeacherConfig
+from adadistill.core.teachers.interface import BuiltTeacher, TeacherError, TeacherUse
 from adadistill.kernels.device_copy import copied_to
 
 
@@ -88,3 +89,26 @@ def _open_embeddings(path: Path) -> npt.NDArray[np.floating]:
     if rows.ndim != 3 or rows.dtype.kind != "f" or 0 in rows.shape:
         raise TeacherError(f"{path} must hold (N, V, D) floating point embeddings, found {rows.shape} {rows.dtype}")
     return rows
+
+
+class _Embeddings:
+    def open(self, config: TeacherConfig, use: TeacherUse) -> BuiltTeacher:
+        path = config.embeddings
+        assert path is not None
+        if use.augmentation.alters_pixels:
+            raise TeacherError(
+                f"{path} holds embeddings of images as stored and mirrored, and the recipe augments images; build a "
+                "cache of its views (teacher.cache, augment.views), or set augment.policy to none"
+            )
+        stored = StoredEmbeddings(
+            path,
+            num_records=len(use.records),
+            embedding_dim=use.embedding_dim,
+            mirrors=use.data.mirror_probability > 0.0,
+            device=use.ranks.device,
+            dtype=use.precision.dtype,
+        )
+        return BuiltTeacher(stored, Path(path).name, None)
+
+
+SOURCE = _Embeddings()

@@ -6,7 +6,6 @@ since a teacher of which one layer stayed random still trains a student, only a 
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,52 +15,48 @@ from adadistill.core.backbones import BACKBONES, BackboneConfig, BackboneName, b
 from adadistill.core.backbones.public_formats import FORMATS, Publisher, recognise_backbone, resolve_publisher
 from adadistill.core.backbones.public_weights import load_public_weights
 from adadistill.core.backbones.weight_files import WeightFileError, read_weight_file
-from adadistill.core.teachers.interface import LoadedTeacher, TeacherError, TeacherIdentity
-from adadistill.core.teachers.preprocessing import Color, Preprocessing
+from adadistill.core.distributed import Ranks
+from adadistill.core.teachers.config import TeacherConfig
+from adadistill.core.teachers.interface import LoadedTeacher, NetworkSource, TeacherError, teacher_of_file
+from adadistill.core.teachers.preprocessing import Color
 
-_CHUNK = 1 << 20
 
+class _Weights(NetworkSource):
+    def load(self, config: TeacherConfig, image_size: int, ranks: Ranks) -> LoadedTeacher:
+        """Into our own network.
 
-def load_weights(
-    path: Path, *, arch: BackboneName | None, weight_format: str, color: str | None, image_size: int
-) -> LoadedTeacher:
-    """Load a public weight file into our own network.
-
-    Args:
-        path: `.pth`, `.pt`, `.ckpt` or `.safetensors`.
-        arch: what it holds; None to recognise it.
-        weight_format: who published it, or `auto`.
-        color: of the recipe; settles the order where nothing tells who trained the network.
-        image_size: pixels it was trained on; another size does not fit the last layer.
-
-    Raises:
-        FileNotFoundError, WeightFileError: the file cannot be read.
-        TeacherError: it is another network, or nothing tells its colour order.
-    """
-    try:
-        found = read_public_network(path, arch=arch, weight_format=weight_format, image_size=image_size)
-    except WeightFileError:
-        raise
-    except ValueError as error:
-        raise TeacherError(f"{path}: {error}") from None
-    backbone, publisher = found.backbone, found.publisher
-    stated: Color | None = None if publisher is None else FORMATS[publisher].color
-    if stated is None and color is None:
-        raise TeacherError(
-            f"{path}: the names of these {backbone.arch} tensors do not tell whether AdaFace (bgr) or CVLface (rgb) "
-            "trained them, and the wrong colour order costs accuracy silently; set teacher.format to adaface or "
-            "cvlface, or teacher.color to rgb, bgr, or auto, which tries both"
+        Raises:
+            FileNotFoundError, WeightFileError: the file cannot be read.
+            TeacherError: it is another network, or nothing tells its colour order.
+        """
+        assert config.weights is not None
+        path = Path(config.weights)
+        try:
+            found = read_public_network(path, arch=config.arch, weight_format=config.format, image_size=image_size)
+        except WeightFileError:
+            raise
+        except ValueError as error:
+            raise TeacherError(f"{path}: {error}") from None
+        backbone, publisher = found.backbone, found.publisher
+        stated: Color | None = None if publisher is None else FORMATS[publisher].color
+        if stated is None and config.color is None:
+            raise TeacherError(
+                f"{path}: the names of these {backbone.arch} tensors do not tell whether AdaFace (bgr) or CVLface "
+                "(rgb) trained them, and the wrong colour order costs accuracy silently; set teacher.format to adaface "
+                "or cvlface, or teacher.color to rgb, bgr, or auto, which tries both"
+            )
+        return teacher_of_file(
+            path,
+            found.network,
+            kind="weights",
+            arch=backbone.arch,
+            embedding_dim=backbone.embedding_dim,
+            image_size=image_size,
+            stated_color=stated,
         )
-    identity = TeacherIdentity(
-        kind="weights",
-        name=path.name,
-        arch=backbone.arch,
-        sha256=file_sha256(path),
-        embedding_dim=backbone.embedding_dim,
-        image_size=image_size,
-        preprocessing=Preprocessing(color=stated or "rgb"),
-    )
-    return LoadedTeacher(found.network.eval(), identity, stated)
+
+
+SOURCE = _Weights()
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +73,10 @@ def read_public_network(path: Path, *, arch: BackboneName | None, weight_format:
     """Read and convert a public weight file, strictly.
 
     Args:
-        as `load_weights`.
+        path: `.pth`, `.pt`, `.ckpt` or `.safetensors`.
+        arch: what it holds; None to recognise it.
+        weight_format: who published it, or `auto`.
+        image_size: pixels it was trained on; another size does not fit the last layer.
 
     Raises:
         FileNotFoundError, WeightFileError: the file cannot be read.
@@ -94,12 +92,3 @@ def read_public_network(path: Path, *, arch: BackboneName | None, weight_format:
     network = build_backbone(backbone, image_size, generator=0)
     load_public_weights(network, public)
     return PublicNetwork(network, backbone, publisher)
-
-
-def file_sha256(path: Path) -> str:
-    """sha256 of a file's bytes, 64 hex digits, read as a stream."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(_CHUNK):
-            digest.update(block)
-    return digest.hexdigest()

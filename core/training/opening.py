@@ -10,7 +10,6 @@ import logging
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from pathlib import Path
 
 from adadistill.core.backbones import backbone_skeleton
 from adadistill.core.checkpoints import (
@@ -29,10 +28,6 @@ from adadistill.core.scoring.benchmark import Benchmark, ScoringTerms
 from adadistill.core.scoring.evaluation_config import open_benchmarks
 from adadistill.core.seeding import derive_seed
 from adadistill.core.teachers import BuiltTeacher, TeacherConfig, build_teacher, load_source
-from adadistill.core.teachers.cvlface import existing_folder, repository_id
-from adadistill.core.teachers.cvlface_files import PUBLISHED_FILES, folder_files
-from adadistill.core.teachers.hub_files import HubRepository
-from adadistill.core.teachers.teacher_lock import check_writable, read_lock
 from adadistill.core.training.apex_sgd import require_apex
 from adadistill.core.training.compiler_check import require_compilers, training_switches
 from adadistill.core.training.folder_owner import Launch, refuse_owned
@@ -295,31 +290,9 @@ class Opening:
 
 
 def _leaves_a_trace(config: TeacherConfig) -> bool:
-    """Whether loading a teacher would write: one of CVLface is downloaded and locked where it is used first.
-
-    Raises:
-        TeacherError: it is none, or the lock file cannot be written.
-    """
-    if config.cvlface is None:
-        return False
-    folder = existing_folder(config.cvlface)
-    key = config.cvlface if folder is not None else repository_id(config.cvlface)
-    entry = read_lock(Path(config.lock)).get(key)
-    if entry is not None and folder is not None:
-        return False
-    if folder is not None:
-        check_writable(Path(config.lock))
-        folder_files(folder, entry)
-        return True
-    repository = HubRepository(key)
-    revision = config.revision if entry is None else entry.revision
-    description = PUBLISHED_FILES[0]
-    if repository.offline and (revision is None or repository.cached(revision, description) is None):
-        return False  # loading it says what is missing
-    if entry is not None and revision is not None:
-        return any(repository.cached(revision, name) is None for name in entry.files)
-    check_writable(Path(config.lock))
-    return True
+    """Whether loading a teacher would write: one of CVLface is downloaded and locked where it is used first."""
+    source = config.network_source
+    return source is not None and source.writes(config)
 
 
 def _is_restart(run_folder: RunFolder, launch: Launch, ranks: Ranks) -> bool:

@@ -25,7 +25,7 @@ from adadistill.loaders.folders import ImageFolderError, images_below
 from adadistill.loaders.pixels import ImageDecodeError
 from adadistill.loaders.pixels import image_size as header_size
 from adadistill.loaders.records.arrow_images import ArrowImagesError, is_arrow_folder, open_arrow_images
-from adadistill.loaders.torch_metadata import TorchMetadataError, read_torch_metadata
+from adadistill.loaders.safe_pickle import TorchMetadataError, read_torch_metadata
 
 DISTRACTOR = -100
 """Label of distractors, which no file name can give."""

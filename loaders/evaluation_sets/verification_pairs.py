@@ -1,7 +1,7 @@
 """Verification sets: the field's `.bin` files and CVLface's Arrow folders, read safely, written, and decoded to pixels.
 
 A `.bin` is a pickle of (encoded images, same flags): pair i is images 2i and 2i + 1, and flag i says whether both show
-one person. Such files travel between strangers, so they are read by an allow-list (`allow_list_unpickler.py`), never by
+one person. Such files travel between strangers, so they are read by an allow-list (`safe_pickle.py`), never by
 `pickle.load`. Both layouts met in practice are read: images as bytes and as (N,) or (N, 1) uint8 arrays, flags as bool,
 numpy bool or 0 and 1; pickles of Python 2 and 3.
 
@@ -24,16 +24,16 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from adadistill.loaders.allow_list_unpickler import (
+from adadistill.loaders.atomic_file import atomic_file
+from adadistill.loaders.first_bytes import what_it_is
+from adadistill.loaders.pixels import ImageDecodeError, decode_image
+from adadistill.loaders.records.arrow_images import ArrowImagesError, is_arrow_folder, open_arrow_images
+from adadistill.loaders.safe_pickle import (
     PickleDamagedError,
     PickleRefusedError,
     StoredArray,
     load_plain_pickle,
 )
-from adadistill.loaders.atomic_file import atomic_file
-from adadistill.loaders.first_bytes import what_it_is
-from adadistill.loaders.pixels import ImageDecodeError, decode_image
-from adadistill.loaders.records.arrow_images import ArrowImagesError, is_arrow_folder, open_arrow_images
 from adadistill.loaders.usable_cpus import usable_cpus
 
 MAX_FILE_BYTES = 2 << 30

@@ -142,7 +142,7 @@ def _checkpoint(path: Path, ranks: Ranks) -> ScoredNetwork:
 
 def _teacher(source: TeacherSource, ranks: Ranks) -> ScoredNetwork:
     from adadistill.core.teachers import load_source
-    from adadistill.core.teachers.colour_check import resolve_color
+    from adadistill.core.teachers.color_check import resolve_color
     from adadistill.loaders.pipelines.pipeline import named_records
 
     loaded = load_source(source.config, image_size=source.image_size, ranks=ranks)

@@ -27,7 +27,7 @@ from adadistill.loaders.first_bytes import kind_of, what_it_is
 from adadistill.loaders.pixels import ImageDecodeError, decode_image
 from adadistill.loaders.records.record_index import load_record_index
 from adadistill.loaders.records.recordio import BadMagicError, RecordWriter
-from adadistill.loaders.torch_metadata import TorchMetadataError, read_torch_metadata
+from adadistill.loaders.safe_pickle import TorchMetadataError, read_torch_metadata
 
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0" * 64 + b"\nsize 19332096\n"
 

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 
-from adadistill.loaders.allow_list_unpickler import PickleDamagedError, PickleRefusedError
 from adadistill.loaders.command_text import quoted
 from adadistill.loaders.dataset_tools.inspection.finding import Finding, printable, read_start
 from adadistill.loaders.dataset_tools.inspection.image_sample import ImageSample
@@ -19,6 +18,7 @@ from adadistill.loaders.evaluation_sets.verification_pairs import VerificationSe
 from adadistill.loaders.folders import ImageFolderError, leads_through_litter
 from adadistill.loaders.json_text import JSON, parse_json
 from adadistill.loaders.pixels import MAX_IMAGE_BYTES, ImageDecodeError, image_header
+from adadistill.loaders.safe_pickle import PickleDamagedError, PickleRefusedError
 
 _SETS_BY_PAIRS = {6000: "LFW, CALFW, CPLFW or AgeDB-30", 7000: "CFP-FP or CFP-FF", 5000: "VGG2-FP"}
 _LARGEST_LST = 1 << 30

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from adadistill.loaders.evaluation_sets.ijb.annotations import IjbAnnotations, make_annotations
 from adadistill.loaders.evaluation_sets.image_sets import ImageSetError
 from adadistill.loaders.records.arrow_images import ArrowImages, open_arrow_images
-from adadistill.loaders.torch_metadata import read_torch_metadata
+from adadistill.loaders.safe_pickle import read_torch_metadata
 
 METADATA_NAME = "metadata.pt"
 

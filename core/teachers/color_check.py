@@ -1,14 +1,9 @@
 """Which channel order a teacher was trained on, found by trying both on pairs of faces.
 
 A network that is fed BGR where it learned RGB still tells people apart, 0.1 to 1 point worse: nothing fails, and the
-student learns from a worse teacher. A few hundred pairs hold too few errors for accuracy to decide. What does is the
-separation of the cosines of same and different pairs, to which every pair contributes,
-
-    d' = (mean same - mean different) / sqrt((variance same + variance different) / 2)
-
-compared on the very same pairs: z is the difference of d' between the orders over its standard error. That comes from a
-bootstrap that scores both orders on each draw, so that what makes a pair hard in either order cancels, and that draws
-whole couples of images, so that a face met in several comparisons is not counted as several pieces of evidence.
+student learns from a worse teacher. Both orders are scored on the very same pairs (`people_score.py`); z is the
+difference of d' over its standard error, from a bootstrap that draws whole couples of images, so that a face met in
+several comparisons is not counted as several pieces of evidence.
 
 Measured with a MobileFaceNet on 800 images of real faces: z = 4.3 to 7.4 over eight choices of the images, while
 ten-fold accuracy on 400 pairs put the wrong order ahead.
@@ -23,30 +18,21 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-import numpy.typing as npt
 import torch
-from torch import Tensor
 
-from adadistill.core.distributed import Ranks
-from adadistill.core.scoring.pair_metrics import area_under_roc
-from adadistill.core.scoring.ten_fold import ten_fold_accuracy
+from adadistill.core.distributed import Ranks, run_on_main
 from adadistill.core.teachers.config import TeacherConfig
+from adadistill.core.teachers.face_pairs import FacePairs, pairs_of_records, pairs_of_set
 from adadistill.core.teachers.interface import LoadedTeacher, TeacherError
-from adadistill.core.teachers.knows_people import (
-    LEAST_PAIRS,
+from adadistill.core.teachers.people_score import (
+    Floats,
     PeopleScore,
-    compared,
-    decoded_couples,
     embeddings_of,
-    evenly_spread,
-    on_rank_0,
     pair_cosines,
     people_score,
-    record_couples,
     separation,
 )
 from adadistill.core.teachers.preprocessing import Color
-from adadistill.loaders.evaluation_sets.verification_pairs import VerificationPairs, decode_pairs, read_verification_set
 from adadistill.loaders.records.image_source import ImageSource
 
 DECIDED_Z: Final = 3.0
@@ -58,52 +44,15 @@ smaller by orders of magnitude, and has a small standard error too."""
 _DRAWS = 1000  # the standard error is then known to 2 %
 _SEED = 0
 
-Floats = npt.NDArray[np.float64]
-Integers = npt.NDArray[np.int64]
-
 _log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class ColourPairs:
-    """U couples of images, and P pairs among them to compare."""
-
-    images_u8: Tensor
-    """(2U, H, W, 3) uint8 RGB; images 2u and 2u + 1 are couple u, of which no image is in another."""
-    pairs: Integers
-    """(P, 2) the images of each pair."""
-    same: npt.NDArray[np.bool_]
-    """(P,) True where both images show one person."""
-    origin: str
-    """Where they come from, for people."""
-
-
 @dataclass(frozen=True, kw_only=True, slots=True)
-class ColourScore:
-    """How well a network tells people apart in one channel order."""
-
-    separation: float
-    """d', see above."""
-    auc: float
-    """Area under the ROC curve."""
-    accuracy: float
-    """Ten-fold accuracy in [0, 1], on as many different pairs as there are same ones."""
-    same_cosine: float
-    """Mean over the same pairs."""
-    different_cosine: float
-    """Mean over the different pairs."""
-
-    def summary(self) -> str:
-        """The numbers in a line."""
-        return f"d' {self.separation:.3f}, AUC {self.auc:.5f}, accuracy {100.0 * self.accuracy:.2f} %"
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ColourResult:
+class ColorResult:
     """Both channel orders scored on the same pairs, and which is better."""
 
-    rgb: ColourScore
-    bgr: ColourScore
+    rgb: PeopleScore
+    bgr: PeopleScore
     better: Color | None
     """None: undecided."""
     z: float
@@ -118,20 +67,9 @@ class ColourResult:
         """d' of rgb minus d' of bgr."""
         return self.rgb.separation - self.bgr.separation
 
-    def of(self, color: Color) -> ColourScore:
+    def of(self, color: Color) -> PeopleScore:
         """The score of one order."""
         return self.rgb if color == "rgb" else self.bgr
-
-    def people(self, color: Color) -> PeopleScore:
-        """How well people are told apart in one order."""
-        score = self.of(color)
-        return PeopleScore(
-            same=score.same_cosine,
-            different=score.different_cosine,
-            separation=score.separation,
-            same_pairs=self.same_pairs,
-            different_pairs=self.different_pairs,
-        )
 
     def summary(self) -> str:
         """Two lines for people: the decision with its evidence, both scores."""
@@ -139,18 +77,12 @@ class ColourResult:
         return (
             f"colour order: {verdict}, d' rgb - bgr = {self.gap:+.3f}, z = {self.z:+.1f} (decided from {DECIDED_Z:g}), "
             f"{self.same_pairs} same and {self.different_pairs} different pairs of {self.origin}\n"
-            f"  rgb {self.rgb.summary()};  bgr {self.bgr.summary()}"
+            f"  rgb {_shown(self.rgb)};  bgr {_shown(self.bgr)}"
         )
 
     def to_json(self) -> dict[str, Any]:
         """All fields as JSON values."""
         return asdict(self)
-
-    @staticmethod
-    def from_json(values: dict[str, Any]) -> ColourResult:
-        """What `to_json` gave; every number has its bits again."""
-        scores = {color: ColourScore(**values[color]) for color in ("rgb", "bgr")}
-        return ColourResult(**(values | scores))
 
 
 def resolve_color(
@@ -162,7 +94,7 @@ def resolve_color(
     ranks: Ranks,
     sets: Sequence[str] = (),
     batch_size: int = 64,
-) -> tuple[LoadedTeacher, ColourResult | None]:
+) -> tuple[LoadedTeacher, ColorResult | None]:
     """Settle the channel order of `color: auto` by trying both. All ranks call it together and agree.
 
     Rank 0 scores and the others hear of it, so that rounding on another device cannot lead to another answer.
@@ -185,22 +117,18 @@ def resolve_color(
     if config.color != "auto":
         return loaded, None
 
-    def score() -> dict[str, Any]:
-        result = score_colour_orders(
-            loaded,
-            colour_pairs(config, records=records, image_size=image_size),
-            device=ranks.device,
-            batch_size=batch_size,
-        )
-        other = None
-        if config.color_set is not None or result.better not in (None, loaded.stated_color):
-            witnesses = sets if config.color_set is None else records
-            other = second_witness(loaded, witnesses, image_size=image_size, device=ranks.device)
-        return {"result": result.to_json(), "other": None if other is None else other.to_json()}
+    def score() -> tuple[ColorResult, ColorResult | None]:
+        if config.color_set is not None:
+            pairs = pairs_of_set(config.color_set, image_size=image_size)
+        else:
+            pairs = pairs_of_records(records, image_size=image_size)
+        result = score_color_orders(loaded, pairs, device=ranks.device, batch_size=batch_size)
+        if config.color_set is None and result.better in (None, loaded.stated_color):
+            return result, None
+        witnesses = sets if config.color_set is None else records
+        return result, second_witness(loaded, witnesses, image_size=image_size, device=ranks.device)
 
-    found = on_rank_0(score, ranks, "score the teacher's colour order")
-    result = ColourResult.from_json(found["result"])
-    other = None if found["other"] is None else ColourResult.from_json(found["other"])
+    result, other = run_on_main(score, ranks)
     color = _agreed_color(result, other, loaded)
     if ranks.is_main and result.better is None:
         _log.warning(
@@ -211,20 +139,9 @@ def resolve_color(
     return replace(loaded, identity=replace(loaded.identity, preprocessing=preprocessing)), result
 
 
-def colour_pairs(config: TeacherConfig, *, records: ImageSource, image_size: int) -> ColourPairs:
-    """The pairs that a recipe's teacher is scored on: of its `color_set`, else made from the training records.
-
-    Raises:
-        As `pairs_from_set` and `pairs_from_records`.
-    """
-    if config.color_set is not None:
-        return pairs_from_set(config.color_set, image_size=image_size)
-    return pairs_from_records(records, image_size=image_size)
-
-
-def score_colour_orders(
-    loaded: LoadedTeacher, pairs: ColourPairs, *, device: torch.device, batch_size: int = 64
-) -> ColourResult:
+def score_color_orders(
+    loaded: LoadedTeacher, pairs: FacePairs, *, device: torch.device, batch_size: int = 64
+) -> ColorResult:
     """Embed pairs of faces in both channel orders and compare how well each tells people apart.
 
     Both orders are normalised by the same mean and standard deviation per input channel, and embedded in float32, so
@@ -239,13 +156,13 @@ def score_colour_orders(
         TeacherError: the network gives NaN or infinity.
     """
     cosines = {color: _pair_cosines(loaded, pairs, color, device, batch_size) for color in ("rgb", "bgr")}
-    rgb, bgr = (_score(cosines[color], pairs.same) for color in ("rgb", "bgr"))
+    rgb, bgr = (people_score(cosines[color], pairs.same) for color in ("rgb", "bgr"))
     gap, error = rgb.separation - bgr.separation, _gap_error(cosines["rgb"], cosines["bgr"], pairs)
     z = gap / error if error > 0.0 else 0.0
     better: Color | None = None
     if abs(z) >= DECIDED_Z and abs(gap) >= LEAST_GAP:
         better = "rgb" if gap > 0.0 else "bgr"
-    return ColourResult(
+    return ColorResult(
         rgb=rgb,
         bgr=bgr,
         better=better,
@@ -258,25 +175,25 @@ def score_colour_orders(
 
 def second_witness(
     loaded: LoadedTeacher, images: Sequence[str] | ImageSource, *, image_size: int, device: torch.device
-) -> ColourResult | None:
+) -> ColorResult | None:
     """Both orders on images of another origin, the first of some sets that decides; None where none does."""
     for source in images if isinstance(images, Sequence) else (images,):
         try:
             if isinstance(source, str):
                 if not Path(source).exists():
                     continue  # who scores it will say so
-                pairs = pairs_from_set(source, image_size=image_size, pairs=400)
+                pairs = pairs_of_set(source, image_size=image_size, pairs=400)
             else:
-                pairs = pairs_from_records(source, image_size=image_size)
+                pairs = pairs_of_records(source, image_size=image_size)
         except TeacherError:  # too few pairs
             continue
-        result = score_colour_orders(loaded, pairs, device=device)
+        result = score_color_orders(loaded, pairs, device=device)
         if result.better is not None:
             return result
     return None
 
 
-def colour_advice(result: ColourResult, other: ColourResult | None, stated: Color | None) -> str:
+def color_advice(result: ColorResult, other: ColorResult | None, stated: Color | None) -> str:
     """What to do where scores object to an order that somebody states, or to those on images of another origin."""
     better = result.better
     again = "make those images again with their channels in order (OpenCV's arrays are BGR, and cv2.imwrite wants BGR)"
@@ -299,55 +216,7 @@ def colour_advice(result: ColourResult, other: ColourResult | None, stated: Colo
     )
 
 
-def pairs_from_set(path: str | Path, *, image_size: int, pairs: int = 1000) -> ColourPairs:
-    """Pairs of a verification set: all of them, or of a larger set evenly spread ones, half of them same pairs.
-
-    Args:
-        path: a `.bin` file, or CVLface's folder.
-        image_size: side that the network takes, in pixels; other images are scaled and cropped to it.
-        pairs: at most so many.
-
-    Raises:
-        OSError, VerificationSetError, ImageDecodeError: the file cannot be read.
-        TeacherError: too few same or different pairs.
-    """
-    found = read_verification_set(path)
-    kinds = [np.flatnonzero(found.same), np.flatnonzero(~found.same)]
-    if min(map(len, kinds)) < LEAST_PAIRS:
-        raise TeacherError(
-            f"{path} holds {len(kinds[0])} same and {len(kinds[1])} different pairs; {LEAST_PAIRS} of each are needed "
-            "to score a colour order"
-        )
-    chosen = np.sort(np.concatenate([evenly_spread(kind, pairs // 2) for kind in kinds]))
-    images = [image for pair in chosen.tolist() for image in found.images[2 * pair : 2 * pair + 2]]
-    subset = VerificationPairs(found.name, images, found.same[chosen], found.path)
-    images_u8 = torch.from_numpy(decode_pairs(subset, image_size))
-    return ColourPairs(images_u8, np.arange(2 * len(chosen)).reshape(-1, 2), subset.same, found.path.name)
-
-
-def pairs_from_records(records: ImageSource, *, image_size: int, pairs: int = 400) -> ColourPairs:
-    """Pairs made from training records (see `RecordCouples`); equal arguments give equal pairs.
-
-    Args:
-        image_size: side of the images, in pixels.
-        pairs: same pairs, at most; twice as many images are embedded.
-
-    Raises:
-        TeacherError: too few identities have two images.
-    """
-    couples = record_couples(records, most=pairs)
-    images_u8, labels = decoded_couples(records, couples, image_size)
-    pairs_of, same = compared(labels)
-    if min(same.sum(), (~same).sum()) < LEAST_PAIRS:
-        raise TeacherError(
-            f"{records.path} gives {same.sum()} same and {(~same).sum()} different pairs ({couples.seen}), and "
-            f"{LEAST_PAIRS} of each are needed to score a colour order. Set teacher.color_set to a verification set, "
-            "or teacher.color to the order it was trained on"
-        )
-    return ColourPairs(images_u8, pairs_of, same, f"records of {records.path.name}")
-
-
-def _agreed_color(result: ColourResult, other: ColourResult | None, loaded: LoadedTeacher) -> Color:
+def _agreed_color(result: ColorResult, other: ColorResult | None, loaded: LoadedTeacher) -> Color:
     name, stated = loaded.identity.name, loaded.stated_color
     if result.better is None:
         if stated is None:
@@ -360,16 +229,21 @@ def _agreed_color(result: ColourResult, other: ColourResult | None, loaded: Load
     if stated not in (None, result.better):
         raise TeacherError(
             f"teacher {name}: its source states {stated}, but {result.better} tells people apart better on "
-            f"{result.origin}. {colour_advice(result, other, stated)}. To go on as the source states, set "
+            f"{result.origin}. {color_advice(result, other, stated)}. To go on as the source states, set "
             f"teacher.color={stated}\n{scores}"
         )
     if other is not None and other.better != result.better:
-        raise TeacherError(f"teacher {name}: {colour_advice(result, other, stated)}\n{scores}")
+        raise TeacherError(f"teacher {name}: {color_advice(result, other, stated)}\n{scores}")
     return result.better
 
 
+def _shown(score: PeopleScore) -> str:
+    assert score.accuracy is not None
+    return f"d' {score.separation:.3f}, AUC {score.auc:.5f}, accuracy {100.0 * score.accuracy:.2f} %"
+
+
 def _pair_cosines(
-    loaded: LoadedTeacher, pairs: ColourPairs, color: Color, device: torch.device, batch_size: int
+    loaded: LoadedTeacher, pairs: FacePairs, color: Color, device: torch.device, batch_size: int
 ) -> Floats:
     """(P,) cosine of each pair's embeddings; a zero embedding has cosine 0 to everything."""
     preprocessing = replace(loaded.identity.preprocessing, color=color)
@@ -384,20 +258,7 @@ def _pair_cosines(
     return pair_cosines(rows, pairs.pairs)
 
 
-def _score(cosines: Floats, same: npt.NDArray[np.bool_]) -> ColourScore:
-    people = people_score(cosines, same)
-    different = np.flatnonzero(~same)
-    balanced = np.sort(np.concatenate([np.flatnonzero(same), evenly_spread(different, people.same_pairs)]))
-    return ColourScore(
-        separation=people.separation,
-        auc=area_under_roc(cosines, same),
-        accuracy=ten_fold_accuracy(2.0 - 2.0 * cosines[balanced], same[balanced]).mean,
-        same_cosine=people.same,
-        different_cosine=people.different,
-    )
-
-
-def _gap_error(rgb: Floats, bgr: Floats, pairs: ColourPairs) -> float:
+def _gap_error(rgb: Floats, bgr: Floats, pairs: FacePairs) -> float:
     """Standard error of the difference of d' between the orders, by drawing couples with replacement.
 
     A pair within a couple weighs as often as its couple was drawn, a pair across two the product of both: this is what
