@@ -1,8 +1,8 @@
 """How long a replayed training step should take on a device, to be held against the row that measures it.
 
 The student computes forward and twice that for the gradients, and moves its activations: at best all operators are
-fused and arithmetic and traffic overlap, at worst each runs alone and nothing does. The softmax takes 4 B C D operations,
-the update 20 bytes a parameter and 12 B D of adaptive centres. A prediction is no measurement.
+fused and arithmetic and traffic overlap, at worst each runs alone and nothing does. The softmax takes 4 B C D
+operations, the update 20 bytes a parameter and 12 B D of adaptive centres. A prediction is no measurement.
 """
 
 from __future__ import annotations

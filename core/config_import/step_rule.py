@@ -39,7 +39,8 @@ _OTHER: Final = "another function than AdaDistill's rate schedule, which is not 
 _BRANCH: Final = re.compile(r"(?P<warm>.+) if EPOCH < (?P<length>.+?) else (?P<rest>.+)")
 _SQUARED: Final = re.compile(r"\(\(EPOCH \+ 1\) / (?P<end>.+)\) \*\* 2")
 _DROPS: Final = re.compile(
-    r"(?P<gamma>[^ ]+) \*\* len\(\[(?P<m>\w+) for (?P=m) in (?P<milestones>.+) if (?P=m)( - (?P<earlier>\w+))? <= EPOCH\]\)"
+    r"(?P<gamma>[^ ]+) \*\* len\(\[(?P<m>\w+) for (?P=m) in (?P<milestones>.+) "
+    r"if (?P=m)( - (?P<earlier>\w+))? <= EPOCH\]\)"
 )
 
 

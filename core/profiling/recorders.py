@@ -1,7 +1,7 @@
 """The tools that record the steps of a window: torch's profiler, and NVIDIA Nsight Systems.
 
-torch's writes `profile/` of the run folder (docs/performance.md lists the files). nsys has started the process and writes
-its report itself; here it is told, by cudaProfilerStart and cudaProfilerStop, which steps to capture.
+torch's writes `profile/` of the run folder (docs/performance.md lists the files). nsys has started the process and
+writes its report itself; here it is told, by cudaProfilerStart and cudaProfilerStop, which steps to capture.
 """
 
 from __future__ import annotations
