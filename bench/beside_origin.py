@@ -3,7 +3,7 @@
 Both start from the same student and centres and take the same batches of decoded images in the same order, with stored
 teacher embeddings, so that only the step differs: loading, teacher and evaluation are left out. Timed steps alternate,
 so that a busy machine slows all alike. Every batch holds each identity once: on repeats the origin keeps one arbitrary
-sample and ours applies all (method 1.6), and the losses could not be compared.
+sample and ours applies all, and the losses could not be compared.
 
 That both compute the same is shown in float64, where some steps must have the origin's losses to `EXACT_BOUND`; in the
 timed formats only the first loss can be compared (`FIRST_LOSS_BOUNDS`), since from then on SGD on a fresh network makes

@@ -1,8 +1,7 @@
 """Margins of a batch in plain torch: the heads, the geometry term, and their numbers as recipes give them.
 
-The configs live here, where both the method (`core/method/heads.py`, `core/method/geometry_margin.py`, which say what
-they mean) and the fused operation (`head_prologue.py`) see them, so that a value has one name from the recipe to the
-kernel. `core/method/heads.py` registers which heads there are.
+The configs live here, where both the method (`core/method`) and the fused operation (`head_prologue.py`) see them, so
+that a recipe's numbers arrive as they were given. `core/method/heads.py` registers which heads there are.
 """
 
 from __future__ import annotations

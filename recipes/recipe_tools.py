@@ -7,7 +7,7 @@
     adadistill recipes diff RECIPE RECIPE
     adadistill recipes import-config CONFIG.py [--out FILE] [--devices N] [--family F] [--drop KEY ...]
 
-RECIPE is a YAML file or the name of a recipe that ships with the package. docs/recipe_tools.md tells more.
+RECIPE is a YAML file or the name of a recipe that ships with the package. docs/recipes.md tells more.
 
 Exit codes: 0 done, sound or equal; 1 two recipes differ; 2 something is wrong, or cannot be imported.
 """

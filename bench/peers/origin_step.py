@@ -28,7 +28,7 @@ from adadistill.core.backbones.layers import ChannelPReLU
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class OriginConstants:
-    """The origin's final recipe (method 3.4)."""
+    """The origin's final recipe."""
 
     margin: float = 0.4
     logit_scale: float = 64.0

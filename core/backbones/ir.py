@@ -3,7 +3,7 @@
 Differs from insightface's IResNet (`iresnet.py`) in a parameter-free first shortcut in stage 1, a last batch norm
 without weight and bias, dropout 0.4 by default, and initialisation. Weights of the one do not fit the other.
 
-Source: AdaFace (MIT) and CVLface (MIT); shapes and parameter counts in the reference, method 5.2.
+Source: AdaFace (MIT) and CVLface (MIT); shapes and parameter counts are those of their code.
 """
 
 from collections.abc import Sequence

@@ -3,7 +3,7 @@
 Differs from the IR networks of AdaFace and CVLface (`ir.py`) in a learned shortcut in stage 1 too, a trainable bias in
 the last batch norm (its weight stays 1), no dropout by default, and initialisation.
 
-Source: insightface arcface_torch; shapes and parameter counts in the reference, method 5.1.
+Source: insightface arcface_torch; shapes and parameter counts are those of its code.
 """
 
 from collections.abc import Sequence

@@ -1,6 +1,6 @@
 """Our networks under the names, and in the files, that the public implementations load: the way back.
 
-Renaming is exact. An IR network has an exact form in insightface's IResNet too (method 5.4): the shortcut that IResNet
+Renaming is exact. An IR network has an exact form in insightface's IResNet too: the shortcut that IResNet
 learns in stage 1 becomes an identity, and the batch norm of the embedding gets a weight of 1 and a bias of 0. The
 reverse does not exist, as IR has no place for what IResNet learns there.
 """

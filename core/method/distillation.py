@@ -23,7 +23,7 @@ from adadistill.core.method.regression import NO_REGRESSION, RegressionConfig, w
 from adadistill.core.method.slow_centres import SlowCentres, SlowCentreStep
 from adadistill.kernels.head_prologue import directions, head_prologue
 from adadistill.loaders.batch import Batch
-from adadistill.loaders.records.named_ranges import named_range
+from adadistill.loaders.named_ranges import named_range
 
 
 class DistillationObjective(CentresAndStatistics[AdaptiveCentres]):

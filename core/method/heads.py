@@ -55,7 +55,7 @@ class HeadConfig(HeadNumbers):
 def margins(
     config: HeadConfig, quality: Tensor, statistics: NormStatistics | None = None, geometry: Tensor | None = None
 ) -> Margins:
-    """Per-sample margins of the head.
+    """Per-sample margins of the head, for centres that are spread over the ranks; others take `head_prologue`.
 
     Args:
         config: the head.
@@ -79,7 +79,7 @@ def margins(
         term = geometry.detach().squeeze(1) if geometry.ndim == 2 and geometry.shape[1] == 1 else geometry.detach()
         if term.shape != norms.shape:
             raise ValueError(f"geometry must be {tuple(norms.shape)}, got {tuple(geometry.shape)}")
-    mean = std = norms.new_full((), math.nan)  # what reads statistics that are not there shows it
+    mean = std = norms.new_full((), math.nan)  # a head that reads statistics nobody gave makes NaN, which stops the run
     if statistics is not None:
         mean, std = statistics.mean, statistics.std
     elif config.head.takes_geometry:

@@ -10,7 +10,7 @@ from torch import Tensor
 from adadistill.core.distributed import Ranks, gather_rows
 from adadistill.core.teachers import ImageTeacher, RecordTeacher
 from adadistill.loaders.batch import Batch
-from adadistill.loaders.records.named_ranges import in_range
+from adadistill.loaders.named_ranges import in_range
 
 Teacher: TypeAlias = ImageTeacher | RecordTeacher
 

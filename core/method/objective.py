@@ -1,6 +1,6 @@
 """What every objective promises: a loss of raw embeddings, and the state beside the student that it owns.
 
-All follow the order of method 4.1: teacher, centre update, statistics, margins, softmax; and all propose their state
+All follow one order: teacher, centre update, statistics, margins, softmax; and all propose their state
 changes first and keep them only when told that the step was finite.
 """
 

@@ -14,7 +14,7 @@ teacher embeddings alone, with weights (1 - momentum) momentum^(n - i): too shor
 all that is read, owes nothing to a start. An identity not seen yet has no direction: its confidence is the least there
 is, so that the gate is shut.
 
-Source: method C, `headroom`, a variant of our own of the geometry margin; not in the published code.
+Source: `headroom`, a variant of our own of the geometry margin; not in the published code.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
-from adadistill.loaders.records.named_ranges import OFF, show_ranges, step_range
+from adadistill.loaders.named_ranges import OFF, show_ranges, step_range
 
 logger = logging.getLogger(__name__)
 

@@ -13,7 +13,7 @@ from typing import Any, get_args
 
 from torch.autograd import DeviceType
 
-from adadistill.loaders.records.named_ranges import RangeName
+from adadistill.loaders.named_ranges import RangeName
 
 OTHER = "other"
 """A step's time outside all named ranges: metrics, logging, saving, the loop itself."""

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from adadistill.core.seeding import generator_states, restore_generator_states
 from adadistill.core.training.batch_norm_sync import RunningStatistics
-from adadistill.loaders.records.named_ranges import named_range
+from adadistill.loaders.named_ranges import named_range
 
 Forward: TypeAlias = Callable[[Tensor], Tensor]
 """Images (n, 3, H, W) -> raw embeddings (n, D)."""

@@ -34,7 +34,7 @@ from adadistill.core.training.folder_owner import Launch, refuse_owned
 from adadistill.core.training.metrics_sinks import require_sinks
 from adadistill.core.training.record_agreement import require_same_records, require_sound_labels
 from adadistill.core.training.restarts import restart_count
-from adadistill.core.training.resume import (
+from adadistill.core.training.resume_check import (
     refuse_other_beginning,
     refuse_other_centres,
     refuse_other_run,

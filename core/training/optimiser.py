@@ -1,6 +1,6 @@
 """The student's optimiser and its learning rate as a function of the position in training.
 
-SGD with momentum and weight decay, on every parameter unless told otherwise (AdaDistill, method 1.4), by torch's fused
+SGD with momentum and weight decay, on every parameter unless told otherwise (as AdaDistill), by torch's fused
 implementation or by NVIDIA apex; others as OPTIMISERS names them. All skip their update on the device where a step was
 not finite, so that no host has to look (see `core/training/non_finite.py`).
 """
@@ -166,8 +166,8 @@ def learning_rate(config: OptimConfig, *, global_batch_size: int, epoch: int, st
     Args:
         epoch: 0-based epoch; `step`: 0-based step within it.
 
-    Source: method 1.4 and 3.4 (scaling per 512 images, squared warm-up per step, drops at the start of epochs) and 9.1
-    (linear warm-up, polynomial decay). Differs from insightface in the very first step, which has its full rate there.
+    Source: AdaDistill and the origin (scaling per 512 images, squared warm-up per step, drops at the start of epochs),
+    insightface (linear warm-up, polynomial decay), whose very first step has its full rate, as it has not here.
     """
     rate = config.lr * global_batch_size / config.lr_batch_size
     done = epoch * steps_per_epoch + step

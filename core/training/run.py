@@ -51,7 +51,7 @@ from adadistill.core.training.metrics_sinks import FINISHED_GRACE_S, STOPPED_GRA
 from adadistill.core.training.non_finite import NonFiniteGuard
 from adadistill.core.training.opening import Opening, RunParts
 from adadistill.core.training.restarts import agent_token, restart_count
-from adadistill.core.training.resume import (
+from adadistill.core.training.resume_check import (
     ResumeError,
 )
 from adadistill.core.training.run_folder import RunFolder, describe_environment, redact_arguments

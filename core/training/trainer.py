@@ -35,9 +35,9 @@ from adadistill.core.training.replica_agreement import require_equal_replicas
 from adadistill.core.training.stop_signal import StopRequested, StopSignal
 from adadistill.core.training.training_step import TrainingStep
 from adadistill.loaders.batch import Batch
+from adadistill.loaders.named_ranges import named_range
 from adadistill.loaders.pipelines.pipeline import ImagePipeline
 from adadistill.loaders.pipelines.sample_order import SampleOrder
-from adadistill.loaders.records.named_ranges import named_range
 
 logger = logging.getLogger(__name__)
 

@@ -22,7 +22,7 @@ from adadistill.core.training.non_finite import NonFiniteGuard
 from adadistill.core.training.optimiser import OptimConfig, build_optimiser, step_where_finite
 from adadistill.core.training.student_compiler import CompileMode, compiled_forward
 from adadistill.loaders.batch import Batch
-from adadistill.loaders.records.named_ranges import named_range
+from adadistill.loaders.named_ranges import named_range
 
 
 @dataclass(frozen=True, slots=True)

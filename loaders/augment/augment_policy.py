@@ -32,7 +32,7 @@ from adadistill.kernels.augment_parameters import (
     resample_tables,
 )
 from adadistill.kernels.pixel_rules import NUMBERS, PIXEL_RULES, PixelRule, rules_from
-from adadistill.loaders.augment.augmentation import mirror_flags, uniform_draws
+from adadistill.loaders.augment.draws import mirror_flags, uniform_draws
 
 __all__ = ["MAX_AUGMENTED_SIDE", "OPERATIONS", "AugmentConfig", "Augmentation"]
 

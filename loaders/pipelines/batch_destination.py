@@ -20,10 +20,10 @@ from torch import Tensor
 from adadistill.kernels.device_copy import copied_to
 from adadistill.loaders.augment.planned_augmentation import PlannedImages
 from adadistill.loaders.batch import Batch
+from adadistill.loaders.named_ranges import in_range
 from adadistill.loaders.pipelines.buffer_pool import BufferPool
 from adadistill.loaders.pipelines.rank_steps import StepPlan
 from adadistill.loaders.pixels import normalise_, to_network_input, write_network_input
-from adadistill.loaders.records.named_ranges import in_range
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -16,7 +16,7 @@ from adadistill.core.checkpoints import CheckpointError, list_checkpoints, load_
 from adadistill.core.config.yaml_tree import YamlError
 from adadistill.core.recipe import Recipe, dump_recipe
 from adadistill.core.training.metrics_log import read_metrics
-from adadistill.core.training.resume import recipe_changes
+from adadistill.core.training.resume_check import recipe_changes
 from adadistill.core.training.run_folder import RunFolder, redact_urls
 from adadistill.loaders.atomic_file import write_whole
 from adadistill.loaders.evaluation_sets.verification_pairs import verification_set_name

@@ -12,7 +12,7 @@ from tiny_training import tiny_recipe, write_tiny_records
 from adadistill.core.checkpoints import Checkpoint, newest_valid_checkpoint
 from adadistill.core.distributed import Ranks
 from adadistill.core.method.centre_files import CentresFileError, read_centres, stored_centres, write_centres
-from adadistill.core.training.resume import ResumeError
+from adadistill.core.training.resume_check import ResumeError
 from adadistill.core.training.run import run_training
 
 RANKS = Ranks()

@@ -21,7 +21,7 @@ from adadistill.core.distributed import Ranks
 from adadistill.core.method.centre_files import read_centres
 from adadistill.core.method.class_centres import CentresConfig
 from adadistill.core.method.sharded_centres import ShardedCentres
-from adadistill.core.training.resume import ResumeError
+from adadistill.core.training.resume_check import ResumeError
 from adadistill.core.training.run import run_training
 
 WORKER = Path(__file__).parent.parent / "sharded_centres_worker.py"

@@ -18,7 +18,7 @@ from adadistill.core.profiling import ProfileRequest, StepProfile, StepWindow, o
 from adadistill.core.profiling.recorders import NVTX_DOMAIN, NsysRecorder, nvtx_range
 from adadistill.core.recipe import Recipe
 from adadistill.core.training.run import run_training
-from adadistill.loaders.records.named_ranges import named_range
+from adadistill.loaders.named_ranges import named_range
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 import pytest
 
 from adadistill.core.profiling import NO_PROFILE, StepProfile, StepWindow
-from adadistill.loaders.records.named_ranges import OFF, named_range
+from adadistill.loaders.named_ranges import OFF, named_range
 
 
 class Tape:

@@ -17,7 +17,7 @@ from adadistill.core.checkpoints.network_checkpoint import save_network
 from adadistill.core.distributed import Ranks
 from adadistill.core.teachers import record_binding
 from adadistill.core.teachers.cache_build import build_cache
-from adadistill.core.training.resume import ResumeError
+from adadistill.core.training.resume_check import ResumeError
 from adadistill.core.training.run import run_training
 from adadistill.core.training.stop_signal import StopSignal
 from adadistill.loaders.block_store.errors import StoreError

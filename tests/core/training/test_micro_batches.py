@@ -26,8 +26,8 @@ from adadistill.core.training.batch_norm_sync import RunningStatistics
 from adadistill.core.training.micro_batches import MicroBatches, WholeBatch
 from adadistill.core.training.run import run_training
 from adadistill.core.training.training_step import TrainingStep
+from adadistill.loaders.named_ranges import show_ranges
 from adadistill.loaders.pipelines.pipeline import DataConfig
-from adadistill.loaders.records.named_ranges import show_ranges
 
 CPU = torch.device("cpu")
 

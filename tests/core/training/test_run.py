@@ -38,7 +38,7 @@ from adadistill.core.teachers.stored_embeddings import StoredEmbeddings
 from adadistill.core.training.lagged_readback import CUDA_LAG, LaggedReadback
 from adadistill.core.training.metrics_log import read_metrics
 from adadistill.core.training.non_finite import NonFiniteError
-from adadistill.core.training.resume import ResumeError
+from adadistill.core.training.resume_check import ResumeError
 from adadistill.core.training.run import run_training
 from adadistill.core.training.run_folder import RunFolderError
 from adadistill.core.training.stop_signal import StopRequested

@@ -18,7 +18,7 @@ from adadistill.core.recipe import dump_recipe
 from adadistill.core.training import compiler_check, run
 from adadistill.core.training.compiler_check import CompileError
 from adadistill.core.training.folder_owner import owned_folder, this_launch
-from adadistill.core.training.resume import ResumeError, refuse_other_beginning
+from adadistill.core.training.resume_check import ResumeError, refuse_other_beginning
 from adadistill.core.training.run import run_training
 from adadistill.core.training.run_folder import RunFolder, RunFolderError
 from adadistill.recipes import train

@@ -22,7 +22,7 @@ from tests_support import DATA
 from adadistill.core.teachers import record_binding
 from adadistill.kernels.augment_parameters import identity_parameters
 from adadistill.loaders.augment.augment_policy import Augmentation, AugmentConfig
-from adadistill.loaders.augment.augmentation import mirror_flags
+from adadistill.loaders.augment.draws import mirror_flags
 from adadistill.loaders.batch import Batch
 from adadistill.loaders.block_store.jpeg_planes import TurboJpegMissingError
 from adadistill.loaders.block_store.packing import pack_records

@@ -43,7 +43,8 @@ _HARMLESS = (
     "teacher.cache_verify:",
     "teacher.check:",
 )
-"""Beginnings of keys that change how a run is fed, watched or saved, not what it computes."""
+"""Beginnings of keys that change how a run is fed, watched or saved. What it computes stays the same but
+for rounding (another decoder on a GPU) and the samples that batch norm sees at once (micro-batches)."""
 
 
 class ResumeError(ValueError):

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 import pytest
 import torch
 
-from adadistill.loaders.records.named_ranges import OFF, in_range, named_range, show_ranges, step_range
+from adadistill.loaders.named_ranges import OFF, in_range, named_range, show_ranges, step_range
 
 MOST_NS = 5_000
 """What an unused range may cost. Measured: 0.2 to 0.5 us on shared vCPUs; a step has ten."""

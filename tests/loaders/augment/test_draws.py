@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from adadistill.loaders.augment.augmentation import mirror_flags, uniform_draws
+from adadistill.loaders.augment.draws import mirror_flags, uniform_draws
 
 IDS = np.arange(200_000, dtype=np.int64)
 
