@@ -37,7 +37,7 @@ settings.load_profile("patient")
 
 HEAVY = re.compile(
     r"\b(subprocess|forked_python|interpreted|rank_processes|multiprocessing|run_training|small_run|hopper_code|golden_\w+|data_dir"
-    r"|tiny_training|hypothesis|onnxruntime|benches|importable_processes)\b|mark\.slow"
+    r"|tiny_training|hypothesis|onnxruntime|benches|build_backbone|shipped_recipes|importable_processes)\b|mark\.slow"
 )
 
 
