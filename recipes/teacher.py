@@ -28,10 +28,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from adadistill.loaders.atomic_file import write_whole
 from adadistill.recipes.entry_point import entry_point
 from adadistill.recipes.evaluate import positive
 from adadistill.recipes.outputs import will_write
-from adadistill.recipes.scoring.files import write_whole
 
 
 @entry_point("adadistill teacher")

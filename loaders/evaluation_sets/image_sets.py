@@ -16,11 +16,10 @@ from typing import Protocol, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from adadistill.loaders.dataset_tools.foreign_sets import MAX_IMAGE_BYTES
 from adadistill.loaders.evaluation_sets.face_alignment import TEMPLATE_SIZE
 from adadistill.loaders.folders import ImageFolderError, read_image
 from adadistill.loaders.pipelines.prefetch import prefetched
-from adadistill.loaders.pixels import decode_image
+from adadistill.loaders.pixels import MAX_IMAGE_BYTES, decode_image
 from adadistill.loaders.usable_cpus import usable_cpus
 
 Pixels: TypeAlias = npt.NDArray[np.uint8]

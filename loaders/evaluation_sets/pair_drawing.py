@@ -15,11 +15,10 @@ import numpy as np
 import numpy.typing as npt
 
 from adadistill.loaders.atomic_file import write_whole
-from adadistill.loaders.dataset_tools.foreign_sets import MAX_IMAGE_BYTES
 from adadistill.loaders.evaluation_sets.pair_lists import PairList, PairListError, read_pair_list
 from adadistill.loaders.evaluation_sets.verification_pairs import VerificationSetError, read_verification_bin
 from adadistill.loaders.folders import FolderWalk
-from adadistill.loaders.pixels import decode_image
+from adadistill.loaders.pixels import MAX_IMAGE_BYTES, decode_image
 
 MAX_DRAWN = 10_000_000
 _EVEN_ATTEMPTS = 32

@@ -21,7 +21,6 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 import numpy.typing as npt
 
-from adadistill.loaders.dataset_tools.foreign_sets import MAX_IMAGE_BYTES
 from adadistill.loaders.errors import WorkFailed
 from adadistill.loaders.evaluation_sets.face_alignment import (
     TEMPLATE_SIZE,
@@ -31,7 +30,7 @@ from adadistill.loaders.evaluation_sets.face_alignment import (
 )
 from adadistill.loaders.evaluation_sets.verification_pairs import write_verification_bin
 from adadistill.loaders.orientation import UPRIGHT
-from adadistill.loaders.pixels import ImageDecodeError, PillowMissingError, decode_image, image_header
+from adadistill.loaders.pixels import MAX_IMAGE_BYTES, ImageDecodeError, PillowMissingError, decode_image, image_header
 
 MAX_LIST_BYTES = 256 << 20
 """Of a list of pairs or landmarks; LFW's has 160 KB."""

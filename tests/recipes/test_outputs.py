@@ -107,7 +107,7 @@ def test_a_folder_for_a_file_and_a_missing_parent_are_named(tmp_path: Path):
 
 
 def test_a_device_is_written_to_and_not_replaced(tmp_path: Path):
-    from adadistill.recipes.scoring.files import write_whole
+    from adadistill.loaders.atomic_file import write_whole
 
     os.mkfifo(tmp_path / "pipe")
     reader = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)

@@ -22,7 +22,6 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from adadistill.loaders.dataset_tools.foreign_sets import MAX_IMAGE_BYTES
 from adadistill.loaders.evaluation_sets.face_alignment import AlignmentError, aligned, similarities_to_template
 from adadistill.loaders.evaluation_sets.ijb.annotations import (
     IjbAnnotations,
@@ -34,7 +33,7 @@ from adadistill.loaders.evaluation_sets.ijb.annotations import (
 from adadistill.loaders.evaluation_sets.image_sets import ImageFiles, ImageSetError, Pixels
 from adadistill.loaders.first_bytes import what_it_is
 from adadistill.loaders.folders import ImageFolderError, entries_of
-from adadistill.loaders.pixels import decode_image
+from adadistill.loaders.pixels import MAX_IMAGE_BYTES, decode_image
 
 MAX_TEXT_BYTES = 2 << 30
 """Of one text file; IJB-C's pairs have 220 MB."""
