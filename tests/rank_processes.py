@@ -10,15 +10,19 @@ from collections.abc import Sequence
 from forked_python import forked_python
 
 
-def start_ranks(command: Sequence[str], world_size: int) -> list[subprocess.Popen[str]]:
-    """Start `python COMMAND` on every rank with one thread each."""
+def start_ranks(command: Sequence[str], world_size: int, python: str | None = None) -> list[subprocess.Popen[str]]:
+    """Start `python COMMAND` on every rank with one thread each.
+
+    Args:
+        python: the interpreter, where the processes must be this one's own children; left out, `forked_python()`.
+    """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     environment = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
     return [
         subprocess.Popen(
-            [forked_python(), *command],
+            [python or forked_python(), *command],
             env={**environment, "RANK": str(rank), "WORLD_SIZE": str(world_size), "LOCAL_RANK": str(rank)},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

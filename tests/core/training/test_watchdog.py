@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import sys
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -108,7 +109,8 @@ def _launch(folder: Path, event: str, world_size: int) -> _Ending:
 
 
 def test_a_run_that_was_suspended_goes_on_to_its_end(tmp_path: Path):
-    (process,) = start_ranks([str(WORKER), str(tmp_path), str(LIMIT_S), "stop"], 1)
+    # Only a child of ours tells us that it was stopped.
+    (process,) = start_ranks([str(WORKER), str(tmp_path), str(LIMIT_S), "stop"], 1, python=sys.executable)
     os.waitid(os.P_PID, process.pid, os.WSTOPPED)
     time.sleep(1.8 * LIMIT_S)
     process.send_signal(signal.SIGCONT)
