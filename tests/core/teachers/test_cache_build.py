@@ -19,7 +19,7 @@ from adadistill.core.backbones import BackboneConfig, build_backbone
 from adadistill.core.checkpoints.network_checkpoint import load_network, save_network
 from adadistill.core.distributed import Ranks
 from adadistill.core.recipe import Recipe
-from adadistill.core.teachers import NetworkTeacher, TeacherError, cache_source, network_teacher
+from adadistill.core.teachers import NetworkTeacher, TeacherError, cache_inputs, network_teacher
 from adadistill.core.teachers.cache_build import CacheBuildResult, build_cache
 from adadistill.core.teachers.cache_recompute import recompute_rows
 from adadistill.core.training.stop_signal import StopRequested, StopSignal
@@ -155,7 +155,7 @@ def test_a_complete_cache_is_confirmed_without_running_the_network(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     before = _bytes(data / "cache")
-    monkeypatch.setattr(cache_source, "in_loop_teacher", None)
+    monkeypatch.setattr(cache_inputs, "in_loop_teacher", None)
     result = _build(_recipe(data, data / "cache"))
     assert result.images == 0
     assert result.images_per_s == 0.0
