@@ -337,7 +337,7 @@ def test_a_list_gives_keys_labels_and_order(tmp_path: Path, flag_labels: tuple[f
         ("0\t-1\tx.jpg", "no whole number"),
         ("0\tnan\tx.jpg", "is no line"),
         ("0\t1\tnone.jpg", "1 images that are not in"),
-        ("0\t1\ta.jpg\n0\t1\ta.jpg", "key 0 is used twice"),
+        ("0\t1\ta.jpg\n0\t1\ta.jpg", r"a\.lst: key 0 is used twice"),
         ("", "holds no lines"),
     ],
 )
