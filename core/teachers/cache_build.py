@@ -29,9 +29,10 @@ from adadistill.core.teachers.build import check_loaded
 from adadistill.core.teachers.cache_inputs import CacheInputs, config_of_network, embedded, open_inputs, plans_of_views
 from adadistill.core.teachers.cache_views import ViewChoice, chosen_views
 from adadistill.core.training.stop_signal import StopRequested, StopSignal
-from adadistill.loaders.block_store.errors import StoreError
+from adadistill.loaders.block_store.errors import StoreError, StoreWriteError
 from adadistill.loaders.block_store.teacher_cache import CacheHeader, CacheView, CacheWriter, TeacherCache
 from adadistill.loaders.block_store.writer import BlockProgress
+from adadistill.loaders.records.image_source import ImageSource
 from adadistill.loaders.records.record_blocks import block_plans
 
 logger = logging.getLogger(__name__)
@@ -115,10 +116,14 @@ def build_cache(
 
 
 class _BackgroundWriter:
-    """Writes blocks behind the network's back. Its errors come out of `write`, a block or two late, or of leaving."""
+    """Writes blocks behind the network's back. Its errors come out of `write`, a block or two late, or of leaving.
 
-    def __init__(self, writer: CacheWriter) -> None:
-        self._writer = writer
+    Args:
+        records: name the record whose embedding has no direction.
+    """
+
+    def __init__(self, writer: CacheWriter, records: ImageSource) -> None:
+        self._writer, self._records = writer, records
         self._threads = ThreadPoolExecutor(_WRITING_THREADS, thread_name_prefix="adadistill-cache-write")
         self._in_flight: deque[Future[None]] = deque()
 
@@ -140,7 +145,20 @@ class _BackgroundWriter:
         self._in_flight.append(self._threads.submit(self._write, block, _on_its_way_to_host(rows)))
 
     def _write(self, block: int, rows: Callable[[], npt.NDArray[np.floating]]) -> None:
-        self._writer.write_block(block, rows().astype(np.float16))  # each number rounded to the nearest
+        stored = rows().astype(np.float16)  # (n, V, D), each number rounded to the nearest
+        self._refuse_without_direction(stored, self._writer.header.block_record_range(block).start)
+        self._writer.write_block(block, stored)
+
+    def _refuse_without_direction(self, rows: npt.NDArray[np.float16], first_id: int) -> None:
+        norms = np.linalg.norm(rows.astype(np.float32), axis=2)  # (n, V); 1 but for rounding
+        bad = np.argwhere(~(np.isfinite(norms) & (norms > 0.0)))
+        if len(bad):
+            row, column = bad[0].tolist()
+            what = "zero" if norms[row, column] == 0.0 else "not finite"
+            raise StoreWriteError(
+                f"{self._records.where(first_id + row)}: the teacher's embedding of the "
+                f"{self._writer.header.views[column]} image is {what}. Look at this image, and at the teacher's weights"
+            )
 
 
 def _on_its_way_to_host(rows: Tensor) -> Callable[[], npt.NDArray[np.floating]]:
@@ -244,7 +262,7 @@ def _embed_blocks(
             header.views,
             recipe_augmentation(source.recipe),
         )
-        with source.batches(plans, header.block_records) as batches, _BackgroundWriter(writer) as out:
+        with source.batches(plans, header.block_records) as batches, _BackgroundWriter(writer, source.records) as out:
             rows_of_blocks = embedded(teacher, batches, header.views)
             for block in blocks.tolist():
                 try:

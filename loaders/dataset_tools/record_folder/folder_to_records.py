@@ -14,6 +14,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from adadistill.loaders.atomic_file import atomic_file, write_whole
 from adadistill.loaders.dataset_tools.record_folder.image_lists import ListedImage, own_list, read_list
 from adadistill.loaders.dataset_tools.record_folder.records_to_folder import (
@@ -185,7 +187,7 @@ def _by_list(
         ImageFolderError: a line is no line of such a list, or the folder holds other images; the first ten are named.
     """
     resolved, missing, bytes_, first, count = root.resolve(), list[str](), 0, "", 0
-    present, highest, in_order = set[float](), -1.0, is_own
+    present, highest, in_order, keys = set[float](), -1.0, is_own, array("q")
     for count, record in enumerate(itertools.islice(read_list(lst), limit), start=1):
         path = root / record.path
         if path.is_file() and (is_own or follow_links or path.resolve().is_relative_to(resolved)):
@@ -196,6 +198,8 @@ def _by_list(
         in_order &= record.key == count and record.labels[1:] == (1.0,) and label in (highest, highest + 1)
         highest = max(highest, label)
         present.add(label)
+        keys.append(record.key)
+    _refuse_repeated(keys, lst)
     if is_own:
         _require_no_others(root, lst, missing, count)
     elif missing:
@@ -212,6 +216,13 @@ def _by_list(
         classes=int(highest) + 1,
         insightface=in_order,
     )
+
+
+def _refuse_repeated(keys: array[int], lst: Path) -> None:
+    ordered = np.sort(np.array(keys, dtype=np.int64))
+    repeated = ordered[1:][ordered[1:] == ordered[:-1]]
+    if repeated.size:
+        raise ImageFolderError(f"{lst}: key {repeated[0]} is used twice; give each line a key of its own")
 
 
 def _require_no_others(root: Path, lst: Path, missing: list[str], listed: int) -> None:

@@ -65,11 +65,13 @@ def records_to_folder(records: Path, folder: Path, *, progress: Progress | None 
     Raises:
         RecordError: a record is damaged, has no image format, or a label that names no identity. Labels are looked at
             before anything is written.
-        ImageFolderError: the folder holds something else.
+        ImageFolderError: the folder holds something else, or the record file no images.
         OSError: there is no room on the disk.
     """
     file = RecordFile(records)
     index = load_record_index(file)
+    if not len(index):
+        raise ImageFolderError(f"{records} holds no image records; `adadistill data inspect` says what it is")
     labels = _labels(file, index)
     names = _identity_names(records, labels)
     _claim(folder, file, index, labels)

@@ -138,6 +138,10 @@ def test_damage_in_the_records_is_named(tmp_path: Path):
     with pytest.raises(BadBodyError, match="begins like no image"):
         records_to_folder(tmp_path / "b.rec", tmp_path / "images")
     assert contents(tmp_path / "images").keys() <= {".records.unfinished"}
+    (tmp_path / "c.rec").write_bytes(b"")  # as a download that failed leaves it
+    with pytest.raises(ImageFolderError, match=r"c\.rec holds no image records"):
+        records_to_folder(tmp_path / "c.rec", tmp_path / "other")
+    assert not (tmp_path / "other").exists()
 
 
 def test_unpacking_goes_on_where_it_was_stopped_and_mends_torn_files(tmp_path: Path):
@@ -333,7 +337,7 @@ def test_a_list_gives_keys_labels_and_order(tmp_path: Path, flag_labels: tuple[f
         ("0\t-1\tx.jpg", "no whole number"),
         ("0\tnan\tx.jpg", "is no line"),
         ("0\t1\tnone.jpg", "1 images that are not in"),
-        ("0\t1\ta.jpg\n0\t1\ta.jpg", "key 0 is used twice"),
+        ("0\t1\ta.jpg\n0\t1\ta.jpg", r"a\.lst: key 0 is used twice"),
         ("", "holds no lines"),
     ],
 )
