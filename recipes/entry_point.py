@@ -231,7 +231,8 @@ def _is_out_of_memory(error: Exception) -> bool:
 
 
 def _explained(error: Exception) -> str:
-    text = f"{type(error).__name__}: {error}"
+    told = "error" if type(error) in (Refused, WorkFailed) else type(error).__name__
+    text = f"{told}: {error}"
     if isinstance(error, ImportError) and not type(error).__module__.startswith("adadistill."):
         package = (error.name or "").partition(".")[0]
         wanted = f"adadistill[{EXTRAS[package]}]" if package in EXTRAS else package

@@ -1,8 +1,8 @@
 """Fixtures of the whole suite, its quick tier, and the import name `adadistill` on a fresh clone.
 
 `make quick` (pytest --quick) leaves out the files that start processes, train networks, or read golden cases and real
-faces. They are known by what they import, so that nobody keeps a list. In a whole run they come first: no long file is
-left for one worker at the end.
+faces. They are known by what they import, so that nobody keeps a list; single tests of other files that take a second
+are marked slow. In a whole run heavy files come first: no long one is left for one worker at the end.
 """
 
 from __future__ import annotations
@@ -18,9 +18,7 @@ from hypothesis import settings
 
 # Tests are small and run beside each other (pytest -n): threads inside an operation would only get in each other's way.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-if os.environ.pop(
-    "PYTHONDONTWRITEBYTECODE", None
-):  # workers and processes would each compile everything: not in the tree
+if os.environ.pop("PYTHONDONTWRITEBYTECODE", None):  # workers would each compile everything: once, outside the tree
     sys.dont_write_bytecode, sys.pycache_prefix = False, str(Path(__file__).parents[1] / ".pytest_cache" / "compiled")
     os.environ["PYTHONPYCACHEPREFIX"] = sys.pycache_prefix
 os.environ.setdefault("ADADISTILL_TEST_RUN", str(os.getpid()))  # workers of pytest -n inherit that of the first process
@@ -36,8 +34,8 @@ settings.load_profile("patient")
 
 
 HEAVY = re.compile(
-    r"\b(subprocess|forked_python|interpreted|rank_processes|multiprocessing|run_training|small_run|hopper_code|golden_\w+|data_dir"
-    r"|tiny_training|hypothesis|onnxruntime|benches|build_backbone|shipped_recipes|importable_processes)\b|mark\.slow"
+    r"\b(subprocess|forked_python|interpreted|rank_processes|multiprocessing|run_training|small_run|hopper_code"
+    r"|golden_\w+|data_dir|tiny_training|hypothesis|onnxruntime|benches|build_backbone|shipped_recipes|importable_processes)\b"
 )
 
 
@@ -55,8 +53,10 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
     return True if chosen and _is_heavy(collection_path) else None
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(items: list[pytest.Item], config: pytest.Config) -> None:
     items.sort(key=lambda item: not _is_heavy(item.path))
+    if config.getoption("--quick"):
+        items[:] = [item for item in items if item.get_closest_marker("slow") is None]
 
 
 @pytest.fixture(scope="session")

@@ -33,6 +33,7 @@ def losses(metrics: Path) -> dict[int, float]:
     return {row["step"]: row["loss"] for row in rows if row["event"] == "train"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("images", [[], ["data.packed=planes"]], ids=["records", "packed"])
 def test_a_stopped_run_is_finished_as_if_it_had_not_stopped(here: Path, images: list[str]) -> None:
     assert train.main(["recipe.yaml", *images, "--out", "run", "--resume", "auto", "--device", "cpu"]) == 0

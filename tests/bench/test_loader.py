@@ -28,6 +28,7 @@ def records(tmp_path: Path) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_each_pipeline_and_stage_gets_a_row(records, tmp_path, capsys):
     rows_path = tmp_path / "rows.jsonl"
     assert loader.main([str(records), *TINY, "--rows", str(rows_path)]) == 0

@@ -25,6 +25,7 @@ def h200(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H200")
 
 
+@pytest.mark.slow
 def test_the_published_steps_are_where_their_arithmetic_puts_them() -> None:
     # 85,742 x 1024 x 512 x 4 operations at 790 TFLOP/s; IR-50 at 3 x 12.6 GFLOP beside its unfused traffic.
     softmax = predicted()[0] - predicted(identities=1)[0]

@@ -75,6 +75,7 @@ def test_bilinear_keeps_a_ramp_away_from_the_border():
         assert np.abs(resampled - expected)[inner].max() <= 16 / 4096 + 1e-9, side  # a weight is off by 1/4096
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [k for k in Interpolation if k != Interpolation.TRIANGULAR])
 def test_every_resolution_is_opencv_s_within_one_level(kind: Interpolation):
     cv2 = pytest.importorskip("cv2")

@@ -91,6 +91,7 @@ def test_other_threads_are_heard_too(listener: Listener):
     assert listener.seen == ["<head>", "<teacher>", "</teacher>", "</head>"]
 
 
+@pytest.mark.slow
 def test_compiled_code_is_one_graph_that_listening_neither_breaks_nor_compiles_anew():
     graphs = []
 

@@ -189,6 +189,7 @@ def test_a_file_cut_short_and_one_that_is_not_there_are_named(tmp_path: Path):
         read_torch_metadata(path)
 
 
+@pytest.mark.slow
 def test_a_key_nested_a_million_deep_is_refused_and_not_hashed(tmp_path: Path):
     """Hashing it overflows the stack of the process, hence the child."""
     path = _write(tmp_path / "metadata.pt", {"archive/data.pkl": b"\x80\x02})" + b"\x85" * 1_000_000 + b"Ns."})

@@ -24,6 +24,7 @@ def few_faces(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(demo, "PAIRS", 40)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("few_faces")
 def test_the_demo_leaves_every_run_and_a_report_and_fails_when_the_student_learnt_nothing(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -11,6 +11,7 @@ import torch
 from adadistill.bench.kernels import bench_margin_softmax as bench
 
 
+@pytest.mark.slow
 def test_the_forms_give_one_gradient():
     problem = bench.make_problem(6, 50, 16, torch.device("cpu"))
     dense = bench.seam_step(problem, bench.margin_softmax_reference)
@@ -18,6 +19,7 @@ def test_the_forms_give_one_gradient():
     torch.testing.assert_close(bench.seam_step(problem, bench.margin_softmax), dense, rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_row_per_form_is_written_and_printed(tmp_path, capsys):
     out = tmp_path / "rows.jsonl"
     arguments = ["--batch", "4", "--classes", "30", "40", "--dim", "8", "--repeats", "2", "--device", "cpu"]

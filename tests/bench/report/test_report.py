@@ -47,6 +47,7 @@ def test_tables_have_units_in_their_heads_spreads_and_shares():
     assert "form ours; batch 2; channels 64; threads 1; torch 2.13; copy_gb_per_s 2 (1 - 3)" in text
 
 
+@pytest.mark.slow
 def test_the_committed_rows_make_a_page_of_its_own(tmp_path: Path):
     pytest.importorskip("matplotlib", reason="charts need the extra `report`")
     page = tmp_path / "page.html"

@@ -155,6 +155,7 @@ def test_an_alias_bomb_is_refused_at_its_first_anchor() -> None:
         parse_document(bomb.encode(), "f")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "make",
     [

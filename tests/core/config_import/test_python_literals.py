@@ -167,6 +167,7 @@ def test_lists_of_lists_do_not_double_without_end() -> None:
     assert settings("\n".join(lines)) == {"z": 1}
 
 
+@pytest.mark.slow
 def test_250_mutations_end_in_a_recipe_or_a_named_error_and_run_nothing(tmp_path: Path) -> None:
     """Bytes flipped, cut, doubled and moved, and statements put in that would leave a trace if anything ran."""
     canary = tmp_path / "canary"

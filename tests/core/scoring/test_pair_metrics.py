@@ -77,6 +77,7 @@ def test_three_false_accepts_in_three_thousand_are_one_in_a_thousand():
     assert point.tar == 1.0
 
 
+@pytest.mark.slow
 def test_area_under_roc_counts_ordered_pairs_and_half_of_ties():
     draw = np.random.default_rng(0)
     for _ in range(50):

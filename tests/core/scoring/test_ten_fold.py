@@ -121,6 +121,7 @@ def slow_resampled_accuracies(distances, same, resamples, seed):
     return np.array(accuracies)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("pairs", "separation"), [(100, 0.4), (617, 0.6)])
 def test_the_interval_is_that_of_resampling_pairs_and_choosing_thresholds_anew(pairs, separation):
     unit_embeddings, same = random_pairs(pairs, seed=pairs, separation=separation)
@@ -135,6 +136,7 @@ def test_the_interval_is_that_of_resampling_pairs_and_choosing_thresholds_anew(p
         assert np.abs(ends - [low, high]).max() < 0.3 * slow.std()
 
 
+@pytest.mark.slow
 def test_the_interval_holds_the_accuracy_to_be_expected_as_often_as_it_says():
     truth = ten_fold_accuracy(*_distances_and_flags(200_000, seed=0)).mean
     hits = 0
@@ -150,6 +152,7 @@ def _distances_and_flags(pairs: int, *, seed: int) -> tuple[np.ndarray, np.ndarr
     return np.clip(np.where(same, 1.0, 2.0) + draw.normal(scale=0.35, size=pairs), 0.0, 4.0), same
 
 
+@pytest.mark.slow
 def test_the_interval_repeats_with_its_seed_shrinks_with_pairs_and_closes_without_errors():
     few, many = _distances_and_flags(400, seed=3), _distances_and_flags(6400, seed=3)
     assert accuracy_interval(*few) == accuracy_interval(*few)

@@ -63,6 +63,7 @@ def _die_halfway(real, args):
 # ---- killed
 
 
+@pytest.mark.slow
 def test_killed_at_any_call_a_build_resumes_to_the_same_bytes(face, tmp_path):
     header = face.header(num_records=13)  # three blocks, of the packed store in two shards
     finished = contents(build(face, tmp_path / "finished", header))
@@ -82,6 +83,7 @@ def test_killed_at_any_call_a_build_resumes_to_the_same_bytes(face, tmp_path):
     assert number > 30, "the build makes more calls than that"
 
 
+@pytest.mark.slow
 def test_killed_again_and_again_a_build_repeats_one_block_a_kill_at_most(tmp_path):
     face, header = CacheFace(), small_header(num_records=75)  # 15 blocks
     expected = contents(build(face, tmp_path / "finished", header))
@@ -338,6 +340,7 @@ def test_a_second_build_is_refused_until_every_writer_of_the_first_is_dead(face,
     assert contents(build(face, folder)) == finished
 
 
+@pytest.mark.slow
 def test_of_builds_that_begin_together_one_at_a_time_gets_the_folder(face, tmp_path, finished):
     for attempt in range(3):
         folder = tmp_path / f"store-{attempt}"

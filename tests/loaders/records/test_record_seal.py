@@ -68,6 +68,7 @@ def test_the_spans_tile_the_file_and_the_images_are_the_record_ids(records: Path
         assert zlib.crc32(body[seal.starts[span] : seal.starts[span + 1]]) == seal.crc32[span]
 
 
+@pytest.mark.slow
 def test_ten_thousand_single_bit_flips_are_each_reported_with_their_record(records: Path):
     seal, file = _seal(records), RecordFile(records)
     assert list(damaged_spans(file, seal, range(seal.num_spans))) == []
@@ -84,6 +85,7 @@ def test_ten_thousand_single_bit_flips_are_each_reported_with_their_record(recor
     assert list(damaged_spans(file, seal, range(seal.num_spans))) == []
 
 
+@pytest.mark.slow
 def test_a_flip_anywhere_is_reported_by_a_whole_verification_and_by_loading(records: Path):
     seal = _seal(records)
     draws = np.random.RandomState(2)

@@ -173,6 +173,7 @@ def test_rows_are_those_of_a_bench_with_variant_seed_set_and_recipe(tmp_path: Pa
     assert saved["comparisons"] == 2
 
 
+@pytest.mark.slow
 def test_the_figure_names_every_variant_and_set_and_stands_beside_the_report(tmp_path: Path):
     pytest.importorskip("matplotlib", reason="the figure needs matplotlib")
     result = result_of(

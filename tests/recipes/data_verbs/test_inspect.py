@@ -181,6 +181,7 @@ def test_a_name_that_promises_something_else_is_told(tmp_path: Path, capsys):
     assert "a.jpg is a link to nothing" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_nothing_that_was_damaged_brings_it_down(tmp_path: Path, insightface: Path, capsys):
     source = tmp_path / "source"
     source.mkdir()

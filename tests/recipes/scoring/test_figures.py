@@ -13,6 +13,7 @@ def curve(fars: list[float], tars: list[float]) -> Curve:
     return Curve(name="any", false_accept_rates=np.array(fars), true_accept_rates=np.array(tars))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("different", "heads"), [(3000, ["FAR 0.001", "FAR 0.01", "FAR 0.1"]), (99, ["FAR 0.1"]), (5, [])]
 )
