@@ -24,6 +24,17 @@ ADADISTILL: Final = "AdaDistill, ECCV 2024, tables"
 ADAFACE: Final = "AdaFace, arXiv:2204.00964, tables"
 ORIGIN: Final = "the origin's logs, one seed"
 
+PUBLISHED_PAIRS: Mapping[str, int] = {
+    "lfw": 6000,
+    "cfp_fp": 7000,
+    "cfp_ff": 7000,
+    "agedb_30": 6000,
+    "calfw": 6000,
+    "cplfw": 6000,
+    "vgg2_fp": 5000,
+}
+"""Pairs of the sets everybody reports; another count under such a name is another protocol."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PublishedRow:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from adadistill.core.scoring.benchmark import BenchmarkKind, ScoringTerms
+from adadistill.core.scoring.published import PUBLISHED_PAIRS
 from adadistill.core.scoring.tables import aligned_table
 
 if TYPE_CHECKING:
@@ -25,16 +26,6 @@ if TYPE_CHECKING:
     from adadistill.core.scoring.embedding_cache import EmbeddingCache
     from adadistill.core.scoring.result import BenchmarkResult
 
-PUBLISHED_PAIRS: Mapping[str, int] = {
-    "lfw": 6000,
-    "cfp_fp": 7000,
-    "cfp_ff": 7000,
-    "agedb_30": 6000,
-    "calfw": 6000,
-    "cplfw": 6000,
-    "vgg2_fp": 5000,
-}
-"""Pairs of the sets everybody reports; another count under such a name is another protocol."""
 
 _log = logging.getLogger(__name__)
 

@@ -11,9 +11,9 @@ import numpy as np
 import numpy.typing as npt
 
 from adadistill.core.scoring.pair_metrics import Bools, Floats, pair_distances, roc_curve, tar_at_far
+from adadistill.core.scoring.published import PUBLISHED_PAIRS
 from adadistill.core.scoring.result import BenchmarkResult, Curve, Histogram, Score
 from adadistill.core.scoring.ten_fold import accuracy_interval
-from adadistill.core.scoring.verification import PUBLISHED_PAIRS
 from adadistill.core.scoring.verification_numbers import VerificationNumbers, verification_numbers
 
 STRICT_FARS = (1e-1, 1e-2, 1e-3, 1e-4)

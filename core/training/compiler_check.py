@@ -21,10 +21,8 @@ import torch
 
 from adadistill.core.distributed import LaunchError, Ranks, gather_texts
 from adadistill.core.out_of_memory import is_out_of_memory
-from adadistill.kernels.triton_use import SWITCH
 
 if TYPE_CHECKING:  # both may use what is in here
-    from adadistill.core.recipe import Recipe
     from adadistill.core.teachers.config import TeacherConfig
 
 _SOURCE = "#include <Python.h>\n#include <stdint.h>\n"
@@ -44,16 +42,6 @@ def teacher_switches(config: TeacherConfig | None, device: torch.device) -> list
         return []
     compiles = device.type == "cuda" if config.compile is None else config.compile
     return ["teacher.compile=false"] if compiles else []
-
-
-def training_switches(recipe: Recipe, device: torch.device) -> list[str]:
-    """What switches off everything that a training run compiles; empty where it compiles nothing."""
-    switches = [] if recipe.compile == "off" else ["compile=off"]
-    if recipe.teacher is not None and recipe.teacher.cache is None:
-        switches += teacher_switches(recipe.teacher, device)
-    if device.type == "cuda" and os.environ.get(SWITCH) != "torch" and os.environ.get("TRITON_INTERPRET") != "1":
-        switches.append(f"{SWITCH}=torch in the environment")  # kernels of ours
-    return switches
 
 
 def require_compilers(switches: Sequence[str], ranks: Ranks) -> None:

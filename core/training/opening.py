@@ -7,9 +7,12 @@ the very same looks, notes what each refuses and goes on to the next, so what it
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+
+import torch
 
 from adadistill.core.backbones import backbone_skeleton
 from adadistill.core.checkpoints import (
@@ -29,7 +32,7 @@ from adadistill.core.scoring.evaluation_config import open_benchmarks
 from adadistill.core.seeding import derive_seed
 from adadistill.core.teachers import BuiltTeacher, TeacherConfig, build_teacher, load_source
 from adadistill.core.training.apex_sgd import require_apex
-from adadistill.core.training.compiler_check import require_compilers, training_switches
+from adadistill.core.training.compiler_check import require_compilers, teacher_switches
 from adadistill.core.training.folder_owner import Launch, refuse_owned
 from adadistill.core.training.metrics_sinks import require_sinks
 from adadistill.core.training.record_agreement import require_same_records, require_sound_labels
@@ -41,6 +44,7 @@ from adadistill.core.training.resume_check import (
     refuse_other_teacher,
 )
 from adadistill.core.training.run_folder import RunFolder
+from adadistill.kernels.triton_use import SWITCH
 from adadistill.loaders.augment.augment_policy import Augmentation
 from adadistill.loaders.block_store.teacher_cache import TeacherCache
 from adadistill.loaders.pipelines.pipeline import named_records, open_store, require_decoder
@@ -329,3 +333,13 @@ def _newest_checkpoint(run_folder: RunFolder, own_rows_of: tuple[int, int] | Non
     if ranks.is_main or not path:
         return found[0] if found else None
     return load_checkpoint(path, own_rows_of=own_rows_of)
+
+
+def training_switches(recipe: Recipe, device: torch.device) -> list[str]:
+    """What switches off everything that a training run compiles; empty where it compiles nothing."""
+    switches = [] if recipe.compile == "off" else ["compile=off"]
+    if recipe.teacher is not None and recipe.teacher.cache is None:
+        switches += teacher_switches(recipe.teacher, device)
+    if device.type == "cuda" and os.environ.get(SWITCH) != "torch" and os.environ.get("TRITON_INTERPRET") != "1":
+        switches.append(f"{SWITCH}=torch in the environment")  # kernels of ours
+    return switches

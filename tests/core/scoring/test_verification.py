@@ -16,7 +16,8 @@ from adadistill.core.distributed import Ranks, rank_share
 from adadistill.core.scoring.benchmark import ScoringTerms
 from adadistill.core.scoring.embedding import Forward, embed_images
 from adadistill.core.scoring.pair_metrics import NonFiniteEmbeddingsError
-from adadistill.core.scoring.verification import PUBLISHED_PAIRS, open_verification
+from adadistill.core.scoring.published import PUBLISHED_PAIRS
+from adadistill.core.scoring.verification import open_verification
 from adadistill.core.scoring.verification_numbers import verification_numbers
 from adadistill.loaders.evaluation_sets.verification_pairs import write_verification_bin
 

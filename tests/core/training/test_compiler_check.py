@@ -18,9 +18,9 @@ from adadistill.core.training.compiler_check import (
     CompileError,
     compile_failures_told,
     require_compilers,
-    training_switches,
     try_compilers,
 )
+from adadistill.core.training.opening import training_switches
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 SWITCHES = ["compile=off"]

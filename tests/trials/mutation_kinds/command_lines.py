@@ -99,7 +99,7 @@ class CommandLines:
 
     def _verify(self, rng: Rng, folder: Path) -> tuple[str, list[str], str]:
         damage = self._damaged_records(rng, folder)
-        return damage, ["data", "verify", str(folder / "train.rec"), "--decode", "--workers", "1"], ""
+        return damage, ["data", "check", str(folder / "train.rec"), "--decode", "--workers", "1"], ""
 
     def _stats(self, rng: Rng, folder: Path) -> tuple[str, list[str], str]:
         damage, body = damage_text(rng, self._records.idx, [self._records.idx])
