@@ -47,7 +47,7 @@ def main(argv: Sequence[str]) -> int:
     """Parse, plan, print; returns the exit code."""
     arguments = _parser().parse_intermixed_args(argv)
     if arguments.network_gbit is not None:
-        raise ValueError(f"--network-gbit is gone: {NO_TIMES}")
+        raise ValueError(f"--network-gbit is gone. {NO_TIMES}")
     recipe = load_recipe(arguments.recipe, arguments.overrides)
     setting = _setting(recipe, DEVICES[arguments.gpu], arguments)
     plan = make_plan(recipe, setting)
