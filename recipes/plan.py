@@ -53,7 +53,7 @@ def main(argv: Sequence[str]) -> int:
     plan = make_plan(recipe, setting)
     files = sorted(SHIPPED_ROWS.glob("*.jsonl")) if arguments.rows is None else arguments.rows
     inputs = [*_assumed(recipe, setting), *_measured(recipe, setting, MeasuredRows(files, setting.kind), arguments)]
-    report = _as_json(recipe, setting, plan, inputs)
+    report = _as_json(recipe, setting, _nodes(setting.kind, arguments), plan, inputs)
     print(json.dumps(report, indent=1) if arguments.json else _table(report, plan))
     return 0
 
@@ -256,12 +256,13 @@ def _input(name: str, value: float | str, unit: str, basis: str, source: str) ->
     return {"name": name, "value": value, "unit": unit, "basis": basis, "source": source}
 
 
-def _as_json(recipe: Recipe, setting: Setting, plan: Plan, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+def _as_json(recipe: Recipe, setting: Setting, nodes: int, plan: Plan, inputs: list[dict[str, Any]]) -> dict[str, Any]:
     memory = plan.memory
     return {
         "recipe": recipe.name,
         "device": setting.kind.name,
         "devices": setting.ranks,
+        "nodes": nodes,
         "images": setting.images,
         "identities": setting.identities,
         "global_batch_size": memory.batch_per_device * setting.ranks,
@@ -280,8 +281,9 @@ def _as_json(recipe: Recipe, setting: Setting, plan: Plan, inputs: list[dict[str
 
 
 def _table(report: dict[str, Any], plan: Plan) -> str:
+    spread = f" on {report['nodes']} nodes" if report["nodes"] > 1 else ""
     lines = [
-        f"{report['recipe']} on {report['devices']} x {report['device']}: {report['images']:,} images of "
+        f"{report['recipe']} on {report['devices']} x {report['device']}{spread}: {report['images']:,} images of "
         f"{report['identities']:,} identities",
         *(f"  {reason}" for reason in plan.reasons),
         "",

@@ -40,7 +40,7 @@ class StoredEmbeddings:
         dtype: torch.dtype = torch.float32,
     ) -> None:
         self.path = Path(path)
-        self._rows = _open_embeddings(self.path)
+        self._rows = open_embeddings(self.path)
         self._device = device
         self._dtype = dtype
         self.embedding_dim = embedding_dim
@@ -79,7 +79,12 @@ class StoredEmbeddings:
             )
 
 
-def _open_embeddings(path: Path) -> npt.NDArray[np.floating]:
+def open_embeddings(path: Path) -> npt.NDArray[np.floating]:
+    """Map a file of embeddings, (N, V, D), and check that it holds some.
+
+    Raises:
+        TeacherError: it is not there, or holds something else.
+    """
     try:
         rows = open_npy(path)
     except FileNotFoundError:

@@ -11,6 +11,7 @@ import os
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
@@ -24,6 +25,7 @@ from adadistill.core.checkpoints import (
 )
 from adadistill.core.distributed import Ranks, run_on_main
 from adadistill.core.memory import checkpoint_space
+from adadistill.core.method.centre_files import read_centres
 from adadistill.core.method.frozen_centres import FrozenCentres, load_frozen_centres
 from adadistill.core.precision import Precision, resolve_precision
 from adadistill.core.recipe import Recipe, recipe_augmentation
@@ -31,6 +33,7 @@ from adadistill.core.scoring.benchmark import Benchmark, ScoringTerms
 from adadistill.core.scoring.evaluation_config import open_benchmarks
 from adadistill.core.seeding import derive_seed
 from adadistill.core.teachers import BuiltTeacher, TeacherConfig, build_teacher, load_source
+from adadistill.core.teachers.stored_embeddings import open_embeddings
 from adadistill.core.training.apex_sgd import require_apex
 from adadistill.core.training.compiler_check import require_compilers, teacher_switches
 from adadistill.core.training.folder_owner import Launch, refuse_owned
@@ -138,9 +141,9 @@ class Opening:
             self._look_at_records(self.records)
         with self._noted():
             self.teacher = self._teacher()
-        if self.records is not None and self.recipe.centres.path is not None:
+        if self.recipe.centres.path is not None:
             with self._noted():
-                self.frozen_centres = self._frozen_centres(self.records)
+                self.frozen_centres = self._frozen_centres(self.recipe.centres.path)
         self._look_at_evaluation()
         with self._noted():
             run_on_main(self._refuse_full_disk, self.ranks)
@@ -233,6 +236,8 @@ class Opening:
                 load_source(config, image_size=recipe.data.image_size, ranks=self.ranks)
             elif config.cache is not None:
                 TeacherCache(config.cache)
+            elif config.embeddings is not None:
+                open_embeddings(Path(config.embeddings))
             return None
         return build_teacher(
             config,
@@ -245,11 +250,13 @@ class Opening:
             sets=recipe.evaluation.sets,
         )
 
-    def _frozen_centres(self, records: ImageSource) -> FrozenCentres:
-        assert self.recipe.centres.path is not None, "asked for where a path is given"
+    def _frozen_centres(self, path: str) -> FrozenCentres | None:
+        if self.records is None:
+            read_centres(path)
+            return None
         return load_frozen_centres(
-            self.recipe.centres.path,
-            records=records,
+            path,
+            records=self.records,
             embedding_dim=self.recipe.student.embedding_dim,
             precision=resolve_precision(self.recipe.precision, self.ranks.device),
             ranks=self.ranks,

@@ -145,6 +145,22 @@ def test_all_problems_are_listed_not_the_first(
     assert len(found["problems"]) == 7
 
 
+def test_stored_embeddings_and_centres_are_looked_for_where_the_records_are_not_there(
+    tiny: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, found = dry(
+        capsys, str(tiny / "recipe.yaml"), f"data.records={tiny}/elsewhere.rec", f"teacher.embeddings={tiny}/gone.npy",
+        "centres.kind=frozen", f"centres.path={tiny}/none.npy", "regression.weight=1",
+        "geometry_margin.mode=off", "--out", str(tiny / "new"),
+    )  # fmt: skip
+
+    assert code == 2
+    records, embeddings, centres = found["problems"]
+    assert "no record file and no folder at" in records
+    assert "gone.npy: no such file" in embeddings
+    assert "none.npy" in centres
+
+
 @pytest.mark.parametrize(
     ("overrides", "said"),
     [

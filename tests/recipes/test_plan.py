@@ -28,7 +28,8 @@ def test_every_shipped_recipe_can_be_planned(name: str):
 def test_the_table_says_memory_and_what_was_measured_and_predicts_no_time(capsys: pytest.CaptureFixture[str]):
     assert cli.main(["plan", *MS1MV2, "--gpu", "h200", "--gpus", "16"]) == 0
     said = capsys.readouterr().out
-    for expected in ("16 x h200", "384 over 16", "memory of a device", "measured on h200\n  nothing of this recipe"):
+    spread, measured = "16 x h200 on 2 nodes", "measured on h200\n  nothing of this recipe"
+    for expected in (spread, "384 over 16", "memory of a device", measured):
         assert expected in said
     assert said.endswith("not a measurement. Times are not predicted; `adadistill bench step` measures them.\n")
     rests_on = said.split("rests on\n")[1].split("\n\n")[0].splitlines()
@@ -51,7 +52,7 @@ def test_trainable_centres_are_sharded_only_where_they_do_not_fit(capsys: pytest
 def test_json_holds_the_same(capsys: pytest.CaptureFixture[str]):
     assert plan.main([*MS1MV2, "data.global_batch_size=512", "--gpu", "h100", "--gpus", "2", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert (found["device"], found["devices"], found["global_batch_size"]) == ("h100", 2, 512)
+    assert (found["device"], found["devices"], found["nodes"], found["global_batch_size"]) == ("h100", 2, 1, 512)
     assert found["needed_memory_gb"] == pytest.approx(sum(found["memory_gb"].values()))
     assert found["bytes_by_part"]["student gradient"] == 4 * 1_199_488
     assert {entry["basis"] for entry in found["inputs"]} <= {"measured", "assumed"}
