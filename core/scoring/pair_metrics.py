@@ -235,6 +235,7 @@ def equal_error_rate(scores: Floats, same: Bools) -> float:
 
 
 def unit_rows(embeddings: Floats) -> npt.NDArray[np.float64]:
+    """(N, D) rows at unit length in float64; a row of zeros stays one."""
     rows = embeddings.astype(np.float64)  # (N, D)
     norms = np.linalg.norm(rows, axis=1, keepdims=True)
     return rows / np.where(norms == 0.0, 1.0, norms)
@@ -246,6 +247,7 @@ def meets(count: float, wanted: float) -> bool:
 
 
 def check_pairs(values: Floats, same: Bools, *, at_least: int) -> None:
+    """Refuse (P,) values and flags of other shapes, of too few pairs, or not finite. Raises ValueError."""
     if values.shape != same.shape or values.ndim != 1 or same.dtype != np.bool_:
         raise ValueError(f"values {values.shape} and flags {same.shape} {same.dtype} must be (P,) and (P,) bool")
     if len(same) < at_least:
@@ -255,5 +257,6 @@ def check_pairs(values: Floats, same: Bools, *, at_least: int) -> None:
 
 
 def check_far(far: float) -> None:
+    """Refuse a false-accept rate outside (0, 1]. Raises ValueError."""
     if not 0.0 < far <= 1.0:
         raise ValueError(f"far must be in (0, 1], got {far}")

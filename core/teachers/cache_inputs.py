@@ -80,6 +80,7 @@ class CacheInputs:
 
 
 def config_of_network(recipe: Recipe) -> TeacherConfig:
+    """The recipe's teacher, which must name a network. Raises TeacherError."""
     if recipe.teacher is None or recipe.teacher.source is None:
         raise TeacherError(
             f"recipe {recipe.name} names no network to embed with; set teacher.{', '.join(NETWORK_SOURCES)}. "
