@@ -38,9 +38,10 @@ from adadistill.core.training.apex_sgd import require_apex
 from adadistill.core.training.compiler_check import require_compilers, teacher_switches
 from adadistill.core.training.folder_owner import Launch, refuse_owned
 from adadistill.core.training.metrics_sinks import require_sinks
-from adadistill.core.training.record_agreement import require_same_records, require_sound_labels
+from adadistill.core.training.rank_agreement import require_same_records, require_sound_labels
 from adadistill.core.training.restarts import restart_count
 from adadistill.core.training.resume_check import (
+    refuse_at_the_door,
     refuse_other_beginning,
     refuse_other_centres,
     refuse_other_run,
@@ -104,6 +105,7 @@ class Opening:
         self.frozen_centres: FrozenCentres | None = None
         self.benchmarks: tuple[Benchmark, ...] = ()
         self.checkpoint: Checkpoint | None = None
+        self._named_checkpoint: Path | None = None
 
     def look_at_folder(self, launch: Launch, *, resume: str, take_over: bool) -> None:
         """Whose the run folder is, and whether it may take this run."""
@@ -113,6 +115,18 @@ class Opening:
         with self._noted():
             resuming = resume != "none" or self.restarted
             run_on_main(lambda: self.run_folder.refuse_other_run(resuming=resuming), self.ranks)
+
+    def look_at_resume(self, *, resume: str, resume_allow: Sequence[str]) -> None:
+        """Whether what is to be gone on from is a checkpoint of this recipe, as far as little files tell.
+
+        A restart, which goes on from what it has saved itself, has passed this look when the launch began.
+        """
+        if resume == "none" or self.restarted:
+            return
+        with self._noted():
+            self._named_checkpoint = run_on_main(
+                lambda: refuse_at_the_door(self.recipe, self.run_folder, resume, resume_allow), self.ranks
+            )
 
     def look_at_machine(self) -> None:
         """Compilers and packages that the recipe asks for."""
@@ -296,7 +310,7 @@ class Opening:
         if resume == "none":
             return None
         if resume != "auto":
-            return load_checkpoint(resolve_checkpoint(resume), own_rows_of=own_rows_of)
+            return load_checkpoint(self._named_checkpoint or resolve_checkpoint(resume), own_rows_of=own_rows_of)
         return _newest_checkpoint(self.run_folder, own_rows_of, ranks)
 
 
