@@ -15,7 +15,6 @@ from pathlib import Path
 
 import torch
 
-from adadistill.core.backbones import backbone_skeleton
 from adadistill.core.checkpoints import (
     Checkpoint,
     CheckpointError,
@@ -27,6 +26,7 @@ from adadistill.core.distributed import Ranks, run_on_main
 from adadistill.core.memory import checkpoint_space
 from adadistill.core.method.centre_files import read_centres
 from adadistill.core.method.frozen_centres import FrozenCentres, load_frozen_centres
+from adadistill.core.network_cost import network_values
 from adadistill.core.precision import Precision, resolve_precision
 from adadistill.core.recipe import Recipe, recipe_augmentation
 from adadistill.core.scoring.benchmark import Benchmark, ScoringTerms
@@ -143,7 +143,7 @@ class Opening:
         with self._noted():
             require_decoder(recipe.data, ranks.device)
         with self._noted():
-            backbone_skeleton(recipe.student, recipe.data.image_size)
+            network_values(recipe.student, recipe.data.image_size)  # refuses a size that the network does not take
 
     def look_at_files(self) -> None:
         """Every file that the run reads, in whole or in part."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import secrets
 import shlex
@@ -226,15 +227,20 @@ def _thread_trial(recipe: Recipe, parts: RunParts, ranks: Ranks) -> Callable[[],
     if ranks.device.type != "cpu" or recipe.deterministic:
         return None
     side, precision = recipe.data.image_size, parts.precision
-    network = build_backbone(recipe.student, side, generator=0).to(dtype=precision.dtype).train()
-    largest = max(2, _TRIAL_PIXELS // side**2)
-    batch = min(parts.order.local_batch_size(ranks.world_size), largest)
-    images = torch.rand(batch, 3, side, side, dtype=precision.dtype, generator=torch.Generator().manual_seed(0))
-    if precision.channels_last:
-        network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        images = images.to(memory_format=torch.channels_last)
+
+    @functools.cache
+    def what_is_tried() -> tuple[nn.Module, torch.Tensor]:  # made where something is tried
+        network = build_backbone(recipe.student, side, generator=0).to(dtype=precision.dtype).train()
+        largest = max(2, _TRIAL_PIXELS // side**2)
+        batch = min(parts.order.local_batch_size(ranks.world_size), largest)
+        images = torch.rand(batch, 3, side, side, dtype=precision.dtype, generator=torch.Generator().manual_seed(0))
+        if precision.channels_last:
+            network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            images = images.to(memory_format=torch.channels_last)
+        return network, images
 
     def work() -> None:
+        network, images = what_is_tried()
         with torch.autocast("cpu", precision.autocast_dtype, enabled=precision.autocast_dtype is not None):
             embeddings = network(images)
         embeddings.float().square().mean().backward()
