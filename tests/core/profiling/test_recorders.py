@@ -10,9 +10,8 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_training import tiny_recipe, write_tiny_records
+from tiny_training import logged, newest, tiny_recipe, write_tiny_records
 
-from adadistill.core.checkpoints import newest_valid_checkpoint
 from adadistill.core.distributed import Ranks
 from adadistill.core.profiling import ProfileRequest, StepWindow, open_profile, under_nsys
 from adadistill.core.profiling.recorders import NVTX_DOMAIN, NsysProfile, nvtx_range
@@ -51,8 +50,7 @@ def profiled(recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def losses(folder: Path) -> list[float]:
-    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [row["loss"] for row in rows if row["event"] == "train"]
+    return [row["loss"] for row in logged(folder)]
 
 
 def timeline(folder: Path, rank: int = 0) -> dict[str, Any]:
@@ -80,10 +78,7 @@ def nested_ranges(trace: dict[str, Any], step: int) -> list[str]:
 def test_profiling_changes_no_bit_of_training(plain: Path, profiled: Path):
     assert losses(profiled) == losses(plain)
     assert len(losses(plain)) == 6
-    before, _ = newest_valid_checkpoint(plain)
-    after, _ = newest_valid_checkpoint(profiled)
-    assert before is not None
-    assert after is not None
+    before, after = newest(plain), newest(profiled)
     for one, other in ((before.model, after.model), (before.row_sharded, after.row_sharded)):
         assert one.keys() == other.keys()
         assert all(torch.equal(one[name], other[name]) for name in one)

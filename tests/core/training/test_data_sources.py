@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from rank_processes import run_ranks
-from tiny_training import PlainStudent, tiny_recipe
+from tiny_training import PlainStudent, logged, tiny_recipe
 
 from adadistill.core.distributed import Ranks
 from adadistill.core.teachers import record_binding
@@ -35,8 +35,7 @@ def packed(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _losses(run: Path) -> list[float]:
-    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [row["loss"] for row in rows if row["event"] == "train"]
+    return [row["loss"] for row in logged(run)]
 
 
 def _train(data: Path, run: Path, *, resume: str = "none", **overrides: object) -> list[float]:
@@ -89,8 +88,7 @@ def test_a_damaged_record_stops_a_run_which_goes_on_where_the_recipe_skips_it(da
     losses = _train(tmp_path, tmp_path / "run", resume="auto", **every_step, data__on_damaged="skip")
     assert len(losses) >= 6 > done
     assert np.isfinite(losses).all()
-    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
-    assert [row for row in rows if row["event"] == "train"][-1]["damaged_records"] == 2
+    assert logged(tmp_path / "run")[-1]["damaged_records"] == 2
 
 
 def test_a_run_reads_sealed_records_and_starts_without_a_seal_only_where_none_is_required(data: Path, tmp_path: Path):

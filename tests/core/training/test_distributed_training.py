@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 import torch
 from rank_processes import run_ranks
-from tiny_training import PlainStudent, tiny_recipe
+from tiny_training import PlainStudent, final_tensors, logged, newest, tiny_recipe
 from torch import Tensor
 
-from adadistill.core.checkpoints import load_checkpoint, newest_valid_checkpoint
+from adadistill.core.checkpoints import load_checkpoint
 from adadistill.core.distributed import Ranks
 from adadistill.core.training.run import run_training
 
@@ -103,16 +103,12 @@ def _ending(folder: Path, rank: int = 0) -> dict[str, Any]:
     return json.loads((folder / f"rank-{rank}.json").read_text())
 
 
-def _final(folder: Path) -> dict[str, Tensor]:
-    checkpoint, skipped = newest_valid_checkpoint(folder / "run")
-    assert checkpoint is not None
-    assert not skipped
-    return {**checkpoint.model, **checkpoint.optimiser, **checkpoint.row_sharded}
-
-
 def _losses(folder: Path) -> list[float]:
-    rows = [json.loads(line) for line in (folder / "run" / "metrics.jsonl").read_text().splitlines()]
-    return [row["loss"] for row in rows if row["event"] == "train"]
+    return [row["loss"] for row in logged(folder / "run")]
+
+
+def _final(folder: Path) -> dict[str, Tensor]:
+    return final_tensors(folder / "run")
 
 
 def _assert_close(one: dict[str, Tensor], other: dict[str, Tensor], share: float) -> None:
@@ -164,9 +160,7 @@ def test_a_non_finite_image_in_one_part_of_one_rank_rejects_the_whole_step_on_al
         found = _ending(folder, rank)
         assert (found["error"], sorted(found["record_ids"])) == ("NonFiniteError", culprits)
         assert "record ids " in found["text"]
-    checkpoint, _ = newest_valid_checkpoint(folder / "run")
-    assert checkpoint is not None
-    assert checkpoint.step == 1
+    assert newest(folder / "run").step == 1
     final = _final(folder)
     assert all(torch.isfinite(value).all() for value in final.values())
     held = _states(folder, 2)[0]["class_centres"]

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 from folder_of_records import write_folder_of
-from tiny_training import PlainStudent, tiny_recipe, write_tiny_records
+from tiny_training import PlainStudent, logged, tiny_recipe, write_tiny_records
 
 from adadistill.core.backbones import BackboneConfig, build_backbone
 from adadistill.core.checkpoints.network_checkpoint import save_network
@@ -49,8 +48,7 @@ def faces(data: Path, tmp_path: Path) -> Path:
 def _train(data: Path, run: Path, *, resume: str = "none", **overrides: object) -> list[float]:
     recipe = tiny_recipe(data, **{**SHORT, **overrides})
     run_training(recipe, run, ranks=Ranks(), resume=resume, student=PlainStudent())
-    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [row["loss"] for row in rows if row["event"] == "train"]
+    return [row["loss"] for row in logged(run)]
 
 
 def _damage(path: Path) -> None:

@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import numpy as np
 import pytest
+from tiny_training import logged
 
 from adadistill.bench.real_faces import build_recipe
 from adadistill.core.distributed import Ranks
 from adadistill.core.training.run import run_training
 from adadistill.loaders.records.image_records import ImageRecords
 from adadistill.loaders.records.recordio import RecordWriter
-
-
-def _rows(folder: Path) -> list[dict[str, float]]:
-    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [row for row in rows if row["event"] == "train"]
 
 
 def _write_some(faces: Path, folder: Path, count: int) -> Path:
@@ -45,7 +40,7 @@ def test_a_narrow_student_learns_from_real_faces_alike_through_both_decoders(dat
     for decoder in ("cpu", "dali"):
         recipe = build_recipe("distilled", faces, seed=0, decoder=decoder, overrides=short)
         run_training(recipe, tmp_path / decoder, ranks=Ranks())
-        found[decoder] = _rows(tmp_path / decoder)
+        found[decoder] = logged(tmp_path / decoder)
 
     losses = [row["loss"] for row in found["cpu"]]
     assert losses == [row["loss"] for row in found["dali"]], "the same pixels in the same order give the same losses"

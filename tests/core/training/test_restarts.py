@@ -17,10 +17,8 @@ import torch.distributed as dist
 from forked_python import forked_python
 from rank_processes import run_ranks
 from tests_support import ROOT
-from tiny_training import tiny_recipe
-from torch import Tensor
+from tiny_training import final_tensors, logged, newest, tiny_recipe
 
-from adadistill.core.checkpoints import newest_valid_checkpoint
 from adadistill.core.distributed import Ranks
 from adadistill.core.recipe import dump_recipe
 from adadistill.core.training.restarts import agent_token, restart_count, store_of_restart
@@ -59,22 +57,10 @@ def folder(finished: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(finished, tmp_path / "run"))
 
 
-def _final(folder: Path) -> dict[str, Tensor]:
-    checkpoint, skipped = newest_valid_checkpoint(folder)
-    assert checkpoint is not None
-    assert not skipped
-    return {**checkpoint.model, **checkpoint.optimiser, **checkpoint.row_sharded}
-
-
 def _assert_same_end(one: Path, other: Path) -> None:
-    ours, theirs = _final(one), _final(other)
+    ours, theirs = final_tensors(one), final_tensors(other)
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(value, theirs[key]) for key, value in ours.items())
-
-
-def _trained(folder: Path) -> list[int]:
-    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [row["step"] for row in rows if row["event"] == "train"]
 
 
 def _forget(folder: Path, first: int) -> None:
@@ -119,7 +105,7 @@ def test_a_restart_begins_anew_where_nothing_was_saved_or_begun(
         RunFolder(tmp_path / "run").start(recipe_yaml="", environment=environment, resuming=False)
     _attempt(monkeypatch, 2)
     run_training(tiny_recipe(data, **SETTINGS), tmp_path / "run", ranks=RANKS)
-    assert _trained(tmp_path / "run") == [3, 6]
+    assert [row["step"] for row in logged(tmp_path / "run")] == [3, 6]
     _assert_same_end(tmp_path / "run", finished)
 
 
@@ -133,7 +119,8 @@ def test_a_restart_of_a_run_that_began_elsewhere_prefers_what_it_has_saved_itsel
             (tmp_path / "run" / "metrics.jsonl").write_text("")
         _attempt(monkeypatch, restarts)
         run_training(recipe, tmp_path / "run", ranks=RANKS, resume=start)
-        assert _trained(tmp_path / "run") == steps, "from step 2; from step 4, its own; from step 2 again"
+        # From step 2; from step 4, its own; from step 2 again.
+        assert [row["step"] for row in logged(tmp_path / "run")] == steps
 
 
 @pytest.mark.parametrize("count", ["", "-1", "x", "1.5"])
@@ -211,6 +198,4 @@ def test_a_killed_process_under_torchrun_costs_no_bit_and_its_run_resumes_on_one
     longer = tiny_recipe(data, **{**SETTINGS, "optim__epochs": 2})
     run_training(longer, tmp_path / "run", ranks=RANKS, resume="auto", resume_allow=["optim.epochs"])
     assert "saved by 2 ranks" in caplog.text
-    checkpoint, _ = newest_valid_checkpoint(tmp_path / "run")
-    assert checkpoint is not None
-    assert checkpoint.step == 12
+    assert newest(tmp_path / "run").step == 12

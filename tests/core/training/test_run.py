@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tiny_training import NanImages, tiny_recipe, write_tiny_records
+from tiny_training import NanImages, logged, newest, tiny_recipe, write_tiny_records
 
 import adadistill.core.checkpoints.attempt as attempt
 import adadistill.core.scoring.embedding as evaluation
@@ -24,12 +24,10 @@ import adadistill.core.training.run as run
 import adadistill.core.training.trainer as training
 from adadistill.core.backbones import BackboneConfig, build_backbone
 from adadistill.core.checkpoints import (
-    Checkpoint,
     CheckpointError,
     CheckpointWriteError,
     Snapshot,
     load_checkpoint,
-    newest_valid_checkpoint,
 )
 from adadistill.core.checkpoints.network_checkpoint import save_network
 from adadistill.core.distributed import Ranks
@@ -70,15 +68,8 @@ def whole(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def _newest(folder: Path) -> Checkpoint:
-    checkpoint, skipped = newest_valid_checkpoint(folder)
-    assert checkpoint is not None
-    assert not skipped
-    return checkpoint
-
-
 def _assert_same_end(one: Path, other: Path) -> None:
-    ours, theirs = _newest(one), _newest(other)
+    ours, theirs = newest(one), newest(other)
     assert (ours.step, ours.state, ours.rank_states) == (theirs.step, theirs.state, theirs.rank_states)
     for part in ("model", "optimiser", "row_sharded"):
         tensors, others = getattr(ours, part), getattr(theirs, part)
@@ -86,11 +77,6 @@ def _assert_same_end(one: Path, other: Path) -> None:
         assert tensors
         for name, tensor in tensors.items():
             assert torch.equal(tensor, others[name]), f"{part} {name}"
-
-
-def _rows(folder: Path, event: str) -> list[dict[str, Any]]:
-    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [row for row in rows if row["event"] == event]
 
 
 def test_a_run_leaves_a_whole_folder_and_learns(data: Path, tmp_path: Path):
@@ -102,7 +88,7 @@ def test_a_run_leaves_a_whole_folder_and_learns(data: Path, tmp_path: Path):
     assert set(threading.enumerate()) <= threads, "none outlives the run"
     names = {path.name for path in folder.iterdir()}
     assert {"recipe.resolved.yaml", "environment.json", "metrics.jsonl", "checkpoints", "report"} <= names
-    rows = _rows(folder, "train")
+    rows = logged(folder, "train")
     assert [row["step"] for row in rows] == [*range(3, 37, 3)]
     assert {
         "loss", "lr", "images_per_s", "wait_share", "centre_momentum", "confidence", "student_teacher_cosine",
@@ -111,7 +97,7 @@ def test_a_run_leaves_a_whole_folder_and_learns(data: Path, tmp_path: Path):
     losses = [row["loss"] for row in rows]
     assert sum(losses[-3:]) < sum(losses[:3]) - 10
     assert result.metrics["loss"] == rows[-1]["loss"]
-    assert _newest(folder).state["position"] == {"epoch": 6, "step": 0, "evaluated": True}
+    assert newest(folder).state["position"] == {"epoch": 6, "step": 0, "evaluated": True}
     with pytest.raises(RunFolderError, match="already holds a run"):
         run_training(recipe, folder, ranks=RANKS)
 
@@ -140,7 +126,7 @@ def test_resume_auto_goes_on_where_a_signal_stopped_the_run(
     with pytest.raises(StopRequested) as stopped:
         run_training(_recipe(data), tmp_path / "run", ranks=RANKS, resume="auto")
     assert stopped.value.exit_code == 143
-    assert _newest(tmp_path / "run").step == 8
+    assert newest(tmp_path / "run").step == 8
 
     run_training(_recipe(data), tmp_path / "run", ranks=RANKS, resume="auto")
     assert steps[8] == 8
@@ -167,7 +153,7 @@ def test_a_stop_while_waiting_for_images_saves_the_last_finished_step(
     monkeypatch.setattr(run, "build_pipeline", lambda *args, **more: _Stuck(original(*args, **more)))
     with pytest.raises(StopRequested, match="step 3 has been saved"):
         run_training(tiny_recipe(data), tmp_path / "run", ranks=RANKS)
-    assert _newest(tmp_path / "run").step == 3
+    assert newest(tmp_path / "run").step == 3
 
 
 @pytest.mark.parametrize("how", ["a stop in it", "a kill before it"])
@@ -188,9 +174,9 @@ def test_an_evaluation_that_was_cut_short_is_made_up_for(
         with pytest.raises((StopRequested, KeyboardInterrupt)) as ended:
             run_training(_recipe(data), tmp_path / "run", ranks=RANKS)
     assert how != "a stop in it" or "step 6 has been saved" in str(ended.value)
-    assert _newest(tmp_path / "run").state["position"] == {"epoch": 1, "step": 0, "evaluated": False}
+    assert newest(tmp_path / "run").state["position"] == {"epoch": 1, "step": 0, "evaluated": False}
     run_training(_recipe(data), tmp_path / "run", ranks=RANKS, resume="auto")
-    assert [row["epoch"] for row in _rows(tmp_path / "run", "evaluation")] == [1, 2]
+    assert [row["epoch"] for row in logged(tmp_path / "run", "evaluation")] == [1, 2]
     _assert_same_end(tmp_path / "run", whole)
 
 
@@ -223,8 +209,8 @@ def test_a_failed_save_ends_the_run_at_once_and_the_resumed_run_s_steps_stand_on
         patched.setattr(training.CheckpointWriter, "save", save)
         with pytest.raises(CheckpointWriteError, match=r"step 8 was not written: .*No space left on device"):
             run_training(_recipe(data, checkpoint__every_steps=4), tmp_path / "run", ranks=RANKS)
-    assert _newest(tmp_path / "run").step == 4
-    assert [row["step"] for row in _rows(tmp_path / "run", "train")] == list(range(1, 10)), "one step more, no four"
+    assert newest(tmp_path / "run").step == 4
+    assert [row["step"] for row in logged(tmp_path / "run", "train")] == list(range(1, 10)), "one step more, no four"
     run_training(_recipe(data), tmp_path / "run", ranks=RANKS, resume="auto")
     _assert_same_end(tmp_path / "run", whole)
     told, wanted = (
@@ -239,7 +225,7 @@ def test_verification_sets_are_scored_as_often_as_told_and_after_the_last_epoch(
     result = run_training(
         tiny_recipe(data, evaluation__sets=f"['{data}/pairs.bin']", **often), tmp_path / "run", ranks=RANKS
     )
-    rows = _rows(tmp_path / "run", "evaluation")
+    rows = logged(tmp_path / "run", "evaluation")
     assert [(row["epoch"], row["set"], row["pairs"]) for row in rows] == [(n, "pairs", 20) for n in (2, 4, 5)]
     assert result.evaluations["pairs"].details["accuracy"] == rows[-1]["accuracy"]
 
@@ -287,7 +273,7 @@ def test_a_resume_with_another_recipe_is_refused_at_the_door_unless_its_differen
     assert opened == [], "nothing large was opened for it"
     assert not (tmp_path / "new").exists()
     run_training(longer, copied, ranks=RANKS, resume="auto", resume_allow=["optim.epochs"])
-    assert _newest(copied).step == 18
+    assert newest(copied).step == 18
 
 
 def test_a_damaged_checkpoint_of_another_recipe_refuses_nothing(data: Path, copied: Path):
@@ -332,7 +318,7 @@ def test_a_non_finite_image_stops_the_run_before_the_update_and_is_named(
     dump = json.loads((tmp_path / "run" / "non_finite-step-00000002.json").read_text())
     assert dump["step"] == 2
     assert culprit in dump["record_ids"]
-    last = _newest(tmp_path / "run")
+    last = newest(tmp_path / "run")
     assert last.step == 2
     for part in (last.model, last.optimiser, last.row_sharded):
         assert all(torch.isfinite(tensor).all() for tensor in part.values())
@@ -350,7 +336,7 @@ def test_skipping_a_non_finite_step_keeps_all_state_and_goes_on_within_its_budge
         for name, tensor in getattr(before, part).items():
             if not name.endswith("num_batches_tracked"):
                 assert torch.equal(tensor, getattr(after, part)[name]), name
-    assert _newest(tmp_path / "run").step == 6
+    assert newest(tmp_path / "run").step == 6
     with pytest.raises(NonFiniteError):
         run_training(tiny_recipe(data, **skips, guard__max_skips=0), tmp_path / "no budget", ranks=RANKS)
 
@@ -372,7 +358,7 @@ def test_each_skipped_step_names_its_own_records_where_the_host_lags(
     monkeypatch.setattr(StoredEmbeddings, "rows", with_broken_rows)
     monkeypatch.setattr(training, "LaggedReadback", lambda device: LaggedReadback(device, lag=CUDA_LAG))
     run_training(recipe, tmp_path / "run", ranks=RANKS)
-    assert {row["step"]: row["record_ids"] for row in _rows(tmp_path / "run", "non_finite")} == culprits
+    assert {row["step"]: row["record_ids"] for row in logged(tmp_path / "run", "non_finite")} == culprits
 
 
 def test_a_teacher_that_does_not_fit_stops_the_run_at_the_door(data: Path, tmp_path: Path):
@@ -397,7 +383,7 @@ def test_a_checkpoint_of_ours_teaches_and_another_under_its_path_may_not_go_on(d
         if seed == 1:
             result = run_training(tiny_recipe(data, **EPOCH, **teacher), tmp_path / "run", ranks=RANKS)
             assert -1.0 <= result.metrics["student_teacher_cosine"] <= 1.0
-            assert "class_centres" in _newest(tmp_path / "run").row_sharded
+            assert "class_centres" in newest(tmp_path / "run").row_sharded
             shutil.rmtree(tmp_path / "teacher")
     with pytest.raises(ResumeError, match="class centres of two teachers must not mix"):
         run_training(tiny_recipe(data, **EPOCH, **teacher), tmp_path / "run", ranks=RANKS, resume="auto")
@@ -424,7 +410,7 @@ def test_trained_centres_are_multiplied_as_the_precision_says_and_stay_float32(
         seen.clear()
         run_training(recipe, tmp_path / name, ranks=RANKS)
         assert seen == {operands or torch.float32}
-        found.append(_newest(tmp_path / name).row_sharded["class_centres"])
+        found.append(newest(tmp_path / name).row_sharded["class_centres"])
     one, other = found
     assert one.dtype == other.dtype == torch.float32
     assert 0.0 < (one - other).abs().max() <= 0.02 * one.abs().max()
@@ -436,11 +422,11 @@ def test_half_precision_centres_train_save_and_resume_to_the_same_bits(data: Pat
     for name, settings in (("half", {"centres__half": half}), ("exact", {})):
         recipe = tiny_recipe(data, checkpoint__every_steps=4, **settings)
         run_training(recipe, tmp_path / name, ranks=RANKS)
-        ends.append(_newest(tmp_path / name).row_sharded["class_centres"])
+        ends.append(newest(tmp_path / name).row_sharded["class_centres"])
         if name == "half":
             start = str(tmp_path / name / "checkpoints" / "step-00000004")
             run_training(recipe, tmp_path / "resumed", ranks=RANKS, resume=start)
-            assert torch.equal(_newest(tmp_path / "resumed").row_sharded["class_centres"], ends[0])
+            assert torch.equal(newest(tmp_path / "resumed").row_sharded["class_centres"], ends[0])
     assert ends[0].dtype == getattr(torch, half)
     # As far from those of a float32 run as docs/method.md says.
     off = 1.0 - torch.cosine_similarity(ends[0].double(), ends[1].double())

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from evaluated_networks import write_tinyface
 from rank_processes import run_ranks
-from tiny_training import PlainStudent, tiny_recipe, write_tiny_records
+from tiny_training import PlainStudent, logged, tiny_recipe, write_tiny_records
 
 from adadistill.core.distributed import Ranks
 from adadistill.core.scoring.evaluation_config import EvaluationConfig
@@ -37,15 +37,10 @@ def overrides(data: Path, **others: object) -> dict[str, Any]:
     }
 
 
-def events(run: Path) -> list[dict[str, Any]]:
-    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [row for row in rows if row["event"] == "evaluation"]
-
-
 def test_every_second_epoch_and_the_last_are_scored(data, tmp_path):
     run_training(tiny_recipe(data, **overrides(data)), tmp_path / "run", ranks=Ranks())
 
-    rows = events(tmp_path / "run")
+    rows = logged(tmp_path / "run", "evaluation")
     assert [(row["set"], row["epoch"]) for row in rows] == [
         ("pairs", 1), ("pairs", 2), ("faces", 2), ("pairs", 3), ("faces", 3),
     ]  # fmt: skip
@@ -65,7 +60,7 @@ def test_two_ranks_score_as_one_does(data, tmp_path):
     plan = {"data": str(data), "run": str(tmp_path / "run"), "overrides": settings, "student": "plain"}
     (tmp_path / "plan.json").write_text(json.dumps(plan))
     run_ranks([str(WORKER), str(tmp_path / "plan.json"), str(tmp_path)], 2)
-    (one,), (other,) = events(tmp_path / "alone"), events(tmp_path / "run")
+    (one,), (other,) = logged(tmp_path / "alone", "evaluation"), logged(tmp_path / "run", "evaluation")
     assert one["scores"] == pytest.approx(other["scores"], abs=1e-12)
 
 
