@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 
-from trials.mutation_kinds.trial import Ending
+from trials.targets.target import Ending
 
 MAX_GROWTH_MIB = 500
 MAX_SECONDS = 60
