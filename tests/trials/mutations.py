@@ -12,6 +12,7 @@ import json
 import logging
 import resource
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -22,7 +23,7 @@ from typing import Any
 
 from trials.tally import Tally
 from trials.targets.table import TARGETS
-from trials.targets.target import try_one
+from trials.targets.target import Verdict, try_one
 from trials.training_process import child_environment
 from trials.watch import Watch
 
@@ -96,7 +97,8 @@ def _process_rows(command: list[str], folder: Path) -> Iterator[dict[str, Any]]:
     note = f"exit code {process.returncode}: {errors.read_text(errors='replace').strip()[-300:]}"
     if begun is None:
         raise RuntimeError(f"the trials did not begin: {note}")
-    yield {"number": begun, "outcome": "crashed", "held": False, "damage": "crashed", "note": note, "peak_mib": 0.0}
+    outcome = "hung" if process.returncode == -signal.SIGALRM else "crashed"
+    yield {"number": begun, **asdict(Verdict(outcome, False, "unknown", note)), "peak_mib": 0.0}
 
 
 def main(arguments: list[str]) -> None:
@@ -113,8 +115,8 @@ def main(arguments: list[str]) -> None:
         place = folder / "trial"
         shutil.rmtree(place, ignore_errors=True)
         place.mkdir()
-        ending = watch.run(place, folder / "canary", partial(try_one, target, material, int(seed), number, place))
-        print(json.dumps({"number": number, **asdict(ending), "peak_mib": watch.peak_mib}), flush=True)
+        verdict = watch.run(place, folder / "canary", partial(try_one, target, material, int(seed), number, place))
+        print(json.dumps({"number": number, **asdict(verdict), "peak_mib": watch.peak_mib}), flush=True)
 
 
 if __name__ == "__main__":

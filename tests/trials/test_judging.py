@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,14 +19,16 @@ from trials.targets.checkpoints import write_checkpoints
 RUN = SmallRun(Path("recipe.yaml"), steps=12)
 
 
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    """A run folder with checkpoints of steps 1 to 3."""
-    write_checkpoints(tmp_path / "run" / "checkpoints")
-    return tmp_path / "run"
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run folder with checkpoints of steps 1 to 3, to look at."""
+    folder = tmp_path_factory.mktemp("saved") / "run"
+    write_checkpoints(folder / "checkpoints")
+    return folder
 
 
-def test_a_kill_must_not_cost_a_completed_save_nor_leave_what_does_not_verify(folder: Path):
+def test_a_kill_must_not_cost_a_completed_save_nor_leave_what_does_not_verify(saved: Path, tmp_path: Path):
+    folder = shutil.copytree(saved, tmp_path / "run")
     victim = Victim(RUN, folder, ranks=1, floor=3)
     assert victim.completed() == 3
     assert victim.broken_promise() == ""
@@ -59,8 +62,8 @@ UNWRITTEN = "CheckpointWriteError: checkpoint of step {} was not written: "
         (-11, "OSError: {run}: no room", "", "exit code -11"),
     ],
 )
-def test_a_full_disk_must_be_named_and_cost_nothing(folder: Path, code: int, text: str, kind: str, broken: str):
-    found = judged(code, text.format(run=folder), "no room", folder)
+def test_a_full_disk_must_be_named_and_cost_nothing(saved: Path, code: int, text: str, kind: str, broken: str):
+    found = judged(code, text.format(run=saved), "no room", saved)
     assert found[0].startswith(kind)
     assert found[1].startswith(broken)
     assert (bool(found[0]), bool(found[1])) == (bool(kind), bool(broken))

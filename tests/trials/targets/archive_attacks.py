@@ -50,7 +50,7 @@ def archive_attacks() -> dict[str, bytes]:
 
 
 def storage_archives() -> dict[str, bytes]:
-    """A state dict of torch's whose storage is a gigabyte: unpacked from a megabyte, or a number shown repeatedly."""
+    """A state dict of torch's whose storage is enormous: unpacked from little, or a number shown repeatedly."""
     out = io.BytesIO()
     torch.save({"a": torch.zeros(16)}, out)
     with zipfile.ZipFile(out) as saved:
@@ -60,14 +60,14 @@ def storage_archives() -> dict[str, bytes]:
     with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as file:
         for name, body in members.items():
             if not name.endswith("/data/0"):
-                file.writestr(name, body.replace(b"K\x10", b"J\x00\x00\x00\x10") if name == pickle_name else body)
+                file.writestr(name, body.replace(b"K\x10", b"J\x00\x00\x00\x0a") if name == pickle_name else body)
         with file.open(next(name for name in members if name.endswith("/data/0")), "w", force_zip64=True) as storage:
-            for _ in range(64):
+            for _ in range(40):
                 storage.write(bytes(16 << 20))
     repeated = io.BytesIO()
     torch.save({"a": torch.zeros(1).expand(1 << 28)}, repeated)
     return {
-        "a storage that unpacks to 1 GiB": packed.getvalue(),
+        "a storage that unpacks to 640 MiB": packed.getvalue(),
         "one number shown 268 million times": repeated.getvalue(),
     }
 

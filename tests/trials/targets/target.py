@@ -99,8 +99,8 @@ class Target:
 
 
 @dataclass(frozen=True, slots=True)
-class Ending:
-    """How one trial ended."""
+class Verdict:
+    """What is said of one trial."""
 
     outcome: str
     held: bool
@@ -109,7 +109,7 @@ class Ending:
     """Of one that did not hold: what was seen."""
 
 
-def try_one(target: Target, material: Material, seed: int, number: int, folder: Path) -> Ending:
+def try_one(target: Target, material: Material, seed: int, number: int, folder: Path) -> Verdict:
     """Write a mutant into an empty folder, read and judge it."""
     original, damage, files = mutate(material, Random(f"{seed}/{number}"), number)
     return judge(target, material, Mutant(original, damage, files, folder))
@@ -134,12 +134,12 @@ def mutate(material: Material, rng: Random, number: int) -> tuple[Original, str,
     return original, damage, files
 
 
-def judge(target: Target, material: Material, mutant: Mutant) -> Ending:
+def judge(target: Target, material: Material, mutant: Mutant) -> Verdict:
     """Read a mutant: as it should be, refused by an error of ours that names it, or the promise is broken."""
     write_files(mutant.folder, mutant.files)
     damage = mutant.damage
     try:
-        return Ending(material.read(mutant), True, damage)
+        return Verdict(material.read(mutant), True, damage)
     except BrokenPromiseError as broken:
         return _broken("wrong result", mutant, str(broken))
     except Exception as error:
@@ -152,7 +152,7 @@ def judge(target: Target, material: Material, mutant: Mutant) -> Ending:
             return _broken("refused without the file's name", mutant, f"{kind}: {text}")
         if len(text) > 20_000:
             return _broken("refused at great length", mutant, f"{kind}: {len(text)} characters")
-        return Ending(REFUSED, True, damage)
+        return Verdict(REFUSED, True, damage)
 
 
 def write_files(folder: Path, files: Files) -> None:
@@ -183,5 +183,5 @@ def attacks(bodies: Mapping[str, bytes], file: str) -> list[Original]:
     return [Original(name, {file: body}, file) for name, body in bodies.items()]
 
 
-def _broken(outcome: str, mutant: Mutant, note: str) -> Ending:
-    return Ending(outcome, False, mutant.damage, f"{mutant.original.name}: {note[:300]}")
+def _broken(outcome: str, mutant: Mutant, note: str) -> Verdict:
+    return Verdict(outcome, False, mutant.damage, f"{mutant.original.name}: {note[:300]}")
