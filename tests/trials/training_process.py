@@ -12,6 +12,7 @@ import resource
 import socket
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from functools import cache
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
@@ -42,8 +43,9 @@ class TrainingProcess:
         """From now on no file that it writes may grow past so many bytes: a full disk that it has to itself."""
         pid = self._process.pid
         assert pid is not None, "a started process has a number"
-        hard = resource.prlimit(pid, resource.RLIMIT_FSIZE)[1]
-        resource.prlimit(pid, resource.RLIMIT_FSIZE, (length, hard))
+        with suppress(ProcessLookupError):  # it has ended meanwhile
+            hard = resource.prlimit(pid, resource.RLIMIT_FSIZE)[1]
+            resource.prlimit(pid, resource.RLIMIT_FSIZE, (length, hard))
 
     def kill(self) -> None:
         """SIGKILL, and wait until the process is gone."""
