@@ -13,7 +13,7 @@ import os
 import pickle
 import struct
 import subprocess
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -43,20 +43,24 @@ def executing_pickles(canary: Path) -> dict[str, bytes]:
     return attacks
 
 
+@cache
 def exhausting_pickles() -> dict[str, bytes]:
     """Name -> pickle that declares, repeats or nests until memory, time or the stack ends."""
-    huge, large = struct.pack("<Q", 1 << 40), struct.pack("<I", 0xFFFFFFF0)
-    numpy_frombuffer = b"\x80\x05cnumpy.core.numeric\n_frombuffer\nq\x00"
-    u1 = b"cnumpy\ndtype\n(Vu1\nI00\nI01\ntR"
-    bodies = {
+    huge, large, near_2_gib = struct.pack("<Q", 1 << 40), struct.pack("<I", 0xFFFFFFF0), struct.pack("<i", 0x7FFFFFF0)
+    frombuffer, u1 = b"\x80\x05cnumpy.core.numeric\n_frombuffer\nq\x00", b"cnumpy\ndtype\n(Vu1\nI00\nI01\ntR"
+    million = struct.pack("<Q", 1_000_000)
+    # Python's hash of -1 is that of -2, and of a number that of what remains after division by 2 ** 61 - 1.
+    tuples = (b"".join(b"J" + struct.pack("<i", -1 - (key >> bit & 1)) for bit in range(16)) for key in range(60_000))
+    multiples = ((key * ((1 << 61) - 1)).to_bytes(12, "little") for key in range(100_000))
+    return {
         "BINBYTES8 of 1 TiB": b"\x80\x04\x8e" + huge + b"a.",
         "BYTEARRAY8 of 1 TiB": b"\x80\x05\x96" + huge + b"a.",
         "BINUNICODE8 of 1 TiB": b"\x80\x04\x8d" + huge + b"a.",
         "BINBYTES of 4 GiB": b"\x80\x03B" + large + b"a.",
         "BINUNICODE of 4 GiB": b"X" + large + b"a.",
-        "BINSTRING of 2 GiB": b"T" + struct.pack("<i", 0x7FFFFFF0) + b"a.",
+        "BINSTRING of 2 GiB": b"T" + near_2_gib + b"a.",
         "BINSTRING of -8": b"T" + struct.pack("<i", -8) + b"a.",
-        "LONG4 of 2 GiB": b"\x80\x02\x8b" + struct.pack("<i", 0x7FFFFFF0) + b"a.",
+        "LONG4 of 2 GiB": b"\x80\x02\x8b" + near_2_gib + b"a.",
         "FRAME of 1 TiB": b"\x80\x04\x95" + huge + b"N.",
         "FRAME that ends early": b"\x80\x04\x95" + struct.pack("<Q", 1) + b"](NNe.",
         "LONG_BINPUT of 4 Gi": b"Nr" + large + b".",
@@ -71,27 +75,12 @@ def exhausting_pickles() -> dict[str, bytes]:
         "a million nested tuples": b")" + b"\x85" * 1_000_000 + b".",
         "a key of a million nested tuples": b"\x80\x02})" + b"\x85" * 1_000_000 + b"Ns.",
         "a list in itself": b"]q\x00h\x00a.",
-        "keys of one hash": b"\x80\x02}("
-        + b"".join(
-            b"(" + b"".join(b"J" + struct.pack("<i", -1 - (key >> bit & 1)) for bit in range(16)) + b"tN"
-            for key in range(60_000)
-        )
-        + b"u.",
-        "ints of one hash": b"\x80\x02}("
-        + b"".join(b"\x8a\x0c" + (key * ((1 << 61) - 1)).to_bytes(12, "little") + b"N" for key in range(100_000))
-        + b"u.",
-        "one text encoded 20,000 times": b"c_codecs\nencode\nq\x00X\x40\x42\x0f\x00"
-        + b"a" * 1_000_000
-        + b"q\x01]("
-        + b"h\x00h\x01X\x06\x00\x00\x00latin1\x86R" * 20_000
-        + b"e.",
-        "one buffer copied 20,000 times": numpy_frombuffer
-        + b"\x96"
-        + struct.pack("<Q", 1_000_000)
-        + b"\xff" * 1_000_000
-        + b"q\x01"
-        + u1
-        + b"q\x02]("
+        "keys of one hash": b"\x80\x02}(" + b"".join(b"(" + key + b"tN" for key in tuples) + b"u.",
+        "ints of one hash": b"\x80\x02}(" + b"".join(b"\x8a\x0c" + key + b"N" for key in multiples) + b"u.",
+        "one text encoded 20,000 times": b"c_codecs\nencode\nq\x00X\x40\x42\x0f\x00%bq\x01](%be."
+        % (b"a" * 1_000_000, b"h\x00h\x01X\x06\x00\x00\x00latin1\x86R" * 20_000),
+        "one buffer copied 20,000 times": frombuffer
+        + b"\x96%b%bq\x01%bq\x02](" % (million, b"\xff" * 1_000_000, u1)
         + b"h\x00(h\x01h\x02J\x40\x42\x0f\x00\x85VC\ntR" * 20_000
         + b"e.",
         "an array of a terabyte": b"cnumpy\nndarray\n(L1099511627776L\nt\x85R.",
@@ -99,14 +88,8 @@ def exhausting_pickles() -> dict[str, bytes]:
         "a Python 2 bytearray of 1.5 GiB": b"\x80\x02c__builtin__\nbytearray\nJ\x00\x00\x00\x60\x85R.",
         "bytes of 1.5 GiB": b"\x80\x02cbuiltins\nbytes\nJ\x00\x00\x00\x60\x85R.",
         "a dtype of 2 GB": b"cnumpy\ndtype\n(VS2000000000\nI00\nI01\ntR.",
-        "a shape of 8 huge sides": numpy_frombuffer
-        + b"C\x01a"
-        + u1
-        + b"("
-        + (b"\x8a\xff" + b"\x7f" * 255) * 8
-        + b"tVC\ntR.",
+        "a shape of 8 huge sides": frombuffer + b"C\x01a%b(%btVC\ntR." % (u1, (b"\x8a\xff" + b"\x7f" * 255) * 8),
     }
-    return bodies
 
 
 def _executing_objects(canary: Path) -> dict[str, object]:

@@ -5,15 +5,13 @@ from __future__ import annotations
 import os
 import signal
 import sys
-import time
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from types import FrameType
 
-from trials.mutation_kinds.trial import Ending
+from trials.targets.target import Verdict
 
 MAX_GROWTH_MIB = 500
 MAX_SECONDS = 60
@@ -22,10 +20,6 @@ MAX_SECONDS = 60
 _EXECUTING = ("os.system", "os.exec", "os.fork", "os.forkpty", "os.posix_spawn", "subprocess.Popen", "pty.spawn")
 _REACHING_OUT = ("socket.connect", "socket.bind", "urllib.Request", "pickle.find_class")
 _WRITING = ("os.remove", "os.rename", "os.rmdir", "os.mkdir", "os.link", "os.symlink", "os.truncate", "os.chmod")
-
-
-class _Hang(BaseException):
-    """Raised by the alarm; not an Exception, so that no reader takes it for damage."""
 
 
 class Watch:
@@ -37,49 +31,33 @@ class Watch:
         self.peak_mib = 0.0
         sys.addaudithook(self._hook)
 
-    def run(self, folder: Path, canary: Path, trial: Callable[[], Ending]) -> Ending:
+    def run(self, folder: Path, canary: Path, trial: Callable[[], Verdict]) -> Verdict:
         """Run a trial that may write below `folder` only; what it should not have done makes it one that failed."""
         self._seen.clear()
         before = _start_peak()
-        started = time.monotonic()
-        with self._alarm(), warnings.catch_warnings(record=True) as caught:
+        signal.alarm(MAX_SECONDS)  # ends the process, also where it hangs in C
+        with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             self._folder = folder
             try:
-                ending = trial()
-            except _Hang:
-                ending = Ending("hung", False, note=f"more than {MAX_SECONDS} s")
+                verdict = trial()
             except MemoryError:
-                ending = Ending("another error", False, note="MemoryError")
+                verdict = Verdict("another error", False, note="MemoryError")
             finally:
                 self._folder = None
+                signal.alarm(0)
         grown = _peak_mib() - before
         self.peak_mib = max(self.peak_mib, grown)
         if canary.exists():
             canary.unlink()
-            return replace(ending, outcome="executed", held=False, note="the canary was made")
+            return replace(verdict, outcome="executed", held=False, note="the canary was made")
         if self._seen:
-            return replace(ending, outcome="reached out of its folder", held=False, note=self._seen[0])
+            return replace(verdict, outcome="reached out of its folder", held=False, note=self._seen[0])
         if grown > MAX_GROWTH_MIB:
-            return replace(ending, outcome="too much memory", held=False, note=f"{grown:.0f} MiB, {ending.outcome}")
-        if ending.held and (loud := [one for one in caught if not issubclass(one.category, DeprecationWarning)]):
-            return replace(ending, outcome="warned", held=False, note=str(loud[0].message)[:200])
-        if ending.held and time.monotonic() - started > MAX_SECONDS:
-            return replace(ending, outcome="hung", held=False, note=f"{time.monotonic() - started:.0f} s")
-        return ending
-
-    @contextmanager
-    def _alarm(self) -> Iterator[None]:
-        def ring(_: int, __: FrameType | None) -> None:
-            raise _Hang
-
-        old = signal.signal(signal.SIGALRM, ring)
-        signal.alarm(MAX_SECONDS)
-        try:
-            yield
-        finally:
-            signal.alarm(0)
-            signal.signal(signal.SIGALRM, old)
+            return replace(verdict, outcome="too much memory", held=False, note=f"{grown:.0f} MiB, {verdict.outcome}")
+        if verdict.held and (loud := [one for one in caught if not issubclass(one.category, DeprecationWarning)]):
+            return replace(verdict, outcome="warned", held=False, note=str(loud[0].message)[:200])
+        return verdict
 
     def _hook(self, event: str, arguments: tuple[object, ...]) -> None:
         folder = self._folder
