@@ -4,21 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import json
-import multiprocessing
-import os
 import pickle
 import struct
 import zlib
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests_support import ROOT
 
 from adadistill.loaders.records.recordio import (
-    MAX_LABELS,
     MAX_PARTS,
     BadFlagError,
     BadLengthError,
@@ -90,7 +85,7 @@ records = st.builds(
 )
 
 
-@settings(deadline=None, max_examples=60)  # each flushes to disk three times
+@settings(max_examples=25)  # each flushes to disk three times
 @given(st.lists(records, max_size=5))
 def test_any_records_round_trip_and_are_encoded_by_the_definition(folder, written):
     path = folder / "any.rec"
@@ -202,22 +197,13 @@ def test_an_exception_while_writing_keeps_the_old_files(tmp_path):
     def interrupted() -> None:
         with RecordWriter(path, overwrite=True) as writer:
             writer.write(0, b"new", labels=0.0)
+            assert path.read_bytes() == before[0], "nothing shows under its name before it is complete"
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         interrupted()
     assert (path.read_bytes(), path.with_suffix(".idx").read_bytes()) == before
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.idx", "a.rec"]
-
-
-def test_nothing_shows_under_its_name_before_it_is_complete(tmp_path):
-    path = tmp_path / "a.rec"
-    with RecordWriter(path) as writer:
-        writer.write(0, b"body", labels=0.0)
-        assert not path.exists()
-        assert not path.with_suffix(".idx").exists()
-    assert path.exists()
-    assert path.with_suffix(".idx").read_text() == "0\t0\n"
 
 
 def test_existing_files_are_replaced_only_when_asked(tmp_path):
@@ -271,11 +257,8 @@ DAMAGE = {
     ),
     "first part without a second": (4, struct.pack("<I", 1 << 29 | LENGTH - 8), BadLengthError, "multiple of 4"),
     "length past the next record": (4, struct.pack("<I", LENGTH), BadLengthError, "past the next record"),
-    "length past the end of the file": (4, struct.pack("<I", (1 << 29) - 1), BadLengthError, "past the next record"),
-    "length too short": (4, struct.pack("<I", LENGTH - 8 - 12), BadLengthError, "is wrong"),
     "length short by its last byte": (4, struct.pack("<I", LENGTH - 8 - 1), BadLengthError, "is wrong"),
     "no room for an image header": (4, struct.pack("<I", 4), BadLengthError, "no record follows"),
-    "label count beyond the record": (8, struct.pack("<I", 1000), BadFlagError, "label count 1000"),
     "label count of gigabytes": (8, struct.pack("<I", 0xFFFFFFFF), BadFlagError, "label count 4294967295"),
 }
 
@@ -306,20 +289,11 @@ def test_a_payload_without_room_for_the_image_header_is_an_error(tmp_path):
     assert [s.body_bytes for s in file.scan()] == [-1]
 
 
-def test_more_labels_than_allowed_are_refused_before_they_are_read(tmp_path):
-    count = MAX_LABELS + 1
-    (tmp_path / "a.rec").write_bytes(encode_record(struct.pack("<IfQQ", count, 0, 0, 0) + bytes(4 * count)))
-    with pytest.raises(BadFlagError, match="at most 65536 labels"):
-        RecordFile(tmp_path / "a.rec").read(0)
-
-
 @pytest.mark.parametrize(
     ("parts", "kind"),
     [
         ([(1, b"a" * 24), (1, b"b")], BadFlagError),
-        ([(1, b"a" * 24), (0, b"b")], BadFlagError),
         ([(1, b"a" * 24), (2, b"b" * 4), (0, b"c")], BadFlagError),
-        ([(2, b"a" * 24), (3, b"b")], BadFlagError),
         ([(1, b"a" * 24), (2, b"bb"), (3, b"c")], BadLengthError),
         ([(1, b"a" * 24), (2, b"b" * 4)], TruncatedRecordError),
     ],
@@ -335,7 +309,7 @@ def test_parts_out_of_sequence_are_errors(tmp_path, parts, kind):
 
 def test_a_chain_of_very_many_parts_is_an_error_and_is_not_written(tmp_path):
     """A thousand frames that lead into one chain of a million parts would be a thousand million steps."""
-    for middles, allowed in ((MAX_PARTS - 2, True), (MAX_PARTS - 1, False), (200_000, False)):
+    for middles, allowed in ((MAX_PARTS - 2, True), (MAX_PARTS - 1, False)):
         encoded = MAGIC + struct.pack("<I", 1 << 29 | 24) + bytes(24)
         encoded += (MAGIC + struct.pack("<I", 2 << 29)) * middles + MAGIC + struct.pack("<I", 3 << 29)
         (tmp_path / "a.rec").write_bytes(encoded)
@@ -367,12 +341,12 @@ def test_a_file_cut_anywhere_is_an_error_for_the_cut_record_only(tmp_path):
         assert (caught.value.offset, caught.value.record_id) == (offsets[last], last)
 
 
-@pytest.mark.parametrize("offset", [-4, -32, 1, 10**12, 2**63])
-def test_offsets_where_no_record_can_be_are_errors(tmp_path, offset):
+def test_offsets_where_no_record_can_be_are_errors(tmp_path):
     path = tmp_path / "a.rec"
     write_bodies(path)
-    with pytest.raises((TruncatedRecordError, BadMagicError)):
-        RecordFile(path).read(offset)
+    for offset in (-4, 1, 10**12, 2**63):
+        with pytest.raises((TruncatedRecordError, BadMagicError)):
+            RecordFile(path).read(offset)
 
 
 def test_a_record_that_skips_another_image_reports_the_index(tmp_path):
@@ -380,24 +354,6 @@ def test_a_record_that_skips_another_image_reports_the_index(tmp_path):
     offsets = write_bodies(path)
     with pytest.raises(StaleIndexError, match=f"follows at byte {offsets[2]}"):
         RecordFile(path).read(offsets[1], limit=offsets[3])
-
-
-def test_a_record_may_be_followed_by_records_without_image(tmp_path):
-    path = write_insightface_records(tmp_path, [(0, b"x"), (1, b"y")], image_size=(112, 112))
-    file = RecordFile(path)
-    second = list(file.scan())[1].offset
-    assert file.read(second, limit=file.size).body == b"y"
-
-
-def test_a_scan_stops_at_a_damaged_frame_and_says_after_how_many_records(tmp_path):
-    path = tmp_path / "a.rec"
-    offsets = write_bodies(path)
-    overwrite(path, offsets[3], b"\0")
-    scan = RecordFile(path).scan()
-    assert [next(scan).offset for _ in range(3)] == offsets[:3]
-    with pytest.raises(BadMagicError) as caught:
-        next(scan)
-    assert (caught.value.record_id, caught.value.offset) == (3, offsets[3])
 
 
 def test_a_scan_keeps_the_place_of_a_record_with_a_damaged_label_count(tmp_path):
@@ -409,7 +365,7 @@ def test_a_scan_keeps_the_place_of_a_record_with_a_damaged_label_count(tmp_path)
     assert [s.body_bytes < 0 for s in scanned] == [False, False, False, True, False, False]
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=80)
 @given(st.data())
 def test_arbitrary_damage_gives_a_record_or_a_record_error(folder, data):
     path = folder / "fuzz.rec"
@@ -425,19 +381,6 @@ def test_arbitrary_damage_gives_a_record_or_a_record_error(folder, data):
         for offset in offsets:
             with contextlib.suppress(RecordError):  # anything else fails the test
                 read(offset)
-
-
-def test_an_empty_file_has_no_records(tmp_path):
-    (tmp_path / "a.rec").write_bytes(b"")
-    file = RecordFile(tmp_path / "a.rec")
-    assert (file.size, list(file.scan())) == (0, [])
-    with pytest.raises(TruncatedRecordError):
-        file.read(0)
-
-
-def test_a_missing_file_is_reported_when_it_is_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match="no record file at"):
-        RecordFile(tmp_path / "none.rec")
 
 
 def test_offsets_beyond_32_bits_and_part_flags_there_are_read_right(tmp_path):
@@ -460,43 +403,3 @@ def test_record_errors_cross_process_boundaries():
     copy = pickle.loads(pickle.dumps(error))
     assert (type(copy), str(copy)) == (BadLengthError, str(error))
     assert (copy.path, copy.offset, copy.reason, copy.key, copy.record_id) == (Path("a.rec"), 12, "reason", 3, 2)
-
-
-@pytest.fixture
-def importable_in_children(tmp_path, monkeypatch):
-    """Spawned children import `adadistill` even where it is not installed."""
-    (tmp_path / "import_path").mkdir()
-    os.symlink(ROOT, tmp_path / "import_path" / "adadistill", target_is_directory=True)
-    monkeypatch.syspath_prepend(tmp_path / "import_path")
-
-
-@pytest.mark.realdata
-@pytest.mark.parametrize("method", ["fork", "spawn"])
-def test_processes_read_the_same_open_file_at_once(data_dir, importable_in_children, method):
-    file = RecordFile(data_dir / "faces" / "train.rec")
-    offsets = [s.offset for s in file.scan()][::7]  # the map is open before the processes start
-    with multiprocessing.get_context(method).Pool(3) as pool:
-        read = pool.map(file.read, offsets * 2, chunksize=50)
-    assert read == [file.read(offset) for offset in offsets] * 2
-
-
-@pytest.mark.realdata
-def test_threads_read_the_same_file_at_once_and_close_only_drops_the_map(data_dir):
-    path = data_dir / "faces" / "train.rec"
-    expected = {s.offset: RecordFile(path).read(s.offset) for s in list(RecordFile(path).scan())[::50]}
-    file = RecordFile(path)
-    with ThreadPoolExecutor(4) as pool:
-        assert list(pool.map(file.read, expected)) == list(expected.values())
-    file.close()
-    file.close()
-    assert file.read(0) == RecordFile(path).read(0)
-
-
-def test_importing_and_naming_a_file_opens_nothing(tmp_path):
-    write_bodies(tmp_path / "a.rec")
-    file = RecordFile(tmp_path / "a.rec")
-    before = set(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else set()
-    copy = pickle.loads(pickle.dumps(file))
-    after = set(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else set()
-    assert before == after
-    assert copy.read(0) == file.read(0)

@@ -88,7 +88,6 @@ def test_a_changed_file_is_found_by_its_seal_and_can_be_sealed_anew(tmp_path: Pa
         (["{path}", "--workers", "0"], 2, "--workers must be positive"),
         (["{path}", "--reseal"], 2, "give both"),
         (["{path}", "--recipe", "nothing"], 2, "no such file, and no shipped recipe"),
-        (["{path}", "--index", "missing.idx"], 2, "no index at missing.idx"),
     ],
 )
 def test_mistakes_are_told(tmp_path: Path, capsys, arguments: list[str], code: int, message: str):
