@@ -94,7 +94,7 @@ def test_an_image_damaged_behind_its_header_is_named(tmp_path):
     ("metadata", "problem"),
     [
         (lists(probe_paths=None), "has no probe_paths; it holds distractor_paths, gallery_paths, image_paths"),
-        (lists(gallery_paths=np.array([])), "gallery_paths is empty"),
+        (lists(gallery_paths=[]), "gallery_paths is empty"),
         (lists(probe_paths=[1, 2]), "probe_paths is no list of paths"),
         (lists(probe_paths=["Probe/12_9.jpg"]), "lists 'Probe/12_9.jpg', and there is no image of that name"),
         (lists(probe_paths=["12_1.jpg", "a/12_1.png"]), "probe_paths lists 'a/12_1.png' twice"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -23,14 +24,34 @@ def small() -> SmallIjb:
     return small_ijb()
 
 
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory, small: SmallIjb) -> Path:
+    """Both layouts, not to be changed."""
+    folder = tmp_path_factory.mktemp("sets")
+    write_original(folder / "IJBC", small)
+    write_prepared(folder / "IJBC_gt_aligned", small)
+    return folder
+
+
+@pytest.fixture
+def original(written: Path, tmp_path: Path) -> Path:
+    """A copy to break."""
+    return Path(shutil.copytree(written / "IJBC", tmp_path / "IJBC"))
+
+
+@pytest.fixture
+def prepared(written: Path, tmp_path: Path) -> Path:
+    """A copy to break."""
+    return Path(shutil.copytree(written / "IJBC_gt_aligned", tmp_path / "IJBC_gt_aligned"))
+
+
 def _pixels(opened: IjbSet) -> np.ndarray:
     count = len(opened.images)
     return np.concatenate(list(pixel_blocks(opened.images, [(0, 5), (5, count)], threads=2)))
 
 
-def test_both_layouts_hold_the_same_pixels_templates_and_protocols(tmp_path: Path, small: SmallIjb):
-    original = open_ijb(write_original(tmp_path / "IJBC", small))
-    prepared = open_ijb(write_prepared(tmp_path / "IJBC_gt_aligned", small))
+def test_both_layouts_hold_the_same_pixels_templates_and_protocols(written: Path, small: SmallIjb):
+    original, prepared = open_ijb(written / "IJBC"), open_ijb(written / "IJBC_gt_aligned")
     assert (original.name, prepared.name) == ("IJBC", "IJBC_gt_aligned")
     assert original.annotations.counts == prepared.annotations.counts
     rows = np.random.default_rng(5).permutation(len(small.names))  # row i of the prepared set is image rows[i]
@@ -50,8 +71,8 @@ def test_both_layouts_hold_the_same_pixels_templates_and_protocols(tmp_path: Pat
         np.testing.assert_array_equal(one.subjects, other.subjects)
 
 
-def test_places_lead_back_to_the_numbers_in_the_files(tmp_path: Path, small: SmallIjb):
-    opened = open_ijb(write_original(tmp_path / "IJBC", small))
+def test_places_lead_back_to_the_numbers_in_the_files(written: Path, small: SmallIjb):
+    opened = open_ijb(written / "IJBC")
     assert "469,375" in (opened.unlike_published() or "")
     known = opened.annotations
     np.testing.assert_array_equal(known.template_ids[known.templates], small.templates)
@@ -62,21 +83,19 @@ def test_places_lead_back_to_the_numbers_in_the_files(tmp_path: Path, small: Sma
             zip(known.probes.templates, known.probes.subjects, strict=True)] == small.probes  # fmt: skip
 
 
-def test_sets_are_told_apart_by_their_hash(tmp_path: Path, small: SmallIjb):
-    one, same = (open_ijb(write_original(tmp_path / name, small)).sha256() for name in ("a", "b"))
-    path = tmp_path / "b" / "meta" / "ijbc_template_pair_label.txt"
-    lines = path.read_text().splitlines()
-    path.write_text("\n".join(lines[:-1]) + "\n")
-    other = open_ijb(tmp_path / "b").sha256()
-    assert one == same != other
+def test_sets_are_told_apart_by_their_hash(written: Path, original: Path):
+    one, same = (open_ijb(folder).sha256() for folder in (written / "IJBC", original))
+    _edit("ijbc_template_pair_label.txt", lambda lines: lines[:-1])(original)
+    assert one == same != open_ijb(original).sha256()
 
 
-def test_a_set_without_csv_files_has_no_1n_protocol_and_one_with_some_is_refused(tmp_path: Path, small: SmallIjb):
-    folder = write_prepared(tmp_path / "IJBC_gt_aligned", small, identification=False)
-    assert open_ijb(folder).annotations.probes is None
-    (folder / "ijbc_1N_probe_mixed.csv").write_text("TEMPLATE_ID,SUBJECT_ID\n100,500\n")
+def test_a_set_without_csv_files_has_no_1n_protocol_and_one_with_some_is_refused(prepared: Path):
+    (prepared / GALLERY).unlink()
     with pytest.raises(FileNotFoundError, match="gallery_G1"):
-        open_ijb(folder)
+        open_ijb(prepared)
+    for path in prepared.glob("*.csv"):
+        path.unlink()
+    assert open_ijb(prepared).annotations.probes is None
 
 
 def _edit(name: str, change: Callable[[list[str]], list[str]]) -> Callable[[Path], None]:
@@ -127,16 +146,15 @@ GALLERY = "ijbc_1N_gallery_G1.csv"
     ],
 )
 def test_a_broken_original_set_is_named(
-    tmp_path: Path, small: SmallIjb, damage: Callable[[Path], None], kind: type[Exception], said: str
+    original: Path, damage: Callable[[Path], None], kind: type[Exception], said: str
 ):
-    folder = write_original(tmp_path / "IJBC", small)
-    damage(folder)
+    damage(original)
     with pytest.raises(kind, match=said):
-        open_ijb(folder)
+        open_ijb(original)
 
 
-def test_blank_lines_ends_of_lines_and_marks_change_nothing(tmp_path: Path, small: SmallIjb):
-    folder = write_original(tmp_path / "IJBC", small)
+def test_blank_lines_ends_of_lines_and_marks_change_nothing(original: Path):
+    folder = original
     expected = open_ijb(folder).sha256()
     files = [folder / "meta" / name for name in (TID, POINTS, PAIRS, GALLERY, "ijbc_1N_probe_mixed.csv")]
     as_written = {path: path.read_text() for path in files}
@@ -178,15 +196,14 @@ def _metadata(change: Callable[[dict[str, np.ndarray]], object]) -> Callable[[Pa
     ],
 )
 def test_a_broken_prepared_set_is_named(
-    tmp_path: Path, small: SmallIjb, damage: Callable[[Path], None], kind: type[Exception], said: str
+    prepared: Path, damage: Callable[[Path], None], kind: type[Exception], said: str
 ):
-    folder = write_prepared(tmp_path / "IJBC_gt_aligned", small)
-    damage(folder)
+    damage(prepared)
     with pytest.raises(kind, match=said):
-        open_ijb(folder)
+        open_ijb(prepared)
 
 
-def test_prepared_images_of_another_size_are_refused_and_not_scaled(tmp_path: Path, small: SmallIjb):
-    opened = open_ijb(write_prepared(tmp_path / "IJBC_gt_aligned", small))
+def test_prepared_images_of_another_size_are_refused_and_not_scaled(written: Path):
+    opened = open_ijb(written / "IJBC_gt_aligned")
     with pytest.raises(ImageSetError, match="aligned for its own size"):
         next(pixel_blocks(opened.images, [(0, 2)], image_size=96))
