@@ -47,8 +47,6 @@ from adadistill.loaders.records.recordio import RecordError, StaleIndexError
 logger = logging.getLogger(__name__)
 
 OnDamaged: TypeAlias = Literal["stop", "skip"]
-DecodeRecord: TypeAlias = Callable[[int], tuple[int, npt.NDArray[np.uint8]]]
-"""Label and (S, S, 3) uint8 RGB pixels of a record id, for stores whose images are made in another way."""
 FillRow: TypeAlias = Callable[[int, npt.NDArray[np.uint8]], int]
 """Writes the image of a record id to a row, (image_bytes,) uint8, and returns its label. Threads share it.
 
@@ -106,7 +104,6 @@ def pack_records(
     on_damaged: OnDamaged = "stop",
     wrong_size: Literal["refuse", "resize"] = "refuse",
     limits: ImageLimits | None = None,
-    decode: DecodeRecord | None = None,
     rank: int = 0,
     world_size: int = 1,
     stop: Callable[[], bool] = lambda: False,
@@ -124,7 +121,7 @@ def pack_records(
         on_damaged: stop raises for the first damaged record; skip stores it as mid-grey with label -1, and warns.
         wrong_size: refuse images of another size, even where damage is skipped; or resize them, which means rgb.
         limits: of what an image's header may claim.
-        decode: makes label and RGB pixels of a record id in place of our own decoder; rgb only, which auto then means.
+
         rank, world_size: which part of the blocks this process packs. All processes get the same other arguments.
         stop: asked between blocks whether to give up; what is done stays. `report` is called after each block.
 
@@ -136,14 +133,13 @@ def pack_records(
     _check_arguments(layout, workers, on_damaged, rank, world_size)
     folder = Path(folder)
     checked = CheckedRecords(records, image_size, limits=limits, wrong_size=wrong_size)
-    asked = "rgb" if layout == "auto" and decode is not None else layout
-    chosen = _layout_of(folder, asked, checked, on_damaged, rank, stop)
+    chosen = _layout_of(folder, layout, checked, on_damaged, rank, stop)
     if chosen is None:
         return PackResult(folder=folder, stopped=True)
     header = packed_header(
         chosen, num_records=len(records), image_size=image_size, shard_records=shard_records, records=binding
     )
-    fill = row_filler(chosen, checked, decode)
+    fill = _row_filler(chosen, checked)
     with PackWriter(folder, header, main=rank == 0) as writer:
         result = _Packing(writer, fill, on_damaged, stop).run(rank, world_size, workers, report)
     return result if result.missing_blocks else replace(result, digest=PackedStore(folder).digest())
@@ -224,7 +220,7 @@ class _Packing:
         try:
             return self._fill(record_id, row)
         except (RecordError, ImageDecodeError) as error:
-            if not self._skips_damaged or not is_damage(error):
+            if not self._skips_damaged or not _is_damage(error):
                 raise
             logger.warning("stored as damaged, grey with label %d: %s", DAMAGED_LABEL, error)
             row.fill(DAMAGED_PIXEL)  # a decoder may have left half an image
@@ -328,7 +324,7 @@ def _first_misfit(records: CheckedRecords, on_damaged: OnDamaged, stop: Callable
             body = records.read(record_id).body
             reason = why_no_planes(body, where=where) or records.why_resized(body, where=where)
         except (RecordError, ImageDecodeError) as error:
-            if on_damaged == "stop" or not is_damage(error):
+            if on_damaged == "stop" or not _is_damage(error):
                 raise
             continue
         if reason:
@@ -336,29 +332,17 @@ def _first_misfit(records: CheckedRecords, on_damaged: OnDamaged, stop: Callable
     return ""
 
 
-def row_filler(layout: Layout, records: CheckedRecords, decode: DecodeRecord | None = None) -> FillRow:
-    """What fills the rows of a store.
-
-    Args:
-        decode: used in place of our own decoder, rgb only.
-
-    Raises:
-        StoreError: planes are asked for and the TurboJPEG library is missing or decodes other pixels, or `decode` is
-            given.
-    """
-    side, decode_rgb = records.image_size, decode or records.decode
+def _row_filler(layout: Layout, records: CheckedRecords) -> FillRow:
+    """What fills the rows of a store. Raises StoreError where planes are asked for and cannot be had."""
+    side = records.image_size
 
     def fill_rgb(record_id: int, row: npt.NDArray[np.uint8]) -> int:
-        label, pixels = decode_rgb(record_id)
-        if pixels.shape != (side, side, 3) or pixels.dtype != np.uint8:
-            raise ValueError(f"decoding must give uint8 {(side, side, 3)}, got {pixels.dtype} {pixels.shape}")
-        row.reshape(pixels.shape)[...] = pixels
+        label, pixels = records.decode(record_id)
+        row.reshape(side, side, 3)[...] = pixels
         return label
 
     if layout == "rgb":
         return fill_rgb
-    if decode is not None:
-        raise StoreError("planes are stored as the JPEG holds them; images that are made otherwise need --layout rgb")
     decoder = PlaneDecoder(side)
 
     def fill_planes(record_id: int, row: npt.NDArray[np.uint8]) -> int:
@@ -369,6 +353,6 @@ def row_filler(layout: Layout, records: CheckedRecords, decode: DecodeRecord | N
     return fill_planes
 
 
-def is_damage(error: Exception) -> bool:
+def _is_damage(error: Exception) -> bool:
     """Whether a record may be stored as damaged: not where the size or the index is what is wrong, for all of them."""
     return may_be_skipped(error) and not isinstance(error, (ImageSizeError, StaleIndexError))

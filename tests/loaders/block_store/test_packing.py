@@ -225,21 +225,6 @@ def test_an_image_that_claims_more_than_the_limits_is_damaged(tmp_path):
     assert pack(path, tmp_path / "other", wrong_size="resize", limits=limits, on_damaged="skip").damaged == 1
 
 
-def test_images_can_be_made_in_another_way(tmp_path):
-    path = write_records(tmp_path / "records", [jpeg(0, 48), jpeg(1, 48)])
-
-    def decode(place: int) -> tuple[int, Any]:
-        return place, np.full((SIDE, SIDE, 3), place, np.uint8)
-
-    pack(path, tmp_path / "store", layout="rgb", decode=decode)
-    assert PackedStore(tmp_path / "store").gather([1, 0])[:, 7].tolist() == [1, 0]
-    with pytest.raises(ValueError, match="decoding must give uint8"):
-        pack(path, tmp_path / "other", layout="rgb", image_size=48, decode=decode)
-    if planes_available():
-        with pytest.raises(StoreError, match="need --layout rgb"):
-            pack(path, tmp_path / "third", image_size=48, layout="planes", decode=decode)
-
-
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
