@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from adadistill.loaders.dataset_tools.record_check import check_folder
+from adadistill.loaders.dataset_tools.record_check import check_images
 from adadistill.loaders.folders import ImageFolderError
 from adadistill.loaders.records import folder_index
 from adadistill.loaders.records.folder_index import (
@@ -197,8 +197,8 @@ def test_verification_finds_what_an_index_alone_would_not(folder: Path):
     write_folder_index(folder, checksums=True)
     (folder / "id1" / "2.jpg").write_bytes(b"\xff\xd8\xff")
     with pytest.raises(SealError, match="or of other names or sizes"):
-        check_folder(folder)
+        check_images(folder)
     (folder / "id1" / "2.jpg").write_bytes(b"\xff\xd8\xff\xe0" + b"x" * 22)
-    found = check_folder(folder)
+    found = check_images(folder)
     assert [bad.kind for bad in found.bad if bad.record_id == 2] == ["ImageChecksumError"]
     assert (found.records, found.sealed, found.bytes) == (6, True, sum(24 + number for number in range(6)))

@@ -11,7 +11,7 @@ import pytest
 import simplejpeg
 
 from adadistill.loaders.dataset_tools.inspection import inspect_path
-from adadistill.loaders.dataset_tools.record_check import check_records
+from adadistill.loaders.dataset_tools.record_check import check_images
 from adadistill.loaders.dataset_tools.record_folder.image_lists import read_list
 from adadistill.loaders.records import label_check
 from adadistill.loaders.records.image_folder import ImageFolder
@@ -71,7 +71,7 @@ def test_a_label_that_is_no_class_is_named_by_its_first_record(tmp_path, labels,
     assert re.search(wanted, found.beyond)
     if stated is None:
         assert any(re.search(wanted, problem) for problem in inspect_path(path).problems)
-        assert any(re.search(wanted, bad.reason) for bad in check_records(path).bad)
+        assert any(re.search(wanted, bad.reason) for bad in check_images(path).bad)
         assert main(["data", "stats", str(path)][1:]) == 1
         assert re.search(wanted, capsys.readouterr().err)
 
@@ -102,7 +102,7 @@ def test_identities_that_never_appear_are_counted(tmp_path, labels, claimed, wan
     assert re.search(wanted, text)
     assert len(found.refused) == refused
     assert any(re.search(wanted, problem) for problem in inspect_path(path).problems)
-    reasons = "".join(bad.reason for bad in check_records(path).bad)
+    reasons = "".join(bad.reason for bad in check_images(path).bad)
     told = reasons + caplog.text
     assert re.search(wanted.removeprefix("^"), told)
     assert main(["stats", str(path)]) == 0

@@ -12,7 +12,7 @@ import pytest
 import simplejpeg
 from tests_support import DATA
 
-from adadistill.loaders.dataset_tools.record_check import check_records, damaged_spans
+from adadistill.loaders.dataset_tools.record_check import check_images, damaged_spans
 from adadistill.loaders.records.checked_records import CheckedRecords
 from adadistill.loaders.records.image_records import ImageRecords
 from adadistill.loaders.records.record_seal import (
@@ -91,7 +91,7 @@ def test_a_flip_anywhere_is_reported_by_a_whole_verification_and_by_loading(reco
         _flip(records, bit)
         span = int(np.searchsorted(seal.starts, bit // 8, side="right")) - 1
         record_id = seal.record_of(span)
-        found = check_records(records, workers=2)
+        found = check_images(records, workers=2)
         assert [bad.record_id for bad in found.bad if bad.kind == "checksum"] == [record_id]
         if record_id is not None:
             images = ImageRecords(records)
@@ -99,7 +99,7 @@ def test_a_flip_anywhere_is_reported_by_a_whole_verification_and_by_loading(reco
                 images.read(record_id)
             images.read((record_id + 1) % COUNT)
         _flip(records, bit)
-    assert check_records(records).bad == ()
+    assert check_images(records).bad == ()
 
 
 def test_every_record_of_a_clean_file_reads(records: Path):
@@ -165,7 +165,7 @@ def test_a_seal_of_another_file_is_refused_by_name(records: Path, tmp_path: Path
     with pytest.raises(SealError, match=r"was made for a file of \d+ bytes"):
         ImageRecords(records).read(0)
     with pytest.raises(SealError, match="cut, added to, or replaced"):
-        check_records(records)
+        check_images(records)
 
 
 def test_a_seal_serves_the_file_with_an_index_of_images_alone_and_with_none(records: Path):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from adadistill.loaders.dataset_tools.record_check import check_records
+from adadistill.loaders.dataset_tools.record_check import check_images
 from adadistill.loaders.records.checked_records import CheckedRecords
 from adadistill.loaders.records.image_records import ImageRecords
 from adadistill.loaders.records.recordio import RecordWriter
@@ -84,7 +84,7 @@ class RecordFiles:
         resizes = rng.random() < 0.5
 
         def read() -> str:
-            check_records(path, decode=True)
+            check_images(path, decode=True)
             checked = CheckedRecords(ImageRecords(path), SIDE, wrong_size="resize" if resizes else "refuse")
             _, pixels = checked.decode(0)
             if pixels.shape != (SIDE, SIDE, 3):
@@ -117,7 +117,7 @@ def _read(path: Path, original: Original, body: bytes) -> str:
 
 
 def _read_sealed(path: Path, original: Original, body: bytes) -> str:
-    found = check_records(path)
+    found = check_images(path)
     if body == original.rec:
         if found.bad or contents(path) != list(zip(original.labels, original.pixels, strict=True)):
             raise BrokenPromiseError("an unchanged file was refused, or read otherwise")
