@@ -100,15 +100,6 @@ def test_all_orientations_are_turned_as_pillow_turns_them(orientation):
             assert np.array_equal(decode_image(body, where="png"), expected(wide(), orientation))
 
 
-def test_opencv_turns_them_alike():
-    cv2 = pytest.importorskip("cv2", reason="OpenCV, which landmarks come from (extra dev), is not installed")
-    stored = simplejpeg.encode_jpeg(wide(), colorsubsampling="444")
-    for orientation in range(1, 9):
-        body = turned_jpeg(stored, orientation)
-        theirs = cv2.imdecode(np.frombuffer(body, np.uint8), cv2.IMREAD_COLOR)[:, :, ::-1]
-        assert np.abs(theirs.astype(int) - decode_image(body, where="test")).max() <= 1
-
-
 SOUND = tiff(6)
 UNSOUND = {
     "empty": b"",

@@ -238,13 +238,6 @@ def test_images_that_have_no_tables_are_refused_only_where_something_resamples()
 # ---- draws
 
 
-def test_a_flag_does_not_depend_on_the_batch_it_is_drawn_in():
-    together = mirror_flags(9, 4, IDS[:1000], 0.5)
-    shuffled = np.random.RandomState(0).permutation(1000)
-    alone = np.concatenate([mirror_flags(9, 4, IDS[i : i + 1], 0.5) for i in shuffled[:100]])
-    assert np.array_equal(alone, together[shuffled[:100]])
-
-
 def test_the_share_of_mirrored_images_is_the_probability():
     for probability in (0.0, 0.25, 1.0):
         _assert_share(mirror_flags(1, 0, IDS, probability), probability)

@@ -102,13 +102,6 @@ def test_blocks_of_a_wrong_shape_or_label_are_refused(tmp_path):
         assert writer.damaged_ids()[0] == 0
 
 
-def test_a_list_of_damaged_records_that_was_half_written_is_removed(packed, tmp_path):
-    folder = Path(shutil.copytree(packed, tmp_path / "store"))
-    (folder / ".damaged.json.partial-0123").write_bytes(b"half")
-    build(FACE, folder)
-    assert sorted(path.name for path in folder.iterdir()) == list(FACE.files)
-
-
 def test_other_records_are_refused_with_both_sides(packed):
     store = PackedStore(packed)
     own = RECORDS | {"num_records": COUNT}

@@ -276,12 +276,6 @@ def test_one_image_without_planes_makes_all_of_them_rgb_and_is_named(tmp_path, c
             choose_layout("planes", records, on_damaged="stop")
 
 
-def test_images_of_odd_size_become_rgb(tmp_path, caplog):
-    with caplog.at_level(logging.INFO):
-        assert choose_layout("auto", checked(tmp_path, [jpeg(0, 31)], 31), on_damaged="stop") == "rgb"
-    assert "31 x 31 pixels have no whole 4:2:0 planes" in caplog.text
-
-
 def test_without_the_library_auto_says_what_rgb_costs_and_planes_are_refused(tmp_path, caplog, without_turbojpeg):
     records = checked(tmp_path, small_bodies(3))
     assert choose_layout("auto", records, on_damaged="stop") == "rgb"
@@ -291,14 +285,6 @@ def test_without_the_library_auto_says_what_rgb_costs_and_planes_are_refused(tmp
     assert "apt-get install libturbojpeg0" in warnings[0]
     with pytest.raises(TurboJpegMissingError, match="apt-get install libturbojpeg0"):
         choose_layout("planes", records, on_damaged="stop")
-
-
-@needs_turbojpeg
-def test_damaged_records_stop_the_choice_or_decide_nothing(tmp_path):
-    records = checked(tmp_path, [*small_bodies(3), b"\xff\xd8\xff and no more"])
-    with pytest.raises(ImageDecodeError, match=r"record 3 \(key 4\)"):
-        choose_layout("auto", records, on_damaged="stop")
-    assert choose_layout("auto", records, on_damaged="skip") == "planes"
 
 
 def test_another_size_is_refused_even_where_damage_is_skipped(tmp_path):

@@ -12,11 +12,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from small_cache import contents, die, end_of_child, run_in_child, small_header, start_child
-from small_stores import RECORDS, CacheFace, PackedFace, block_2, build
+from small_cache import contents, die, end_of_child, run_in_child, start_child
+from small_stores import RECORDS, PackedFace, block_2, build
 
 from adadistill.loaders.block_store.errors import (
-    StoreDamagedError,
     StoreError,
     StoreIncompleteError,
     StoreMissingError,
@@ -208,14 +207,6 @@ def test_a_file_system_that_cannot_reserve_room_or_lock_gives_the_same_bytes(
     assert "this file system has no locks" in caplog.text
 
 
-def test_the_whole_size_is_on_disk_from_the_beginning(tmp_path):
-    header = small_header(num_records=100_000, block_records=1000)
-    with CacheFace.writer(tmp_path / "cache", header, main=True):
-        found = (tmp_path / "cache" / "embeddings.bin").stat()
-    assert found.st_size == header.data_bytes
-    assert found.st_blocks * 512 >= header.data_bytes, "room is reserved, not only promised"
-
-
 def test_a_write_that_fails_names_the_block_and_leaves_it_undone(face, tmp_path, monkeypatch):
     with face.writer(tmp_path / "store", face.header(), main=True) as writer:
         with monkeypatch.context() as patch:
@@ -231,25 +222,6 @@ def test_a_write_that_fails_names_the_block_and_leaves_it_undone(face, tmp_path,
 
 
 # ---- several processes
-
-
-def test_processes_that_share_the_blocks_write_the_same_bytes(face, tmp_path, finished):
-    folder = tmp_path / "store"
-
-    def write_share(rank):
-        with face.writer(folder, face.header(), main=False) as writer:
-            for block in writer.pending().tolist()[::-1]:
-                if block % 3 == rank:
-                    face.write(writer, block)
-
-    with face.writer(folder, face.header(), main=True) as writer:
-        children = [start_child(lambda rank=rank: write_share(rank)) for rank in (1, 2)]
-        for block in (0, 3):
-            face.write(writer, block)
-        assert [end_of_child(pid) for pid in children] == [0, 0]
-        assert writer.missing_blocks() == 0
-        face.finish(writer)
-    assert contents(folder) == finished
 
 
 @pytest.mark.parametrize("main", [True, False])
@@ -411,14 +383,6 @@ def test_another_header_is_refused_with_every_difference_and_nothing_is_written(
     assert "block_records: 5 stored, 4 wanted" in str(refused.value)
     assert f"records.fingerprint: '{'cd' * 32}' stored, '{'99' * 32}' wanted" in str(refused.value)
     assert contents(folder) == finished
-
-
-def test_a_build_with_a_file_of_a_wrong_size_is_refused(face, tmp_path):
-    for name in (face.rows_file, "blocks.bin"):
-        path = build(face, tmp_path / name) / name
-        os.truncate(path, path.stat().st_size - 1)
-        with pytest.raises(StoreDamagedError, match=name):
-            face.writer(tmp_path / name, face.header(), main=True)
 
 
 # ---- blocks

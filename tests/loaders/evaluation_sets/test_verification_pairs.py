@@ -252,7 +252,6 @@ def op_payloads(canary: Path) -> dict[str, bytes]:
     text = b"X" + struct.pack("<I", len(command)) + command
     return {
         "global system": b"cos\nsystem\n(V" + line + b"tR.",
-        "posix system": b"cposix\nsystem\n(V" + line + b"tR.",
         "inst": b"(V" + line + b"ios\nsystem\n.",
         "obj": b"(cos\nsystem\n" + text + b"o.",
         "newobj": b"\x80\x02cos\nsystem\n" + text + b"\x85\x81.",
@@ -261,7 +260,6 @@ def op_payloads(canary: Path) -> dict[str, bytes]:
         "dotted stack global": b"\x80\x04\x8c\x05numpy\x8c\x10ndarray.__init__\x93" + text + b"\x85R.",
         "dotted module path": b"\x80\x04\x8c\x07_codecs\x8c\x0fencode.__self__\x93.",
         "ext1": b"\x80\x02\x82\x01.",
-        "ext2": b"\x80\x02\x83\x01\x00.",
         "ext4": b"\x80\x02\x84\x01\x00\x00\x00.",
         "persistent id": b"Pevil\n.",
         "binary persistent id": text + b"Q.",
@@ -274,7 +272,6 @@ def op_payloads(canary: Path) -> dict[str, bytes]:
         "hidden after a pop": b"cos\nsystem\n(V" + line + b"tR0(]]t.",
         "nested pickle": b"c_pickle\nloads\n(C" + bytes([20]) + b"cos\nsystem\n(Vls\ntR." + b"tR.",
         "builtins eval": b"cbuiltins\neval\n(V__import__('os').system('" + command + b"')\ntR.",
-        "python 2 eval": b"c__builtin__\neval\n(V__import__('os').system('" + command + b"')\ntR.",
         "getattr": b"cbuiltins\ngetattr\n(cos\nsystem\nX\x08\x00\x00\x00__call__tR.",
         "import": b"cimportlib\nimport_module\n(Vos\ntR.",
         "codec of another name": b"c_codecs\nencode\n(Vcode\nVrot13\ntR.",
@@ -284,7 +281,6 @@ def op_payloads(canary: Path) -> dict[str, bytes]:
         "numpy new ndarray": b"\x80\x02cnumpy\nndarray\nJ\x00\x00\x00\x7f\x85\x85\x81.",
         "reconstruct of a terabyte": b"cnumpy.core.multiarray\n_reconstruct\n(cos\nsystem\n\x85C\x01btR.",
         "numpy testing": b"cnumpy.testing._private.utils\nrunstring\n(Vprint(1)\n}tR.",
-        "numpy load": b"cnumpy\nload\n(Vevil.npy\ntR.",
         "object dtype": b"cnumpy\ndtype\n(VO8\nI00\nI01\ntR.",
         "object array state": (
             b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\n(K\x00tC\x01btR"
@@ -294,7 +290,6 @@ def op_payloads(canary: Path) -> dict[str, bytes]:
             b"cnumpy\ndtype\n(Vu1\nI00\nI01\ntR(K\x03V|\nN(Va\nt]J\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb."
         ),
         "huge string dtype": b"cnumpy\ndtype\n(VS2000000000\nI00\nI01\ntR.",
-        "unknown opcode": b"\x80\x04\xff.",
         "unknown opcode behind the result": b"K\x01\xfe.",
     }
 
@@ -305,7 +300,6 @@ def length_bombs() -> dict[str, bytes]:
         "binbytes8": b"\x80\x04\x8e" + huge + b"a.",
         "bytearray8": b"\x80\x05\x96" + huge + b"a.",
         "binunicode8": b"\x80\x04\x8d" + huge + b"a.",
-        "binbytes": b"\x80\x03B" + large + b"a.",
         "binunicode": b"X" + large + b"a.",
         "binstring": b"T" + struct.pack("<i", 0x7FFFFFF0) + b"a.",
         "negative binstring": b"T" + struct.pack("<i", -8) + b"a.",
@@ -314,7 +308,6 @@ def length_bombs() -> dict[str, bytes]:
         "long_binput": b"Nr" + large + b".",
         "put": b"Np4294967280\n.",
         "put of no number": b"Np-1\n.",
-        "digits": b"I" + b"9" * 100_000 + b"\n.",
         "long digits": b"L" + b"9" * 100_000 + b"L\n.",
         "many opcodes": b"]" * (safe_pickle.MAX_OPCODES + 10) + b".",
         "text encoded again and again": (
@@ -337,7 +330,6 @@ def objects_that_execute(canary: Path) -> dict[str, object]:
     return {
         "reduce": call,
         "eval": Calls(eval, f"open({str(canary)!r}, 'w')"),
-        "exec": Calls(exec, f"open({str(canary)!r}, 'w')"),
         "partial": Calls(partial(os.system, command)),
         "open": Calls(open, str(canary), "w"),
         "popen": Calls(subprocess.Popen, ["touch", str(canary)]),
@@ -348,10 +340,8 @@ def objects_that_execute(canary: Path) -> dict[str, object]:
         "behind nested lists": ([[[[call]]]], SAME),
         "dictionary": {"images": IMAGES, "same": SAME},
         "set": {1, 2},
-        "path": (IMAGES, [Path("a")]),
         "float array": (IMAGES, np.array([0.0, 1.0, 0.0, 1.0])),
         "complex": (IMAGES, [1j]),
-        "range": (IMAGES, range(4)),
         "bytearray": (IMAGES, [bytearray(b"a")] * 4),
         "masked array": (IMAGES, np.ma.masked_array(SAME, mask=SAME)),
         "record array": (IMAGES, np.zeros(4, dtype=[("flag", "?")])),

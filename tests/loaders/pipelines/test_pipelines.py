@@ -22,7 +22,6 @@ from PIL import Image
 from tests_support import DATA
 
 from adadistill.core.teachers import record_binding
-from adadistill.kernels.augment_parameters import identity_parameters
 from adadistill.loaders.augment.augment_policy import Augmentation, AugmentConfig, mirror_flags
 from adadistill.loaders.batch import Batch
 from adadistill.loaders.block_store.jpeg_planes import TurboJpegMissingError
@@ -251,15 +250,6 @@ def test_batches_keep_their_contents_while_later_ones_are_made(path, decoder, de
         assert torch.equal(batch.images, images)
 
 
-def test_images_come_in_the_type_and_layout_asked_for(path, decoder, device, build):
-    plain = build(path, decoder, device=device).epoch(0)
-    shaped = build(path, decoder, device=device, dtype=torch.bfloat16, channels_last=True).epoch(0)
-    for one, other in itertools.islice(zip(plain, shaped, strict=True), 2):
-        assert other.images.dtype == torch.bfloat16
-        assert other.images.is_contiguous(memory_format=torch.channels_last)
-        assert_same_pictures(other.images.bfloat16().cpu(), one.images.bfloat16().cpu(), decoder, device)
-
-
 def truncated(body: bytes) -> bytes:
     return body[: len(body) // 2]
 
@@ -458,20 +448,6 @@ def test_every_source_shows_the_same_images_whatever_the_ranks_and_the_resume(pa
             for first_step in (0, 3):
                 for wanted, found in itertools.zip_longest(batches[first_step:], pipeline.epoch(2, first_step)):
                     assert_same(found, wanted)
-
-
-def test_augmentation_changes_images_and_only_those_it_is_drawn_for(path, build):
-    plain, augmented = (list(build(path, "cpu", augment=config).epoch(1)) for config in (AugmentConfig(), ADAFACE))
-    drawn = Augmentation(ADAFACE, mirror_probability=0.5, seed=MIRROR_SEED, image_size=SIDE)
-    changed = 0
-    for one, other in zip(plain, augmented, strict=True):
-        rows = drawn.parameters(1, one.record_ids.numpy())
-        assert rows is not None
-        touched = (rows[:, 1:] != identity_parameters(len(rows), SIDE)[:, 1:]).any(axis=1)
-        same = (one.images == other.images).flatten(1).all(dim=1).numpy()
-        assert same[~touched].all()
-        changed += int((~same).sum())
-    assert changed > COUNT // 2
 
 
 def test_damaged_records_are_skipped_in_their_places_and_named(path, tmp_path, decoder, build, caplog):

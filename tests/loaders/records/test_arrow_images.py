@@ -39,11 +39,6 @@ def test_rows_come_in_order_whatever_batches_and_files_they_lie_in(tmp_path: Pat
     assert images.paths == tuple(columns["path"])
 
 
-def test_columns_that_nobody_asked_for_may_be_anything(tmp_path: Path):
-    folder = write_arrow_folder(tmp_path, {"image": BODIES, "index": [0.5] * 11})
-    assert open_arrow_images(folder, columns=()).index is None
-
-
 def test_the_hash_is_of_the_contents(tmp_path: Path):
     one = write_arrow_folder(tmp_path / "a", {"image": BODIES, "index": range(11)})
     same = write_arrow_folder(tmp_path / "b", {"image": BODIES, "index": range(11)})

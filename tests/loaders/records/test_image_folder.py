@@ -18,7 +18,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from adadistill.loaders.folders import ImageFolderError, is_litter, list_folder
+from adadistill.loaders.folders import ImageFolderError, is_litter
 from adadistill.loaders.pixels import ImageLimits
 from adadistill.loaders.records.image_folder import ImageFileError, ImageFolder
 from adadistill.loaders.records.image_source import EncodedImage
@@ -76,15 +76,6 @@ def test_many_are_read_as_each_alone_and_what_is_no_jpeg_is_left_to_read(folder:
         assert found is None or found.tobytes() == images.read(record_id).body
     assert images.read(3).body == b"\x89PNG in disguise"
     assert images.read_plain(np.array([], np.int64))[1] == []
-
-
-def test_what_desktops_and_file_servers_leave_is_left_out(folder: Path):
-    wanted = ImageFolder(folder).fingerprint()
-    for name in (".DS_Store", "Thumbs.db", "desktop.ini", ".hidden/a.jpg", "anna/.DS_Store", "anna/._1.jpg",
-                 "anna/Thumbs.db", "@eaDir/anna.jpg", "lost+found/z", "__MACOSX/a/x", "Bert/@eaDir/x.jpg"):  # fmt: skip
-        (folder / name).parent.mkdir(exist_ok=True, parents=True)
-        (folder / name).write_bytes(b"?")
-    assert ImageFolder(folder).fingerprint() == wanted
 
 
 def test_everything_else_is_refused_together_and_by_name(folder: Path):
@@ -266,12 +257,3 @@ def test_odd_names_keep_their_bytes_and_their_order(names: dict[bytes, set[bytes
             text = images.where(record_id)
             assert text.isprintable()
             text.encode("utf-8")
-
-
-def test_a_listing_holds_no_object_for_each_image(tmp_path: Path):
-    for identity in range(10):
-        write(tmp_path / "many", [f"{identity:03d}/{number:04d}.jpg" for number in range(20)])
-    listing = list_folder(tmp_path / "many")
-    assert len(listing.images) == 200
-    assert len(listing.images.block) == 200 * len("0000.jpg\0")
-    assert listing.images[199] == b"0019.jpg"

@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import simplejpeg
-from tests_support import DATA
 
 from adadistill.loaders.dataset_tools.record_check import check_images, damaged_spans
 from adadistill.loaders.records.checked_records import CheckedRecords
@@ -26,7 +25,6 @@ from adadistill.loaders.records.record_seal import (
 from adadistill.loaders.records.recordio import RecordFile, write_insightface_records
 
 COUNT, IDENTITIES = 60, 6
-FACES = DATA / "faces" / "train.rec"
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from adadistill.core.backbones import BackboneConfig, build_backbone
 from adadistill.loaders.evaluation_sets.verification_pairs import read_verification_bin
 from adadistill.loaders.records.image_records import ImageRecords
-from adadistill.loaders.synthetic.face_parameters import draw_identity, draw_picture, pixel_noise
+from adadistill.loaders.synthetic.face_parameters import draw_identity, draw_picture
 from adadistill.loaders.synthetic.synthetic_faces import (
     VERIFICATION_IDENTITIES,
     Faces,
@@ -112,13 +112,6 @@ def test_draws_of_neighbouring_identities_and_pictures_are_unrelated():
         assert np.abs((standard[:-1] * standard[1:]).mean(axis=0)).max() < limit
         between = standard.T @ standard / count
         assert np.abs(between - np.eye(len(between))).max() < limit
-
-
-def test_noise_has_mean_0_and_variance_1_and_differs_between_pictures():
-    noise = pixel_noise(5, np.zeros(20, np.int64), np.arange(20), 6912)
-    assert abs(noise.mean()) < 0.01
-    assert abs(noise.var() - 1.0) < 0.02
-    assert np.abs(np.corrcoef(noise) - np.eye(20)).max() < 0.06
 
 
 def test_lower_quality_is_further_from_the_sharp_picture():
