@@ -94,7 +94,7 @@ def _write(path: Path, members: dict[str, bytes], compression: int = zipfile.ZIP
         ({"x": b""}, zipfile.ZIP_STORED, r"without one data\.pkl"),
         ({"x": b"", "a/data.pkl": b"N.", "b/data.pkl": b"N."}, zipfile.ZIP_STORED, r"without one data\.pkl"),
         ({"a/data.pkl": b"N.", **{f"a/data/{i}": b"" for i in range(200)}}, zipfile.ZIP_STORED, "201 members"),
-        ({"a/data.pkl": b"N.", **{f"{i:060}": b"" for i in range(40_000)}}, zipfile.ZIP_STORED, "a list of members of"),
+        ({"a/data.pkl": b"N.", **{f"{i:060000}": b"" for i in range(70)}}, zipfile.ZIP_STORED, "a list of members of"),
         ({"a/data.pkl": bytes((1 << 20) + 1)}, zipfile.ZIP_STORED, "more than"),
     ],
     ids=["compressed", "no pickle", "two pickles", "members", "directory", "large pickle"],

@@ -106,7 +106,7 @@ def build() -> Iterator[Build]:
         settings = {"records": str(path), "decoder": decoder, "image_size": SIDE, "workers": 2, "prefetch": 2}
         config = DataConfig(**(settings | {name: options.pop(name) for name in fields & set(options)}))
         records = ImageRecords(path, num_classes=options.pop("identities", IDENTITIES))
-        order = SampleOrder(len(records), int(options.pop("batch", BATCH)), ORDER_SEED)
+        order = options.pop("order", None) or SampleOrder(len(records), int(options.pop("batch", BATCH)), ORDER_SEED)
         augmentation = Augmentation(
             options.pop("augment", AugmentConfig()),
             mirror_probability=config.mirror_probability,
@@ -321,65 +321,38 @@ def test_pngs_among_the_jpegs_are_read(tmp_path, decoder, build):
     assert torch.equal((batch.images[row] * 127.5 + 127.5).round().byte(), torch.from_numpy(pixels).permute(2, 0, 1))
 
 
-def test_an_order_over_other_records_is_refused(path, decoder):
-    config = DataConfig(records=str(path), decoder=decoder, image_size=SIDE)
-    augmentation = Augmentation(AugmentConfig(), mirror_probability=0.5, seed=0, image_size=SIDE)
-    place = {"rank": 0, "world_size": 1, "device": CPU, "augmentation": augmentation}
-    with pytest.raises(ValueError, match=r"over 44 records.* holds 45 images"):
-        build_pipeline(config, ImageRecords(path), SampleOrder(COUNT - 1, BATCH, 0), **place)
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
+def test_what_does_not_fit_is_refused_before_anything_starts(path, build):
+    for options, message in (
         ({"rank": 2, "world_size": 2}, "rank must be in"),
         ({"rank": 0, "world_size": 4}, "does not divide"),
         ({"dtype": torch.uint8}, "floating point"),
         ({"device": torch.device("meta")}, "cpu or cuda"),
-    ],
-)
-def test_what_does_not_fit_is_refused_before_anything_starts(options, message, path, build):
-    with pytest.raises(ValueError, match=message):
-        build(path, "cpu", **options)
+        ({"order": SampleOrder(COUNT - 1, BATCH, 0)}, r"over 44 records.* holds 45 images"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            build(path, "cpu", **options)
     assert our_threads() == []
 
 
-@pytest.mark.parametrize(
-    ("field", "value"),
-    [
-        ("records", ""),
-        ("num_classes", 0),
-        ("image_size", 4096),
-        ("global_batch_size", 0),
-        ("decoder", "opencv"),
-        ("workers", 0),
-        ("prefetch", 0),
-        ("mirror_probability", float("nan")),
-        ("decode_on", "tpu"),
-        ("hw_decoder_load", 1.1),
-        ("packed", ""),
-        ("packed_in", "disk"),
-        ("seal", "yes"),
-        ("on_damaged", "ignore"),
-        ("max_damaged", -1),
-        ("wrong_size", "crop"),
-        ("max_image_side", 0),
-        ("max_image_bytes", 100),
-    ],
-)
-def test_a_config_out_of_range_is_refused_by_name(field, value):
-    with pytest.raises(ValueError, match=f"^{field} must be"):
-        DataConfig(**({"records": "train.rec"} | {field: value}))
+def test_a_config_out_of_range_is_refused_by_name():
+    for field, value in (
+        ("records", ""), ("num_classes", 0), ("image_size", 4096), ("global_batch_size", 0), ("decoder", "opencv"),
+        ("workers", 0), ("prefetch", 0), ("mirror_probability", float("nan")), ("decode_on", "tpu"),
+        ("hw_decoder_load", 1.1), ("packed", ""), ("packed_in", "disk"), ("seal", "yes"), ("on_damaged", "ignore"),
+        ("max_damaged", -1), ("wrong_size", "crop"), ("max_image_side", 0), ("max_image_bytes", 100),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=f"^{field} must be"):
+            DataConfig(**({"records": "train.rec"} | {field: value}))
 
 
-def test_missing_dali_is_named_with_the_extra_and_the_way_without(path, build, monkeypatch):
-    monkeypatch.setitem(sys.modules, "nvidia.dali", None)
-    with pytest.raises(DaliMissingError, match=r"pip install adadistill\[dali13\].*data\.decoder=cpu"):
-        build(path, "dali")
-    assert len(list(build(path, "cpu").epoch(0))) == COUNT // BATCH
-
-
-def test_a_dali_too_old_is_named_with_its_version(path, build, monkeypatch):
+def test_missing_dali_is_named_with_the_extra_and_the_way_without_and_an_old_one_with_its_version(
+    path, build, monkeypatch
+):
+    with monkeypatch.context() as patched:
+        patched.setitem(sys.modules, "nvidia.dali", None)
+        with pytest.raises(DaliMissingError, match=r"pip install adadistill\[dali13\].*data\.decoder=cpu"):
+            build(path, "dali")
+        assert len(list(build(path, "cpu").epoch(0))) == COUNT // BATCH
     dali = pytest.importorskip("nvidia.dali", reason="DALI is not installed")
     monkeypatch.setattr(dali, "__version__", "2.2.1")
     with pytest.raises(DaliMissingError, match=r"DALI 2\.2\.1 is installed; 2\.3 is needed"):
