@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import pickle
 import shutil
 import struct
 from concurrent.futures import ThreadPoolExecutor
@@ -281,16 +280,6 @@ def test_the_fingerprint_sees_other_images_labels_lengths_and_numbers(path):
         write_insightface_records(path.parent, samples, image_size=(112, 112), overwrite=True)
         fingerprints.add(ImageRecords(path).fingerprint())
     assert len(fingerprints) == 1 + len(variants)
-
-
-def test_a_pickled_copy_takes_the_index_along(path):
-    records = ImageRecords(path)
-    records.read(0)
-    copy = pickle.loads(pickle.dumps(records))
-    path.with_suffix(".idx").unlink()
-    assert copy.index.source == "idx"
-    assert copy.read(4) == records.read(4)
-    assert copy.num_classes == 3
 
 
 @pytest.fixture

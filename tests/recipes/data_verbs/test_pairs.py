@@ -13,7 +13,6 @@ from adadistill.core.distributed import Ranks
 from adadistill.core.scoring.benchmark import ScoringTerms
 from adadistill.core.scoring.embedding import Forward
 from adadistill.core.scoring.verification import open_verification
-from adadistill.loaders.evaluation_sets.verification_pairs import read_verification_bin
 from adadistill.recipes.data import main
 
 
@@ -67,22 +66,3 @@ def test_exit_codes_tell_bad_data_from_a_wrong_command(tmp_path, capsys):
             main(["pairs", "list.txt", "--images", "faces", "--out", "mine.bin", *wrong])
         assert caught.value.code == 2
     assert not (tmp_path / "mine.bin").exists()
-
-
-@pytest.mark.realdata
-def test_a_set_of_real_faces_made_again_from_its_files_is_the_same_set(tmp_path, data_dir):
-    holdout = read_verification_bin(data_dir / "faces" / "faces_holdout.bin")
-    (tmp_path / "faces").mkdir()
-    lines = []
-    for pair in range(300):
-        for image in (2 * pair, 2 * pair + 1):
-            (tmp_path / "faces" / f"{image:05d}.jpg").write_bytes(holdout.images[image])
-        lines.append(f"{2 * pair:05d}.jpg\t{2 * pair + 1:05d}.jpg\t{int(holdout.same[pair])}")
-    (tmp_path / "list.txt").write_text("\n".join(lines))
-
-    command = ["pairs", str(tmp_path / "list.txt"), "--images", str(tmp_path / "faces"), "--aligned"]
-    assert main([*command, "--out", str(tmp_path / "again.bin")]) == 0
-
-    again = read_verification_bin(tmp_path / "again.bin")
-    assert again.images == holdout.images[:600]
-    assert again.same.tolist() == holdout.same[:300].tolist()
