@@ -119,7 +119,7 @@ class StoreHeader(ABC):
         return f"block {block} (records [{ids.start}, {ids.stop}))"
 
     def check_common_fields(self) -> None:
-        """Check the fields that all stores have, once their own are checked; raises ValueError."""
+        """Check the fields that all stores have, and the number of blocks that they make; raises ValueError."""
         check_whole("num_records", self.num_records, 1, MAX_RECORDS)
         check_whole("block_records", self.block_records, 1, MAX_RECORDS)
         object.__setattr__(self, "records", checked_object("records", self.records))
