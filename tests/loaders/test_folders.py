@@ -7,9 +7,8 @@ import os
 import tarfile
 from pathlib import Path
 
-import numpy as np
 import pytest
-import simplejpeg
+from noise_records import jpeg
 
 from adadistill.loaders.dataset_tools.foreign_sets import convert_to_records
 from adadistill.loaders.dataset_tools.inspection import inspect_path
@@ -22,11 +21,6 @@ from adadistill.loaders.records.folder_index import folder_index_path, write_fol
 from adadistill.loaders.records.image_folder import ImageFolder
 from adadistill.loaders.records.image_records import ImageRecords
 from adadistill.recipes.scoring.folder import networks_of
-
-
-def jpeg(seed: int) -> bytes:
-    return simplejpeg.encode_jpeg(np.random.default_rng(seed).integers(0, 256, (16, 16, 3), dtype=np.uint8))
-
 
 APPLE_DOUBLE = b"\0\5\x16\7" * 20
 

@@ -14,6 +14,7 @@ import pytest
 import simplejpeg
 from forked_python import forked_python
 from PIL import Image, ImageOps
+from small_pack import CLASSES, write_records
 
 from adadistill.loaders.pixels import (
     ImageDecodeError,
@@ -24,7 +25,6 @@ from adadistill.loaders.pixels import (
 )
 from adadistill.loaders.records.checked_records import CheckedRecords, ImageSizeError
 from adadistill.loaders.records.image_records import ImageRecords
-from adadistill.loaders.records.recordio import RecordWriter
 
 SIDE = 32
 
@@ -83,13 +83,6 @@ def test_a_16_bit_png_keeps_its_high_bytes():
     assert np.array_equal(found, np.repeat((wide >> 8).astype(np.uint8)[:, :, None], 3, axis=2))
 
 
-def _records(folder: Path, bodies: list[bytes]) -> ImageRecords:
-    with RecordWriter(folder / "train.rec") as writer:
-        for number, body in enumerate(bodies):
-            writer.write(number, body, labels=0.0)
-    return ImageRecords(folder / "train.rec", num_classes=1)
-
-
 def test_dali_is_fed_what_decodes_to_the_same_pixels_alone_and_in_a_batch(tmp_path: Path):
     """Plain upright JPEGs as they are; everything else as the pixels of the CPU's own decoder."""
     bodies = [
@@ -100,7 +93,7 @@ def test_dali_is_fed_what_decodes_to_the_same_pixels_alone_and_in_a_batch(tmp_pa
         _scans(65),
     ]
     bodies.append(simplejpeg.encode_jpeg(np.zeros((48, 48, 3), np.uint8)))
-    records = CheckedRecords(_records(tmp_path, bodies), SIDE)
+    records = CheckedRecords(ImageRecords(write_records(tmp_path, bodies)), SIDE)
     refused: list[int] = []
 
     def damaged(record_id: int, error: ValueError) -> bytes:
@@ -118,7 +111,7 @@ def test_dali_is_fed_what_decodes_to_the_same_pixels_alone_and_in_a_batch(tmp_pa
             assert (label, body.tobytes()) == (-1, b"grey")
             assert records.decode_plain(record_id, plain) is None
             continue
-        assert (label, body.tobytes()) == (0, alone)
+        assert (label, body.tobytes()) == (record_id % CLASSES, alone)
         as_stored = alone == bodies[record_id]
         assert as_stored == (record_id >= len(ODD) or list(ODD)[record_id] in ("grey", "progressive"))
         if not as_stored:
@@ -169,7 +162,7 @@ def _scans_of_one_component(count: int, side: int) -> bytes:
 def test_a_plain_file_of_many_passes_is_not_fed_to_any_decoder(tmp_path: Path):
     body = _scans_of_one_component(100, SIDE)
     assert not is_baseline(body)
-    records = CheckedRecords(_records(tmp_path, [body]), SIDE)
+    records = CheckedRecords(ImageRecords(write_records(tmp_path, [body])), SIDE)
     _, bodies = records.read_plain(np.array([0]))
     assert records.decode_plain(0, bodies[0]) is None
     for read in (records.decode, records.feedable):
@@ -180,7 +173,7 @@ def test_a_plain_file_of_many_passes_is_not_fed_to_any_decoder(tmp_path: Path):
 def test_sizes_are_refused_or_resized_and_limits_hold_in_both(tmp_path: Path):
     noise = np.random.RandomState(0)
     bodies = [simplejpeg.encode_jpeg(noise.randint(0, 256, (h, w, 3), np.uint8)) for h, w in ((48, 40), (80, 20))]
-    records = _records(tmp_path, bodies)
+    records = ImageRecords(write_records(tmp_path, bodies))
     with pytest.raises(ImageSizeError, match=r"48 x 40 pixels.*data\.wrong_size=resize"):
         CheckedRecords(records, SIDE).decode(0)
     resizing = CheckedRecords(records, SIDE, wrong_size="resize", limits=ImageLimits(max_side=64))
@@ -248,7 +241,7 @@ import simplejpeg, numpy, PIL.Image, PIL.PngImagePlugin
 def peak():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
-records = ImageRecords(sys.argv[1], num_classes=1)
+records = ImageRecords(sys.argv[1])
 for wrong_size in ("refuse", "resize"):
     checked = CheckedRecords(records, 32, wrong_size=wrong_size)
     checked.decode(0)  # a good image: what decoding always needs is in memory
@@ -265,8 +258,8 @@ for wrong_size in ("refuse", "resize"):
 
 def test_a_corpus_of_bombs_costs_less_than_64_mib(tmp_path: Path):
     bombs = _bombs()
-    _records(tmp_path, [_encoded(Image.fromarray(_picture()), "JPEG"), *bombs.values()])
-    command = [forked_python(), "-c", BOMBS_IN_A_PROCESS, str(tmp_path / "train.rec")]
+    path = write_records(tmp_path, [_encoded(Image.fromarray(_picture()), "JPEG"), *bombs.values()])
+    command = [forked_python(), "-c", BOMBS_IN_A_PROCESS, str(path)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     growth_mib = [int(line) for line in done.stdout.split()]

@@ -8,7 +8,6 @@ import struct
 import zlib
 from collections.abc import Iterator
 from contextlib import closing
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -16,7 +15,7 @@ import pytest
 import simplejpeg
 import torch
 from PIL import Image, ImageOps
-from small_pack import SIDE, jpeg
+from small_pack import SIDE, jpeg, write_records
 
 from adadistill.loaders.augment.augment_policy import Augmentation, AugmentConfig
 from adadistill.loaders.block_store.packing import choose_layout
@@ -29,7 +28,6 @@ from adadistill.loaders.pipelines.sample_order import SampleOrder
 from adadistill.loaders.pixels import decode_image, image_header, image_size
 from adadistill.loaders.records.checked_records import CheckedRecords, ImageSizeError
 from adadistill.loaders.records.image_records import ImageRecords
-from adadistill.loaders.records.recordio import RecordWriter
 
 
 def tiff(orientation: int, order: str = "<", *, kind: int = 3, before: int = 2) -> bytes:
@@ -144,13 +142,6 @@ def bodies() -> list[bytes]:
     return [*made, turned_jpeg(out.getvalue(), 3)]
 
 
-def write_records(folder: Path, images: list[bytes]) -> ImageRecords:
-    with RecordWriter(folder / "train.rec") as writer:
-        for number, body in enumerate(images):
-            writer.write(number, body, labels=0.0)
-    return ImageRecords(folder / "train.rec", num_classes=1)
-
-
 def images_of(records: ImageRecords, decoder: str) -> Iterator[tuple[int, torch.Tensor]]:
     """(record id, image) of an epoch; nothing is mirrored."""
     config = DataConfig(records=str(records.path), decoder=decoder, image_size=SIDE, workers=2, mirror_probability=0.0)
@@ -167,7 +158,7 @@ def test_both_pipelines_turn_images(decoder, tmp_path):
     """A folder's are those of a record file: `test_folder_pipelines`."""
     if decoder == "dali":
         pytest.importorskip("nvidia.dali", reason="DALI is not installed")
-    records, seen = write_records(tmp_path, bodies()), 0
+    records, seen = ImageRecords(write_records(tmp_path, bodies())), 0
     for record_id, image in images_of(records, decoder):
         body = records.read(record_id).body
         stored = decode_image(body.replace(b"Exif\0\0", b"exif\0\0").replace(b"eXIf", b"noIf"), where="stored")
@@ -179,12 +170,12 @@ def test_both_pipelines_turn_images(decoder, tmp_path):
 
 def test_a_turned_image_is_no_planes_and_is_named(tmp_path, caplog):
     images = [jpeg(0), turned_jpeg(jpeg(1), 1), turned_jpeg(jpeg(2), 6), turned_jpeg(simplejpeg.encode_jpeg(wide()), 6)]
-    records = CheckedRecords(write_records(tmp_path, images), SIDE)
+    records = CheckedRecords(ImageRecords(write_records(tmp_path, images)), SIDE)
     with pytest.raises(ImageSizeError, match="22 x 14 pixels"):  # the upright one's
         records.read(3)
     with caplog.at_level(logging.INFO):
         assert choose_layout("auto", records, on_damaged="stop") == "rgb"
-    assert "record 2 (key 2)" in caplog.text
+    assert "record 2 (key 3)" in caplog.text
     assert "turned by its EXIF orientation" in caplog.text
 
 

@@ -9,19 +9,15 @@ import numpy as np
 import pytest
 import simplejpeg
 import torch
+from noise_records import jpeg
 
 from adadistill.loaders.evaluation_sets.image_sets import AlignedImages, ImageFiles, ImageSetError
 from adadistill.loaders.evaluation_sets.tinyface import DISTRACTOR, open_tinyface, tinyface_of_lists
 
-
-def jpeg(seed: int, side: int = 8) -> bytes:
-    return simplejpeg.encode_jpeg(np.random.default_rng(seed).integers(0, 256, (side, side, 3), dtype=np.uint8))
-
-
 PROBES = ["12_1.jpg", "7_3.jpg", "99_1.jpg"]
 GALLERY = ["7_1.jpg", "12_2.jpg"]
 DISTRACTORS = ["d_1.jpg", "d_2.jpg", "x.jpg"]
-BODIES = {name: jpeg(seed) for seed, name in enumerate([*PROBES, *GALLERY, *DISTRACTORS])}
+BODIES = {name: jpeg(seed, 8) for seed, name in enumerate([*PROBES, *GALLERY, *DISTRACTORS])}
 
 
 def write_folders(root: Path) -> Path:

@@ -16,9 +16,11 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import simplejpeg
+import small_pack
 import torch
 from forked_python import forked_python
 from PIL import Image
+from small_pack import picture
 from tests_support import DATA
 
 from adadistill.core.teachers import record_binding
@@ -45,20 +47,10 @@ NVJPEG_LEVELS = 6.0  # mean difference above which it is another picture; a flip
 Build = Callable[..., ImagePipeline]
 
 
-def picture(seed: int, side: int = SIDE) -> npt.NDArray[np.uint8]:
-    """A smooth pattern with some noise: neither decoder finds shortcuts in it."""
-    noise = np.random.RandomState(seed)
-    rows, columns = np.mgrid[:side, :side]
-    waves = [128 + 100 * np.sin(rows / (3 + k + seed % 5) + columns / (2 + k)) for k in range(3)]
-    return (np.stack(waves, axis=-1) + noise.normal(0, 10, (side, side, 3))).clip(0, 255).astype(np.uint8)
-
-
 def jpeg(seed: int, side: int = SIDE) -> bytes:
     """One JPEG; chroma subsampling and quality go round with the seed."""
-    subsampling = ("420", "444", "422", "440", "411")[seed % 5]
-    return simplejpeg.encode_jpeg(
-        picture(seed, side), quality=(95, 80, 100, 60)[seed % 4], colorsubsampling=subsampling
-    )
+    sampling = ("420", "444", "422", "440", "411")[seed % 5]
+    return small_pack.jpeg(seed, side, sampling=sampling, quality=(95, 80, 100, 60)[seed % 4])
 
 
 def write_records(folder: Path, bodies: list[bytes]) -> Path:
@@ -311,7 +303,7 @@ def png(pixels: npt.NDArray[np.uint8]) -> bytes:
 
 def test_pngs_among_the_jpegs_are_read(tmp_path, decoder, build):
     bodies = [jpeg(seed) for seed in range(BATCH)]
-    pixels = picture(3)
+    pixels = picture(3, SIDE)
     pixels[0, 0] = ord("\n"), ord(" "), ord("#")  # characters that mean something in a PPM header
     bodies[3] = png(pixels)
     path = write_records(tmp_path, bodies)
