@@ -11,7 +11,7 @@ from random import Random
 
 import numpy as np
 
-from adadistill.loaders.dataset_tools.record_check import check_records
+from adadistill.loaders.dataset_tools.record_check import check_images
 from adadistill.loaders.pixels import ImageDecodeError
 from adadistill.loaders.records.checked_records import CheckedRecords
 from adadistill.loaders.records.image_records import ImageRecords
@@ -139,7 +139,7 @@ def _read(mutant: Mutant, contents: dict[str, list[tuple[int, bytes]]]) -> str:
 
 
 def _read_attack(path: Path) -> str:
-    check_records(path, decode=True)
+    check_images(path, decode=True)
     for wrong_size in ("refuse", "resize"):
         _, pixels = CheckedRecords(ImageRecords(path), SIDE, wrong_size=wrong_size).decode(0)
         if pixels.shape != (SIDE, SIDE, 3):
@@ -148,7 +148,7 @@ def _read_attack(path: Path) -> str:
 
 
 def _read_sealed(mutant: Mutant, expected: list[tuple[int, bytes]]) -> str:
-    bad = bool(check_records(mutant.path).bad)
+    bad = bool(check_images(mutant.path).bad)
     if not mutant.changed:
         if bad or _contents(mutant.path) != expected:
             raise BrokenPromiseError("an unchanged file was refused, or read otherwise")
