@@ -98,7 +98,7 @@ evaluation: {sets: []}
 
 
 @pytest.mark.parametrize("text", ALL.values(), ids=ALL)
-def test_every_key_ends_in_exactly_one_of_three_ways_and_the_published_ones_are_all_understood(text: str) -> None:
+def test_every_key_of_the_published_ones_is_understood_and_each_value_says_where_it_is_from(text: str) -> None:
     found = imported(text)
 
     keys = [fate.key for fate in found.fates]
@@ -106,12 +106,6 @@ def test_every_key_ends_in_exactly_one_of_three_ways_and_the_published_ones_are_
     assert {fate.outcome for fate in found.fates} == {"taken", "harmless"}
     assert all(fate.becomes for fate in found.fates if fate.outcome == "taken")
     assert all(fate.why for fate in found.fates if fate.outcome != "taken")
-
-
-@pytest.mark.parametrize("text", ALL.values(), ids=ALL)
-def test_the_yaml_reads_back_and_says_where_each_value_is_from(text: str) -> None:
-    found = imported(text)
-
     assert found.yaml is not None
     assert parse_recipe(found.yaml) == found.recipe
     values = [line for line in found.yaml.splitlines() if ": " in line and not line.startswith(("#", "name:"))]
@@ -220,7 +214,7 @@ def test_insightfaces_rate_function_of_2021_is_a_schedule_of_steps(schedule: str
         (("decay_epoch = [11, 17, 22]", "lr_func = lambda e: 0.5"), "lr_func: what it is set to in line"),
         (("decay_epoch =", "lr_func = lambda e: 0.1 ** len([m for m in [8] if m <= e])\n    config.decay_epoch ="),
          "lr_func: decay_epoch says the schedule too"),
-        (('"ms1m-retinaface-t1"\nconfig.em', 'choose()\nconfig.em'), "rec: what it is set to"),
+        (('"ms1m-retinaface-t1"\nconfig.em', 'choose()\nconfig.em'), "line 17: it reads something that is not known"),
         (("config = edict()", "from base import config"), "line 3: settings of another file"),
     ],
 )  # fmt: skip
@@ -277,16 +271,10 @@ def test_secrets_are_shown_nowhere() -> None:
         ("config.lr = rate()", "lr: what it is set to in line"),
         ("config.lr_func = lambda epoch: 0.5", "lr_func: what it is set to in line"),
         ("config.m = float('nan')", "m: what it is set to in line"),
-        ("for config.s in range(3): pass", "s: what it is set to in line"),
-        ("config.update(changes)", "loss: what it is set to in line"),
-        ("config.pop('m')", "loss: what it is set to in line"),
-        ("setattr(config, 'm', 3)", "line 61: a call, which is not run; it may set anything"),
-        ("config.val_targets.append('lfw')", "val_targets: what it is set to in line"),
-        ("from elsewhere import config", "lr: what it is set to in line"),
-        ("del config.m", "m: what it is set to in line"),
-        ("config.m += 0.1", "m: what it is set to in line"),
-        ("if unknown: config.m = 0.3", "m: what it is set to in line"),
-        ("try:\n    config.m = 0.3\nexcept E: pass", "m: what it is set to in line"),
+        ("for config.s in range(3): pass", "line 61: a loop, which is not run; it may set anything"),
+        ("config.update(changes)", "line 61: a call, which is not run; it may set anything"),
+        ("from elsewhere import config", "line 61: settings of another file"),
+        ("if unknown: config.m = 0.3", "line 61: an `if` on something other than"),
     ],
 )
 def test_no_recipe_is_made_where_a_value_that_matters_is_not_known(line: str, said: str) -> None:
