@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from adadistill.core.recipe import (
 from adadistill.recipes.ablation.plan import shipped_variants
 
 SHIPPED = shipped_recipes()
+_loaded = cache(load_recipe)
 
 
 def test_the_shipped_recipes_are_all_yaml_files_of_the_folder() -> None:
@@ -30,7 +32,7 @@ def test_the_shipped_recipes_are_all_yaml_files_of_the_folder() -> None:
 
 @pytest.mark.parametrize("name", SHIPPED)
 def test_a_shipped_recipe_loads_and_reloads_to_the_same_hash(name: str) -> None:
-    recipe = load_recipe(name)
+    recipe = _loaded(name)
 
     assert recipe.name == name, "a recipe is named like its file"
     assert recipe_hash(parse_recipe(dump_recipe(recipe))) == recipe_hash(recipe)
@@ -38,7 +40,7 @@ def test_a_shipped_recipe_loads_and_reloads_to_the_same_hash(name: str) -> None:
 
 def test_the_distillation_recipe_has_the_hyper_parameters_of_the_origin() -> None:
     """Beside schedule, margins and augmentation, which test_published_settings.py holds of every recipe."""
-    recipe = load_recipe("ms1mv2_ir50_to_mobilefacenet")
+    recipe = _loaded("ms1mv2_ir50_to_mobilefacenet")
     geometry = recipe.geometry_margin
 
     assert (recipe.centres.kind, recipe.centres.momentum) == ("adaptive", "weighted")
@@ -78,7 +80,7 @@ def test_a_baseline_differs_from_the_distillation_in_the_method_alone(
     distilled_name: str, name: str, changed: str
 ) -> None:
     """A gain of distillation is only one against the same student, records and schedule."""
-    distilled, baseline = load_recipe(distilled_name), load_recipe(name)
+    distilled, baseline = _loaded(distilled_name), _loaded(name)
 
     differences = {difference.split(":")[0] for difference in recipe_differences(distilled, baseline)}
     # dropout: null takes the architecture's, which mbf has none of
@@ -102,18 +104,18 @@ def test_a_variant_over_its_recipe_is_the_shipped_recipe_of_that_kind(base: str,
     """`adadistill ablate` and a recipe of its own must not mean two things by one name."""
     varied = load_overlaid_recipe(base, overlay=shipped_variants()[variant])
 
-    assert {line.split(":")[0] for line in recipe_differences(varied, load_recipe(name))} <= {"name"}
+    assert {line.split(":")[0] for line in recipe_differences(varied, _loaded(name))} <= {"name"}
 
 
 def test_the_baselines_stand_for_what_they_are_called() -> None:
-    alone, frozen = load_recipe("ms1mv2_mobilefacenet_no_teacher"), load_recipe("ms1mv2_frozen_centres")
-    regression, both = load_recipe("ms1mv2_cosine_regression"), load_recipe("ms1mv2_adadistill_plus_regression")
+    alone, frozen = _loaded("ms1mv2_mobilefacenet_no_teacher"), _loaded("ms1mv2_frozen_centres")
+    regression, both = _loaded("ms1mv2_cosine_regression"), _loaded("ms1mv2_adadistill_plus_regression")
 
     assert alone.teacher is None
     assert (alone.head.kind, alone.head.margin) == ("arcface", 0.5)
     assert frozen.teacher is None
     assert (frozen.centres.kind, frozen.centres.path) == ("frozen", "runs/ms1mv2_ir50_adaface_teacher")
-    assert frozen.data.records == load_recipe("ms1mv2_ir50_adaface_teacher").data.records, "row and label must agree"
+    assert frozen.data.records == _loaded("ms1mv2_ir50_adaface_teacher").data.records, "row and label must agree"
     assert regression.centres.kind == "none"
     assert regression.regression.weight == regression.head.logit_scale
     assert both.centres.kind == "adaptive"

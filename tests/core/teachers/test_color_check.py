@@ -10,7 +10,6 @@ import pytest
 import simplejpeg
 import torch
 from drawn_faces import SIDE, faces, write_faces
-from tests_support import DATA
 from tiny_training import PlainStudent
 from torch import nn
 
@@ -18,7 +17,7 @@ from adadistill.core.distributed import Ranks
 from adadistill.core.teachers import color_check
 from adadistill.core.teachers.color_check import resolve_color, score_color_orders
 from adadistill.core.teachers.config import TeacherConfig
-from adadistill.core.teachers.face_pairs import FacePairs, pairs_of_set
+from adadistill.core.teachers.face_pairs import FacePairs
 from adadistill.core.teachers.interface import LoadedTeacher, TeacherError, TeacherIdentity
 from adadistill.core.teachers.preprocessing import Color, Preprocessing
 from adadistill.loaders.evaluation_sets.verification_pairs import VerificationSetError, write_verification_bin
@@ -273,28 +272,3 @@ def test_a_rank_takes_rank_0s_word_whatever_it_would_find_itself(monkeypatch, re
 def test_records_without_enough_pairs_are_refused(tmp_path):
     with pytest.raises(TeacherError, match="30 records of 30 identities"):
         resolve(teacher(FirstChannel()), AUTO, write_faces(tmp_path / "faces", 30, 1))
-
-
-# --- real faces --------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def mobilefacenet(data_dir) -> LoadedTeacher:
-    pytest.importorskip("onnxruntime", reason="reading an ONNX teacher needs onnxruntime")
-    from adadistill.core.teachers.onnx_network import load_onnx
-
-    path = data_dir / "teachers" / "MobileFaceNet.onnx"
-    if not path.is_file():
-        pytest.skip(f"no {path}")
-    loaded = load_onnx(path, image_size=112, device=CPU, provider="cpu")
-    imagenet = Preprocessing(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
-    return replace(loaded, identity=replace(loaded.identity, preprocessing=imagenet))
-
-
-@pytest.mark.slow
-@pytest.mark.realdata
-def test_a_real_teacher_is_found_rgb_on_a_verification_set(mobilefacenet):
-    pairs = pairs_of_set(DATA / "faces" / "faces_holdout.bin", image_size=112, pairs=340)
-    result = score_color_orders(mobilefacenet, pairs, device=CPU)
-    assert result.better == "rgb", result.summary()
-    assert result.rgb.auc > 0.99
