@@ -13,13 +13,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 from forked_python import forked_python
+from small_cache import build
 from tests_support import ROOT
 from tiny_training import tiny_recipe, write_tiny_records
 
 from adadistill.core.backbones import BackboneConfig, build_backbone
 from adadistill.core.checkpoints.network_checkpoint import save_network
 from adadistill.core.recipe import dump_recipe
-from adadistill.loaders.block_store.teacher_cache import CacheWriter, TeacherCache
+from adadistill.loaders.block_store.teacher_cache import TeacherCache
 from adadistill.recipes import cache, cache_teacher, cli
 
 NETWORK = BackboneConfig(arch="mobilefacenet", width=0.125, embedding_dim=16)
@@ -167,12 +168,7 @@ def test_check_with_a_recipe_compares_teacher_records_views_and_rows(recipe: Pat
 
 
 def test_check_finds_rows_that_the_teacher_never_said(recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    header = TeacherCache(recipe.parent / "cache").header
-    draw = np.random.RandomState(0)
-    with CacheWriter(tmp_path / "forged", header, main=True) as writer:
-        for block in range(header.num_blocks):
-            rows = draw.normal(size=(len(header.block_record_range(block)), 2, 16))
-            writer.write_block(block, (rows / np.linalg.norm(rows, axis=2, keepdims=True)).astype(np.float16))
+    build(tmp_path / "forged", TeacherCache(recipe.parent / "cache").header)
     check = ["check", str(tmp_path / "forged"), "--recipe", str(recipe), "--device", "cpu"]
     assert cache.main(check) == 0, "checksums alone cannot tell"
     assert cache.main([*check, "--recompute", "7"]) == 1

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from small_cache import build, small_header
 from tiny_training import PlainStudent, tiny_recipe, write_tiny_records
 
 from adadistill.core.backbones import BackboneConfig, build_backbone
@@ -27,7 +28,7 @@ from adadistill.core.teachers import (
 from adadistill.core.teachers.sources import load_source
 from adadistill.core.training.run import run_training
 from adadistill.loaders.block_store.errors import StoreDamagedError, StoreError, StoreIncompleteError, StoreMissingError
-from adadistill.loaders.block_store.teacher_cache import MIRRORED, PLAIN, CacheHeader, CacheWriter
+from adadistill.loaders.block_store.teacher_cache import MIRRORED, PLAIN
 from adadistill.loaders.pixels import decode_image, to_network_input
 from adadistill.loaders.records.image_records import ImageRecords
 
@@ -84,20 +85,13 @@ def _fill_cache(folder: Path, recipe: Recipe, views: tuple, stop: int | None = N
     with torch.inference_mode():
         network = loaded.network()
         both = torch.stack([network(images), network(images.flip(3))], dim=1)[:, : len(views)]  # (N, V, D)
-    rows = torch.nn.functional.normalize(both, dim=2).numpy().astype(np.float16)
-    header = CacheHeader(
-        num_records=len(records),
-        embedding_dim=16,
-        views=views,
-        block_records=10,
-        teacher=json.loads(json.dumps(loaded.identity.to_json())),
-        records=record_binding(records),
-        built={},
-    )
-    with CacheWriter(folder, header, main=True) as writer:
-        for block in writer.pending()[:stop].tolist():
-            span = header.block_record_range(block)
-            writer.write_block(block, rows[span.start : span.stop])
+    rows = torch.nn.functional.normalize(both, dim=2).numpy()
+    teacher = json.loads(json.dumps(loaded.identity.to_json()))
+    header = small_header(
+        num_records=len(records), embedding_dim=16, views=views, block_records=10, teacher=teacher,
+        records=record_binding(records), built={},
+    )  # fmt: skip
+    build(folder, header, rows=rows, blocks=stop)
 
 
 def test_a_checkpoint_teaches_what_its_network_says(data: Path):

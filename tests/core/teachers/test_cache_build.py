@@ -13,6 +13,7 @@ import pytest
 import torch
 from forked_python import forked_python
 from rank_processes import run_ranks
+from small_cache import build
 from tiny_training import tiny_recipe, write_tiny_records
 
 from adadistill.core.backbones import BackboneConfig, build_backbone
@@ -24,7 +25,7 @@ from adadistill.core.teachers.cache_build import CacheBuildResult, build_cache
 from adadistill.core.teachers.cache_recompute import recompute_rows
 from adadistill.core.training.stop_signal import StopRequested, StopSignal
 from adadistill.loaders.block_store.errors import StoreError, StoreWriteError
-from adadistill.loaders.block_store.teacher_cache import MIRRORED, PLAIN, CacheHeader, CacheWriter, TeacherCache
+from adadistill.loaders.block_store.teacher_cache import MIRRORED, PLAIN, TeacherCache
 from adadistill.loaders.block_store.writer import BlockProgress
 from adadistill.loaders.pixels import decode_image, to_network_input
 from adadistill.loaders.records.image_records import ImageRecords
@@ -266,14 +267,10 @@ def test_recomputing_agrees_with_an_honest_cache_and_finds_one_wrong_row(data: P
     recipe = _recipe(data, data / "cache")
     assert recompute_rows(recipe, honest, records=9, ranks=Ranks()).least_cosine > 0.999999
 
-    header: CacheHeader = honest.header
-    with CacheWriter(tmp_path / "forged", header, main=True) as writer:
-        for block in range(header.num_blocks):
-            ids = np.repeat(np.array(header.block_record_range(block)), 2)
-            rows = honest.gather(ids, np.tile([0, 1], len(ids) // 2)).reshape(-1, 2, 16).copy()
-            if block == 1:
-                rows[3, 1] = rows[0, 0]
-            writer.write_block(block, rows)
+    ids = np.repeat(np.arange(RECORDS), 2)
+    rows = honest.gather(ids, np.tile([0, 1], RECORDS)).reshape(RECORDS, 2, 16).copy()
+    rows[BATCH + 3, 1] = rows[BATCH, 0]
+    build(tmp_path / "forged", honest.header, rows=rows)
     found = recompute_rows(recipe, TeacherCache(tmp_path / "forged"), records=RECORDS, ranks=Ranks())
     assert found.least_cosine < 0.999
     assert (found.records, found.record_id, found.view) == (RECORDS, BATCH + 3, MIRRORED)

@@ -7,18 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from small_cache import build, small_header
 
 from adadistill.core.teachers import CachedTeacher, RecordTeacher
 from adadistill.core.teachers.cache_views import needed_views
 from adadistill.loaders.augment.augment_policy import Augmentation, AugmentConfig
-from adadistill.loaders.block_store.teacher_cache import (
-    MIRRORED,
-    PLAIN,
-    CacheHeader,
-    CacheView,
-    CacheWriter,
-    TeacherCache,
-)
+from adadistill.loaders.block_store.teacher_cache import MIRRORED, PLAIN, CacheView, TeacherCache
 
 CPU = torch.device("cpu")
 MIRRORS, NO_MIRRORS = (
@@ -27,21 +21,8 @@ MIRRORS, NO_MIRRORS = (
 
 
 def _cache(folder: Path, rows: np.ndarray, views: tuple[CacheView, ...]) -> TeacherCache:
-    records, _, dim = rows.shape
-    header = CacheHeader(
-        num_records=records,
-        embedding_dim=dim,
-        views=views,
-        block_records=7,
-        teacher={"sha256": "0" * 64},
-        records={"fingerprint": "1" * 64, "num_records": records},
-        built={},
-    )
-    with CacheWriter(folder, header, main=True) as writer:
-        for block in writer.pending().tolist():
-            span = header.block_record_range(block)
-            writer.write_block(block, rows[span.start : span.stop].astype(np.float16))
-    return TeacherCache(folder)
+    header = small_header(num_records=len(rows), embedding_dim=rows.shape[2], views=views, block_records=7)
+    return TeacherCache(build(folder, header, rows=rows))
 
 
 def _unit_rows(records: int, views: int, dim: int = 12) -> np.ndarray:

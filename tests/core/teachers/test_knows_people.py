@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import simplejpeg
+import small_cache
 import torch
 from tiny_training import tiny_recipe, write_tiny_records
 from torch import nn
@@ -25,7 +26,7 @@ from adadistill.core.teachers.preprocessing import Preprocessing
 from adadistill.core.training.run import run_training
 from adadistill.core.training.stop_signal import StopSignal
 from adadistill.loaders.block_store.errors import StoreIncompleteError
-from adadistill.loaders.block_store.teacher_cache import MIRRORED, PLAIN, CacheHeader, CacheWriter, TeacherCache
+from adadistill.loaders.block_store.teacher_cache import TeacherCache
 from adadistill.loaders.records.image_records import ImageRecords
 from adadistill.loaders.records.recordio import write_insightface_records
 
@@ -200,16 +201,11 @@ def build(recipe: Recipe) -> None:
 
 
 def save_cache(folder: Path, rows: np.ndarray, records: ImageRecords) -> None:
-    teacher = {"kind": "imported", "name": "x", "arch": None, "sha256": "ab" * 32, "embedding_dim": DIM}
-    header = CacheHeader(
-        num_records=len(rows), embedding_dim=DIM, views=(PLAIN, MIRRORED), block_records=64,
-        teacher={**teacher, "image_size": SIDE, "preprocessing": None}, records=record_binding(records), built={},
-    )  # fmt: skip
-    unit = rows.astype(np.float64) / np.linalg.norm(rows.astype(np.float64), axis=2, keepdims=True)
-    with CacheWriter(folder, header, main=True) as writer:
-        for block in writer.pending().tolist():
-            ids = header.block_record_range(block)
-            writer.write_block(block, unit[ids.start : ids.stop].astype(np.float16))
+    header = small_cache.small_header(
+        num_records=len(rows), embedding_dim=DIM, block_records=64, records=record_binding(records), built={}
+    )
+    wide = rows.astype(np.float64)
+    small_cache.build(folder, header, rows=wide / np.linalg.norm(wide, axis=2, keepdims=True))
 
 
 @pytest.mark.parametrize("kind", ["random", "constant", "shuffled", "shifted", "another view"])
