@@ -113,10 +113,11 @@ sys.path.insert(0, {str(ROOT / "tests")!r})
 import tests_support
 tests_support.make_importable()
 from adadistill.recipes import cli
-try:
-    cli.main(["--help"])
-except SystemExit as leaving:
-    assert leaving.code == 0
+for verb in ([], ["recipes"], ["teacher"], ["evaluate"]):
+    try:
+        assert cli.main([*verb, "--help"]) in (None, 0)
+    except SystemExit as leaving:
+        assert leaving.code == 0
 assert "torch" not in sys.modules and "numpy" not in sys.modules, "the command line imports torch before it has to"
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, cwd=ROOT.parent)
