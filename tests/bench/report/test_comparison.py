@@ -10,7 +10,7 @@ import pytest
 
 from adadistill.bench import report
 from adadistill.bench.report.comparison import compare
-from adadistill.bench.rows import spread
+from adadistill.bench.timing import spread
 
 
 def row(ms: list[float], **changes: object) -> dict:
