@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
+from forked_python import forked_python
 from tiny_rows import assert_made_here
 
 from adadistill.bench import rows, scaling
@@ -13,10 +15,12 @@ from adadistill.bench.scaling import DisagreementError, _check_losses, _Outcome
 TINY = scaling.TINY.replace("--ranks 1 ", "")
 
 
-@pytest.mark.usefixtures("importable_processes")
 def test_one_and_two_processes_train_the_same_and_send_what_the_formula_says(
-    tmp_path: Path,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
+    monkeypatch.setattr(sys, "executable", forked_python())
+    monkeypatch.setenv("PYTHON_EXEC", forked_python())  # what torchrun starts
+    monkeypatch.setattr(scaling, "_threads", lambda ranks: 1)
     arguments = [*TINY.split(), "--ranks", "1", "2", "--kinds", "stored"]
     assert scaling.main([*arguments, "--rows", str(tmp_path / "r.jsonl")]) == 0
     one, two = rows.read_rows(tmp_path / "r.jsonl")
