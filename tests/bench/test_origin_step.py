@@ -8,7 +8,7 @@ import torch
 from golden_heads import NAME, geometry_of
 from tests_support import golden_files
 
-from adadistill.bench.peers.origin_step import OriginConstants, OriginHead, with_torch_prelu
+from adadistill.bench.origin_step import OriginConstants, OriginHead, with_torch_prelu
 from adadistill.core.backbones import BackboneConfig, build_backbone
 from adadistill.core.backbones.layers import ChannelPReLU
 
