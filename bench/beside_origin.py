@@ -36,23 +36,16 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from adadistill.bench.peers.origin_step import OriginStep
-from adadistill.bench.rows import append_row, spread
-from adadistill.bench.timing import seconds_of
+from adadistill.bench.bench_parser import bench_parser
+from adadistill.bench.origin_step import OriginStep
+from adadistill.bench.rows import append_row
+from adadistill.bench.step import plain_batch, training_step
+from adadistill.bench.timing import seconds_of, spread
 from adadistill.core.backbones import BackboneConfig, build_backbone
-from adadistill.core.distributed import Ranks
 from adadistill.core.host_memory import keep_freed_memory
-from adadistill.core.method.class_centres import AdaptiveCentres, CentresConfig, initial_centres
-from adadistill.core.method.distillation import DistillationObjective
-from adadistill.core.method.geometry_margin import GeometryMarginConfig
-from adadistill.core.method.heads import HeadConfig
-from adadistill.core.method.norm_statistics import NormStatistics
+from adadistill.core.method.class_centres import initial_centres
 from adadistill.core.precision import resolve_precision
 from adadistill.core.teachers.stored_embeddings import StoredEmbeddings
-from adadistill.core.training.non_finite import GuardConfig, NonFiniteGuard
-from adadistill.core.training.optimiser import OptimConfig
-from adadistill.core.training.training_step import TrainingStep
-from adadistill.loaders.batch import Batch
 from adadistill.loaders.pixels import decode_image
 from adadistill.loaders.records.image_records import ImageRecords
 
@@ -151,44 +144,18 @@ def our_steps(
 ) -> Iterator[Tensor]:
     """Ours; the losses stay on the device."""
     formats = resolve_precision(precision, device)  # type: ignore[arg-type]
-    ranks = Ranks(device=device)
-    batch_size = len(faces.labels[0])
-    step = TrainingStep(
-        student=student,
-        objective=DistillationObjective(
-            head=HeadConfig(),
-            geometry=GeometryMarginConfig(mode="adaptive"),
-            centres=AdaptiveCentres(
-                CentresConfig(), centres.to(device), unit_dtype=None if formats.autocast_dtype else formats.dtype
-            ),
-            teacher=faces.teacher,
-            statistics=NormStatistics.start(device=device),
-            ranks=ranks,
-        ),
-        optim=OptimConfig(epochs=1),
-        guard=NonFiniteGuard(GuardConfig(), batch_size, device),
-        precision=formats,
-        ranks=ranks,
+    step = training_step(
+        student, centres, faces.teacher, formats, batch_size=len(faces.labels[0]), device=device,
         compile_student="default" if compiled else "off",
-    )
-    batches = [_batch(*parts, formats.image_dtype) for parts in zip(faces.images, faces.labels, faces.record_ids)]  # noqa: B905
+    )  # fmt: skip
+    batches = [
+        plain_batch(images.to(formats.image_dtype).contiguous(memory_format=torch.channels_last), labels, ids)
+        for images, labels, ids in zip(faces.images, faces.labels, faces.record_ids, strict=True)
+    ]
     while True:
         for batch in batches:
             out = step.run(batch, lr=_LR, fractional_epoch=_EPOCH, global_step=0, stop=False)
             yield out.metrics["loss"]
-
-
-def _batch(images: Tensor, labels: Tensor, ids: npt.NDArray[np.int64], dtype: torch.dtype) -> Batch:
-    return Batch(
-        images=images.to(dtype).contiguous(memory_format=torch.channels_last),
-        labels=labels,
-        record_ids=torch.from_numpy(ids).to(labels.device),
-        mirrored=torch.zeros(len(labels), dtype=torch.bool, device=labels.device),
-        epoch=0,
-        step=0,
-        global_record_ids=ids,
-        global_mirrored=np.zeros(len(ids), dtype=bool),
-    )
 
 
 def loss_differences(ours: Iterator[Tensor], origin: Iterator[float], steps: int) -> list[float]:
@@ -229,22 +196,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             times_the_origin_keeping_memory=times_keeping, first_loss_difference=first_off,
             float64_loss_difference=off, float64_steps=arguments.compared_steps,
         )  # fmt: skip
-        print(
-            f"{variant:<21} {rates['median']:>9.1f} images/s  {times['median']:.2f} times the origin "
-            f"(p20 {times['p20']:.2f}, p80 {times['p80']:.2f}), {times_keeping['median']:.2f} times the origin keeping "
-            f"memory  first loss off by {first_off:.1e}"
-        )
     if far:
         print(f"a first loss is further from the origin's than {FIRST_LOSS_BOUNDS}", file=sys.stderr)
     return int(far)
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m adadistill.bench beside_origin",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = bench_parser("beside_origin", __doc__)
     parser.add_argument("faces", type=Path, help="folder with train.rec and teacher_embeddings.npy")
     parser.add_argument("--arch", default="mobilefacenet")
     parser.add_argument("--width", type=float, default=1.0)
@@ -253,8 +211,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--variants", nargs="+", choices=sorted(VARIANTS), default=list(VARIANTS))
     parser.add_argument("--compared-steps", type=int, default=6, help="steps whose losses are compared in float64")
     parser.add_argument("--rounds", type=int, default=6, help="timed rounds of one step of each")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--rows", help="JSONL file for the rows (default: print only)")
     return parser
 
 
@@ -315,7 +271,8 @@ class _Process:
     """A variant in a process of its own, which takes a step when it is told to."""
 
     def __init__(self, variant: str, arguments: argparse.Namespace) -> None:
-        context = multiprocessing.get_context("spawn")
+        context = multiprocessing.get_context("forkserver")  # which has imported torch, and has run nothing of it
+        context.set_forkserver_preload([__name__])
         self._variant = variant
         self._connection, theirs = context.Pipe()
         self._process = context.Process(target=_take_steps, args=(theirs, variant, arguments), daemon=True)

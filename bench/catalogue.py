@@ -1,7 +1,7 @@
 """Which benches there are, found by looking: a file of this folder with a `main`, or `kernels/bench_*.py`.
 
 Reads them without importing them, so that the list costs no torch. Every bench says in a constant how it runs in
-seconds on any CPU, as typed in a shell; FOLDER stands for a folder of faces (`tiny_faces.py`), where it needs one:
+seconds on any CPU, as typed in a shell; FOLDER stands for a folder of faces (`image_sources.py`), where it needs one:
 
     TINY = "--batch 2 --repeats 2 --device cpu"
 """
@@ -108,7 +108,7 @@ def tiny_arguments(bench: Bench, folder: Path) -> list[str]:
     if bench.tiny is None:
         raise ValueError(f"{bench.name} has no TINY: the arguments with which it runs in seconds on any CPU")
     if bench.needs_faces:
-        from adadistill.bench.tiny_faces import write_tiny_faces
+        from adadistill.bench.image_sources import write_tiny_faces
 
         write_tiny_faces(folder)
     return [str(folder) if word == "FOLDER" else word for word in shlex.split(bench.tiny)]

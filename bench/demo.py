@@ -5,24 +5,19 @@ adadistill demo --out runs/demo && python -m adadistill.bench demo runs/demo --r
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from adadistill.bench.bench_parser import bench_parser
 from adadistill.bench.rows import append_row
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Read, print and append the row."""
-    parser = argparse.ArgumentParser(
-        prog="python -m adadistill.bench demo",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = bench_parser("demo", __doc__, takes_device=False)
     parser.add_argument("folder", type=Path, help="folder of a finished demo")
-    parser.add_argument("--rows", help="JSONL file for the row (default: print only)")
     arguments = parser.parse_args(argv)
     path = arguments.folder / "report" / "demo.json"
     if not path.is_file():

@@ -4,16 +4,16 @@ Isolates scoring: pooling, pairs, ROC, strict rates; leaves out reading files an
 random at IJB-C's size: 3,531 gallery and 19,593 probe templates, 469,375 images, 15,658,489 pairs of different
 templates in no order. Smaller shares have so much of its images and pairs, and of its templates the square root, so
 that pairs stay as dense among the combinations. First a small share is scored by both forms, which must agree; then
-the whole. `against_loop` is loops to ours on the same small share, in processor time, and `against_loop_wall` by the
-clock, where ours scores as many modes at a time as there are cores; loops are timed in one mode and counted once for
-each. `extra_mib` is what the process grows by, beside the embeddings.
+the whole. Loops take one template, one medium and one pair at a time, as public scripts pool. `against_loop` is loops
+to ours on the same small share, in processor time, and `against_loop_wall` by the clock, where ours scores as many
+modes at a time as there are cores; loops are timed in one mode and counted once for each. `extra_mib` is what the
+process grows by, beside the embeddings.
 
     python -m adadistill.bench ijb
 """
 
 from __future__ import annotations
 
-import argparse
 import sys
 import time
 from collections.abc import Sequence
@@ -23,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from adadistill.bench.peers import ijb_loops
+from adadistill.bench.bench_parser import bench_parser
 from adadistill.bench.rows import append_row
 from adadistill.bench.timing import extra_mib
 from adadistill.core.scoring.ijb.pooling import ALL_MODES
@@ -32,6 +32,9 @@ from adadistill.core.scoring.ijb.scoring import score_ijb
 from adadistill.core.scoring.result import BenchmarkResult
 from adadistill.loaders.errors import WorkFailed
 from adadistill.loaders.evaluation_sets.ijb.annotations import IjbAnnotations, make_annotations
+
+Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
 
 TINY = "--share 0.0004 --loop-share 0.0002 --dim 16"
 
@@ -63,15 +66,10 @@ class _Drawn:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure, print and append rows."""
-    parser = argparse.ArgumentParser(
-        prog="python -m adadistill.bench ijb",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = bench_parser("ijb", __doc__, takes_device=False)
     parser.add_argument("--share", type=float, default=1.0, help="of IJB-C's size, for ours")
     parser.add_argument("--loop-share", type=float, default=0.1, help="of IJB-C's size, for both")
     parser.add_argument("--dim", type=int, default=512)
-    parser.add_argument("--rows", help="JSONL file for the rows (default: print only)")
     arguments = parser.parse_args(argv)
     small = _draw(arguments.loop_share, arguments.dim)
     loops, expected = _loops(small)
@@ -134,6 +132,39 @@ def _pairs(
     return first[order], second[order], (order < min(same_count, probes))
 
 
+def pooled(
+    embeddings: npt.NDArray[np.floating], templates: Ints, medias: Ints, scores: Floats, *, norm: bool, det: bool
+) -> dict[int, Floats]:
+    """Number of each template -> its unit vector, of (N, D) flip sums and (N,) of what is said of each image."""
+    rows = embeddings.astype(np.float64)
+    if not norm:
+        rows = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+    if det:
+        rows = rows * scores[:, None]
+    vectors = {}
+    for template in np.unique(templates):
+        (own,) = np.where(templates == template)
+        total = np.zeros(rows.shape[1])
+        for medium in np.unique(medias[own]):
+            total += rows[own][medias[own] == medium].mean(axis=0)
+        vectors[int(template)] = total / np.linalg.norm(total)
+    return vectors
+
+
+def cosines(vectors: dict[int, Floats], first: Ints, second: Ints) -> Floats:
+    """(P,) of pairs of numbers."""
+    return np.array([vectors[int(one)] @ vectors[int(other)] for one, other in zip(first, second, strict=True)])
+
+
+def nearest_rates(scores: Floats, same: npt.NDArray[np.bool_], fars: tuple[float, ...]) -> list[float]:
+    """The published rate at each target, by scikit-learn."""
+    from sklearn.metrics import roc_curve
+
+    false_rates, true_rates, _ = roc_curve(same, scores)
+    flipped, rates = false_rates[::-1], true_rates[::-1]
+    return [float(rates[int(np.argmin(np.abs(flipped - far)))]) for far in fars]
+
+
 @dataclass(frozen=True, slots=True)
 class _Times:
     wall_s: float
@@ -156,12 +187,12 @@ def _loops(drawn: _Drawn) -> tuple[_Times, list[float]]:
 
     known, mode = drawn.annotations, ALL_MODES[0]
     clock = _Clock()
-    vectors = ijb_loops.pooled(
+    vectors = pooled(
         drawn.embeddings, known.templates.astype(np.int64), known.medias, known.detector_scores,
         norm=mode.norm, det=mode.det,
     )  # fmt: skip
-    scores = ijb_loops.cosines(vectors, known.first.astype(np.int64), known.second.astype(np.int64))
-    rates = ijb_loops.nearest_rates(scores, known.same, PUBLISHED_FARS)
+    scores = cosines(vectors, known.first.astype(np.int64), known.second.astype(np.int64))
+    rates = nearest_rates(scores, known.same, PUBLISHED_FARS)
     return clock.read(len(ALL_MODES)), rates
 
 
@@ -190,22 +221,12 @@ def _check(result: BenchmarkResult, expected: Sequence[float]) -> None:
 def _report(
     rows: str | None, form: str, drawn: _Drawn, times: _Times, loops: _Times | None, extra: float | None
 ) -> None:
-    sizes = drawn.sizes()
-    embeddings_mib = drawn.embeddings.nbytes / 2**20
     append_row(
-        rows, bench="ijb", device=_CPU, form=form, **sizes, seconds=times.wall_s, cpu_seconds=times.cpu_s,
+        rows, bench="ijb", device=_CPU, form=form, **drawn.sizes(), seconds=times.wall_s, cpu_seconds=times.cpu_s,
         against_loop=None if loops is None else loops.cpu_s / times.cpu_s,
         against_loop_wall=None if loops is None else loops.wall_s / times.wall_s,
-        extra_mib=extra, embeddings_mib=embeddings_mib,
+        extra_mib=extra, embeddings_mib=drawn.embeddings.nbytes / 2**20,
     )  # fmt: skip
-    ratio = ""
-    if loops is not None:
-        ratio = f"  {loops.cpu_s / times.cpu_s:.1f} x loops, {loops.wall_s / times.wall_s:.1f} x by the clock"
-    memory = "" if extra is None else f"  {extra:.0f} MiB beside {embeddings_mib:.0f} MiB of embeddings"
-    print(
-        f"ijb {form:<5} {sizes['images']:>7} images {sizes['pairs']:>9} pairs  {times.wall_s:>7.2f} s"
-        f"  {times.cpu_s:>7.2f} CPU s{ratio}{memory}"
-    )
 
 
 if __name__ == "__main__":

@@ -6,15 +6,19 @@ repeated, encoded so that they have about the bytes of a published training set.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
+import numpy as np
 import torch
 
 from adadistill.core.teachers import record_binding
 from adadistill.loaders.augment.augment_policy import Augmentation
 from adadistill.loaders.block_store.errors import StoreError
+from adadistill.loaders.block_store.packed_images import Layout
 from adadistill.loaders.block_store.packing import pack_records
 from adadistill.loaders.pipelines.dali_pipeline import DaliMissingError, require_dali
 from adadistill.loaders.pipelines.pipeline import DataConfig, ImagePipeline, build_pipeline
@@ -22,7 +26,11 @@ from adadistill.loaders.pipelines.sample_order import SampleOrder
 from adadistill.loaders.pixels import decode_image, image_size
 from adadistill.loaders.records.image_records import ImageRecords
 from adadistill.loaders.records.recordio import RecordWriter
-from adadistill.loaders.synthetic.synthetic_faces import SyntheticFacesConfig, write_synthetic_records
+from adadistill.loaders.synthetic.synthetic_faces import (
+    SyntheticFacesConfig,
+    write_synthetic_pairs,
+    write_synthetic_records,
+)
 
 SOURCES = ("cpu", "dali", "packed_rgb", "packed_planes")
 """Ways for images into a training step; the packed ones once for each place a store can live in."""
@@ -90,13 +98,19 @@ def tiled_records(records: ImageRecords, path: Path, count: int, quality: int | 
 
 
 def pipeline_builders(
-    records: ImageRecords, feed: Feed, folder: Path, *, chosen: Sequence[str] = SOURCES
+    records: ImageRecords,
+    feed: Feed,
+    folder: Path,
+    *,
+    chosen: Sequence[str] = SOURCES,
+    dali: Mapping[str, Mapping[str, Any]] = MappingProxyType({"dali": {}}),
 ) -> dict[str, Callable[[], ImagePipeline]]:
     """What can feed a step here, by name. What cannot says why on standard output.
 
     Args:
         folder: where packed stores are written, once for all feeds.
         chosen: of `SOURCES`.
+        dali: ways to run DALI, each with further values of `DataConfig`, by the name it gets.
     """
     size = image_size(records.read(0).body, where=records.where(0))[0]
 
@@ -116,23 +130,39 @@ def pipeline_builders(
 
     found = {}
     for source in chosen:
-        if source == "cpu":
-            found["cpu"] = builder(decoder="cpu")
-        elif source == "dali":
-            try:
+        try:
+            if source == "cpu":
+                found["cpu"] = builder(decoder="cpu")
+            elif source == "dali":
                 require_dali()
-                found["dali"] = builder(decoder="dali")
-            except DaliMissingError as reason:
-                print(f"without dali: {reason}")
-        else:
-            layout = source.removeprefix("packed_")
-            store = folder / layout
-            try:
-                if not store.exists():
-                    pack_records(records, store, binding=record_binding(records), layout=layout, image_size=size)  # type: ignore[arg-type]
-            except StoreError as reason:
-                print(f"without packed {layout}: {reason}")
-                continue
-            for place in ("page_cache", "device") if feed.device.type == "cuda" else ("page_cache",):
-                found[f"packed {layout}, {place}"] = builder(packed=str(store), packed_in=place)
+                found |= {name: builder(decoder="dali", **options) for name, options in dali.items()}
+            else:
+                layout, places = source.removeprefix("packed_"), ("page_cache", "device")
+                store = _packed(records, folder / layout, size, feed.workers)
+                for place in places if feed.device.type == "cuda" else places[:1]:
+                    found[f"packed {layout}, {place}"] = builder(packed=str(store), packed_in=place)
+        except (DaliMissingError, StoreError) as reason:
+            print(f"without {source}: {reason}")
     return found
+
+
+def _packed(records: ImageRecords, store: Path, size: int, workers: int) -> Path:
+    """The images in the layout that the folder is named for, written once."""
+    if not store.exists():
+        layout: Layout = "rgb" if store.name == "rgb" else "planes"
+        binding = record_binding(records)
+        pack_records(records, store, binding=binding, layout=layout, image_size=size, workers=workers)
+    return store
+
+
+def write_tiny_faces(folder: Path, *, identities: int = 12, embedding_dim: int = 16) -> None:
+    """Synthetic faces under the names of real ones, and rows of a teacher that knows them, for runs that only show that
+    a bench runs."""
+    config = SyntheticFacesConfig(image_size=32, identities=identities, images_per_identity=2)
+    write_synthetic_records(folder, config)
+    write_synthetic_pairs(folder / "faces_holdout.bin", config, pairs=20)
+    generator = np.random.default_rng(0)
+    people = generator.standard_normal((identities, 1, embedding_dim), dtype=np.float32).repeat(2, axis=0)
+    rows = people + 0.3 * generator.standard_normal((2 * identities, 2, embedding_dim), dtype=np.float32)
+    rows /= np.linalg.norm(rows, axis=2, keepdims=True)
+    np.save(folder / "teacher_embeddings.npy", rows.astype(np.float16))

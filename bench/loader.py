@@ -21,7 +21,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,20 +32,18 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from adadistill.bench.image_sources import synthetic_records, tiled_records
+from adadistill.bench.bench_parser import bench_parser
+from adadistill.bench.image_sources import SOURCES as OURS
+from adadistill.bench.image_sources import Feed, pipeline_builders, synthetic_records, tiled_records
 from adadistill.bench.report.row_sets import machine
-from adadistill.bench.rows import append_row, read_rows, results_folder, spread
-from adadistill.bench.timing import drain
+from adadistill.bench.rows import append_row, read_rows, results_folder
+from adadistill.bench.timing import drain, spread
 from adadistill.core.profiling.summary import covered
-from adadistill.core.teachers import record_binding
 from adadistill.loaders.augment.augment_image import augment_image
 from adadistill.loaders.augment.augment_policy import Augmentation, AugmentConfig
 from adadistill.loaders.batch import Batch
-from adadistill.loaders.block_store.errors import StoreError
-from adadistill.loaders.block_store.packed_images import Layout
-from adadistill.loaders.block_store.packing import pack_records
 from adadistill.loaders.pipelines.dali_pipeline import DaliMissingError, require_dali
-from adadistill.loaders.pipelines.pipeline import DataConfig, build_pipeline
+from adadistill.loaders.pipelines.pipeline import ImagePipeline
 from adadistill.loaders.pipelines.sample_order import SampleOrder
 from adadistill.loaders.pixels import decode_image, image_size, to_network_input
 from adadistill.loaders.records.checked_records import CheckedRecords
@@ -57,7 +55,7 @@ TINY = (
     "--image-size 32 --tile 16 --batch-size 4 --batches 2 --repeats 2 --workers 1 --device cpu --sources cpu packed_rgb"
 )
 
-SOURCES = ("cpu", "dali", "packed_rgb", "packed_planes", "dataloader", "dali_plain", "torchvision")
+SOURCES = (*OURS, "dataloader", "dali_plain", "torchvision")
 STAGES = ("read", "decode", "augment", "batch")
 _WARM_UP = 4
 _NVJPEG_LEVELS = 6.0
@@ -113,28 +111,18 @@ class PillowDataset(Dataset[tuple[Tensor, int]]):
         return image.sub_(0.5).div_(0.5), encoded.label  # Normalize
 
 
-def pipeline_loader(name: str, setting: Setting, **data: Any) -> Loader:
+def pipeline_loader(name: str, setting: Setting, build: Callable[[], ImagePipeline]) -> Loader:
     """Our own pipeline as a recipe builds it, after its first batch was compared with single images."""
-    config = DataConfig(records=str(setting.records.path), image_size=setting.size, workers=setting.workers, **data)
 
     def batches(count: int) -> Iterator[Batch]:
-        pipeline = build_pipeline(
-            config,
-            setting.records,
-            SampleOrder(len(setting.records), setting.batch_size, seed=0),
-            rank=0,
-            world_size=1,
-            device=setting.device,
-            augmentation=setting.augmentation,
-            channels_last=setting.device.type == "cuda",
-        )
+        pipeline = build()
         try:
             epochs = itertools.chain.from_iterable(pipeline.epoch(epoch) for epoch in itertools.count())
             yield from itertools.islice(epochs, count)
         finally:
             pipeline.close()
 
-    check(setting, next(batches(1)), exact=name != "dali" or setting.device.type == "cpu")
+    check(setting, next(batches(1)), exact=not name.startswith("dali") or setting.device.type == "cpu")
     return Loader(name, "batch", batches, augments=True)
 
 
@@ -329,8 +317,8 @@ def check(setting: Setting, batch: Batch, *, exact: bool) -> None:
             raise ValueError(f"{where}: decoded pixels are {error:.2f} levels off; nothing was timed")
 
 
-def decode_fit(setting: Setting, rows: str | None, *, images: int = 200, repeats: int = 5) -> tuple[float, float]:
-    """Fit us = a + b * KB over faces encoded anew at several qualities, on one thread; gives (a, b)."""
+def decode_fit(setting: Setting, rows: str | None, *, images: int = 200, repeats: int = 5) -> None:
+    """Fit us = a + b * KB over faces encoded anew at several qualities, on one thread, and write the row."""
     import simplejpeg
 
     sizes: list[float] = []
@@ -347,22 +335,15 @@ def decode_fit(setting: Setting, rows: str | None, *, images: int = 200, repeats
         sizes.append(float(np.mean([len(body) for body in bodies])) / 1000)
         times.append(best / len(bodies) * 1e6)
     slope, base = np.polyfit(sizes, times, 1)
-    print(f"\ndecoding takes {base:.0f} us + {slope:.1f} us per KB, from " + ", ".join(
-        f"{size:.1f} KB {us:.0f} us" for size, us in zip(sizes, times, strict=True)))  # fmt: skip
     append_row(
         rows, bench="decode_fit", device="cpu", pipeline="simplejpeg", us_base=float(base), us_per_kb=float(slope),
         kb=sizes, us=times, image_size=setting.size,
     )  # fmt: skip
-    return float(base), float(slope)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure, print a table and append rows."""
-    parser = argparse.ArgumentParser(
-        prog="python -m adadistill.bench loader",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = bench_parser("loader", __doc__)
     parser.add_argument("records", nargs="?", help="a .rec file of JPEGs of one size (default: synthetic faces)")
     parser.add_argument("--image-size", type=int, default=112, help="of synthetic faces; a file has its own")
     parser.add_argument("--index", help="its .idx (default: the one beside it)")
@@ -376,9 +357,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--batches", type=int, default=40, help="timed per round")
     parser.add_argument("--repeats", type=int, default=5, help="rounds")
     parser.add_argument("--workers", type=int, default=usable_cpus(), help="decode threads, or worker processes")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--fit", action="store_true", help="also fit decode time against bytes")
-    parser.add_argument("--rows", help="JSONL file for the rows (default: print only)")
     parser.add_argument("--table", action="store_true", help="print the rows of bench/results/loader.jsonl and end")
     arguments = parser.parse_args(argv)
     if arguments.table:
@@ -457,58 +436,38 @@ def _measure_all(setting: Setting, arguments: argparse.Namespace, folder: Path) 
 
 
 def _batch_loaders(setting: Setting, arguments: argparse.Namespace, folder: Path) -> list[Loader]:
+    """Ours and what others write, as far as they were asked for and can run here."""
     on_cuda = setting.device.type == "cuda"
-    loaders = []
-    for source in arguments.sources or _possible_sources(setting):
-        if source == "cpu":
-            loaders.append(pipeline_loader("cpu", setting, decoder="cpu"))
-        elif source == "dali":
-            for load in arguments.hw_decoder_load if on_cuda else [0.65]:
-                name = f"dali, hw {load:g}" if on_cuda else "dali"
-                loaders.append(pipeline_loader(name, setting, decoder="dali", hw_decoder_load=load))
-            if on_cuda:
-                loaders.append(pipeline_loader("dali, decode on cpu", setting, decoder="dali", decode_on="cpu"))
-        elif source.startswith("packed"):
-            loaders += _packed_loaders("rgb" if source == "packed_rgb" else "planes", setting, folder)
-        elif source == "dataloader":
-            loaders.append(pillow_loader(setting))
-        elif source == "dali_plain":
-            write_record_index(setting.records.index, folder / "images.idx")
-            loaders.append(plain_dali_loader(setting, folder / "images.idx"))
-        else:
-            loaders.append(torchvision_loader(setting))
+    chosen = arguments.sources or _possible_sources(setting)
+    feed = Feed(
+        batch_size=setting.batch_size, workers=setting.workers, device=setting.device, dtype=torch.float32,
+        channels_last=on_cuda, augmentation=setting.augmentation,
+    )  # fmt: skip
+    dali: dict[str, dict[str, Any]] = {"dali": {}}
+    if on_cuda:
+        dali = {f"dali, hw {load:g}": {"hw_decoder_load": load} for load in arguments.hw_decoder_load}
+        dali["dali, decode on cpu"] = {"decode_on": "cpu"}
+    ours = [source for source in chosen if source in OURS]
+    builders = pipeline_builders(setting.records, feed, folder, chosen=ours, dali=dali)
+    loaders = [pipeline_loader(name, setting, build) for name, build in builders.items()]
+    if "dataloader" in chosen:
+        loaders.append(pillow_loader(setting))
+    if "dali_plain" in chosen:
+        write_record_index(setting.records.index, folder / "images.idx")
+        loaders.append(plain_dali_loader(setting, folder / "images.idx"))
+    if "torchvision" in chosen:
+        loaders.append(torchvision_loader(setting))
     return loaders
 
 
-def _packed_loaders(layout: Layout, setting: Setting, folder: Path) -> list[Loader]:
-    store = folder / layout
-    try:
-        pack_records(
-            setting.records, store, binding=record_binding(setting.records), layout=layout, image_size=setting.size,
-            workers=setting.workers,
-        )  # fmt: skip
-    except StoreError as reason:
-        print(f"without packed {layout}: {reason}")
-        return []
-    places = ("page_cache", "device") if setting.device.type == "cuda" else ("page_cache",)
-    return [
-        pipeline_loader(f"packed {layout}, {place}", setting, packed=str(store), packed_in=place) for place in places
-    ]
-
-
 def _possible_sources(setting: Setting) -> list[str]:
-    sources = ["cpu"]
-    try:
+    """Ours, which say themselves what is missing, and of the others those whose libraries are there."""
+    sources = list(OURS)
+    with suppress(DaliMissingError):
         require_dali()
-        sources += ["dali", "dali_plain"]
-    except DaliMissingError as reason:
-        print(f"without dali: {reason}")
-    sources += ["packed_rgb", "packed_planes"]
-    if setting.device.type == "cpu" and importlib.util.find_spec("PIL"):
-        sources.append("dataloader")
-    if setting.device.type == "cuda" and importlib.util.find_spec("torchvision"):
-        sources.append("torchvision")
-    return sources
+        sources.append("dali_plain")
+    other, needed = ("torchvision", "torchvision") if setting.device.type == "cuda" else ("dataloader", "PIL")
+    return [*sources, other] if importlib.util.find_spec(needed) else sources
 
 
 def _report(
@@ -519,35 +478,15 @@ def _report(
     setting: Setting,
     arguments: argparse.Namespace,
 ) -> None:
-    sizes = {"batch_size": setting.batch_size, "workers": setting.workers}
-    print(
-        f"\n{'source':<30} {'stage':<8} {'images/s':>10} {'p20':>10} {'p80':>10} {'CPU s/10k':>10} {'GPU busy':>8}   ",
-        end="",
-    )
-    print(f"{setting.device}, {sizes}, {len(setting.records)} records, augment {arguments.augment}")
     mean_bytes = float((setting.records.index.limits - setting.records.index.offsets).mean())
     for loader, measured, cpu, share in zip(loaders, rates, spent, busy, strict=True):
-        rate, cpu_s = spread(measured), spread(cpu)
-        print(
-            f"{loader.name:<30} {loader.stage:<8} {rate['median']:>10,.0f} {rate['p20']:>10,.0f} {rate['p80']:>10,.0f} "
-            f"{cpu_s['median']:>10.2f} {'' if share is None else f'{share:.1%}':>8}"
-        )
         append_row(
-            arguments.rows,
-            bench="loader",
-            pipeline=loader.name,
-            stage=loader.stage,
-            device=setting.device,
-            images_per_s=rate,
-            cpu_s_per_10k=cpu_s,
-            gpu_busy=share,
-            augment=arguments.augment if loader.augments else "none",
-            records=len(setting.records),
-            mean_record_bytes=round(mean_bytes),
-            batches=arguments.batches,
-            repeats=arguments.repeats,
-            **sizes,
-        )
+            arguments.rows, bench="loader", pipeline=loader.name, stage=loader.stage, device=setting.device,
+            images_per_s=spread(measured), cpu_s_per_10k=spread(cpu), gpu_busy=share,
+            augment=arguments.augment if loader.augments else "none", records=len(setting.records),
+            mean_record_bytes=round(mean_bytes), batches=arguments.batches, repeats=arguments.repeats,
+            batch_size=setting.batch_size, workers=setting.workers,
+        )  # fmt: skip
 
 
 def _cpu_seconds() -> float:

@@ -19,8 +19,7 @@ from functools import cache, partial
 
 import torch
 
-from adadistill.bench.spreads import spread
-from adadistill.bench.timing import drain, seconds_of
+from adadistill.bench.timing import drain, seconds_of, spread
 
 _GROUPS = 5
 _GROUP_S = 0.04

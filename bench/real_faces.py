@@ -7,7 +7,6 @@ expected; what is compared is the accuracy and speed of the origin's own code wi
 
 from __future__ import annotations
 
-import argparse
 import logging
 import sys
 import tempfile
@@ -15,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from adadistill.bench.bench_parser import bench_parser
 from adadistill.bench.rows import append_row
 from adadistill.core.distributed import distributed_session
 from adadistill.core.host_memory import keep_freed_memory
@@ -63,17 +63,14 @@ def build_recipe(
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Train, print and append rows, one for each kind and seed."""
-    parser = argparse.ArgumentParser(
-        prog="python -m adadistill.bench real_faces", description=(__doc__ or "").split("\n")[0]
-    )
+    parser = bench_parser("real_faces", __doc__)
+    parser.set_defaults(device=None)
     parser.add_argument("data", type=Path, help="folder with train.rec, teacher_embeddings.npy, faces_holdout.bin")
     parser.add_argument("overrides", nargs="*", metavar="key.path=value")
     parser.add_argument("--kinds", nargs="+", choices=sorted(_KINDS), default=sorted(_KINDS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--decoder", choices=["cpu", "dali"], default="cpu")
-    parser.add_argument("--device")
     parser.add_argument("--runs", type=Path, help="folder for the run folders (default: a temporary one)")
-    parser.add_argument("--rows", help="JSONL file for the rows (default: print only)")
     arguments = parser.parse_intermixed_args(argv)
     keep_freed_memory()
     logging.basicConfig(format="%(asctime)s  %(message)s", datefmt="%H:%M:%S", level=logging.INFO)
@@ -97,11 +94,9 @@ def main(argv: Sequence[str] | None = None) -> int:
                     "images_per_s": result.images_per_s,
                     "metrics": result.metrics,
                 }
-                print(f"real faces  {kind:<9} seed {seed}  {result.images_per_s:.1f} images/s")
                 scores = [_score(evaluation) for evaluation in result.evaluations.values()]
                 for score in scores or [{}]:  # a run without verification sets still measured its speed
                     append_row(arguments.rows, **row, **score)
-                    print(f"    {score}")
     return 0
 
 

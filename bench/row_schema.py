@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from adadistill.core.report.text import short_number
+
 SCHEMA = 2
 """2, 2026-11-25: `schema`, `device` and `probes` in every row; a spread for every time. Rows without it are the first
 ones, which lack some fields and named a few things otherwise."""
@@ -75,6 +77,29 @@ def unit_of(name: str) -> Unit:
     if name.startswith(("against_", "cpu_against_", "times_the_origin")):
         return Unit("x")
     return next((unit for words, unit in _UNITS.items() if f"_{name}".endswith(f"_{words}")), Unit())
+
+
+def field_text(name: str, value: object) -> str:
+    """A field's value as people read it; its unit stands in its name, except for `%` and `x`."""
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, dict) and "median" in value:
+        middle, low, high = (field_text(name, float(value[one])) for one in ("median", "p20", "p80"))
+        return middle if low == middle == high else f"{middle} ({low} - {high})"
+    if isinstance(value, dict):
+        return ", ".join(
+            f"{one} {short_number(number)}" for one, number in value.items() if isinstance(number, int | float)
+        )
+    if isinstance(value, list):
+        return ", ".join(short_number(one) if isinstance(one, int | float) else str(one) for one in value) or "none"
+    if isinstance(value, int):
+        return f"{value:,}"
+    if not isinstance(value, float):
+        return str(value)
+    unit = unit_of(name).text
+    return f"{value:.1%}" if unit == "%" else short_number(value) + ("x" if unit == "x" else "")
 
 
 def _fields(text: str) -> Fields:

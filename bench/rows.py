@@ -1,7 +1,8 @@
 """Rows of measurements: one JSON object a line, each with what the number depends on.
 
 Every bench and every measured training run appends to `bench/results/*.jsonl` through here, so that a figure quoted
-anywhere can be traced to a device, versions, a commit and a date. What a row must hold is in `row_schema.py`.
+anywhere can be traced to a device, versions, a commit and a date. Each row is printed as it comes. What a row must
+hold is in `row_schema.py`.
 """
 
 from __future__ import annotations
@@ -14,25 +15,24 @@ from typing import Any
 import torch
 
 from adadistill.bench.probes import machine_probes
-from adadistill.bench.row_schema import SCHEMA, check_row, read_rows
-from adadistill.bench.spreads import spread
+from adadistill.bench.row_schema import BENCHES, SCHEMA, Row, check_row, field_text, read_rows
 from adadistill.core.training.run_folder import describe_environment
 
-__all__ = ["RESULTS", "append_row", "read_rows", "results_folder", "spread"]
+__all__ = ["RESULTS", "append_row", "read_rows", "results_folder"]
 
 RESULTS = Path(__file__).resolve().parent / "results"
 
 _KEPT = ("date", "commit", "python", "torch", "cuda", "driver", "devices", "cpu", "cpu_count")
 
 
-def append_row(path: str | Path | None, *, bench: str, device: str | torch.device, **values: Any) -> dict[str, Any]:
-    """Add one row to a JSONL file and return it.
+def append_row(path: str | Path | None, *, bench: str, device: str | torch.device, **values: Any) -> Row:
+    """Print one row, add it to a JSONL file and return it.
 
     The machine is probed once a process for it (`probes.py`), so a bench that is sensitive to what ran before it asks
     for the probes before it measures.
 
     Args:
-        path: the file; None only builds the row. A relative path is taken under $OUT where that is set, else under
+        path: the file; None only prints the row. A relative path is taken under $OUT where that is set, else under
             `bench/results`.
         bench: name of what was measured; an entry of `row_schema.BENCHES`.
         device: where it ran.
@@ -57,7 +57,19 @@ def append_row(path: str | Path | None, *, bench: str, device: str | torch.devic
         target.parent.mkdir(parents=True, exist_ok=True)
         with target.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row, allow_nan=False) + "\n")
+    print(row_line(row), flush=True)
     return row
+
+
+def row_line(row: Row) -> str:
+    """What a row says of what, without where it was measured: names and values on one line."""
+    entry = BENCHES[row["bench"]]
+    told = [
+        f"{name} {field_text(name, row[name])}"
+        for name, kind in {**entry.keys, **entry.values, **entry.notes}.items()
+        if row.get(name) not in (None, {}) and kind != "json"
+    ]
+    return "  ".join([row["bench"], *told])
 
 
 def results_folder() -> Path:

@@ -28,7 +28,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from adadistill.bench.rows import append_row, spread
+from adadistill.bench.bench_parser import bench_parser
+from adadistill.bench.rows import append_row
+from adadistill.bench.timing import spread
 from adadistill.core.backbones import backbone_skeleton, build_backbone
 from adadistill.core.communication import (
     CollectiveCounter,
@@ -86,9 +88,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m adadistill.bench scaling", description=(__doc__ or "").split("\n")[0]
-    )
+    parser = bench_parser("scaling", __doc__)
+    parser.set_defaults(device=None if torch.cuda.is_available() else "cpu")
     parser.add_argument("--ranks", type=int, nargs="+", default=[1, 2], help="processes; the first is compared with")
     parser.add_argument("--kinds", nargs="+", choices=_KINDS, default=["stored"], help="teacher or centres")
     parser.add_argument("--arch", default="mobilefacenet")
@@ -99,8 +100,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--identities", type=int, default=1000)
     parser.add_argument("--precision", default="auto")
     parser.add_argument("--steps", type=int, default=10)
-    parser.add_argument("--device", default=None if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--rows", help="JSONL file for the rows (default: print only)")
     parser.add_argument("--plan", type=Path, help=argparse.SUPPRESS)  # what one rank is told
     return parser
 
@@ -176,24 +175,15 @@ def _measure(kind: str, folder: Path, arguments: argparse.Namespace) -> None:
         loss_off = _check_losses(outcome, base)
         rate = spread(outcome.images_per_s)
         base_rate = statistics.median(base.images_per_s)
-        values = {
-            "kind": kind,
-            "ranks": ranks,
-            "threads_per_rank": _threads(ranks),
-            "images_per_s": rate,
-            "against_first": rate["median"] / base_rate,
-            "bytes_per_rank_and_step": handed_bytes(outcome.counted),
-            "bytes_by_part": bytes_by_part(outcome.counted),
-            "bytes_by_formula": bytes_by_part(outcome.formula),
-            "wire_bytes_per_rank_and_step": wire_bytes(outcome.counted, ranks),
-            "loss_off": loss_off,
-        }
-        _print(values)
         append_row(
             arguments.rows, bench="scaling", arch=arguments.arch, width=arguments.width,
             image_size=arguments.image_size, embedding_dim=arguments.embedding_dim,
             global_batch_size=arguments.global_batch_size, identities=arguments.identities,
-            precision=arguments.precision, steps=arguments.steps, device=arguments.device or "cuda", **values,
+            precision=arguments.precision, steps=arguments.steps, device=arguments.device or "cuda", kind=kind,
+            ranks=ranks, threads_per_rank=_threads(ranks), images_per_s=rate,
+            against_first=rate["median"] / base_rate, bytes_per_rank_and_step=handed_bytes(outcome.counted),
+            bytes_by_part=bytes_by_part(outcome.counted), bytes_by_formula=bytes_by_part(outcome.formula),
+            wire_bytes_per_rank_and_step=wire_bytes(outcome.counted, ranks), loss_off=loss_off,
         )  # fmt: skip
 
 
@@ -237,17 +227,6 @@ def _check_losses(outcome: _Outcome, base: _Outcome) -> float:
             f"{base.losses}; nothing of them is reported"
         )
     return off
-
-
-def _print(values: dict[str, Any]) -> None:
-    rate, parts = values["images_per_s"], values["bytes_by_part"]
-    print(
-        f"{values['kind']:<10} {values['ranks']:>3} ranks {rate['median']:>9.1f} images/s"
-        f" ({values['against_first']:.2f}x)  {values['bytes_per_rank_and_step']:>12,} bytes a rank and step,"
-        f" losses within {values['loss_off']:.1e}"
-    )
-    for part, size in parts.items():
-        print(f"{'':<10}     {part:<22} {size:>14,}  formula {values['bytes_by_formula'].get(part, 0):>14,}")
 
 
 def _train_as_one_rank(plan: dict[str, Any]) -> None:

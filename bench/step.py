@@ -30,19 +30,20 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from adadistill.bench.bench_parser import bench_parser
 from adadistill.bench.image_sources import SOURCES, Feed, open_records, pipeline_builders
 from adadistill.bench.probes import gemm_tflop_per_s
-from adadistill.bench.rows import append_row, spread
+from adadistill.bench.rows import append_row
 from adadistill.bench.step_model import predicted_step_ms
-from adadistill.bench.timing import drain
+from adadistill.bench.timing import drain, spread
 from adadistill.core.backbones import BackboneConfig, build_backbone
 from adadistill.core.distributed import Ranks
 from adadistill.core.host_memory import keep_freed_memory
@@ -98,26 +99,21 @@ class RandomRows:
         return self._rows[: len(record_ids)]
 
 
-def build_step(
-    *, arch: str, width: float, image_size: int, batch_size: int, identities: int, precision: str,
-    device: torch.device, compile_student: CompileMode = "off", optimiser: Literal["torch", "apex"] = "torch",
-    parts: int = 1,
-) -> tuple[TrainingStep, Batch]:  # fmt: skip
-    """A training step and a batch of noise to run it on."""
-    formats = resolve_precision(precision, device)  # type: ignore[arg-type]
+def training_step(
+    student: nn.Module, centres: Tensor, teacher: Any, formats: Precision, *, batch_size: int, device: torch.device,
+    compile_student: CompileMode = "off", optimiser: Literal["torch", "apex"] = "torch", parts: int = 1,
+) -> TrainingStep:  # fmt: skip
+    """The method as a recipe of its defaults has it, with adaptive centres that start where they are given."""
     ranks = Ranks(device=device)
-    backbone = BackboneConfig(arch=arch, width=width)
-    generator = torch.Generator().manual_seed(0)
-    centres = initial_centres(identities, backbone.embedding_dim, generator=generator).to(device)
-    step = TrainingStep(
-        student=build_backbone(backbone, image_size, generator=0),
+    return TrainingStep(
+        student=student,
         objective=DistillationObjective(
             head=HeadConfig(),
             geometry=GeometryMarginConfig(mode="adaptive"),
             centres=AdaptiveCentres(
-                CentresConfig(), centres, unit_dtype=None if formats.autocast_dtype is not None else formats.dtype
+                CentresConfig(), centres.to(device), unit_dtype=None if formats.autocast_dtype else formats.dtype
             ),
-            teacher=RandomRows(batch_size, backbone.embedding_dim, device),
+            teacher=teacher,
             statistics=NormStatistics.start(device=device),
             ranks=ranks,
         ),
@@ -128,19 +124,41 @@ def build_step(
         compile_student=compile_student,
         parts=parts,
     )
-    memory_format = torch.channels_last if formats.channels_last else torch.contiguous_format
-    images = torch.rand(batch_size, 3, image_size, image_size, generator=generator).mul_(2).sub_(1)
-    batch = Batch(
-        images=images.to(device, formats.image_dtype).contiguous(memory_format=memory_format),
-        labels=torch.randint(identities, (batch_size,), generator=generator).to(device),
-        record_ids=torch.arange(batch_size).to(device),
-        mirrored=torch.zeros(batch_size, dtype=torch.bool, device=device),
+
+
+def plain_batch(images: Tensor, labels: Tensor, record_ids: npt.NDArray[np.int64]) -> Batch:
+    """A batch of unmirrored images."""
+    return Batch(
+        images=images,
+        labels=labels,
+        record_ids=torch.from_numpy(record_ids).to(labels.device),
+        mirrored=torch.zeros(len(labels), dtype=torch.bool, device=labels.device),
         epoch=0,
         step=0,
-        global_record_ids=np.arange(batch_size),
-        global_mirrored=np.zeros(batch_size, dtype=bool),
+        global_record_ids=record_ids,
+        global_mirrored=np.zeros(len(labels), dtype=bool),
     )
-    return step, batch
+
+
+def build_step(
+    *, arch: str, width: float, image_size: int, batch_size: int, identities: int, precision: str,
+    device: torch.device, **options: Any,
+) -> tuple[TrainingStep, Batch]:  # fmt: skip
+    """A training step and a batch of noise to run it on; further options as `training_step` takes them."""
+    formats = resolve_precision(precision, device)  # type: ignore[arg-type]
+    backbone = BackboneConfig(arch=arch, width=width)
+    generator = torch.Generator().manual_seed(0)
+    centres = initial_centres(identities, backbone.embedding_dim, generator=generator)
+    step = training_step(
+        build_backbone(backbone, image_size, generator=0), centres,
+        RandomRows(batch_size, backbone.embedding_dim, device), formats,
+        batch_size=batch_size, device=device, **options,
+    )  # fmt: skip
+    memory_format = torch.channels_last if formats.channels_last else torch.contiguous_format
+    images = torch.rand(batch_size, 3, image_size, image_size, generator=generator).mul_(2).sub_(1)
+    images = images.to(device, formats.image_dtype).contiguous(memory_format=memory_format)
+    labels = torch.randint(identities, (batch_size,), generator=generator).to(device)
+    return step, plain_batch(images, labels, np.arange(batch_size))
 
 
 def measure(step: TrainingStep, batch: Batch, *, warmup: int, steps: int) -> list[float]:
@@ -248,11 +266,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m adadistill.bench step",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = bench_parser("step", __doc__)
     parser.add_argument("--arch", default="mobilefacenet")
     parser.add_argument("--width", type=float, default=1.0)
     parser.add_argument("--image-size", type=int, default=112, help="of noise and synthetic faces; records have theirs")
@@ -271,8 +285,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--warmup", type=int, help="steps before each group (default: 5 on CUDA, 1 elsewhere)")
     parser.add_argument("--steps", type=int, help="steps of a group (default: 20 on CUDA, 2 elsewhere)")
     parser.add_argument("--rounds", type=int, default=5, help="groups of each way")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--rows", help="JSONL file for the rows (default: print only)")
     return parser
 
 
@@ -456,11 +468,6 @@ def _report(
     arguments: argparse.Namespace,
     device: torch.device,
 ) -> None:
-    print(
-        f"\n{'arch':<14} {'precision':<9} {'mode':<15} {'way':<9} {'source':<26} {'images/s':>10} {'p20':>10}"
-        f" {'p80':>10}   {device}, batch {arguments.batch_size}"
-    )
-
     read = {}
     if records is not None:
         mean_bytes = float((records.index.limits - records.index.offsets).mean())
@@ -468,13 +475,6 @@ def _report(
 
     def row(precision: str, mode: str, way: str, source: str, rates: Sequence[float], **values: object) -> None:
         rate = spread(rates)
-        stall = values.get("input_stall")
-        shown = f"{mode}, apex" if values.get("optimiser") == "apex" else mode
-        told = "" if stall is None else f"   input stall {stall:.1%}, bottleneck: {values['bottleneck']}"
-        print(
-            f"{arguments.arch:<14} {precision:<9} {shown:<15} {way:<9} {source:<26} {rate['median']:>10,.1f}"
-            f" {rate['p20']:>10,.1f} {rate['p80']:>10,.1f}{told}"
-        )
         append_row(
             arguments.rows, bench="step", device=device, arch=arguments.arch, width=arguments.width,
             image_size=arguments.image_size, batch_size=arguments.batch_size, identities=arguments.identities,

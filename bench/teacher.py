@@ -12,20 +12,19 @@ product in the same format, measured in the same run (not where TF32 may stand i
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from adadistill.bench.probes import gemm_tflop_per_s
-from adadistill.bench.rows import append_row, spread
-from adadistill.bench.timing import extra_mib, seconds_of
+from adadistill.bench.bench_parser import bench_parser
+from adadistill.bench.probes import gemm_tflop_per_s, machine_probes
+from adadistill.bench.rows import append_row
+from adadistill.bench.timing import extra_mib, seconds_of, spread
 from adadistill.core.backbones import BackboneConfig, build_backbone
 from adadistill.core.teachers.network_teacher import NetworkTeacher
 
@@ -77,11 +76,7 @@ class Runner:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure, print and append rows."""
-    parser = argparse.ArgumentParser(
-        prog="python -m adadistill.bench teacher",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = bench_parser("teacher", __doc__)
     parser.add_argument("--arch", nargs="+", default=["ir50"])
     parser.add_argument("--width", type=float, default=1.0)
     parser.add_argument("--image-size", type=int, default=112)
@@ -89,12 +84,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--forms", nargs="+", choices=list(FORMS), default=list(FORMS), help=f"beside {REFERENCE}")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--calls", type=int, default=10, help="batches a round, of each form")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--rows", help="JSONL file for the rows (default: print only)")
     arguments = parser.parse_args(argv)
     device = torch.device(arguments.device)
-    rates = {name: f"{gemm_tflop_per_s(device, getattr(torch, name)):.3g} TFLOP/s" for name in ("float32", "bfloat16")}
-    print(f"matrix products {rates}, {_tf32()}\n{_HEADING}")
+    machine_probes(device)  # before anything holds the machine's memory
     for arch in arguments.arch:
         torch.compiler.reset()  # every network of a class counts towards the compiler's limit for its code
         network = random_teacher(arch, arguments.width, arguments.image_size, device)
@@ -107,21 +99,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         for runner in runners:
             form, rate = FORMS[runner.name], spread(measured[runner.name])
             tflop_per_s = rate["median"] * gflop / 1e3
-            values = {
-                "form": runner.name,
-                "images_per_s": rate,
-                "against_float32": rate["median"] / reference_rate,
-                "tflop_per_s": tflop_per_s,
-                "share_of_gemm_rate": _share_of_gemm_rate(tflop_per_s, form, device),
-                "cosine": cosines[runner.name],
-                "first_call_s": runner.first_call_s,
-                "extra_mib": extra_mib(runner.embed, device),
-            }
-            _print(arch, values)
             append_row(
                 arguments.rows, bench="teacher", arch=arch, width=arguments.width, image_size=arguments.image_size,
                 batch_size=arguments.batch_size, rounds=arguments.rounds, calls=arguments.calls, device=device,
-                gflop_per_image=gflop, **_tf32(), **values,
+                gflop_per_image=gflop, **_tf32(), form=runner.name, images_per_s=rate,
+                against_float32=rate["median"] / reference_rate, tflop_per_s=tflop_per_s,
+                share_of_gemm_rate=_share_of_gemm_rate(tflop_per_s, form, device), cosine=cosines[runner.name],
+                first_call_s=runner.first_call_s, extra_mib=extra_mib(runner.embed, device),
             )  # fmt: skip
     return 0
 
@@ -211,23 +195,6 @@ def _share_of_gemm_rate(tflop_per_s: float, form: Form, device: torch.device) ->
 def _tf32() -> dict[str, bool]:
     """Whether float32 convolutions and matrix products may use TF32 on CUDA."""
     return {"tf32_conv": torch.backends.cudnn.allow_tf32, "tf32_matmul": torch.backends.cuda.matmul.allow_tf32}
-
-
-_HEADING = (
-    f"{'arch':<14} {'form':<18} {'images/s':>10} {'p20':>10} {'p80':>10} {'speed-up':>8} {'TFLOP/s':>8} {'of GEMM':>8}"
-    f" {'1-cos p1':>9} {'max':>9} {'1st call':>9} {'MiB':>7}"
-)
-
-
-def _print(arch: str, values: dict[str, Any]) -> None:
-    rate, cosine = values["images_per_s"], values["cosine"]
-    share = "" if values["share_of_gemm_rate"] is None else f"{values['share_of_gemm_rate']:.1%}"
-    mib = "" if values["extra_mib"] is None else f"{values['extra_mib']:.0f}"
-    print(
-        f"{arch:<14} {values['form']:<18} {rate['median']:>10,.0f} {rate['p20']:>10,.0f} {rate['p80']:>10,.0f}"
-        f" {values['against_float32']:>7.2f}x {values['tflop_per_s']:>8.3g} {share:>8}"
-        f" {abs(1 - cosine['p1']):>9.1e} {abs(1 - cosine['min']):>9.1e} {values['first_call_s']:>7.1f} s {mib:>7}"
-    )
 
 
 if __name__ == "__main__":

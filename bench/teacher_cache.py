@@ -28,10 +28,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from adadistill.bench.bench_parser import bench_parser
 from adadistill.bench.probes import copy_gb_per_s
-from adadistill.bench.rows import append_row, spread
+from adadistill.bench.rows import append_row
 from adadistill.bench.teacher import build_runner, noise, random_teacher
-from adadistill.bench.timing import drain
+from adadistill.bench.timing import drain, spread
 from adadistill.core.host_memory import keep_freed_memory
 from adadistill.core.teachers.cached_teacher import CachedTeacher
 from adadistill.loaders.augment.augment_policy import Augmentation, AugmentConfig
@@ -163,11 +164,7 @@ def alternating(sources: Sequence[Source], *, rounds: int, device: torch.device)
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m adadistill.bench teacher_cache",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = bench_parser("teacher_cache", __doc__)
     parser.add_argument("--records", type=int, default=200_000, help="2 x 2 bytes x dim of disk each (410 MB)")
     parser.add_argument("--embedding-dim", type=int, default=512)
     parser.add_argument("--batch-size", type=int, nargs="+", default=[512, 2048])
@@ -181,8 +178,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--teacher-calls", type=int, help="batches a round, of the teacher (default: 10 on CUDA, 1 elsewhere)"
     )
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--rows", help="JSONL file for the rows (default: print only)")
     return parser
 
 
@@ -225,19 +220,10 @@ def _report(
     sources: Sequence[Source], measured: Sequence[Measured], arguments: argparse.Namespace, device: torch.device
 ) -> None:
     teacher = measured[-1]
-    print(
-        f"\n{'source':<28} {'batch':>6} {'a second':>12} {'p20':>12} {'p80':>12} {'CPU us each':>12}"
-        f" {'rate':>10} {'CPU':>10}   against the teacher; page cache warm"
-    )
     for source, found in zip(sources, measured, strict=True):
         rate, cpu_us = found.per_s, found.cpu_us_each
         faster = rate["median"] / teacher.per_s["median"]
         less_cpu = teacher.cpu_us_each["median"] / cpu_us["median"] if cpu_us["median"] > 0.0 else None
-        print(
-            f"{source.name:<28} {source.batch_size:>6} {rate['median']:>12,.0f} {rate['p20']:>12,.0f}"
-            f" {rate['p80']:>12,.0f} {cpu_us['median']:>12.3g} {faster:>9,.1f}x"
-            f" {'' if less_cpu is None else f'{less_cpu:,.1f}x':>10}"
-        )
         append_row(
             arguments.rows, bench="teacher_cache", source=source.name, batch_size=source.batch_size,
             records=arguments.records, embedding_dim=arguments.embedding_dim, image_size=arguments.image_size,

@@ -1,15 +1,24 @@
-"""Time and memory of a call, from an idle device to an idle device: how every bench measures."""
+"""Time and memory of a call, from an idle device to an idle device: how every bench measures, and its spread."""
 
 from __future__ import annotations
 
 import ctypes
+import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
 
 _BEYOND_L2_BYTES = 256 << 20
+
+
+def spread(samples: Sequence[float]) -> dict[str, float]:
+    """Median, p20 and p80 of repeated measurements."""
+    if len(samples) == 1:
+        return {"median": samples[0], "p20": samples[0], "p80": samples[0]}
+    fifths = statistics.quantiles(samples, n=5, method="inclusive")
+    return {"median": statistics.median(samples), "p20": fifths[0], "p80": fifths[3]}
 
 
 def seconds_of(run: Callable[[], object], device: torch.device, calls: int = 1) -> float:

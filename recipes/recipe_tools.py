@@ -125,14 +125,60 @@ def read_recipe_text(path: Path) -> str:
 
 def _cp(arguments: argparse.Namespace) -> int:
     from adadistill.core.recipe import find_recipe
-    from adadistill.recipes.recipe_copy import copy_recipe
 
     source = find_recipe(arguments.recipe)
     target = arguments.file / source.name if arguments.file.is_dir() else arguments.file
     will_write(target, makes_parents=True)
-    for written in copy_recipe(source, target, overwrite=arguments.overwrite):
+    for written in _copy_recipe(source, target, overwrite=arguments.overwrite):
         print(f"written: {written}")
     return 0
+
+
+def _copy_recipe(source: Path, target: Path, *, overwrite: bool) -> list[Path]:
+    """Copy a recipe to a file so that it loads from there: its base goes to the same place relative to it.
+
+    A base that is there already with the same bytes is left alone.
+
+    Returns:
+        The files that were written.
+
+    Raises:
+        RecipeError: the recipe is not sound, the target is no `.yaml` or is there (and not `overwrite`), or another
+            base is.
+        OSError: a file cannot be written.
+    """
+    from adadistill.core.config.strict_yaml import RecipeError
+    from adadistill.core.recipe import load_recipe
+
+    load_recipe(source)
+    if target.suffix != ".yaml":
+        raise RecipeError(str(target), ["must end in .yaml, as recipes do"])
+    copies = [(source, target)]
+    base = _base_name(source)
+    if base is not None:
+        copies.append((source.parent / base, target.parent / base))
+    bodies = [(below.read_bytes(), above) for below, above in copies]
+    wanted = [(body, path) for body, path in bodies if path == target or not _holds(path, body)]
+    there = [str(path) for _, path in wanted if path.exists()]
+    if there and not overwrite:
+        raise RecipeError(str(target), [f"{path} is there already; add --overwrite to replace it" for path in there])
+    for body, path in wanted:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("wb" if overwrite else "xb") as file:
+            file.write(body)
+    return [path for _, path in wanted]
+
+
+def _base_name(source: Path) -> str | None:
+    from adadistill.core.config.yaml_tree import MapNode, ScalarNode, parse_document
+
+    root = parse_document(source.read_bytes(), str(source)).root
+    base = root.entries.get("base") if isinstance(root, MapNode) else None
+    return str(base.value) if isinstance(base, ScalarNode) else None
+
+
+def _holds(path: Path, body: bytes) -> bool:
+    return path.is_file() and path.read_bytes() == body
 
 
 def _validate(arguments: argparse.Namespace) -> int:

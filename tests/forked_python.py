@@ -9,8 +9,10 @@ options like -OO, another copy of adadistill) makes the client start a Python of
 
 from __future__ import annotations
 
+import atexit
 import fcntl
 import functools
+import gc
 import importlib
 import io
 import json
@@ -210,7 +212,21 @@ def _become(request: _Request, installed: list[str]) -> None:
         runpy.run_path(arguments[0], run_name="__main__")
 
 
+_ended_with: list[int] = []
+"""Exit status of a forked process, once what it ran has ended."""
+
+
+def _leave() -> None:
+    """The last of all exit functions: end at once, for taking down what was imported lasts a second."""
+    with suppress(OSError, ValueError):  # where output cannot be written, Python itself says so
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
+        if _ended_with:
+            os._exit(_ended_with[0])
+
+
 if __name__ == "__main__":
+    atexit.register(_leave)
     own = {str(Path(__file__).resolve().parent), *os.environ.get("PYTHONPATH", "").split(os.pathsep)}
     installed_ = [entry for entry in sys.path if entry not in own]
     make_importable()
@@ -219,4 +235,15 @@ if __name__ == "__main__":
             importlib.import_module(name_)
         except ImportError:
             continue
-    _become(_serve(sys.argv[1], int(sys.argv[2])), installed_)
+    gc.collect()
+    gc.freeze()  # or the first collection of every process would copy all memory that they share
+    try:
+        _become(_serve(sys.argv[1], int(sys.argv[2])), installed_)
+        _ended_with.append(0)
+    except SystemExit as leaving:
+        code = leaving.code
+        _ended_with.append(0 if code is None else code & 255 if isinstance(code, int) else 1)
+        raise
+    except Exception:
+        _ended_with.append(1)
+        raise

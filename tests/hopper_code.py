@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 
@@ -23,6 +25,19 @@ def compile_for_hopper(
     aligned = {(names.index(name),): [["tt.divisibility", 16]] for name in pointers}
     source = triton.compiler.ASTSource(fn=function, signature=signature, constexprs=constants, attrs=aligned)
     return triton.compile(source, target=compiler.GPUTarget("cuda", capability, 32), options=options)
+
+
+def compiled_without_spill(
+    function: Any, types: dict[str, str], constants: dict[str, Any], folder: Path, *, stack: int = 0, **options: int
+) -> Any:
+    """The kernel as `compile_for_hopper` gives it, anew: without local memory, and with so much stack at most."""
+    with mock.patch.dict(os.environ, TRITON_CACHE_DIR=str(folder)):
+        compiled = compile_for_hopper(function, types, constants, **options)
+    used = registers_of(compiled, folder)
+    print(f"{used['REG']} registers, {compiled.metadata.shared} bytes of shared memory")
+    assert used["LOCAL"] == 0, used
+    assert used["STACK"] <= stack, used
+    return compiled
 
 
 def products_of(compiled: Any, warps: int) -> int:

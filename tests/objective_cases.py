@@ -38,6 +38,21 @@ class FixedTeacher:
         return self.unit_embeddings[torch.from_numpy(record_ids)]
 
 
+def batch_of(labels: Tensor, dtype: torch.dtype = torch.float64, step: int = 0) -> Batch:
+    """Black images, all of this rank, with these labels."""
+    count = len(labels)
+    return Batch(
+        images=torch.zeros(count, 3, 2, 2, dtype=dtype),
+        labels=labels,
+        record_ids=torch.arange(count),
+        mirrored=torch.zeros(count, dtype=torch.bool),
+        epoch=0,
+        step=step,
+        global_record_ids=np.arange(count),
+        global_mirrored=np.zeros(count, dtype=bool),
+    )
+
+
 def objective_steps(name: str, dtype: torch.dtype, device: str = "cpu", steps: int = 3) -> dict[str, Tensor]:
     """Loss, metrics and gradient of each step, and the state after the last, by name."""
     draw = torch.Generator().manual_seed(3)
@@ -51,16 +66,7 @@ def objective_steps(name: str, dtype: torch.dtype, device: str = "cpu", steps: i
         labels[2], labels[4], labels[5] = 1, -1, CLASSES - 1
         student = 15.0 * (teacher + 0.2 * torch.randn(BATCH, DIM, generator=draw).to(device, dtype))
         student.requires_grad_()
-        batch = Batch(
-            images=torch.zeros(BATCH, 3, 2, 2),
-            labels=labels,
-            record_ids=torch.arange(BATCH),
-            mirrored=torch.zeros(BATCH, dtype=torch.bool),
-            epoch=0,
-            step=step,
-            global_record_ids=np.arange(BATCH),
-            global_mirrored=np.zeros(BATCH, dtype=bool),
-        ).to(torch.device(device))
+        batch = batch_of(labels, torch.float32, step).to(torch.device(device))
         out = objective.step(student, batch, fractional_epoch=0.4 + step, stop=False)
         trained = [objective.centres.class_centres] if name == "trainable" else []
         wanted = [student, *trained]

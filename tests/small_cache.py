@@ -58,12 +58,19 @@ def block_rows(header: CacheHeader, rows: npt.NDArray[np.float16], block: int) -
     return rows[ids.start : ids.stop]
 
 
-def build(folder: Path, header: CacheHeader | None = None, *, seed: int = 0) -> Path:
-    """Build a cache, or finish one, in this process."""
+def build(
+    folder: Path,
+    header: CacheHeader | None = None,
+    *,
+    seed: int = 0,
+    rows: npt.NDArray[Any] | None = None,
+    blocks: int | None = None,
+) -> Path:
+    """Build a cache, or finish one, in this process: of drawn rows unless they are given, of `blocks` blocks or all."""
     header = header or small_header()
-    rows = unit_rows(header, seed)
+    rows = unit_rows(header, seed) if rows is None else rows.astype(np.float16)
     with CacheWriter(folder, header, main=True) as writer:
-        for block in writer.pending().tolist():
+        for block in writer.pending().tolist()[:blocks]:
             writer.write_block(block, block_rows(header, rows, block))
     return folder
 

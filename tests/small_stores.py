@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -40,6 +41,7 @@ class CacheFace:
     rows_file, other = "embeddings.bin", "shard-00000.npy"
     begun_anew = ({}, {"num_records": 100})
     byte_of_block_2 = 2 * 5 * 32 + 7
+    two_blocks = MappingProxyType({"num_records": 7})
 
     def write(self, writer: CacheWriter, block: int, seed: int = 0) -> None:
         """Write one block."""
@@ -67,6 +69,8 @@ class PackedFace:
     rows_file, other = "shard-00001.npy", "embeddings.bin"
     begun_anew = ({}, {"shard_records": 5})
     byte_of_block_2 = 128 + 7
+    two_blocks = MappingProxyType({"num_records": 7, "shard_records": 5})
+    """In two shards."""
 
     def write(self, writer: PackWriter, block: int, seed: int = 0) -> None:
         """Write one block."""

@@ -24,7 +24,8 @@ CLI = "-m adadistill.recipes.cli"
 @pytest.mark.parametrize("case", sorted(path.name for path in CASES.iterdir() if path.is_dir()))
 def test_every_case_prints_what_is_expected_of_it(case, tmp_path):
     path = os.pathsep.join(filter(None, [str(ROOT / ".typecheck"), os.environ.get("PYTHONPATH", "")]))
-    commands = {"AD": f"{forked_python()} {CLI}", "PY": forked_python(), "FRESH_AD": f"{sys.executable} {CLI}"}
+    commands = {"AD": f"{forked_python()} {CLI}", "PY": forked_python(), "FRESH_AD": f"{sys.executable} {CLI}",
+                "FRESH_PY": sys.executable}  # fmt: skip
     environment = {**os.environ, **commands, "PYTHONPATH": path, "TMPDIR": str(tmp_path)}
     done = subprocess.run(
         ["bash", str(CASES / case / "run.sh")], env=environment, capture_output=True, text=True, timeout=400

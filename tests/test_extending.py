@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import os
 import re
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from forked_python import forked_python
 from tests_support import ROOT
 
 WORKER = Path(__file__).with_name("extending_worker.py")
@@ -54,9 +53,8 @@ def extended(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _run(folder: Path, tmp_path: Path, *cases: str, interpreted: bool = False) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "TRITON_INTERPRET": "1" if interpreted else "0"}
-    command = [sys.executable, str(WORKER), str(folder), str(tmp_path), *cases]
-    return subprocess.run(command, capture_output=True, text=True, timeout=600, check=False, env=environment)
+    command = [forked_python(interpreted=interpreted), str(WORKER), str(folder), str(tmp_path), *cases]
+    return subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
 
 
 def test_each_is_shown_in_under_40_lines():

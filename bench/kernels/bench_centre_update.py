@@ -11,18 +11,16 @@ read, touched centres read and written; `share_of_copy_rate` sets them against a
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any, Literal
 
 import torch
 from torch.nn.functional import normalize
 
-from adadistill.bench.probes import copy_gb_per_s
-from adadistill.bench.rows import append_row, spread
-from adadistill.bench.timing import alternating_ms
+from adadistill.bench.bench_parser import bench_parser
+from adadistill.bench.kernels.forms import measure_forms
+from adadistill.bench.rows import append_row
 from adadistill.core.method.class_centres import AdaptiveCentres, CentresConfig
 from adadistill.kernels.centre_update import centre_update_, centre_update_reference
 
@@ -33,60 +31,52 @@ HALVES: tuple[Literal["bfloat16", "float16"] | None, ...] = (None, "bfloat16", "
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure, print and append rows."""
-    parser = argparse.ArgumentParser(
-        prog="python -m adadistill.bench kernels.bench_centre_update",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = bench_parser("kernels.bench_centre_update", __doc__)
     parser.add_argument("--batch", type=int, nargs="+", default=[1024])
     parser.add_argument("--classes", type=int, default=85_742)
     parser.add_argument("--dim", type=int, default=512)
     parser.add_argument("--repeats", type=int, default=20)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--drift", action="store_true", help="compare half-precision centres with float32 ones instead")
-    parser.add_argument("--rows", help="JSONL file for the rows (default: print only)")
     arguments = parser.parse_args(argv)
     device = torch.device(arguments.device)
     if arguments.drift:
         measure_drift(device, arguments.rows)
         return 0
     for batch in arguments.batch:
-        generator = torch.Generator().manual_seed(0)
-        centres = torch.randn(arguments.classes, arguments.dim, generator=generator).mul_(0.01)
-        teacher = torch.nn.functional.normalize(torch.randn(batch, arguments.dim, generator=generator), dim=1)
-        labels = torch.randint(min(arguments.classes, batch), (batch,), generator=generator)
-        momentum = torch.rand(batch, generator=generator)
-        truth = centre_update_reference(centres.double(), teacher.double(), labels, momentum.double())
-        inputs = [tensor.to(device) for tensor in (centres, teacher, labels, momentum)]
-        ok = torch.tensor(True, device=device)
-
-        def update(inputs: list[torch.Tensor] = inputs, ok: torch.Tensor = ok) -> None:
-            centre_update_(*inputs).commit_(ok)
-
-        update()
-        torch.testing.assert_close(inputs[0].double().cpu(), truth, rtol=1e-5, atol=1e-6)
-        adaptive = AdaptiveCentres(CentresConfig(), inputs[0].clone())
-        cosines = torch.rand(batch, generator=generator).to(device)
-
-        step = partial(_step, adaptive, inputs[1], inputs[2], cosines, ok)
-        forms: dict[str, Callable[[], object]] = {"merge": update, "step": step}
-        if device.type == "cpu":
-            few = [tensor[: labels.max() + 1] if index == 0 else tensor for index, tensor in enumerate(inputs)]
-            forms["sequential"] = lambda few=few: centre_update_reference(*few)  # type: ignore[misc]
-        moved = 4 * arguments.dim * (batch + 2 * len(labels.unique()))
-        for name, measured in alternating_ms(forms, device, arguments.repeats).items():
-            times = spread(measured)
-            gb_per_s = moved / times["median"] / 1e6
-            share = gb_per_s / copy_gb_per_s(device)
-            append_row(
-                arguments.rows, bench="centre_update", form=name, batch=batch, classes=arguments.classes,
-                dim=arguments.dim, device=device, ms=times, gb_per_s=gb_per_s, share_of_copy_rate=share,
-            )  # fmt: skip
-            print(
-                f"centre update  batch {batch:<5} {name:<11} {times['median']:>9.3f} ms"
-                f"  {share:>6.1%} of the rate of a copy"
-            )
+        forms, moved = _forms(batch, arguments.classes, arguments.dim, device)
+        measure_forms(
+            forms, device, moved_bytes=moved, repeats=arguments.repeats, rows=arguments.rows, bench="centre_update",
+            batch=batch, classes=arguments.classes, dim=arguments.dim,
+        )  # fmt: skip
     return 0
+
+
+def _forms(batch: int, classes: int, dim: int, device: torch.device) -> tuple[dict[str, Callable[[], object]], int]:
+    """What is timed, and the bytes that any form must move."""
+    generator = torch.Generator().manual_seed(0)
+    start = torch.randn(classes, dim, generator=generator).mul_(0.01)
+    teacher = normalize(torch.randn(batch, dim, generator=generator), dim=1)
+    labels = torch.randint(min(classes, batch), (batch,), generator=generator)
+    momentum, cosines = torch.rand(batch, generator=generator), torch.rand(batch, generator=generator).to(device)
+    truth = centre_update_reference(start.double(), teacher.double(), labels, momentum.double())
+    moved = 4 * dim * (batch + 2 * len(labels.unique()))
+    centres, teacher, labels, momentum = (tensor.to(device) for tensor in (start, teacher, labels, momentum))
+    ok = torch.tensor(True, device=device)
+
+    def merge() -> None:
+        centre_update_(centres, teacher, labels, momentum).commit_(ok)
+
+    merge()
+    torch.testing.assert_close(centres.double().cpu(), truth, rtol=1e-5, atol=1e-6)
+    adaptive = AdaptiveCentres(CentresConfig(), centres.clone())
+    forms: dict[str, Callable[[], object]] = {
+        "merge": merge,
+        "step": lambda: adaptive.propose_update(teacher, labels, cosines).commit_(ok),
+    }
+    if device.type == "cpu":
+        touched = centres[: int(labels.max()) + 1]
+        forms["sequential"] = lambda: centre_update_reference(touched, teacher, labels, momentum)
+    return forms, moved
 
 
 def measure_drift(
@@ -117,19 +107,10 @@ def measure_drift(
             wide = normalize(kept[None].class_centres.double())
             for half in HALVES[1:]:
                 off = 1.0 - (normalize(kept[half].class_centres.double()) * wide).sum(1)
-                values = {"mean": off.mean().item(), "max": off.max().item()}
-                updates = step * batch / classes
                 append_row(
-                    rows, bench="centre_drift", half=half, updates_each=updates, one_minus_cosine=values, dim=dim,
-                    classes=classes, device=device,
+                    rows, bench="centre_drift", device=device, half=half, updates_each=step * batch / classes, dim=dim,
+                    classes=classes, one_minus_cosine={"mean": off.mean().item(), "max": off.max().item()},
                 )  # fmt: skip
-                print(f"{half:<9} {updates:>6.0f} updates each: 1 - cosine to float32 {values}")
-
-
-def _step(
-    centres: AdaptiveCentres, teacher: torch.Tensor, labels: torch.Tensor, cosines: torch.Tensor, ok: torch.Tensor
-) -> None:
-    centres.propose_update(teacher, labels, cosines).commit_(ok)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,6 @@ Forms alternate, call by call.
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
@@ -30,9 +29,8 @@ from torch import Tensor
 from torch.nn.functional import normalize
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from adadistill.bench.probes import copy_gb_per_s
-from adadistill.bench.rows import append_row, spread
-from adadistill.bench.timing import alternating_ms
+from adadistill.bench.bench_parser import bench_parser
+from adadistill.bench.kernels.forms import measure_forms
 from adadistill.core.method.geometry_margin import GeometryMarginConfig
 from adadistill.core.method.heads import HeadConfig
 from adadistill.kernels.head_prologue import (
@@ -191,18 +189,12 @@ def check(problem: Problem, found: tuple[HeadPrologue, Tensor]) -> float:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure, print and append rows."""
-    parser = argparse.ArgumentParser(
-        prog="python -m adadistill.bench kernels.bench_head_prologue",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = bench_parser("kernels.bench_head_prologue", __doc__)
     parser.add_argument("--batch", type=int, nargs="+", default=[384, 1024, 4096], help="samples, one run each")
     parser.add_argument("--classes", type=int, default=85_742)
     parser.add_argument("--dim", type=int, default=512)
     parser.add_argument("--repeats", type=int, default=50)
     parser.add_argument("--forms", nargs="+", help="default: all that can run here")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--rows", help="JSONL file for the rows (default: print only)")
     arguments = parser.parse_args(argv)
     device = torch.device(arguments.device)
     possible = forms_on(device)
@@ -211,21 +203,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     for batch in arguments.batch:
         problem, forms = make_problem(batch, arguments.classes, arguments.dim, device), forms_on(device)
         runs = {name: partial(step, problem, *forms[name]) for name in arguments.forms or forms}
-        launches = {name: launches_of(name, run) for name, run in runs.items()}
-        off = {name: check(problem, run()) for name, run in runs.items()}
-        for name, measured in alternating_ms(runs, device, arguments.repeats).items():
-            times = spread(measured)
-            gb_per_s = _PASSES * 4 * batch * arguments.dim / times["median"] / 1e6
-            share = gb_per_s / copy_gb_per_s(device)
-            append_row(
-                arguments.rows, bench="head_prologue", form=name, batch=batch, classes=arguments.classes,
-                dim=arguments.dim, device=device, launches=launches[name], off=off[name], ms=times, gb_per_s=gb_per_s,
-                share_of_copy_rate=share,
-            )  # fmt: skip
-            print(
-                f"head prologue  batch {batch:<5} {name:<9} {launches[name]:>4} launches {times['median']:>9.3f} ms  "
-                f"{gb_per_s:>7.1f} GB/s  {share:>6.1%} of the rate of a copy"
-            )
+        found = {name: {"launches": launches_of(name, run), "off": check(problem, run())} for name, run in runs.items()}
+        measure_forms(
+            runs, device, moved_bytes=_PASSES * 4 * batch * arguments.dim, repeats=arguments.repeats,
+            rows=arguments.rows, bench="head_prologue", batch=batch, classes=arguments.classes, dim=arguments.dim,
+            of_form=found,
+        )  # fmt: skip
     return 0
 
 

@@ -19,7 +19,6 @@ centres, measured in the same run. A form that runs out of memory gets a row tha
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -30,8 +29,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, normalize
 
-from adadistill.bench.rows import append_row, spread
-from adadistill.bench.timing import extra_mib, repeated_ms, seconds_of
+from adadistill.bench.bench_parser import bench_parser
+from adadistill.bench.rows import append_row
+from adadistill.bench.timing import extra_mib, repeated_ms, seconds_of, spread
 from adadistill.core.method.heads import HeadConfig
 from adadistill.kernels.head_margins import ADAFACE_EPS
 from adadistill.kernels.margin_softmax import Form, MarginSoftmax, margin_softmax, margin_softmax_reference
@@ -200,14 +200,12 @@ def _loss_off(problem: Problem, form: Form) -> float:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure, print and append the rows."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = bench_parser("kernels.bench_margin_softmax", __doc__)
     parser.add_argument("--batch", type=int, nargs="+", default=[128], help="samples, one run each")
     parser.add_argument("--classes", type=int, nargs="+", default=[10572], help="identities, one run each")
     parser.add_argument("--dim", type=int, default=512, help="embedding size")
     parser.add_argument("--repeats", type=int, default=10, help="timed runs after one warm-up")
     parser.add_argument("--forms", nargs="+", help="default: all that can run here")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--rows", help="JSONL file for the rows (default: print only)")
     options = parser.parse_args(arguments)
     device = torch.device(options.device)
     forms = possible_forms(device)
@@ -220,7 +218,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
             )
             for row in rows:
                 append_row(options.rows, bench="margin_softmax", device=device, **row)
-                print("  ".join(f"{name} {value}" for name, value in row.items()))
     return 0
 
 

@@ -21,8 +21,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from adadistill.bench.rows import append_row, spread
-from adadistill.bench.timing import alternating_ms
+from adadistill.bench.bench_parser import bench_parser
+from adadistill.bench.rows import append_row
+from adadistill.bench.timing import alternating_ms, spread
 from adadistill.kernels.planar_augment import (
     DeviceTables,
     Layout,
@@ -42,9 +43,7 @@ _CHECKED = 64
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure, print and append rows."""
-    parser = argparse.ArgumentParser(
-        prog="python -m adadistill.bench kernels.bench_planar_augment", description=__doc__
-    )
+    parser = bench_parser("kernels.bench_planar_augment", __doc__)
     parser.add_argument("--batch", type=int, nargs="+", default=[1024])
     parser.add_argument(
         "--images", type=int, default=20_000, help="rows of the store: 20,000 faces are 376 MB as planes"
@@ -55,8 +54,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--augment", nargs="+", choices=("none", "adaface", "insightface"), default=["none", "adaface", "insightface"]
     )
     parser.add_argument("--repeats", type=int, default=20)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--rows", help="JSONL file for the rows (default: print only)")
     arguments = parser.parse_args(argv)
     device = torch.device(arguments.device)
     for layout in arguments.layout:
@@ -106,16 +103,12 @@ def _measure(store: Tensor, layout: Layout, batch: int, policy: str, arguments: 
     found = {name: spread(times) for name, times in alternating_ms(forms | copying, device, arguments.repeats).items()}
     copy_ms = found.pop("copy")["median"]
     for name, times in found.items():
-        rate, share = 1e3 * batch / times["median"], copy_ms / times["median"]
         append_row(
             arguments.rows, bench="planar_augment", form=name, layout=layout, augment=policy, batch=batch,
-            image_size=size, dtype=str(dtype).removeprefix("torch."), device=device, ms=times, images_per_s=rate,
-            gb_per_s=moved / times["median"] / 1e6, share_of_copy_rate=share,
+            image_size=size, dtype=str(dtype).removeprefix("torch."), device=device, ms=times,
+            images_per_s=1e3 * batch / times["median"], gb_per_s=moved / times["median"] / 1e6,
+            share_of_copy_rate=copy_ms / times["median"],
         )  # fmt: skip
-        print(
-            f"planar augment  {layout:<6} {policy:<11} batch {batch:<5} {name:<7} {times['median']:>9.3f} ms  "
-            f"{rate:>11,.0f} images/s  {share:>6.1%} of the rate of a copy"
-        )
 
 
 def _store(layout: Layout, images: int, size: int, device: torch.device) -> Tensor:

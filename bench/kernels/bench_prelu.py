@@ -9,7 +9,6 @@ against a copy in the same process, and passes 1 where the map stays in a cache.
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -17,9 +16,8 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from adadistill.bench.probes import copy_gb_per_s
-from adadistill.bench.rows import append_row, spread
-from adadistill.bench.timing import alternating_ms
+from adadistill.bench.bench_parser import bench_parser
+from adadistill.bench.kernels.forms import measure_forms
 from adadistill.kernels.prelu import prelu, prelu_reference
 
 TINY = "--batch 2 --repeats 2 --device cpu"
@@ -34,15 +32,9 @@ PASSES = 5  # forward reads and writes; backward reads gradient and input and wr
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure, print and append rows."""
-    parser = argparse.ArgumentParser(
-        prog="python -m adadistill.bench kernels.bench_prelu",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = bench_parser("kernels.bench_prelu", __doc__)
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--repeats", type=int, default=20)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--rows", help="JSONL file for the rows (default: print only)")
     arguments = parser.parse_args(argv)
     device = torch.device(arguments.device)
     for channels, side in LAYERS:
@@ -51,18 +43,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         slopes = torch.full((channels,), 0.25, device=device, requires_grad=True)
         _check(inputs, slopes)
         steps = {name: partial(_step, function, inputs, slopes) for name, function in FORMS.items()}
-        for name, measured in alternating_ms(steps, device, arguments.repeats).items():
-            times = spread(measured)
-            gb_per_s = PASSES * inputs.numel() * inputs.element_size() / times["median"] / 1e6
-            share = gb_per_s / copy_gb_per_s(device)
-            append_row(
-                arguments.rows, bench="prelu", form=name, batch=arguments.batch, channels=channels, side=side,
-                device=device, ms=times, gb_per_s=gb_per_s, share_of_copy_rate=share,
-            )  # fmt: skip
-            print(
-                f"prelu {channels:>4} x {side:<3} {name:<6} {times['median']:>9.3f} ms  {gb_per_s:>7.1f} GB/s"
-                f"  {share:>6.1%} of the rate of a copy"
-            )
+        measure_forms(
+            steps, device, moved_bytes=PASSES * inputs.numel() * inputs.element_size(), repeats=arguments.repeats,
+            rows=arguments.rows, bench="prelu", batch=arguments.batch, channels=channels, side=side,
+        )  # fmt: skip
     return 0
 
 

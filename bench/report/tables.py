@@ -10,10 +10,9 @@ from collections.abc import Mapping, Sequence
 
 from adadistill.bench.report.row_sets import machine, newest
 from adadistill.bench.report.targets import targets_table
-from adadistill.bench.row_schema import BENCHES, COMMON, Fields, Row, unit_of
+from adadistill.bench.row_schema import BENCHES, COMMON, Fields, Row, field_text, unit_of
 from adadistill.core.report.charts import Bar, bar_chart
 from adadistill.core.report.document import Block, Cell, Document, Figure, Figures, Heading, Number, Paragraph, Table
-from adadistill.core.report.text import short_number
 
 _ABOUT = (
     "Medians, with p20 - p80 in brackets; a star marks a commit with uncommitted changes. Bars show medians, lines p20 "
@@ -48,7 +47,7 @@ def _bench_blocks(bench: str, rows: Sequence[Row]) -> list[Block]:
     schema = BENCHES[bench]
     keys: Fields = {**schema.keys, "threads": COMMON["threads"]}
     varying = [name for name in keys if len({json.dumps(row.get(name)) for row in rows}) > 1]
-    shared = {name: _text(name, rows[0].get(name)) for name in keys if name not in varying}
+    shared = {name: field_text(name, rows[0].get(name)) for name in keys if name not in varying}
     measured = [
         name
         for name, kind in schema.values.items()
@@ -74,31 +73,8 @@ def _cell(name: str, value: object) -> Cell:
     if value is None:
         return None
     number = value.get("median") if isinstance(value, dict) else value
-    text = _text(name, value)
+    text = field_text(name, value)
     return Number(number, text) if isinstance(number, int | float) and not isinstance(number, bool) else text
-
-
-def _text(name: str, value: object) -> str:
-    """A field's value; its unit stands in the head of the column, except for `%` and `x`."""
-    if value is None:
-        return ""
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, dict) and "median" in value:
-        middle, low, high = (_text(name, float(value[one])) for one in ("median", "p20", "p80"))
-        return middle if low == middle == high else f"{middle} ({low} - {high})"
-    if isinstance(value, dict):
-        return ", ".join(
-            f"{one} {short_number(number)}" for one, number in value.items() if isinstance(number, int | float)
-        )
-    if isinstance(value, list):
-        return ", ".join(short_number(one) if isinstance(one, int | float) else str(one) for one in value) or "none"
-    if isinstance(value, int):
-        return f"{value:,}"
-    if not isinstance(value, float):
-        return str(value)
-    unit = unit_of(name).text
-    return f"{value:.1%}" if unit == "%" else short_number(value) + ("x" if unit == "x" else "")
 
 
 def _commit(row: Row) -> str:
@@ -112,11 +88,11 @@ def _caption(shared: Mapping[str, str], rows: Sequence[Row]) -> str:
     parts = [f"{name} {text}" for name, text in shared.items() if text not in ("", "none")]
     parts.append("torch " + " / ".join(sorted({row["torch"] for row in rows})))
     probes: Row = next((row["probes"] for row in reversed(rows) if row.get("probes")), {})  # newest
-    parts += [f"{name} {_text('', spread)}" for name, spread in probes.items()] or ["machine not probed"]
+    parts += [f"{name} {field_text('', spread)}" for name, spread in probes.items()] or ["machine not probed"]
     return "; ".join(parts)
 
 
 def _bar_label(row: Row, varying: Sequence[str], keys: Fields) -> str:
-    told = {name: _text(name, row.get(name)) for name in varying}
+    told = {name: field_text(name, row.get(name)) for name in varying}
     named = [text if keys[name] == "text" else f"{name} {text}" for name, text in told.items() if text]
     return ", ".join(text for text in named if text != "none") or "all"

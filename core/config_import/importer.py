@@ -5,16 +5,15 @@ from __future__ import annotations
 import re
 from collections.abc import Collection
 from dataclasses import dataclass
-from typing import Any, Final, Literal, get_args
+from typing import Final, Literal, get_args
 
 from adadistill.core.config.schema import config_schema, section_class
 from adadistill.core.config.text import dump_value
 from adadistill.core.config.yaml_tree import show_text
+from adadistill.core.config_import.account import Account, KeyFate
 from adadistill.core.config_import.adadistill_keys import fill_from_adadistill
 from adadistill.core.config_import.insightface_keys import INSIGHTFACE_LOSSES, fill_from_insightface
-from adadistill.core.config_import.python_literals import ConfigLiterals, Unread, read_literals
-from adadistill.core.config_import.recipe_draft import DraftValue, KeyFate, RecipeDraft
-from adadistill.core.config_import.step_rule import ConfigImportError
+from adadistill.core.config_import.python_literals import ConfigImportError, ConfigLiterals, Unread, read_literals
 from adadistill.core.recipe import Recipe, parse_recipe
 
 Family = Literal["origin", "adadistill", "insightface"]
@@ -76,15 +75,14 @@ def import_config(
     devices = DEVICES[family] if devices is None else devices
     if not 1 <= devices <= 1 << 20:
         raise ConfigImportError(f"devices must be in [1, {1 << 20}], got {devices}")
-    draft = RecipeDraft(literals, drop)
+    account = Account(literals, drop)
     if family == "insightface":
-        fill_from_insightface(draft, devices=devices)
+        fill_from_insightface(account, devices=devices)
     else:
-        fill_from_adadistill(draft, devices=devices, origin=family == "origin")
-    fates = draft.finish()
-    recipe, text = None, None
-    if not draft.obstacles:
-        text = _yaml(name, source, family, devices, draft.values, fates, literals.unread)
+        fill_from_adadistill(account, devices=devices, origin=family == "origin")
+    fates, recipe, text = account.finish(), None, None
+    if not account.obstacles:
+        text = _yaml(name, f"{show_text(source, 100)} ({family})", devices, account, fates, literals.unread)
         recipe = parse_recipe(text, source=f"the recipe made of {source}")
     return ImportedConfig(
         family=family,
@@ -93,7 +91,7 @@ def import_config(
         yaml=text,
         fates=fates,
         unread=literals.unread,
-        obstacles=draft.obstacles,
+        obstacles=account.obstacles,
     )
 
 
@@ -103,55 +101,42 @@ def recipe_name(stem: str) -> str:
 
 
 def _family(literals: ConfigLiterals, source: str) -> Family:
-    assigned = literals.settings.keys() | {key for one in literals.unread for key in one.keys}
     for family in _MARKS:
-        if any(key in assigned for key in _MARKS[family]):
+        if any(key in literals.settings for key in _MARKS[family]):
             return next(known for known in get_args(Family) if known == family)
-    if "loss" in literals.settings and literals.settings["loss"].value in INSIGHTFACE_LOSSES:
+    if "loss" in literals.settings and literals.settings["loss"].value in list(INSIGHTFACE_LOSSES):
         return "insightface"
-    known = ", ".join(sorted(map(show_text, assigned))[:20])
+    known = ", ".join(sorted(map(show_text, literals.settings))[:20])
     raise ConfigImportError(
         f"{show_text(source, 300)}: nothing tells whose config it is (its keys: {known or 'none'}); say it with "
         f"--family {' | '.join(get_args(Family))}"
     )
 
 
-def _yaml(
-    name: str,
-    source: str,
-    family: str,
-    devices: int,
-    values: dict[str, DraftValue],
-    fates: list[KeyFate],
-    unread: list[Unread],
-) -> str:
+def _yaml(name: str, of: str, devices: int, account: Account, fates: list[KeyFate], unread: list[Unread]) -> str:
     """The recipe as a file. Nothing of the config gets into it but values, as YAML, and names of keys."""
-    kept_out = [
+    left_out = [
         f"{fate.key} (line {fate.line}): {fate.why}" for fate in fates if fate.outcome in ("not taken over", "dropped")
     ]
-    kept_out += [f"line {one.line}: {show_text(one.reason, 200)}" for one in unread]
+    left_out += [f"line {one.line}: {show_text(one.reason, 200)}" for one in unread]
     lines = [
-        f"# Made of {show_text(source, 100)} ({family}) by `adadistill recipes import-config`, for {devices} GPU(s).",
+        f"# Made of {of} by `adadistill recipes import-config`, for {devices} GPU(s).",
         "# Result   not measured",
-        *(["# Not taken over:", *(f"#   {line}" for line in kept_out)] if kept_out else []),
+        *(["# Not taken over:", *(f"#   {line}" for line in left_out)] if left_out else []),
         f"name: {dump_value(name)}",
     ]
-    schema = config_schema(Recipe)
+    schema, written = config_schema(Recipe), ""
     for section in schema.fields:
         inner = section_class(schema.types[section])
-        if inner is None:
-            lines += [_line("", section, values[section])] if section in values else []
-            continue
-        known = [key for key in config_schema(inner).fields if f"{section}.{key}" in values]
-        if known:
-            lines.append(f"{section}:")
-            lines += [_line("  ", key, values[f"{section}.{key}"]) for key in known]
+        for key in [section] if inner is None else [f"{section}.{field}" for field in config_schema(inner).fields]:
+            if key not in account.values:
+                continue
+            if inner is not None and section != written:
+                lines.append(f"{section}:")
+                written = section
+            value, source = account.values[key]
+            shown = dump_value(list(value) if isinstance(value, tuple) else value)
+            lines.append(
+                f"{'' if inner is None else '  '}{key.rpartition('.')[2]}: {shown}".ljust(40) + f"  # {source}"
+            )
     return "\n".join(lines) + "\n"
-
-
-def _line(indent: str, key: str, value: DraftValue) -> str:
-    return f"{indent}{key}: {dump_value(_plain(value.value))}".ljust(40) + f"  # {value.source}"
-
-
-def _plain(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value

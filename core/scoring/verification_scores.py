@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -59,11 +59,7 @@ def score_verification(
     distances, same = pair_distances(unit_embeddings), same.astype(np.bool_)
     interval = accuracy_interval(distances, same, seed=seed) if intervals and numbers.accuracy is not None else None
     prefix = f"verification.{name}."
-    scores = (
-        *_published_scores(prefix, numbers, interval),
-        *(_strict_tar(prefix, distances, same, rate) for rate in sorted({*STRICT_FARS, far}, reverse=True)),
-        *_whole_set_scores(prefix, numbers),
-    )
+    strict = (_strict_tar(prefix, distances, same, rate) for rate in sorted({*STRICT_FARS, far}, reverse=True))
     return BenchmarkResult(
         kind="verification",
         name=name,
@@ -74,7 +70,7 @@ def score_verification(
             "same pairs": numbers.same_pairs,
             "different pairs": numbers.pairs - numbers.same_pairs,
         },
-        scores=scores,
+        scores=_scores(prefix, numbers, interval, strict),
         headline=prefix + "Accuracy-Flip",
         curves=(_curve(name, distances, same),) if numbers.auc is not None else (),
         histograms=(_histogram(name, distances, same),),
@@ -85,71 +81,34 @@ def score_verification(
     )
 
 
-def _published_scores(
-    prefix: str, numbers: VerificationNumbers, interval: tuple[float, float] | None
+def _scores(
+    prefix: str, numbers: VerificationNumbers, interval: tuple[float, float] | None, strict: Iterable[Score]
 ) -> tuple[Score, ...]:
-    return (
-        Score(
-            key=prefix + "Accuracy-Flip",
-            label="accuracy",
-            value=numbers.accuracy,
-            deviation=numbers.accuracy_std,
-            interval=interval,
-            protocol=_TEN_FOLD,
-            note=_accuracy_note(numbers, interval),
-        ),
-        Score(
-            key=prefix + "Accuracy-Std",
-            label="accuracy std",
-            value=numbers.accuracy_std,
-            protocol=f"{_TEN_FOLD}; population standard deviation over the folds",
-            note=numbers.notes.get("accuracy"),
-        ),
-        Score(
-            key=prefix + "Threshold",
-            label="threshold",
-            value=numbers.threshold,
-            is_share=False,
-            protocol=f"{_ALL_PAIRS}; squared L2 distance, first of 400 with the highest accuracy",
-            note=numbers.notes.get("threshold"),
-        ),
-        Score(
-            key=f"{prefix}tpr_at_fpr_{numbers.far_target:g}_10fold",
-            label=f"TAR@FAR={numbers.far_target:g} 10-fold",
-            value=numbers.tar_10fold,
-            deviation=numbers.tar_10fold_std,
-            protocol=f"{_TEN_FOLD}, interpolated; the FAR met may lie above its target",
-            note=numbers.notes.get("tar_10fold"),
-        ),
-    )
+    """Published ones first, then the strict rates, then those of the whole set."""
+    notes, far = numbers.notes, numbers.far_target
 
+    def of(key: str, label: str, value: float | None, protocol: str, note: str | None, **more: Any) -> Score:
+        return Score(key=prefix + key, label=label, value=value, protocol=protocol, note=note, **more)
 
-def _whole_set_scores(prefix: str, numbers: VerificationNumbers) -> tuple[Score, ...]:
     return (
-        Score(
-            key=prefix + "AUC",
-            label="AUC",
-            value=numbers.auc,
-            is_share=False,
-            protocol=f"{_ALL_PAIRS}; area under the ROC curve, ties counted half",
-            note=numbers.notes.get("auc"),
-        ),
-        Score(
-            key=prefix + "EER",
-            label="EER",
-            value=numbers.eer,
-            protocol=f"{_ALL_PAIRS}; false accepts equal false rejects, linear between points",
-            note=numbers.notes.get("eer"),
-        ),
-        Score(
-            key=prefix + "XNorm",
-            label="XNorm",
-            value=numbers.xnorm,
-            is_share=False,
-            protocol="mean L2 norm of raw embeddings, of images as stored and mirrored",
-            note=numbers.notes.get("xnorm") if numbers.xnorm is not None else "raw embeddings were not given",
-        ),
-    )
+        of("Accuracy-Flip", "accuracy", numbers.accuracy, _TEN_FOLD, _accuracy_note(numbers, interval),
+           deviation=numbers.accuracy_std, interval=interval),
+        of("Accuracy-Std", "accuracy std", numbers.accuracy_std,
+           f"{_TEN_FOLD}; population standard deviation over the folds", notes.get("accuracy")),
+        of("Threshold", "threshold", numbers.threshold,
+           f"{_ALL_PAIRS}; squared L2 distance, first of 400 with the highest accuracy", notes.get("threshold"),
+           is_share=False),
+        of(f"tpr_at_fpr_{far:g}_10fold", f"TAR@FAR={far:g} 10-fold", numbers.tar_10fold,
+           f"{_TEN_FOLD}, interpolated; the FAR met may lie above its target", notes.get("tar_10fold"),
+           deviation=numbers.tar_10fold_std),
+        *strict,
+        of("AUC", "AUC", numbers.auc, f"{_ALL_PAIRS}; area under the ROC curve, ties counted half", notes.get("auc"),
+           is_share=False),
+        of("EER", "EER", numbers.eer, f"{_ALL_PAIRS}; false accepts equal false rejects, linear between points",
+           notes.get("eer")),
+        of("XNorm", "XNorm", numbers.xnorm, "mean L2 norm of raw embeddings, of images as stored and mirrored",
+           notes.get("xnorm") if numbers.xnorm is not None else "raw embeddings were not given", is_share=False),
+    )  # fmt: skip
 
 
 def _accuracy_note(numbers: VerificationNumbers, interval: tuple[float, float] | None) -> str | None:

@@ -6,8 +6,7 @@ function. A teacher that does not load, or does not fit the student or the recor
 """
 
 from adadistill.core.teachers.build import build_teacher
-from adadistill.core.teachers.cache_source import expected_identity, record_binding
-from adadistill.core.teachers.cached_teacher import CachedTeacher
+from adadistill.core.teachers.cached_teacher import CachedTeacher, expected_identity, record_binding
 from adadistill.core.teachers.config import TeacherConfig
 from adadistill.core.teachers.interface import (
     BuiltTeacher,

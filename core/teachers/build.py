@@ -12,7 +12,7 @@ from adadistill.core.teachers.config import TeacherConfig
 from adadistill.core.teachers.interface import BuiltTeacher, LoadedTeacher, RecordTeacher, TeacherUse, refuse_other_dim
 from adadistill.core.teachers.knows_people import check_network, check_rows
 from adadistill.core.teachers.network_teacher import in_loop_teacher
-from adadistill.core.teachers.sources import load_source
+from adadistill.core.teachers.sources import load_source, row_source
 from adadistill.loaders.augment.augment_policy import Augmentation
 from adadistill.loaders.pipelines.pipeline import DataConfig
 from adadistill.loaders.records.image_source import ImageSource
@@ -49,9 +49,10 @@ def build_teacher(
         precision=precision,
         ranks=ranks,
     )
-    if config.row_source is None:
+    rows_from = row_source(config)
+    if rows_from is None:
         return _network(config, use, sets)
-    built = config.row_source.open(config, use)
+    built = rows_from.open(config, use)
     if config.check:
         assert isinstance(built.teacher, RecordTeacher)
         rows, name = built.teacher, config.embeddings or f"cache {config.cache}"

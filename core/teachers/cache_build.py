@@ -32,8 +32,8 @@ from adadistill.core.training.stop_signal import StopRequested, StopSignal
 from adadistill.loaders.block_store.errors import StoreError, StoreWriteError
 from adadistill.loaders.block_store.teacher_cache import CacheHeader, CacheView, CacheWriter, TeacherCache
 from adadistill.loaders.block_store.writer import BlockProgress
+from adadistill.loaders.pipelines.rank_steps import block_plans
 from adadistill.loaders.records.image_source import ImageSource
-from adadistill.loaders.records.record_blocks import block_plans
 
 logger = logging.getLogger(__name__)
 

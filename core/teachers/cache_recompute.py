@@ -13,7 +13,7 @@ from adadistill.core.recipe import Recipe, recipe_augmentation
 from adadistill.core.teachers.cache_inputs import config_of_network, embedded, open_inputs, plans_of_views
 from adadistill.core.teachers.cache_views import needed_views
 from adadistill.loaders.block_store.teacher_cache import MIRRORED, PLAIN, CacheView, TeacherCache
-from adadistill.loaders.records.record_blocks import record_plans
+from adadistill.loaders.pipelines.rank_steps import record_plans
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

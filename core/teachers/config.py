@@ -1,21 +1,52 @@
-"""The `teacher` section of a recipe: a network from one of the sources, its embeddings on disk, or both."""
+"""The `teacher` section of a recipe: a network from one of the sources, its embeddings on disk, or both.
+
+A source is one class in a file of its own, registered by the field of `TeacherConfig` that names it. Its module is
+imported where it is used, so that a run loads no more than its own. docs/extending.md adds one.
+"""
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field, fields
-from typing import Final, Literal, TypeAlias
+from importlib import import_module
+from typing import Any, Final, Literal, TypeAlias
 
 from adadistill.core.backbones import BackboneName
-from adadistill.core.teachers.interface import NetworkSource, RowSource
 from adadistill.core.teachers.preprocessing import check_statistics
-from adadistill.core.teachers.sources import Registered, from_source
 
 WeightFormat: TypeAlias = Literal["auto", "adadistill", "insightface", "adaface", "cvlface"]
 Provider: TypeAlias = Literal["auto", "cpu", "cuda"]
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Registered:
+    """A source as a field of `TeacherConfig` registers it."""
+
+    module: str
+    """File of `core/teachers` that holds it, as `SOURCE`: a `NetworkSource`, or a `RowSource`."""
+    options: tuple[str, ...] = ("compile",)
+    """Fields of `TeacherConfig` that say something of a network, beside `color`, `mean`, `std` and `sha256`."""
+    states_input: bool = True
+    """Whether a network says how it wants its images; else `color`, `mean` and `std` must."""
+    gives_rows: bool = False
+    """Whether it gives stored embeddings in place of a network."""
+
+    def source(self) -> Any:
+        """The source itself."""
+        return import_module(f"adadistill.core.teachers.{self.module}").SOURCE
+
+
+def from_source(module: str, **facts: Any) -> Any:
+    """The field of `TeacherConfig` that makes a source known by the field's name; left out by default.
+
+    Args:
+        module: as `Registered.module`; `facts` are its other fields.
+    """
+    registered = Registered(module=module, **facts)
+    return field(default=None, metadata={"source": registered})
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -35,7 +66,7 @@ class TeacherConfig:
     """`.npy` file of stored embeddings, (N, V, D) floating point: row = record id, view 0 as stored, view 1 mirrored.
     Nothing binds it to the records; `adadistill cache import` makes a cache of it, which is bound. V = 1 serves recipes
     that never mirror."""
-    cache: str | None = from_source("cache_source", gives_rows=True)
+    cache: str | None = from_source("cached_teacher", gives_rows=True)
     """Folder of cached embeddings. With a network it must have been made by that very network (`adadistill cache build`
     makes it), and the network does not run in training; alone, its own header says where it came from."""
     arch: BackboneName | None = None
@@ -84,16 +115,6 @@ class TeacherConfig:
     def source(self) -> str | None:
         """Name of the field that says where the network comes from, None where there is only a cache or embeddings."""
         return next((name for name in NETWORK_SOURCES if getattr(self, name) is not None), None)
-
-    @property
-    def network_source(self) -> NetworkSource | None:
-        """What `source` stands for."""
-        return None if self.source is None else NETWORK_SOURCES[self.source].source()
-
-    @property
-    def row_source(self) -> RowSource | None:
-        """Where stored embeddings are read from; they go before a network, which then tells what they must be of."""
-        return next((known.source() for name, known in _ROW_SOURCES.items() if getattr(self, name) is not None), None)
 
     def _source_problems(self) -> list[str]:
         alternatives = [name for name in _SOURCES if name != "cache"]
@@ -147,6 +168,7 @@ class TeacherConfig:
 _SOURCES: Final[dict[str, Registered]] = {
     known.name: known.metadata["source"] for known in fields(TeacherConfig) if "source" in known.metadata
 }
-_ROW_SOURCES: Final = {name: known for name, known in _SOURCES.items() if known.gives_rows}
+ROW_SOURCES: Final = {name: known for name, known in _SOURCES.items() if known.gives_rows}
+"""Where stored embeddings can be read from, by the field that names it."""
 NETWORK_SOURCES: Final = {name: known for name, known in _SOURCES.items() if not known.gives_rows}
 """Where a network can come from, by the field that names it."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -13,13 +13,11 @@ from torch import Tensor, nn
 
 from adadistill.core.distributed import Ranks
 from adadistill.core.precision import Precision
+from adadistill.core.teachers.config import TeacherConfig
 from adadistill.core.teachers.preprocessing import Color, Preprocessing, TeacherNetwork
 from adadistill.loaders.augment.augment_policy import Augmentation
 from adadistill.loaders.pipelines.pipeline import DataConfig
 from adadistill.loaders.records.image_source import ImageSource
-
-if TYPE_CHECKING:
-    from adadistill.core.teachers.config import TeacherConfig
 
 
 class TeacherError(ValueError):

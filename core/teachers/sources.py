@@ -1,47 +1,22 @@
-"""Where teachers come from: one class a file, registered by the field of `TeacherConfig` that names it.
-
-A source's module is imported where it is used, so a run loads no more than its own. docs/extending.md adds one.
-"""
+"""The sources that a recipe's `teacher` section names, and its network, held to what the recipe says of it."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
 
 from adadistill.core.distributed import Ranks
-from adadistill.core.teachers.interface import LoadedTeacher, TeacherError
-
-if TYPE_CHECKING:
-    from adadistill.core.teachers.config import TeacherConfig
+from adadistill.core.teachers.config import NETWORK_SOURCES, ROW_SOURCES, TeacherConfig
+from adadistill.core.teachers.interface import LoadedTeacher, NetworkSource, RowSource, TeacherError
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Registered:
-    """A source as a field of `TeacherConfig` registers it."""
-
-    module: str
-    """File of `core/teachers` that holds it, as `SOURCE`: a `NetworkSource`, or a `RowSource`."""
-    options: tuple[str, ...] = ("compile",)
-    """Fields of `TeacherConfig` that say something of a network, beside `color`, `mean`, `std` and `sha256`."""
-    states_input: bool = True
-    """Whether a network says how it wants its images; else `color`, `mean` and `std` must."""
-    gives_rows: bool = False
-    """Whether it gives stored embeddings in place of a network."""
-
-    def source(self) -> Any:
-        """The source itself."""
-        return import_module(f"adadistill.core.teachers.{self.module}").SOURCE
+def network_source(config: TeacherConfig) -> NetworkSource | None:
+    """Where the network comes from, None where there is only a cache or embeddings."""
+    return None if config.source is None else NETWORK_SOURCES[config.source].source()
 
 
-def from_source(module: str, **facts: Any) -> Any:
-    """The field of `TeacherConfig` that makes a source known by the field's name; left out by default.
-
-    Args:
-        module: as `Registered.module`; `facts` are its other fields.
-    """
-    registered = Registered(module=module, **facts)
-    return field(default=None, metadata={"source": registered})
+def row_source(config: TeacherConfig) -> RowSource | None:
+    """Where stored embeddings are read from; they go before a network, which then tells what they must be of."""
+    return next((known.source() for name, known in ROW_SOURCES.items() if getattr(config, name) is not None), None)
 
 
 def load_source(config: TeacherConfig, *, image_size: int, ranks: Ranks) -> LoadedTeacher:
@@ -55,9 +30,10 @@ def load_source(config: TeacherConfig, *, image_size: int, ranks: Ranks) -> Load
         TeacherError: it cannot be read, is not that network, or takes other images. FileNotFoundError, CheckpointError,
             WeightFileError: with the path in their text.
     """
-    if config.network_source is None:
+    source = network_source(config)
+    if source is None:
         raise TeacherError("the recipe names no network as its teacher, only embeddings on disk")
-    loaded: LoadedTeacher = config.network_source.load(config, image_size, ranks)
+    loaded = source.load(config, image_size, ranks)
     identity = loaded.identity
     if identity.image_size != image_size:
         raise TeacherError(

@@ -33,6 +33,7 @@ from adadistill.core.scoring.benchmark import Benchmark, ScoringTerms
 from adadistill.core.scoring.evaluation_config import open_benchmarks
 from adadistill.core.seeding import derive_seed
 from adadistill.core.teachers import BuiltTeacher, TeacherConfig, build_teacher, load_source
+from adadistill.core.teachers.sources import network_source
 from adadistill.core.teachers.stored_embeddings import open_embeddings
 from adadistill.core.training.apex_sgd import require_apex
 from adadistill.core.training.compiler_check import require_compilers, teacher_switches
@@ -316,7 +317,7 @@ class Opening:
 
 def _leaves_a_trace(config: TeacherConfig) -> bool:
     """Whether loading a teacher would write: one of CVLface is downloaded and locked where it is used first."""
-    source = config.network_source
+    source = network_source(config)
     return source is not None and source.writes(config)
 
 

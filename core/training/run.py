@@ -31,7 +31,7 @@ from adadistill.core.method.classification import ClassificationObjective
 from adadistill.core.method.distillation import DistillationObjective
 from adadistill.core.method.norm_statistics import NormStatistics
 from adadistill.core.method.objective import Objective
-from adadistill.core.method.regression_alone import RegressionObjective
+from adadistill.core.method.regression import RegressionObjective
 from adadistill.core.method.sharded_centres import ShardedCentres
 from adadistill.core.method.slow_centres import SlowCentres, slow_centres_dtype
 from adadistill.core.profiling import ProfileRequest, StepProfile, open_profile

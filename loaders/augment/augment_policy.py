@@ -2,7 +2,8 @@
 
 Whatever decodes (DALI, CPU threads, the packed store) is handed the same rows, so it shows the same images, whatever
 the batch, the rank or the resume. With `augment.views: K` the epoch is replaced by epoch mod K: training then cycles
-through K fixed views of every record, and a cache can hold the teacher's embedding of each.
+through K fixed views of every record, and a cache can hold the teacher's embedding of each. A draw is a counter-based
+hash (SplitMix64's finaliser, applied to the words in turn), evaluated for a whole batch at once.
 
 Sources  `adaface`: AdaFace's training (crop onto a black canvas, low resolution by two random interpolations,
          brightness, contrast and saturation; 0.2 each). `insightface`: arcface_torch's `dali_aug` (half to four-fifths
@@ -32,7 +33,6 @@ from adadistill.kernels.augment_parameters import (
     resample_tables,
 )
 from adadistill.kernels.pixel_rules import NUMBERS, PIXEL_RULES, PixelRule, rules_from
-from adadistill.loaders.augment.draws import mirror_flags, uniform_draws
 
 __all__ = ["MAX_AUGMENTED_SIDE", "OPERATIONS", "AugmentConfig", "Augmentation"]
 
@@ -52,6 +52,8 @@ _PROBABILITIES: dict[str, dict[str, float]] = {
 }
 
 # Streams of uniform_draws; 1 is the mirror's. Their order is part of DRAWS_VERSION.
+_GOLDEN_GAMMA = np.uint64(0x9E3779B97F4A7C15)
+_MIRROR_STREAM = 1
 _CROP, _LOW, _PHOTOMETRIC, _BLUR, _HSV, _GREY = 16, 64, 80, 96, 112, 128
 _CROP_TRIES = 10
 
@@ -297,3 +299,32 @@ def _fill_grey(rows: Parameters, draw: _Draws) -> Parameters:
 
 def _between(draws: Draws, bounds: tuple[float, float]) -> Draws:
     return bounds[0] + draws * (bounds[1] - bounds[0])
+
+
+def mirror_flags(seed: int, epoch: int, record_ids: npt.NDArray[np.int64], probability: float) -> npt.NDArray[np.bool_]:
+    """Which images are flipped left to right.
+
+    Args:
+        seed: of the augmentation stream, in [0, 2^63).
+        epoch: 0-based.
+        record_ids: (n,) int64.
+        probability: share flipped; 0 and 1 are exact.
+
+    Returns:
+        (n,) bool.
+    """
+    return uniform_draws(seed, epoch, record_ids, stream=_MIRROR_STREAM) < probability
+
+
+def uniform_draws(seed: int, epoch: int, record_ids: npt.NDArray[np.int64], *, stream: int) -> npt.NDArray[np.float64]:
+    """(n,) float64 in [0, 1), independent over seeds, epochs, records and streams (one stream per parameter)."""
+    state = np.zeros(len(record_ids), dtype=np.uint64)
+    for word in (np.uint64(seed), np.uint64(stream), np.uint64(epoch), record_ids.astype(np.uint64)):
+        state = _mix((state ^ word) + _GOLDEN_GAMMA)
+    return (state >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+
+def _mix(state: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
+    state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return state ^ (state >> np.uint64(31))

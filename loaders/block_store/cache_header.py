@@ -10,14 +10,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Literal, TypeAlias, get_args
 
-from adadistill.loaders.block_store.field_checks import (
+from adadistill.loaders.block_store.header import (
+    DataFile,
+    Span,
+    StoreHeader,
+    StoreKind,
     check_agrees,
     check_sha256,
     check_whole,
     checked_object,
     shown,
 )
-from adadistill.loaders.block_store.header import MAX_BLOCKS, MAX_RECORDS, DataFile, Span, StoreHeader, StoreKind
 from adadistill.loaders.json_text import JSON
 
 ViewKind: TypeAlias = Literal["plain", "mirrored", "augmented"]
@@ -121,16 +124,15 @@ class CacheHeader(StoreHeader):
     """How they were made: precision, decoder and such. Training does not mind; a build only goes on as it began."""
 
     def __post_init__(self) -> None:
-        check_whole("num_records", self.num_records, 1, MAX_RECORDS)
+        self.check_common_fields()
         check_whole("embedding_dim", self.embedding_dim, 1, _MAX_EMBEDDING_DIM)
-        check_whole("block_records", self.block_records, 1, MAX_RECORDS)
         object.__setattr__(self, "views", _checked_views(self.views))
-        for name in ("teacher", "records", "built"):
+        block_bytes = min(self.block_records, self.num_records) * self.record_bytes
+        if block_bytes > _MAX_BLOCK_BYTES:
+            raise ValueError(f"a block has {block_bytes} bytes, {_MAX_BLOCK_BYTES} are allowed; take smaller blocks")
+        for name in ("teacher", "built"):
             object.__setattr__(self, name, checked_object(name, getattr(self, name)))
-        self._check_blocks()
         check_sha256("teacher.sha256", self.teacher.get("sha256"))
-        check_sha256("records.fingerprint", self.records.get("fingerprint"))
-        check_agrees("records.num_records", self.records.get("num_records"), "num_records", self.num_records)
         if "embedding_dim" in self.teacher:
             stated = self.teacher["embedding_dim"]
             check_agrees("teacher.embedding_dim", stated, "embedding_dim", self.embedding_dim)
@@ -187,16 +189,6 @@ class CacheHeader(StoreHeader):
         if not isinstance(views, list):
             raise ValueError(f"views must be a list, got {shown(views)}")
         return cls(**{**content, "views": tuple(CacheView.from_json(view) for view in views)})
-
-    def _check_blocks(self) -> None:
-        if self.num_blocks > MAX_BLOCKS:
-            raise ValueError(
-                f"{self.num_records} records in blocks of {self.block_records} are {self.num_blocks} blocks, "
-                f"{MAX_BLOCKS} are allowed; take larger blocks"
-            )
-        block_bytes = min(self.block_records, self.num_records) * self.record_bytes
-        if block_bytes > _MAX_BLOCK_BYTES:
-            raise ValueError(f"a block has {block_bytes} bytes, {_MAX_BLOCK_BYTES} are allowed; take smaller blocks")
 
 
 def _checked_views(views: Sequence[CacheView]) -> tuple[CacheView, ...]:

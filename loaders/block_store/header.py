@@ -15,8 +15,7 @@ from dataclasses import dataclass, fields
 from typing import Any, ClassVar, NamedTuple, TypeVar
 
 from adadistill.loaders.block_store.errors import StoreDamagedError, StoreError
-from adadistill.loaders.block_store.field_checks import check_whole, differences, shown
-from adadistill.loaders.json_text import JSON, dump_json, parse_json
+from adadistill.loaders.json_text import JSON, dump_json, parse_json, plain_json
 
 VERSION = 1
 MAX_HEADER_BYTES = 1 << 20
@@ -24,6 +23,8 @@ MAX_RECORDS = 1 << 40
 MAX_BLOCKS = 1 << 20
 """The most blocks of a store: a reader holds the slots of all of them in memory, 16 MiB at most."""
 
+_MAX_SHOWN = 120  # characters of a value in messages
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 # In JSON a quote inside a text is escaped, so this is only ever found where `header_sha256` is a key.
 _OWN_SHA256 = re.compile(rb'"header_sha256"\s*:\s*"([0-9a-f]{64})"')
 
@@ -82,6 +83,8 @@ class StoreHeader(ABC):
     __slots__ = ()
     kind: ClassVar[StoreKind]
     num_records: int
+    block_records: int
+    records: Mapping[str, JSON]
 
     @property
     @abstractmethod
@@ -114,6 +117,16 @@ class StoreHeader(ABC):
         """Name a block and its records in messages."""
         ids = self.block_record_range(block)
         return f"block {block} (records [{ids.start}, {ids.stop}))"
+
+    def check_common_fields(self) -> None:
+        """Check the fields that all stores have, and the number of blocks that they make; raises ValueError."""
+        check_whole("num_records", self.num_records, 1, MAX_RECORDS)
+        check_whole("block_records", self.block_records, 1, MAX_RECORDS)
+        object.__setattr__(self, "records", checked_object("records", self.records))
+        check_sha256("records.fingerprint", self.records.get("fingerprint"))
+        check_agrees("records.num_records", self.records.get("num_records"), "num_records", self.num_records)
+        if self.num_blocks > MAX_BLOCKS:
+            raise ValueError(f"{self.num_blocks} blocks are more than {MAX_BLOCKS}; take larger blocks")
 
     def check_block(self, block: int) -> None:
         """Raise IndexError where there is no such block."""
@@ -222,3 +235,54 @@ def _own_fields(text: bytes, kind: StoreKind, names: set[str]) -> dict[str, Any]
         if content[name] != value:
             raise ValueError(f"its {name} is {shown(content[name])}, not {value!r}")
     return {name: content[name] for name in names}
+
+
+def checked_object(name: str, value: Any) -> dict[str, JSON]:
+    """A copy of a mapping in JSON's own types, so that it equals what is read back. Raises ValueError."""
+    try:
+        plain = plain_json(value)
+    except ValueError as error:
+        raise ValueError(f"{name} cannot be stored: {error}") from None
+    if not isinstance(plain, dict):
+        raise ValueError(f"{name} must be an object, got {shown(value)}")
+    return plain
+
+
+def check_whole(name: str, value: Any, least: int, most: int) -> None:
+    """Raise ValueError unless `value` is a whole number in [least, most]."""
+    if type(value) is not int or not least <= value <= most:
+        raise ValueError(f"{name} must be a whole number in [{least}, {most}], got {shown(value)}")
+
+
+def check_sha256(name: str, value: Any) -> None:
+    """Raise ValueError unless `value` is 64 lower-case hex digits."""
+    if not isinstance(value, str) or not _SHA256.fullmatch(value):
+        raise ValueError(f"{name} must be a sha256, 64 lower-case hex digits, got {shown(value)}")
+
+
+def check_agrees(name: str, value: Any, field: str, expected: int) -> None:
+    """Raise ValueError unless `value` is the number that another field holds."""
+    if type(value) is not int or value != expected:
+        raise ValueError(f"{name} must be {field} ({expected}), got {shown(value)}")
+
+
+def differences(name: str, stored: JSON, wanted: JSON) -> list[str]:
+    """One line for each place where two values differ: its dotted name below `name`, what is stored, what is wanted."""
+    if dump_json(stored) == dump_json(wanted):  # 1, 1.0 and true are equal in Python and other bytes in the file
+        return []
+    if isinstance(stored, dict) and isinstance(wanted, dict):
+        lines = []
+        for key in sorted(set(stored) | set(wanted)):
+            if key in stored and key in wanted:
+                lines += differences(f"{name}.{key}", stored[key], wanted[key])
+            else:
+                found, asked = (shown(side[key]) if key in side else "nothing" for side in (stored, wanted))
+                lines.append(f"{name}.{key}: {found} stored, {asked} wanted")
+        return lines
+    return [f"{name}: {shown(stored)} stored, {shown(wanted)} wanted"]
+
+
+def shown(value: Any) -> str:
+    """A value for messages: on one line, ASCII, not longer than people read."""
+    text = ascii(value)
+    return text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]}... ({len(text)} characters)"

@@ -13,14 +13,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, TypeAlias, get_args
 
-from adadistill.loaders.block_store.field_checks import (
-    check_agrees,
-    check_sha256,
+from adadistill.loaders.block_store.header import (
+    MAX_RECORDS,
+    DataFile,
+    Span,
+    StoreHeader,
+    StoreKind,
     check_whole,
-    checked_object,
     shown,
 )
-from adadistill.loaders.block_store.header import MAX_BLOCKS, MAX_RECORDS, DataFile, Span, StoreHeader, StoreKind
 from adadistill.loaders.json_text import JSON
 from adadistill.loaders.pixels import MAX_SIDE
 
@@ -78,20 +79,15 @@ class PackedHeader(StoreHeader):
     def __post_init__(self) -> None:
         if self.layout not in get_args(Layout):
             raise ValueError(f"layout must be planes or rgb, got {shown(self.layout)}")
-        check_whole("num_records", self.num_records, 1, MAX_RECORDS)
         check_whole("image_size", self.image_size, 1, MAX_SIDE)
         check_whole("shard_records", self.shard_records, 1, MAX_RECORDS)
         check_whole("block_records", self.block_records, 1, self.shard_records)
         if self.layout == "planes" and self.image_size % 2:
             raise ValueError(f"planes need an even image_size, got {self.image_size}")
-        object.__setattr__(self, "records", checked_object("records", self.records))
-        check_sha256("records.fingerprint", self.records.get("fingerprint"))
+        self.check_common_fields()
         check_whole("records.num_classes", self.records.get("num_classes"), 1, 1 << 24)
-        check_agrees("records.num_records", self.records.get("num_records"), "num_records", self.num_records)
         if self.num_shards > _MAX_SHARDS:
             raise ValueError(f"{self.num_shards} shards are more than {_MAX_SHARDS}; take a larger shard_records")
-        if self.num_blocks > MAX_BLOCKS:
-            raise ValueError(f"{self.num_blocks} blocks are more than {MAX_BLOCKS}; take larger blocks")
         if self.block_records > 1 and self.block_records * self.image_bytes > _BLOCK_BYTES:
             raise ValueError(f"blocks of {self.block_records} images have more than {_BLOCK_BYTES} bytes")
 

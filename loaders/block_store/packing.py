@@ -2,7 +2,8 @@
 
 Threads decode and write whole blocks, and processes share the blocks by their ranks, without speaking to each other:
 rank 0 makes the files, the others wait for the header, and whoever sees that all blocks are done writes the list of
-damaged records.
+damaged records. Planes are taken where every image allows them, else RGB: all headers are read before anything is
+written, as one image that has no 4:2:0 planes decides for all of them.
 """
 
 from __future__ import annotations
@@ -14,41 +15,50 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypeAlias, get_args
 
 import numpy as np
 import numpy.typing as npt
 
 from adadistill.loaders.block_store.errors import StoreError
+from adadistill.loaders.block_store.jpeg_planes import (
+    TURBOJPEG_REMEDY,
+    PlaneDecoder,
+    TurboJpegMissingError,
+    planes_available,
+    why_no_planes,
+)
 from adadistill.loaders.block_store.packed_header import (
     DAMAGED_LABEL,
     DAMAGED_PIXEL,
     Layout,
     PackedHeader,
+    image_bytes,
     packed_header,
 )
 from adadistill.loaders.block_store.packed_images import PackedStore, PackWriter, stored_header
-from adadistill.loaders.block_store.packed_layouts import (
-    DecodeRecord,
-    FillRow,
-    LayoutChoice,
-    OnDamaged,
-    choose_layout,
-    is_damage,
-    row_filler,
-)
 from adadistill.loaders.block_store.writer import BlockProgress, check_folder
 from adadistill.loaders.pixels import ImageDecodeError, ImageLimits
-from adadistill.loaders.records.checked_records import CheckedRecords
+from adadistill.loaders.records.checked_records import CheckedRecords, ImageSizeError
+from adadistill.loaders.records.damaged_records import may_be_skipped
 from adadistill.loaders.records.image_source import ImageSource
-from adadistill.loaders.records.recordio import RecordError
+from adadistill.loaders.records.recordio import RecordError, StaleIndexError
 
 logger = logging.getLogger(__name__)
+
+OnDamaged: TypeAlias = Literal["stop", "skip"]
+FillRow: TypeAlias = Callable[[int, npt.NDArray[np.uint8]], int]
+"""Writes the image of a record id to a row, (image_bytes,) uint8, and returns its label. Threads share it.
+
+It raises RecordError or ImageDecodeError where the record is damaged or its image has another size.
+"""
+LayoutChoice: TypeAlias = Literal["auto", "planes", "rgb"]
 
 HEADER_WAIT_S = 1800.0
 """How long a rank waits for rank 0 to read all headers and to make the files."""
 _HEADER_LOOK_S = 0.1
 _MAX_WORKERS = 256
+_LOOK_EVERY = 1024  # records between two looks at the stop signal
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -94,7 +104,6 @@ def pack_records(
     on_damaged: OnDamaged = "stop",
     wrong_size: Literal["refuse", "resize"] = "refuse",
     limits: ImageLimits | None = None,
-    decode: DecodeRecord | None = None,
     rank: int = 0,
     world_size: int = 1,
     stop: Callable[[], bool] = lambda: False,
@@ -112,7 +121,7 @@ def pack_records(
         on_damaged: stop raises for the first damaged record; skip stores it as mid-grey with label -1, and warns.
         wrong_size: refuse images of another size, even where damage is skipped; or resize them, which means rgb.
         limits: of what an image's header may claim.
-        decode: makes label and RGB pixels of a record id in place of our own decoder; rgb only, which auto then means.
+
         rank, world_size: which part of the blocks this process packs. All processes get the same other arguments.
         stop: asked between blocks whether to give up; what is done stays. `report` is called after each block.
 
@@ -124,14 +133,13 @@ def pack_records(
     _check_arguments(layout, workers, on_damaged, rank, world_size)
     folder = Path(folder)
     checked = CheckedRecords(records, image_size, limits=limits, wrong_size=wrong_size)
-    asked = "rgb" if layout == "auto" and decode is not None else layout
-    chosen = _layout_of(folder, asked, checked, on_damaged, rank, stop)
+    chosen = _layout_of(folder, layout, checked, on_damaged, rank, stop)
     if chosen is None:
         return PackResult(folder=folder, stopped=True)
     header = packed_header(
         chosen, num_records=len(records), image_size=image_size, shard_records=shard_records, records=binding
     )
-    fill = row_filler(chosen, checked, decode)
+    fill = _row_filler(chosen, checked)
     with PackWriter(folder, header, main=rank == 0) as writer:
         result = _Packing(writer, fill, on_damaged, stop).run(rank, world_size, workers, report)
     return result if result.missing_blocks else replace(result, digest=PackedStore(folder).digest())
@@ -212,7 +220,7 @@ class _Packing:
         try:
             return self._fill(record_id, row)
         except (RecordError, ImageDecodeError) as error:
-            if not self._skips_damaged or not is_damage(error):
+            if not self._skips_damaged or not _is_damage(error):
                 raise
             logger.warning("stored as damaged, grey with label %d: %s", DAMAGED_LABEL, error)
             row.fill(DAMAGED_PIXEL)  # a decoder may have left half an image
@@ -253,3 +261,98 @@ def _check_arguments(layout: str, workers: int, on_damaged: str, rank: int, worl
         raise ValueError(f"workers must be in [1, {_MAX_WORKERS}], got {workers}")
     if not 0 <= rank < world_size:
         raise ValueError(f"rank must be in [0, world_size), got rank {rank} of {world_size}")
+
+
+def choose_layout(
+    choice: LayoutChoice,
+    records: CheckedRecords,
+    *,
+    on_damaged: OnDamaged,
+    stop: Callable[[], bool] | None = None,
+) -> Layout | None:
+    """The layout of a new store; None where `stop` said so before it was known.
+
+    Args:
+        choice: what was asked for.
+        records: whose headers are read, in file order, up to the first that has no planes.
+        on_damaged: `skip` lets damaged records decide nothing.
+        stop: asked now and then whether to give up.
+
+    Raises:
+        StoreError: planes were asked for, and a record or the image size does not allow them.
+        TurboJpegMissingError: planes were asked for, and the library is not there.
+        RecordError, ImageDecodeError: a damaged record, unless they are skipped; ImageSizeError always.
+    """
+    if choice == "rgb":
+        return "rgb"
+    if choice == "planes" and not planes_available():
+        raise TurboJpegMissingError(
+            f"--layout planes needs libjpeg-turbo's TurboJPEG library: {TURBOJPEG_REMEDY}, or pack with --layout rgb"
+        )
+    size = records.image_size
+    misfit = _first_misfit(records, on_damaged, stop)
+    if misfit is None:
+        return None
+    if not misfit and planes_available():
+        return "planes"
+    if choice == "planes":
+        raise StoreError(f"planes cannot hold these images: {misfit}. Pack with --layout rgb")
+    stored, possible = image_bytes("rgb", size), image_bytes("planes", size)
+    if misfit:
+        logger.info("layout rgb, %d bytes an image: %s", stored, misfit)
+    else:
+        logger.warning(
+            "layout rgb costs twice the bytes, %d and not %d an image, as the images could be stored as planes: %s",
+            stored,
+            possible,
+            TURBOJPEG_REMEDY,
+        )
+    return "rgb"
+
+
+def _first_misfit(records: CheckedRecords, on_damaged: OnDamaged, stop: Callable[[], bool] | None) -> str | None:
+    """What cannot be stored as planes, and why; empty where nothing is, None where `stop` said so."""
+    size = records.image_size
+    if size % 2:
+        return f"images of {size} x {size} pixels have no whole 4:2:0 planes"
+    logger.info("reading the headers of %d images, to choose a layout", records.num_records)
+    for record_id in range(records.num_records):
+        if stop is not None and record_id % _LOOK_EVERY == 0 and stop():
+            return None
+        where = records.where(record_id)
+        try:
+            body = records.read(record_id).body
+            reason = why_no_planes(body, where=where) or records.why_resized(body, where=where)
+        except (RecordError, ImageDecodeError) as error:
+            if on_damaged == "stop" or not _is_damage(error):
+                raise
+            continue
+        if reason:
+            return f"{where} {reason}"
+    return ""
+
+
+def _row_filler(layout: Layout, records: CheckedRecords) -> FillRow:
+    """What fills the rows of a store. Raises StoreError where planes are asked for and cannot be had."""
+    side = records.image_size
+
+    def fill_rgb(record_id: int, row: npt.NDArray[np.uint8]) -> int:
+        label, pixels = records.decode(record_id)
+        row.reshape(side, side, 3)[...] = pixels
+        return label
+
+    if layout == "rgb":
+        return fill_rgb
+    decoder = PlaneDecoder(side)
+
+    def fill_planes(record_id: int, row: npt.NDArray[np.uint8]) -> int:
+        encoded = records.read(record_id)
+        decoder.decode(encoded.body, row, where=records.where(record_id))
+        return encoded.label
+
+    return fill_planes
+
+
+def _is_damage(error: Exception) -> bool:
+    """Whether a record may be stored as damaged: not where the size or the index is what is wrong, for all of them."""
+    return may_be_skipped(error) and not isinstance(error, (ImageSizeError, StaleIndexError))

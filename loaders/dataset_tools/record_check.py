@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -61,7 +62,7 @@ class Checked:
     """Whether checksums were compared."""
 
 
-def check_records(
+def check_images(
     path: str | Path,
     index: str | Path | None = None,
     *,
@@ -70,70 +71,57 @@ def check_records(
     num_classes: int | None = None,
     workers: int = 4,
     use_seal: bool = True,
-    progress: Callable[[int, int], None] | None = None,
 ) -> Checked:
-    """Check a whole record file.
+    """Check a whole record file, or every image of a folder of identities.
 
     Args:
-        path: the `.rec` file; `index`: its `.idx`, the one beside it where left out.
+        path: the `.rec` file, or the folder; `index`: its `.idx` or `.images.index`, the one beside it where left out.
         decode: also decode every image.
         image_size: side that images must have; None takes any.
         num_classes: labels must be in [0, num_classes); None takes the number from the data set.
         workers: threads.
-        use_seal: compare with the seal beside the file, where there is one.
-        progress: called with records done and records in all, from this thread.
+        use_seal: compare with the checksums beside it, where there are some.
 
     Raises:
         FileNotFoundError: a named file does not exist.
-        SealError: the seal is damaged, or of another file.
+        SealError, FolderIndexError: the checksums are damaged, or of other files.
         RecordError: there is no index to go by and a scan met a damaged frame.
-    """
-    file = RecordFile(path)
-    seal = open_seal(file.path) if use_seal else None
-    bad: list[BadRecord] = []
-    with ThreadPoolExecutor(workers, thread_name_prefix="adadistill-check") as threads:
-        if seal is not None:
-            bad += _against_seal(file, seal, threads, workers)
-        try:
-            records = ImageRecords(path, index, num_classes=num_classes, seal="auto" if use_seal else "ignore")
-            len(records)  # reads the index
-        except (RecordError, SealError):
-            if not bad:
-                raise  # nothing else has told what is wrong
-            return Checked(records=seal.num_images if seal else 0, bytes=file.size, bad=tuple(bad), sealed=True)
-        bad += _of_whole_file(records, num_classes)
-        known = {one.record_id for one in bad}
-        if seal is None or decode or image_size is not None:  # what was sealed had been found good, and is what it was
-            check = _ImageCheck(records, records.index, decode=decode, image_size=image_size)
-            bad += [one for one in check.all_bad(threads, progress) if one.record_id not in known]
-    bad.sort(key=lambda one: -1 if one.offset is None else one.offset)
-    return Checked(records=len(records), bytes=file.size, bad=tuple(bad), sealed=seal is not None)
-
-
-def check_folder(
-    path: str | Path,
-    index: str | Path | None = None,
-    *,
-    decode: bool = False,
-    image_size: int | None = None,
-    num_classes: int | None = None,
-    workers: int = 4,
-    use_seal: bool = True,
-    progress: Callable[[int, int], None] | None = None,
-) -> Checked:
-    """Check every image of a folder; the arguments are those of `check_records`.
-
-    Raises:
-        FileNotFoundError: there is no such folder or index.
-        ImageFolderError: it is no set of identities, or not of `num_classes`.
-        SealError, FolderIndexError: the index is damaged, or its checksums are of other files.
+        ImageFolderError: a folder is no set of identities, or not of `num_classes`.
     """
     seal: SealUse = "auto" if use_seal else "ignore"
-    folder = ImageFolder(path, index, num_classes=num_classes, seal=seal, links="anywhere", list_anew=True)
-    check = _ImageCheck(folder, None, decode=decode, image_size=image_size)
+    check = _ImageCheck(decode=decode, image_size=image_size)
     with ThreadPoolExecutor(workers, thread_name_prefix="adadistill-check") as threads:
-        bad = tuple(check.all_bad(threads, progress))
+        if not Path(path).is_dir():
+            return _check_records(RecordFile(path), index, num_classes, seal, check, threads, workers)
+        folder = ImageFolder(path, index, num_classes=num_classes, seal=seal, links="anywhere", list_anew=True)
+        bad = tuple(check.all_bad(folder, None, threads))
     return Checked(records=len(folder), bytes=int(folder.listing.sizes.sum()), bad=bad, sealed=folder.sealed)
+
+
+def _check_records(
+    file: RecordFile,
+    index: str | Path | None,
+    num_classes: int | None,
+    use_seal: SealUse,
+    check: _ImageCheck,
+    threads: ThreadPoolExecutor,
+    workers: int,
+) -> Checked:
+    seal = open_seal(file.path) if use_seal == "auto" else None
+    bad = [] if seal is None else _against_seal(file, seal, threads, workers)
+    try:
+        records = ImageRecords(file.path, index, num_classes=num_classes, seal=use_seal)
+        len(records)  # reads the index
+    except (RecordError, SealError):
+        if not bad:
+            raise  # nothing else has told what is wrong
+        return Checked(records=seal.num_images if seal else 0, bytes=file.size, bad=tuple(bad), sealed=True)
+    bad += _of_whole_file(records, num_classes)
+    known = {one.record_id for one in bad}
+    if seal is None or check.asks_more_than_a_seal:  # what was sealed had been found good, and is what it was
+        bad += [one for one in check.all_bad(records, records.index, threads) if one.record_id not in known]
+    bad.sort(key=lambda one: -1 if one.offset is None else one.offset)
+    return Checked(records=len(records), bytes=file.size, bad=tuple(bad), sealed=seal is not None)
 
 
 def damaged_spans(file: RecordFile, seal: RecordSeal, spans: range) -> Iterator[BadRecord]:
@@ -171,25 +159,30 @@ def _of_whole_file(records: ImageRecords, num_classes: int | None) -> list[BadRe
 
 
 class _ImageCheck:
-    """What is checked of each image; `index` tells where records lie, and is None for a folder."""
+    """What is checked of each image."""
 
-    def __init__(self, images: ImageSource, index: RecordIndex | None, *, decode: bool, image_size: int | None) -> None:
-        self._images, self._index, self._decode, self._image_size = images, index, decode, image_size
-        self._limits = ImageLimits()
+    def __init__(self, *, decode: bool, image_size: int | None) -> None:
+        self._decode, self._image_size, self._limits = decode, image_size, ImageLimits()
+        self.asks_more_than_a_seal = decode or image_size is not None
 
-    def all_bad(self, threads: ThreadPoolExecutor, progress: Callable[[int, int], None] | None) -> Iterator[BadRecord]:
-        """The bad ones, in order. Threads take long runs of images: decoding lets go of the interpreter lock."""
-        total = len(self._images)
-        runs = [range(start, min(start + _RECORDS_AT_ONCE, total)) for start in range(0, total, _RECORDS_AT_ONCE)]
-        for run, found in zip(runs, threads.map(lambda run: list(map(self._one, run)), runs), strict=True):
+    def all_bad(
+        self, images: ImageSource, index: RecordIndex | None, threads: ThreadPoolExecutor
+    ) -> Iterator[BadRecord]:
+        """The bad ones, in order. Threads take long runs of images: decoding lets go of the interpreter lock.
+
+        Args:
+            index: tells where records lie; None for a folder.
+        """
+        starts = range(0, len(images), _RECORDS_AT_ONCE)
+        runs = (range(start, min(start + _RECORDS_AT_ONCE, len(images))) for start in starts)
+        one = partial(self._one, images, index)
+        for found in threads.map(lambda run: list(map(one, run)), runs):
             yield from (bad for bad in found if bad is not None)
-            if progress is not None:
-                progress(run.stop, total)
 
-    def _one(self, record_id: int) -> BadRecord | None:
+    def _one(self, images: ImageSource, index: RecordIndex | None, record_id: int) -> BadRecord | None:
         try:
-            body = self._images.read(record_id).body
-            where = self._images.where(record_id)
+            body = images.read(record_id).body
+            where = images.where(record_id)
             if len(body) > self._limits.max_bytes:
                 raise ImageDecodeError(f"{where}: {len(body)} encoded bytes; at most {self._limits.max_bytes} are read")
             header = image_header(body, where=where)
@@ -199,8 +192,8 @@ class _ImageCheck:
             if self._decode:
                 decode_image(body, where=where, max_side=self._limits.max_side)
         except (RecordError, ImageDecodeError) as error:
-            if self._index is None:
+            if index is None:
                 return BadRecord(type(error).__name__, str(error), None, record_id)
-            offset, key = self._index.offsets.item(record_id), self._index.keys.item(record_id)
+            offset, key = index.offsets.item(record_id), index.keys.item(record_id)
             return BadRecord(type(error).__name__, str(error), offset, record_id, key)
         return None

@@ -8,10 +8,9 @@ images/s, however many threads it has.
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Generator, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +19,7 @@ from adadistill.loaders.augment.planned_augmentation import write_augmented
 from adadistill.loaders.batch import Batch
 from adadistill.loaders.pipelines.batch_destination import BatchDestination, Staged
 from adadistill.loaders.pipelines.rank_steps import StepPlan
+from adadistill.loaders.pipelines.row_threads import RowThreads, Tasks, batches_in_turn, finish
 from adadistill.loaders.records.checked_records import CheckedRecords
 from adadistill.loaders.records.damaged_records import DAMAGE, GREY_LEVEL, SKIPPED_LABEL, DamagedRecords
 
@@ -27,16 +27,13 @@ _ROWS_PER_TASK = 16
 """Images one task decodes: small enough to share a batch among many threads and to stay in cache between decoding and
 normalising (600 KB), large enough that handing out the task costs nothing beside it."""
 
-_BATCHES_IN_WORK = 2
-"""While one batch is being finished, the threads work on the next."""
-
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Work:
     plan: StepPlan
     labels: npt.NDArray[np.int64]
     staged: Staged
-    tasks: list[Future[None]]
+    tasks: Tasks
 
 
 class CpuDecoding:
@@ -53,7 +50,7 @@ class CpuDecoding:
         self, records: CheckedRecords, destination: BatchDestination, damaged: DamagedRecords, *, threads: int
     ) -> None:
         self._records, self._destination, self._damaged = records, destination, damaged
-        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="adadistill-decode")
+        self._threads = RowThreads(threads, rows=_ROWS_PER_TASK, name="adadistill-decode")
 
     def batches(self, plans: Iterator[StepPlan]) -> Generator[Batch, None, None]:
         """The batches of the plans, in order.
@@ -61,34 +58,20 @@ class CpuDecoding:
         Raises:
             RecordError, ImageDecodeError: the first bad record, when its batch is reached.
         """
-        in_work: deque[_Work] = deque()
-        try:
-            for plan in plans:
-                in_work.append(self._start(plan))
-                if len(in_work) == _BATCHES_IN_WORK:
-                    yield self._finish(in_work.popleft())
-            while in_work:
-                yield self._finish(in_work.popleft())
-        finally:
-            _abandon(in_work)
+        return batches_in_turn(plans, self._start, self._finish)
 
     def close(self) -> None:
         """End the threads."""
-        self._pool.shutdown(wait=True, cancel_futures=True)
+        self._threads.close()
 
     def _start(self, plan: StepPlan) -> _Work:
         labels, bodies = self._records.read_plain(plan.record_ids)
         staged = self._destination.stage()
-        tasks = [
-            self._pool.submit(self._decode_rows, plan, labels, bodies, staged, slice(first, first + _ROWS_PER_TASK))
-            for first in range(0, len(labels), _ROWS_PER_TASK)
-        ]
+        tasks = self._threads.start(len(labels), partial(self._decode_rows, plan, labels, bodies, staged))
         return _Work(plan, labels, staged, tasks)
 
     def _finish(self, work: _Work) -> Batch:
-        wait(work.tasks)  # all, before the first error is raised: none may write to memory that is let go
-        for task in work.tasks:
-            task.result()
+        finish(work.tasks)
         return self._destination.batch(work.plan, work.labels, work.staged)
 
     def _decode_rows(
@@ -115,11 +98,3 @@ class CpuDecoding:
             else:
                 write_augmented(pixels, plan, row, images[row - rows.start])
         self._destination.normalise_rows(staged, rows)
-
-
-def _abandon(in_work: deque[_Work]) -> None:
-    """Cancel what has not begun and wait for what has."""
-    tasks = [task for work in in_work for task in work.tasks]
-    for task in tasks:
-        task.cancel()
-    wait(tasks)

@@ -19,9 +19,9 @@ from __future__ import annotations
 
 import re
 from collections import deque
-from collections.abc import Callable, Generator, Iterator
-from concurrent.futures import ThreadPoolExecutor, wait
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain
 from typing import Any
 
@@ -34,6 +34,7 @@ from adadistill.loaders.batch import Batch
 from adadistill.loaders.errors import WorkFailed
 from adadistill.loaders.pipelines.batch_destination import BatchDestination, Staged
 from adadistill.loaders.pipelines.rank_steps import StepPlan
+from adadistill.loaders.pipelines.row_threads import RowThreads, finish
 from adadistill.loaders.records.checked_records import CheckedRecords
 from adadistill.loaders.records.damaged_records import DAMAGE, GREY_LEVEL, SKIPPED_LABEL, DamagedRecords
 
@@ -102,7 +103,7 @@ class DaliDecoding:
         self._gpu = destination.device.index if decode_on_gpu else None
         self._hw_decoder_load = hw_decoder_load
         self._source = _Source(records, damaged)
-        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="adadistill-augment")
+        self._row_threads = RowThreads(threads, rows=_ROWS_PER_TASK, name="adadistill-augment")
         self._pipeline: Any = self._build()
 
     def batches(self, plans: Iterator[StepPlan]) -> Generator[Batch, None, None]:
@@ -127,7 +128,7 @@ class DaliDecoding:
     def close(self) -> None:
         """Let go of all threads, and of DALI's memory."""
         self._pipeline = None
-        self._pool.shutdown(wait=True, cancel_futures=True)
+        self._row_threads.close()
 
     def _build(self) -> Any:
         return _build(self._source, self._batch_size, self._threads, self._gpu, self._hw_decoder_load)
@@ -155,7 +156,8 @@ class DaliDecoding:
             staged = self._destination.stage(images_u8)
         else:
             staged = self._destination.stage()
-            self._in_parallel(lambda rows: self._augment_rows(fed.plan, images_u8, staged, rows))
+            work = partial(self._augment_rows, fed.plan, images_u8, staged)
+            finish(self._row_threads.start(self._batch_size, work))
         return self._destination.batch(fed.plan, fed.labels, staged)
 
     def _augment_rows(self, plan: StepPlan, decoded: torch.Tensor, staged: Staged, rows: slice) -> None:
@@ -163,13 +165,6 @@ class DaliDecoding:
         for row in range(*rows.indices(len(images))):
             write_augmented(pixels[row], plan, row, images[row])
         self._destination.normalise_rows(staged, rows)
-
-    def _in_parallel(self, work: Callable[[slice], None]) -> None:
-        starts = range(0, self._batch_size, _ROWS_PER_TASK)
-        tasks = [self._pool.submit(work, slice(start, start + _ROWS_PER_TASK)) for start in starts]
-        wait(tasks)  # all, before the first error is raised: none may write to memory that is let go
-        for task in tasks:
-            task.result()
 
     def _decoded_here(self, error: RuntimeError) -> Batch:
         """The batch that DALI failed on, decoded on this thread, its damaged records skipped.

@@ -10,9 +10,7 @@ the place, the order is a true permutation of all records.
 from __future__ import annotations
 
 import threading
-from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import Literal, cast
 
@@ -33,6 +31,7 @@ from adadistill.loaders.pipelines.batch_destination import (
     hand_over,
 )
 from adadistill.loaders.pipelines.rank_steps import RankSteps, StepPlan
+from adadistill.loaders.pipelines.row_threads import RowThreads, Tasks, batches_in_turn, finish
 from adadistill.loaders.plane_pixels import PlaneConverter
 from adadistill.loaders.records.damaged_records import DamagedRecords
 
@@ -43,7 +42,6 @@ Exchange = Callable[[Tensor, Sequence[int], Sequence[int]], Tensor]
 _ROWS_PER_TASK = 32
 """Images of one task. With 16, two threads wait for the interpreter's lock between short operations: planes came at
 11,000 images/s where 32 gave 17,000 (two vCPUs)."""
-_BATCHES_IN_WORK = 2
 _COPY_ROWS = 4096
 """Rows copied to the device at once: 77 MB of planes."""
 
@@ -83,25 +81,15 @@ class PackedDecoding:
         takes_channels = isinstance(destination, HostDestination) and destination.takes_channels()
         self._by_channel = cast(HostDestination, destination) if takes_channels else None
         self._of_thread = threading.local()
-        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="adadistill-packed")
+        self._threads = RowThreads(threads, rows=_ROWS_PER_TASK, name="adadistill-packed")
 
     def batches(self, plans: Iterator[StepPlan]) -> Generator[Batch, None, None]:
         """The batches of the plans, in order."""
-        in_work: deque[_Work] = deque()
-        try:
-            for plan in plans:
-                in_work.append(self._start(plan))
-                if len(in_work) == _BATCHES_IN_WORK:
-                    yield self._finish(in_work.popleft())
-            while in_work:
-                yield self._finish(in_work.popleft())
-        finally:
-            for work in in_work:
-                wait(work.tasks)
+        return batches_in_turn(plans, self._start, self._finish)
 
     def close(self) -> None:
         """End the threads and let go of the store's memory."""
-        self._pool.shutdown(wait=True, cancel_futures=True)
+        self._threads.close()
         self._resident = None
 
     def _start(self, plan: StepPlan) -> _Work:
@@ -110,19 +98,18 @@ class PackedDecoding:
             return _Work(plan, labels, None, None, [])
         if not self._cuda:
             staged = self._destination.stage()
-            return _Work(plan, labels, staged, None, self._submit(lambda rows: self._fill_rows(plan, staged, rows)))
+            filling = self._threads.start(self._batch_size, lambda rows: self._fill_rows(plan, staged, rows))
+            return _Work(plan, labels, staged, None, filling)
         gathered = self._take_rows()
-        copies = self._submit(lambda rows: self._gather(plan.record_ids[rows], gathered[rows].numpy()))
+        copies = self._threads.start(
+            self._batch_size, lambda rows: self._gather(plan.record_ids[rows], gathered[rows].numpy())
+        )
         return _Work(plan, labels, None, gathered, copies)
 
     def _take_rows(self) -> Tensor:
         """(B, bytes) uint8 pinned memory, which torch keeps for use again."""
         with torch.cuda.device(self._destination.device):  # or a new thread would open a context on the first GPU
             return torch.empty(self._batch_size, self._store.image_bytes, dtype=torch.uint8, pin_memory=True)
-
-    def _submit(self, work: Callable[[slice], None]) -> list[Future[None]]:
-        starts = range(0, self._batch_size, _ROWS_PER_TASK)
-        return [self._pool.submit(work, slice(start, start + _ROWS_PER_TASK)) for start in starts]
 
     def _gather(self, record_ids: npt.NDArray[np.int64], out: npt.NDArray[np.uint8]) -> None:
         if self._resident is None:
@@ -153,9 +140,7 @@ class PackedDecoding:
         return memory
 
     def _finish(self, work: _Work) -> Batch:
-        wait(work.tasks)  # all, before the first error is raised: none may write to memory that is let go
-        for task in work.tasks:
-            task.result()
+        finish(work.tasks)
         if work.staged is not None:
             return self._destination.batch(work.plan, work.labels, work.staged)
         if work.gathered is None:
@@ -294,4 +279,4 @@ class _Work:
     """Where the threads augment and normalise."""
     gathered: Tensor | None
     """Where they only gather, for the kernel."""
-    tasks: list[Future[None]]
+    tasks: Tasks

@@ -1,12 +1,13 @@
 """The one place that plans a step: which records, how they are augmented, and which of them are this rank's.
 
-All pipelines take their work from here and hand the plan's facts on in `Batch`, so they agree on every batch by
+`RankSteps` plans training, `block_plans` and `record_plans` what is read once, in the order of the file. All pipelines
+take their work from here and hand the plan's facts on in `Batch`, so they agree on every batch by
 construction, and a position (epoch, step) means the same batch whether training came to it or resumed at it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -95,3 +96,37 @@ class RankSteps:
             view=self._augmentation.view(epoch),
             parameters=self._augmentation.parameters(epoch, record_ids[own]),
         )
+
+
+def block_plans(blocks: Iterable[int], *, num_records: int, block_records: int) -> Iterator[StepPlan]:
+    """The plans that load blocks of consecutive records, as they are stored (not mirrored).
+
+    Args:
+        blocks: numbers of the blocks, in the order in which they are wanted.
+        num_records: N; block b holds records [b * block_records, (b + 1) * block_records), the last one what is left.
+        block_records: records in a block, and in each plan: a short block is padded.
+
+    Returns:
+        One plan for each block, with epoch 0 and the block's number as its step.
+
+    Raises:
+        IndexError: from `next()`, where there is no such block.
+    """
+    for block in blocks:
+        first = block * block_records
+        if not 0 <= first < num_records:
+            raise IndexError(f"block must be in [0, {-(-num_records // block_records)}), got {block}")
+        yield _unmirrored(block, np.arange(first, min(first + block_records, num_records)), block_records)
+
+
+def record_plans(record_ids: npt.NDArray[np.int64], *, batch_size: int) -> Iterator[StepPlan]:
+    """The plans that load chosen records, (n,) ids, in their order; the last plan is padded to `batch_size`."""
+    for step, first in enumerate(range(0, len(record_ids), batch_size)):
+        yield _unmirrored(step, record_ids[first : first + batch_size], batch_size)
+
+
+def _unmirrored(step: int, record_ids: npt.NDArray[np.int64], batch_size: int) -> StepPlan:
+    padding = np.full(batch_size - len(record_ids), record_ids[-1], dtype=np.int64)
+    filled = np.concatenate([record_ids, padding])  # (batch_size,)
+    unmirrored = np.zeros(batch_size, dtype=np.bool_)
+    return StepPlan(epoch=0, step=step, global_record_ids=filled, global_mirrored=unmirrored)

@@ -12,7 +12,6 @@ import logging
 import os
 import struct
 import zlib
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -126,14 +125,13 @@ def write_folder_index(
     path: str | Path | None = None,
     *,
     checksums: bool = False,
-    progress: Callable[[int, int], None] | None = None,
 ) -> Path:
     """List a folder and write its index, complete or not at all.
 
     Args:
         path: of the index; None writes `FOLDER.images.index` beside the folder.
         checksums: also read every file and keep its crc32.
-        progress: called with files read and files in all.
+
 
     Returns:
         The path written.
@@ -148,7 +146,7 @@ def write_folder_index(
     if folder.resolve() in target.resolve().parents:
         raise ValueError(f"{target} lies in the folder that it lists, which is left as it is; name another place")
     listing = list_folder(folder, "anywhere")  # whoever reads it says which may be followed
-    crc32 = _checksums(folder, listing, progress) if checksums else None
+    crc32 = _checksums(folder, listing) if checksums else None
     body = _packed(FolderIndex(listing, crc32))
     write_whole(target, body + zlib.crc32(body).to_bytes(4, "little"))
     return target
@@ -232,9 +230,7 @@ def _unpacked(body: bytes) -> FolderIndex | None:
     return FolderIndex(listing, crc32) if fits else None
 
 
-def _checksums(
-    folder: Path, listing: FolderListing, progress: Callable[[int, int], None] | None
-) -> npt.NDArray[np.uint32]:
+def _checksums(folder: Path, listing: FolderListing) -> npt.NDArray[np.uint32]:
     root, labels = os.fsencode(folder), listing.labels()
     crc32 = np.empty(len(listing.images), np.uint32)
 
@@ -245,8 +241,6 @@ def _checksums(
         for first in range(0, len(crc32), _FILES_AT_ONCE):
             some = range(first, min(first + _FILES_AT_ONCE, len(crc32)))
             crc32[some.start : some.stop] = list(threads.map(one, some))
-            if progress is not None:
-                progress(some.stop, len(crc32))
     return crc32
 
 

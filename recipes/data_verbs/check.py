@@ -11,7 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from adadistill.loaders.atomic_file import write_whole
-from adadistill.loaders.dataset_tools.record_check import BadRecord, Checked, check_folder, check_records
+from adadistill.loaders.dataset_tools.record_check import BadRecord, Checked, check_images
 from adadistill.loaders.records.folder_index import folder_index_path, write_folder_index
 from adadistill.loaders.records.image_records import ImageRecords
 from adadistill.loaders.records.record_seal import seal_path, write_seal
@@ -37,7 +37,7 @@ def run(argv: Sequence[str]) -> int:
         seal = of_folder if is_folder else seal_path(Path(arguments.records))
         will_write(seal, is_result=False, remedy="check without --seal, or seal a copy")
     started = time.perf_counter()
-    found = (check_folder if is_folder else check_records)(
+    found = check_images(
         arguments.records,
         arguments.index,
         decode=arguments.decode,

@@ -19,8 +19,14 @@ from pathlib import Path
 import numpy as np
 
 from adadistill.loaders.atomic_file import write_whole
-from adadistill.loaders.dataset_tools.duplicates import Duplicates, find_duplicates
-from adadistill.loaders.dataset_tools.statistics import RecordStatistics, bars, histogram, record_statistics
+from adadistill.loaders.dataset_tools.statistics import (
+    Duplicates,
+    RecordStatistics,
+    bars,
+    find_duplicates,
+    histogram,
+    record_statistics,
+)
 from adadistill.loaders.records.image_records import ImageRecords
 from adadistill.recipes.data_verbs.progress import CountedProgress
 from adadistill.recipes.entry_point import entry_point

@@ -26,11 +26,10 @@ from adadistill.core.report.document import (
 from adadistill.core.scoring.result import BenchmarkResult, Curve, Score
 from adadistill.core.training.metrics_log import read_metrics
 from adadistill.core.training.run_folder import RunFolder
-from adadistill.recipes.scoring.figures import roc_and_det, score_histogram
+from adadistill.recipes.scoring.figures import logged_scores, roc_and_det, score_histogram, training_figures
 from adadistill.recipes.scoring.files import Evaluation, read_evaluations
 from adadistill.recipes.scoring.published_comparison import published_blocks
 from adadistill.recipes.scoring.standing import Standing, read_best_by
-from adadistill.recipes.scoring.training_curves import logged_scores, training_figures
 
 if TYPE_CHECKING:
     from adadistill.loaders.evaluation_sets.verification_pairs import VerificationPairs

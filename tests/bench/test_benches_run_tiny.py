@@ -18,13 +18,10 @@ FORMS = {
     "kernels.bench_centre_update": {"merge", "step", "sequential"},
     "kernels.bench_planar_augment": {"torch", "threads"},
     "kernels.bench_head_prologue": {"eager"},
-    "kernels.bench_margin_softmax": {"origin", "dense", "torch"},
-    "teacher": {"float32", "bfloat16"},
 }
-
-
-RUN_ELSEWHERE = {"scaling", "beside_origin", "real_faces"}
-"""Benches that train for longer: tests of their own run them, once, and look at the same of their rows."""
+RUN_ELSEWHERE = {"scaling", "beside_origin", "real_faces", "loader", "step", "teacher", "teacher_cache",
+                 "kernels.bench_margin_softmax"}  # fmt: skip
+"""Benches with tests of their own, which run them once and look at the same of their rows."""
 
 
 @pytest.mark.usefixtures("importable_processes")

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import simplejpeg
 from tests_support import ROOT
+from tiny_rows import assert_made_here
 
 from adadistill.bench import loader
 from adadistill.bench.rows import read_rows
@@ -30,19 +31,30 @@ def records(tmp_path: Path) -> Path:
 
 @pytest.mark.slow
 def test_each_pipeline_and_stage_gets_a_row(records, tmp_path, capsys):
-    rows_path = tmp_path / "rows.jsonl"
-    assert loader.main([str(records), *TINY, "--rows", str(rows_path)]) == 0
+    """Augmented, tiled and encoded anew, and the fit of decode time last."""
+    path = tmp_path / "rows.jsonl"
+    more = ["--augment", "adaface", "--tile", "30", "--quality", "80", "--fit"]
+    assert loader.main([str(records), *TINY, *more, "--rows", str(path)]) == 0
     table = capsys.readouterr().out
-    rows = read_rows(rows_path)
-    measured = [(row["pipeline"], row["stage"]) for row in rows]
-    assert measured[:3] == [("one thread", "read"), ("one thread", "decode"), ("cpu", "batch")]
-    assert ("packed rgb, page_cache", "batch") in measured
-    assert (("torch DataLoader + Pillow", "batch") in measured) == (importlib.util.find_spec("PIL") is not None)
+    *rows, fit = read_rows(path)
+    assert_made_here([*rows, fit])
+    measured = [(row["pipeline"], row["stage"], row["augment"]) for row in rows]
+    assert measured[:4] == [
+        ("one thread", "read", "none"), ("one thread", "decode", "none"), ("one thread", "augment", "adaface"),
+        ("cpu", "batch", "adaface"),
+    ]  # fmt: skip
+    assert ("packed rgb, page_cache", "batch", "adaface") in measured
+    pillow = ("torch DataLoader + Pillow", "batch", "none")
+    assert (pillow in measured) == (importlib.util.find_spec("PIL") is not None)
     for row in rows:
-        assert row["bench"] == "loader"
         assert row["images_per_s"]["median"] > 0
         assert row["cpu_s_per_10k"]["median"] > 0
+        assert row["records"] == 30
         assert row["pipeline"] in table
+    assert (fit["bench"], len(fit["kb"])) == ("decode_fit", 5)
+    table = loader.markdown_table(path)
+    assert table.count("\n") == 1 + len(rows)
+    assert "| one thread | augment | adaface | cpu |" in table
 
 
 def test_pixels_that_are_not_those_of_the_record_are_not_timed(records, monkeypatch):
@@ -50,20 +62,6 @@ def test_pixels_that_are_not_those_of_the_record_are_not_timed(records, monkeypa
     monkeypatch.setattr(loader, "decode_image", lambda body, where: decode(body, where=where) ^ 1)
     with pytest.raises(ValueError, match=r"levels off; nothing was timed"):
         loader.main([str(records), *TINY, "--sources", "cpu"])
-
-
-def test_augmentation_tiling_and_the_fit_get_rows_too(records, tmp_path, capsys):
-    rows_path = tmp_path / "rows.jsonl"
-    more = ["--sources", "cpu", "packed_rgb", "--augment", "adaface", "--tile", "30", "--quality", "80", "--fit"]
-    assert loader.main([str(records), *TINY, *more, "--rows", str(rows_path)]) == 0
-    rows = read_rows(rows_path)
-    assert [row.get("stage") for row in rows] == ["read", "decode", "augment", "batch", "batch", None]
-    assert rows[-1]["bench"] == "decode_fit"
-    assert {row["records"] for row in rows[:-1]} == {30}
-    assert rows[-1]["us_per_kb"] == pytest.approx(rows[-1]["us_per_kb"])
-    table = loader.markdown_table(rows_path)
-    assert table.count("\n") == 1 + 5
-    assert "| one thread | augment | adaface | cpu |" in table
 
 
 def test_time_that_overlaps_counts_once():

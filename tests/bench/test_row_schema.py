@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 import torch
+from tiny_rows import SPREAD, prelu_row
 
 from adadistill.bench import row_schema, rows
 from adadistill.bench.row_schema import BENCHES, COMMON, SCHEMA, RowError, read_rows
 
-SPREAD = {"median": 2.0, "p20": 1.0, "p80": 3.0}
 PRELU = {"form": "ours", "batch": 2, "channels": 64, "side": 56, "ms": SPREAD, "gb_per_s": 1.5}
 
 
@@ -81,17 +81,11 @@ def test_a_bench_without_an_entry_is_told_to_add_one():
         rows.append_row(None, bench="loadre", device="cpu")
 
 
-def _row(**changes: Any) -> dict[str, Any]:
-    common = {"bench": "prelu", "date": "2026-11-25T00:00:00+00:00", "schema": 2, "python": "3.11", "torch": "2.13",
-              "devices": [], "threads": 1, "device": "cpu", "probes": {}}  # fmt: skip
-    return {**common, **PRELU, **changes}
-
-
 def test_rows_of_the_first_schema_are_read_in_todays_names_and_need_no_probes(tmp_path: Path):
-    old = {name: value for name, value in _row().items() if name not in ("schema", "probes", "device")}
+    old = {name: value for name, value in prelu_row().items() if name not in ("schema", "probes", "device")}
     softmax = {**old, "bench": "margin_softmax", "classes": 5, "dim": 8, "median_ms": 2.0, "p20_ms": 1.0, "p80_ms": 3.0,
                "gflops": 1.0, "share_of_gemm_rate": 0.5, "extra_mib": None, "out_of_memory": False}  # fmt: skip
-    for name in ("ms", "channels", "side", "gb_per_s"):
+    for name in ("ms", "channels", "side", "gb_per_s", "share_of_copy_rate"):
         del softmax[name]
     step = {**{name: old[name] for name in ("date", "python", "torch", "devices", "threads")},
             "bench": "step_replayed_batch", "arch": "a", "width": 1.0, "image_size": 112, "batch_size": 2,
@@ -118,11 +112,11 @@ def test_rows_of_the_first_schema_are_read_in_todays_names_and_need_no_probes(tm
         ("[" * 100_000, "line 1"),
         ('{"bench": ' + "9" * 5000 + "}", "line 1"),
         ('{"bench": "<script>"}', "has no entry"),
-        (json.dumps(_row(schema=99)), "newer rows need a newer adadistill"),
-        (json.dumps(_row(schema=True)), "`schema` must be 1 to 2"),
-        (json.dumps(_row(batch=1 << 80)), "`batch` must be an integer that a double holds"),
-        (json.dumps(_row()).replace("1.5", "1e999"), "`gb_per_s` must be a finite number"),
-        (json.dumps(_row(form="x" * 3000)), "`form` must be text of at most 2000 characters"),
+        (json.dumps(prelu_row(schema=99)), "newer rows need a newer adadistill"),
+        (json.dumps(prelu_row(schema=True)), "`schema` must be 1 to 2"),
+        (json.dumps(prelu_row(batch=1 << 80)), "`batch` must be an integer that a double holds"),
+        (json.dumps(prelu_row()).replace("1.5", "1e999"), "`gb_per_s` must be a finite number"),
+        (json.dumps(prelu_row(form="x" * 3000)), "`form` must be text of at most 2000 characters"),
     ],
 )
 def test_a_hostile_line_is_named_with_its_place_and_in_short(tmp_path: Path, text: str, said: str):

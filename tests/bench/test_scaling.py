@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
+from forked_python import forked_python
 from tiny_rows import assert_made_here
 
 from adadistill.bench import rows, scaling
 from adadistill.bench.scaling import DisagreementError, _check_losses, _Outcome
 
-TINY = "--width 0.125 --embedding-dim 16 --image-size 32 --global-batch-size 8 --identities 10 --steps 2 --device cpu"
+TINY = scaling.TINY.replace("--ranks 1 ", "")
 
 
-@pytest.mark.usefixtures("importable_processes")
 def test_one_and_two_processes_train_the_same_and_send_what_the_formula_says(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
+    monkeypatch.setattr(sys, "executable", forked_python())
+    monkeypatch.setenv("PYTHON_EXEC", forked_python())  # what torchrun starts
+    monkeypatch.setattr(scaling, "_threads", lambda ranks: 1)
     arguments = [*TINY.split(), "--ranks", "1", "2", "--kinds", "stored"]
     assert scaling.main([*arguments, "--rows", str(tmp_path / "r.jsonl")]) == 0
     one, two = rows.read_rows(tmp_path / "r.jsonl")
@@ -28,7 +32,7 @@ def test_one_and_two_processes_train_the_same_and_send_what_the_formula_says(
     assert two["loss_off"] <= 1e-6
     assert one["against_first"] == 1.0
     assert all(row["images_per_s"]["median"] > 0 for row in (one, two))
-    assert "student gradient" in capsys.readouterr().out
+    assert "student gradient" in two["bytes_by_part"]
 
 
 def test_other_losses_are_not_reported():

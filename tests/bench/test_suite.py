@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 
@@ -34,15 +35,24 @@ def faces(tmp_path: Path) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("cuda", [True, False])
-@pytest.mark.parametrize("with_faces", [True, False])
-def test_every_job_is_a_command_that_its_bench_understands(
-    cuda: bool, with_faces: bool, faces: Path, monkeypatch: pytest.MonkeyPatch
-):
-    listed = suite.jobs(faces if with_faces else None, cuda=cuda)
+@pytest.fixture
+def parses_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("parse_args", "parse_intermixed_args"):  # they end the process where they do not understand
         monkeypatch.setattr(argparse.ArgumentParser, name, _stopping(getattr(argparse.ArgumentParser, name)))
-    for job in listed:
+
+
+@pytest.mark.usefixtures("parses_alone")
+def test_every_bench_understands_how_it_runs_tiny():
+    for bench in benches():
+        with pytest.raises(_Parsed):
+            importlib.import_module(bench.module).main(shlex.split(bench.tiny or ""))
+
+
+@pytest.mark.usefixtures("parses_alone")
+@pytest.mark.parametrize("cuda", [True, False])
+@pytest.mark.parametrize("with_faces", [True, False])
+def test_every_job_is_a_command_that_its_bench_understands(cuda: bool, with_faces: bool, faces: Path):
+    for job in suite.jobs(faces if with_faces else None, cuda=cuda):
         flag, module, name, *arguments = job.command
         assert (flag, module) == ("-m", "adadistill.bench")
         with pytest.raises(_Parsed):

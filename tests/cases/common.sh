@@ -1,7 +1,7 @@
 # Sourced by every case: a new folder to work in, a tiny recipe, and writers of what it reads.
 set +e
 HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd); export PYTHONPATH=$HERE${PYTHONPATH:+:$PYTHONPATH}
-AD=${AD:-adadistill}; PY=${PY:-python}; FRESH_AD=${FRESH_AD:-$AD}  # FRESH_AD: a process that has this user and these limits
+AD=${AD:-adadistill}; PY=${PY:-python}; FRESH_AD=${FRESH_AD:-$AD}; FRESH_PY=${FRESH_PY:-$PY}  # with this user and limits
 W=$(mktemp -d); cd "$W"; trap 'cd /; chmod -R u+w "$W"; rm -rf "$W"' EXIT
 cat > tiny.yaml <<'Y'
 name: tiny

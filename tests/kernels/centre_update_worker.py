@@ -6,7 +6,6 @@ update that is not ok is undone in every bit.
 
 from __future__ import annotations
 
-import itertools
 import json
 import os
 import sys
@@ -29,7 +28,7 @@ SHAPES = [(0, 5, 16), (1, 1, 16), (7, 3, 24), (12, 200, 64), (19, 5, 48), (11, 1
 
 
 def main() -> None:
-    for (batch, classes, dim), momentum in itertools.product(SHAPES, ("weighted", "unweighted")):
+    for (batch, classes, dim), momentum in (*((shape, "weighted") for shape in SHAPES), (SHAPES[2], "unweighted")):
         draw = torch.Generator().manual_seed(batch)
         stored = torch.randn(classes, dim, generator=draw)
         teacher = normalize(torch.randn(batch, dim, generator=draw) + 0.5)

@@ -40,15 +40,15 @@ TILE, PROGRAMS = 16, 3
 triton_half._NORMS_AT_ONCE, triton_half._MOST_PROGRAMS = TILE, PROGRAMS
 # Rows, values, samples of other ranks: none; one; the last with fewer programs than most; one past the programs and
 # one past a tile of the statistics; primes and several tiles; the sizes of real embeddings.
-SHAPES = [(0, 16, 0), (1, 16, 0), (3, 24, 13), (4, 16, 13), (13, 31, 41), (11, 128, 0), (10, 512, 6), (10, 1024, 0)]
+SHAPES = [(0, 16, 0), (1, 16, 0), (3, 24, 13), (4, 16, 13), (13, 31, 41), (11, 128, 0), (10, 512, 6)]
 
 
 def main() -> None:
     for shape in SHAPES:
         rows_alone(shape)
     for number, shape in enumerate(SHAPES):
-        # Every variant at the shapes with special rows and few values, one at each other.
-        chosen = list(VARIANTS) if shape in (SHAPES[4], SHAPES[5]) else [list(VARIANTS)[number % len(VARIANTS)]]
+        # Every variant at a shape with special rows and few values, one at each other.
+        chosen = list(VARIANTS) if shape == SHAPES[4] else [list(VARIANTS)[number % len(VARIANTS)]]
         for variant in chosen:
             whole_batch(make_case(shape[0], shape[1], others=shape[2]), [*shape], variant, unit=number % 2 == 0)
     ignored = make_case(5, 16)

@@ -1,6 +1,6 @@
-"""Prints how many MiB one loss and gradient at B 512, C 60,000, D 512 take beside inputs and outputs.
+"""Prints how many MiB one loss and gradient at B 512, C 30,000, D 512 take beside inputs and outputs.
 
-Also the seconds over the first 20,000 centres, beside a dense head with fixed centres and one as published, which makes
+Also the seconds over the first 10,000 centres, beside a dense head with fixed centres and one as published, which makes
 the centres' gradient too.
 """
 
@@ -27,12 +27,12 @@ from adadistill.kernels.margin_softmax import margin_softmax, margin_softmax_ref
 
 def main() -> None:
     draw = torch.Generator().manual_seed(0)
-    centres = torch.empty(60_000, 512).normal_(generator=draw)
+    centres = torch.empty(30_000, 512).normal_(generator=draw)
     centres.div_(torch.linalg.vector_norm(centres, dim=1, keepdim=True))
     embeddings = torch.nn.functional.normalize(torch.randn(512, 512, generator=draw))
     labels = torch.randint(len(centres), (512,), generator=draw)
     problem = Problem(embeddings, centres, labels, torch.full((512,), 0.1), torch.full((512,), 0.3))
-    small = replace(problem, class_centres=centres[:20_000], labels=labels % 20_000)
+    small = replace(problem, class_centres=centres[:10_000], labels=labels % 10_000)
     seam_step(small, margin_softmax)  # threads and buffers come up
     extra = extra_mib(lambda: seam_step(problem, margin_softmax), torch.device("cpu"))
     seconds = {}

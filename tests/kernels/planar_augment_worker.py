@@ -33,17 +33,16 @@ def main() -> None:
         case = planar_cases.make_case(layout, name, size, count=count)
         found = planar_augment_u8(**case)
         print(json.dumps({"case": [layout, name, size], "equal": torch.equal(found, planar_augment_reference(**case))}))
-    case = planar_cases.make_case("rgb", "everything", 16, count=planar_cases.PAIR)
+    case = planar_cases.make_case("rgb", "mirror", 16, count=planar_cases.PAIR)
     pixels = planar_augment_reference(**case)
-    for dtype, channels_last in itertools.product((torch.float32, torch.float64, torch.float16), (False, True)):
+    dtypes = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+    for dtype, channels_last in itertools.product(dtypes, (False, True)):
         found = planar_augment(**case, dtype=dtype, channels_last=channels_last)
         wanted = planar_cases.network_input(pixels, dtype, channels_last)
-        equal = torch.equal(found, wanted) and found.stride() == wanted.stride()
+        # The interpreter cuts bfloat16 off where hardware rounds it.
+        off = 2**-8 if dtype == torch.bfloat16 else 0.0
+        equal = bool((found - wanted).abs().max() <= off) and found.stride() == wanted.stride()
         print(json.dumps({"case": [str(dtype), channels_last, 16], "equal": equal}))
-    # The interpreter cuts bfloat16 off where hardware rounds it.
-    found = planar_augment(**case, dtype=torch.bfloat16, channels_last=True)
-    wanted = planar_cases.network_input(pixels, torch.bfloat16, True)
-    print(json.dumps({"case": ["bfloat16", True, 16], "equal": bool((found - wanted).abs().max() <= 2**-8)}))
 
 
 if __name__ == "__main__":

@@ -77,7 +77,7 @@ def test_bilinear_keeps_a_ramp_away_from_the_border():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", [k for k in Interpolation if k != Interpolation.TRIANGULAR])
-def test_every_resolution_is_opencv_s_within_one_level(kind: Interpolation):
+def test_resolutions_are_opencv_s_within_one_level(kind: Interpolation):
     cv2 = pytest.importorskip("cv2")
     flag = {
         Interpolation.NEAREST: cv2.INTER_NEAREST,
@@ -89,7 +89,7 @@ def test_every_resolution_is_opencv_s_within_one_level(kind: Interpolation):
     for size in (48, 112):
         tables = resample_tables(size)
         image = np.random.RandomState(size).randint(0, 256, (size, size, 3), dtype=np.uint8)
-        for side in range(tables.least_side, size + 1):
+        for side in range(tables.least_side, size + 1, 1 if size == 48 else 7):
             low = cv2.resize(image, (side, side), interpolation=flag)
             back = cv2.resize(low, (size, size), interpolation=flag)
             numbers = np.array([int(kind)]), np.array([side])

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hopper_code import compile_for_hopper, registers_of
+from hopper_code import compile_for_hopper, compiled_without_spill
 from interpreter import interpreted
 from objective_cases import OBJECTIVES, objective_steps
 
@@ -31,14 +31,14 @@ def _named(cases: list[dict], first: str) -> dict:
 def test_directions_and_their_gradient_are_no_further_from_float64_than_eager_is(cases: list[dict]):
     """No rows, one, primes, real sizes; on and opposite the centre, zero, too short for a direction, NaN."""
     compared = [case for case in cases if case["case"][0] == "rows"]
-    assert len(compared) == 8
+    assert len(compared) == 7
     _check(compared, ROUNDING)
 
 
 def test_everything_after_the_gather_is_no_further_from_float64_than_eager_is(cases: list[dict]):
     """Five heads and geometry modes, both kinds of centres, samples of other ranks, all ignored; flags are equal."""
     compared = [case for case in cases if "adaface" in case["case"][0] or len(case["case"]) == 4]
-    assert len(compared) == 17
+    assert len(compared) == 12
     assert {name for case in compared for name in case["off"]} >= {"norm_std", "geometry", "logit", "slope"}
     _check(compared, ROUNDING)
 
@@ -96,13 +96,9 @@ VARIANTS = {
 }
 
 
-@pytest.mark.parametrize("dim", [512, 1024])
-@pytest.mark.parametrize("name", VARIANTS)
-def test_hopper_code_does_not_spill_and_divides_exactly(
-    name: str, dim: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+@pytest.mark.parametrize(("name", "dim"), [*((name, 512) for name in VARIANTS), ("adaface, adaptive", 1024)])
+def test_hopper_code_does_not_spill_and_divides_exactly(name: str, dim: int, tmp_path: Path):
     """Compiled ahead of time for compute capability 9.0, without a GPU."""
-    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     from adadistill.kernels import head_prologue_triton
 
     kernels = {"directions": "directions_kernel", "directions, backward": "directions_backward_kernel"}
@@ -113,12 +109,9 @@ def test_hopper_code_does_not_spill_and_divides_exactly(
     known = {"labels": "*i64", "all_labels": "*i64", "clipped": "*i1", "clamped": "*i1", "gain": "fp32"}
     whole = {"batch", "count", "row_stride", "teacher_stride", "grad_stride"}
     types = {name: known.get(name, "*fp32") for name in function.arg_names if name not in {*constants, *whole}}
-    compiled = compile_for_hopper(function, types, constants, num_warps=4)
+    compiled = compiled_without_spill(function, types, constants, tmp_path, num_warps=4)
     assert "div.full" not in compiled.asm["ptx"], "an approximate division is off by two units in the last place"
     assert ".approx" not in compiled.asm["ptx"]
-    used = registers_of(compiled, tmp_path)
-    print(f"{name}, D {dim}: {used['REG']} registers, {compiled.metadata.shared} bytes of shared memory")
-    assert used["STACK"] == used["LOCAL"] == 0, used
 
 
 @pytest.mark.parametrize(("key", "message"), [("KIND", "no margin is known"), ("GEOMETRY", "no formula is known")])

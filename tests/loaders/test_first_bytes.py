@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import io
 import pickle
+import re
 import tarfile
 import zipfile
 from collections.abc import Callable
@@ -73,13 +74,13 @@ STRANGERS = {
 }
 
 
-@pytest.mark.parametrize(("body", "said"), STRANGERS.values(), ids=STRANGERS)
-def test_a_stranger_is_called_by_what_it_is(tmp_path: Path, body: bytes, said: str):
-    (tmp_path / "x").write_bytes(body)
-    found = what_it_is(tmp_path / "x")
-    assert found == what_it_is(body)
-    with pytest.raises(ValueError, match=said):
-        raise ValueError(found)
+def test_a_stranger_is_called_by_what_it_is(tmp_path: Path):
+    for body, said in STRANGERS.values():
+        (tmp_path / "x").write_bytes(body)
+        found = what_it_is(tmp_path / "x")
+        assert found is not None
+        assert re.search(said, found)
+        assert found == what_it_is(body)
 
 
 def test_every_kind_that_is_read_here_is_known_and_may_be_expected(tmp_path: Path):
@@ -89,27 +90,19 @@ def test_every_kind_that_is_read_here_is_known_and_may_be_expected(tmp_path: Pat
     np.save(tmp_path / "npy.npy", np.ones(3))
     with RecordWriter(tmp_path / "records.rec") as writer:
         writer.write(0, b"\xff\xd8", labels=0.0)
-    for name, kind in (
-        ("zip",) * 2,
-        ("pickle",) * 2,
-        ("safetensors",) * 2,
-        ("npy.npy", "npy"),
-        ("records.rec", "records"),
-    ):
+    for name in ("zip", "pickle", "safetensors", "npy.npy", "records.rec"):
+        kind = name.partition(".")[0]
         assert kind_of(tmp_path / name) == kind
         assert what_it_is(tmp_path / name, kind) is None
         assert what_it_is(tmp_path / name, "other") is not None
 
 
-@pytest.mark.parametrize("length", [640, 896, 1152, 1408])  # whose first bytes are those of pickles
-def test_a_safetensors_file_is_never_taken_for_a_pickle(length: int):
-    assert kind_of(length.to_bytes(8, "little") + b'{"a": {}}') == "safetensors"
-
-
-@pytest.mark.parametrize("seed", range(20))
-def test_bytes_of_which_nothing_can_be_told_are_left_to_their_reader(seed: int):
-    body = b"\x01" + np.random.default_rng(seed).bytes(seed * 20)
-    assert (kind_of(body), what_it_is(body)) == ("unknown", None)
+def test_no_kind_is_taken_for_another_and_the_unknown_is_left_to_its_reader():
+    for length in (640, 896, 1152, 1408):  # whose first bytes are those of pickles
+        assert kind_of(length.to_bytes(8, "little") + b'{"a": {}}') == "safetensors"
+    for seed in range(5):
+        body = b"\x01" + np.random.default_rng(seed).bytes(seed * 80)
+        assert (kind_of(body), what_it_is(body)) == ("unknown", None)
 
 
 def _onnx(path: Path) -> object:
@@ -134,14 +127,14 @@ READERS: dict[str, tuple[Callable[[Path], object], type[Exception]]] = {
 
 
 @pytest.mark.parametrize("reader", READERS)
-@pytest.mark.parametrize("kind", [kind for kind in STRANGERS if kind != "empty"])
-def test_every_reader_says_so_before_it_speaks_of_its_format(tmp_path: Path, reader: str, kind: str):
+def test_every_reader_says_so_before_it_speaks_of_its_format(tmp_path: Path, reader: str):
     read, error = READERS[reader]
-    body, said = STRANGERS[kind]
-    (tmp_path / reader).write_bytes(body)
-    with pytest.raises(error, match=said) as caught:
-        read(tmp_path / reader)
-    assert reader in str(caught.value) or reader == "rows.npy", "callers of open_npy name the file"
+    for kind in ("Git LFS pointer", "page", "text", "zeros", "gzip"):
+        body, said = STRANGERS[kind]
+        (tmp_path / reader).write_bytes(body)
+        with pytest.raises(error, match=said) as caught:
+            read(tmp_path / reader)
+        assert reader in str(caught.value) or reader == "rows.npy", "callers of open_npy name the file"
 
 
 @pytest.mark.parametrize("name", ["w.pth", "metadata.pt"])

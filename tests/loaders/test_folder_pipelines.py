@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
 import pytest
 import torch
-from PIL import Image
-from small_pack import SIDE, jpeg, picture
+from small_pack import SIDE, jpeg, saved
 
 from adadistill.loaders.augment.augment_policy import Augmentation, AugmentConfig
 from adadistill.loaders.batch import Batch
@@ -19,21 +17,14 @@ from adadistill.loaders.pipelines.sample_order import SampleOrder
 from adadistill.loaders.records.open_images import open_images
 from adadistill.loaders.records.recordio import RecordWriter
 
-
-def _png(seed: int) -> bytes:
-    out = io.BytesIO()
-    Image.fromarray(picture(seed)).save(out, "PNG")
-    return out.getvalue()
-
-
 BODIES = [
     *(jpeg(seed, sampling=("420", "444", "422")[seed % 3]) for seed in range(8)),
-    _png(8),
+    saved(8, "PNG"),
     jpeg(9)[:-300],  # only decoding can tell
     b"GIF89a" + bytes(60),
     jpeg(11, side=24),
     jpeg(12)[:2] + b"\xff\xc0\x00",  # a header that ends
-    _png(13),
+    saved(13, "PNG"),
     bytes(5),
 ]
 ODD = {9, 10, 12, 14}

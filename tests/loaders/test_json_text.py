@@ -46,3 +46,18 @@ def test_plain_values_are_copies():
     plain = plain_json({"a": (inner, {"b": inner})})
     inner.append(2)
     assert plain == {"a": [[1], {"b": [1]}]}
+
+
+@pytest.mark.parametrize(
+    ("value", "reason"),
+    [
+        ({"a": "\ud800"}, "half a surrogate pair"),
+        ({"a": 1 << 63}, "64 bits"),
+        ({"a": {1}}, "set is not a JSON value"),
+        ({1: 2}, "keys must be text"),
+        (json.loads("[" * 20 + "]" * 20), "deeper than 16"),
+    ],
+)
+def test_what_cannot_be_read_back_is_not_written(value, reason):
+    with pytest.raises(ValueError, match=reason):
+        plain_json(value)

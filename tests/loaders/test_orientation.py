@@ -8,7 +8,6 @@ import struct
 import zlib
 from collections.abc import Iterator
 from contextlib import closing
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -16,11 +15,10 @@ import pytest
 import simplejpeg
 import torch
 from PIL import Image, ImageOps
-from small_pack import SIDE, jpeg
+from small_pack import SIDE, jpeg, write_records
 
 from adadistill.loaders.augment.augment_policy import Augmentation, AugmentConfig
-from adadistill.loaders.block_store.packed_layouts import choose_layout
-from adadistill.loaders.dataset_tools.inspection.image_sample import ImageSample
+from adadistill.loaders.block_store.packing import choose_layout
 from adadistill.loaders.evaluation_sets.face_alignment import ARCFACE_TEMPLATE, aligned, similarities_to_template
 from adadistill.loaders.evaluation_sets.pair_lists import make_verification_bin
 from adadistill.loaders.evaluation_sets.verification_pairs import decode_pairs, read_verification_set
@@ -30,8 +28,6 @@ from adadistill.loaders.pipelines.sample_order import SampleOrder
 from adadistill.loaders.pixels import decode_image, image_header, image_size
 from adadistill.loaders.records.checked_records import CheckedRecords, ImageSizeError
 from adadistill.loaders.records.image_records import ImageRecords
-from adadistill.loaders.records.open_images import open_images
-from adadistill.loaders.records.recordio import RecordWriter
 
 
 def tiff(orientation: int, order: str = "<", *, kind: int = 3, before: int = 2) -> bytes:
@@ -77,9 +73,9 @@ def expected(pixels: npt.NDArray[np.uint8], orientation: int) -> npt.NDArray[np.
     return np.asarray(ImageOps.exif_transpose(Image.open(out)))
 
 
-@pytest.mark.parametrize("order", ["<", ">"])
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_all_orientations_are_turned_as_pillow_turns_them(orientation, order):
+def test_all_orientations_are_turned_as_pillow_turns_them(orientation):
+    order = "<>"[orientation % 2]
     stored = simplejpeg.encode_jpeg(wide(), colorsubsampling="444")
     upright = decode_image(stored, where="test")
     bodies = {
@@ -102,15 +98,6 @@ def test_all_orientations_are_turned_as_pillow_turns_them(orientation, order):
             assert np.array_equal(decode_image(body, where="png"), expected(wide(), orientation))
 
 
-def test_opencv_turns_them_alike():
-    cv2 = pytest.importorskip("cv2", reason="OpenCV, which landmarks come from (extra dev), is not installed")
-    stored = simplejpeg.encode_jpeg(wide(), colorsubsampling="444")
-    for orientation in range(1, 9):
-        body = turned_jpeg(stored, orientation)
-        theirs = cv2.imdecode(np.frombuffer(body, np.uint8), cv2.IMREAD_COLOR)[:, :, ::-1]
-        assert np.abs(theirs.astype(int) - decode_image(body, where="test")).max() <= 1
-
-
 SOUND = tiff(6)
 UNSOUND = {
     "empty": b"",
@@ -126,13 +113,13 @@ UNSOUND = {
 }
 
 
-@pytest.mark.parametrize("name", UNSOUND)
-def test_exif_that_is_not_sound_turns_nothing(name):
+def test_exif_that_is_not_sound_turns_nothing():
     stored = simplejpeg.encode_jpeg(wide(), colorsubsampling="444")
-    assert exif_orientation(UNSOUND[name]) == 1
-    body = app(stored, b"Exif\0\0" + UNSOUND[name])
-    assert np.array_equal(decode_image(body, where=name), decode_image(stored, where=name))
-    assert np.array_equal(decode_image(png(wide(), UNSOUND[name]), where=name), wide())
+    for name, exif in UNSOUND.items():
+        assert exif_orientation(exif) == 1, name
+        body = app(stored, b"Exif\0\0" + exif)
+        assert np.array_equal(decode_image(body, where=name), decode_image(stored, where=name)), name
+        assert np.array_equal(decode_image(png(wide(), exif), where=name), wide()), name
 
 
 def test_only_a_segment_of_exif_counts_and_the_first_one():
@@ -155,10 +142,9 @@ def bodies() -> list[bytes]:
     return [*made, turned_jpeg(out.getvalue(), 3)]
 
 
-def images_of(path: Path, decoder: str) -> Iterator[tuple[int, torch.Tensor]]:
+def images_of(records: ImageRecords, decoder: str) -> Iterator[tuple[int, torch.Tensor]]:
     """(record id, image) of an epoch; nothing is mirrored."""
-    records = open_images(path)
-    config = DataConfig(records=str(path), decoder=decoder, image_size=SIDE, workers=2, mirror_probability=0.0)
+    config = DataConfig(records=str(records.path), decoder=decoder, image_size=SIDE, workers=2, mirror_probability=0.0)
     augmentation = Augmentation(AugmentConfig(), mirror_probability=0.0, seed=0, image_size=SIDE)
     order = SampleOrder(len(records), len(records), 0)
     place = {"rank": 0, "world_size": 1, "device": torch.device("cpu")}
@@ -168,19 +154,12 @@ def images_of(path: Path, decoder: str) -> Iterator[tuple[int, torch.Tensor]]:
 
 
 @pytest.mark.parametrize("decoder", ["cpu", "dali"])
-@pytest.mark.parametrize("source", ["records", "folder"])
-def test_both_pipelines_turn_records_and_folders_alike(source, decoder, tmp_path):
+def test_both_pipelines_turn_images(decoder, tmp_path):
+    """A folder's are those of a record file: `test_folder_pipelines`."""
     if decoder == "dali":
         pytest.importorskip("nvidia.dali", reason="DALI is not installed")
-    with RecordWriter(tmp_path / "train.rec") as writer:
-        for number, body in enumerate(bodies()):
-            writer.write(number, body, labels=float(number % 2))
-            image = tmp_path / "faces" / f"{number % 2}" / f"{number:03d}.{'png' if body[1:4] == b'PNG' else 'jpg'}"
-            image.parent.mkdir(parents=True, exist_ok=True)
-            image.write_bytes(body)
-    path = tmp_path / ("train.rec" if source == "records" else "faces")
-    records, seen = open_images(path), 0
-    for record_id, image in images_of(path, decoder):
+    records, seen = ImageRecords(write_records(tmp_path, bodies())), 0
+    for record_id, image in images_of(records, decoder):
         body = records.read(record_id).body
         stored = decode_image(body.replace(b"Exif\0\0", b"exif\0\0").replace(b"eXIf", b"noIf"), where="stored")
         upright = expected(stored, image_header(body, where="test").orientation)
@@ -190,34 +169,24 @@ def test_both_pipelines_turn_records_and_folders_alike(source, decoder, tmp_path
 
 
 def test_a_turned_image_is_no_planes_and_is_named(tmp_path, caplog):
-    with RecordWriter(tmp_path / "train.rec") as writer:
-        for number, body in enumerate([jpeg(0), turned_jpeg(jpeg(1), 1), turned_jpeg(jpeg(2), 6)]):
-            writer.write(number, body, labels=0.0)
-    records = CheckedRecords(ImageRecords(tmp_path / "train.rec", num_classes=1), SIDE)
+    images = [jpeg(0), turned_jpeg(jpeg(1), 1), turned_jpeg(jpeg(2), 6), turned_jpeg(simplejpeg.encode_jpeg(wide()), 6)]
+    records = CheckedRecords(ImageRecords(write_records(tmp_path, images)), SIDE)
+    with pytest.raises(ImageSizeError, match="22 x 14 pixels"):  # the upright one's
+        records.read(3)
     with caplog.at_level(logging.INFO):
         assert choose_layout("auto", records, on_damaged="stop") == "rgb"
-    assert "record 2 (key 2)" in caplog.text
+    assert "record 2 (key 3)" in caplog.text
     assert "turned by its EXIF orientation" in caplog.text
 
 
-def test_a_record_of_another_size_is_named_with_the_upright_one(tmp_path):
-    with RecordWriter(tmp_path / "train.rec") as writer:
-        writer.write(0, turned_jpeg(simplejpeg.encode_jpeg(wide()), 6), labels=0.0)
-    with pytest.raises(ImageSizeError, match="22 x 14 pixels"):
-        CheckedRecords(ImageRecords(tmp_path / "train.rec", num_classes=1), SIDE).read(0)
-
-
-@pytest.mark.parametrize("orientation", [3, 6, 8])
-def test_landmarks_of_the_upright_photo_align_a_turned_one(orientation, tmp_path):
+def test_landmarks_of_the_upright_photo_align_a_turned_one(tmp_path):
     """As a detector on OpenCV gives them, which sees the upright picture."""
-    upright = np.random.default_rng(orientation).integers(0, 255, (30, 40, 3), dtype=np.uint8).repeat(9, 0).repeat(9, 1)
+    upright = np.random.default_rng(6).integers(0, 255, (30, 40, 3), dtype=np.uint8).repeat(9, 0).repeat(9, 1)
     exif = Image.Exif()
-    exif[0x0112] = orientation
-    undo = {3: Image.Transpose.ROTATE_180, 6: Image.Transpose.ROTATE_90, 8: Image.Transpose.ROTATE_270}[orientation]
+    exif[0x0112] = 6
+    turned = Image.fromarray(upright).transpose(Image.Transpose.ROTATE_90)
     (tmp_path / "faces").mkdir()
-    Image.fromarray(upright).transpose(undo).save(
-        tmp_path / "faces" / "a.jpg", quality=98, subsampling=0, exif=exif.tobytes()
-    )
+    turned.save(tmp_path / "faces" / "a.jpg", quality=98, subsampling=0, exif=exif.tobytes())
     (tmp_path / "pairs.txt").write_text("a.jpg a.jpg 1\n")
     points = 1.4 * ARCFACE_TEMPLATE + [60.0, 20.0]
     (tmp_path / "landmarks.txt").write_text("a.jpg " + " ".join(map(str, points.reshape(-1))))
@@ -230,10 +199,3 @@ def test_landmarks_of_the_upright_photo_align_a_turned_one(orientation, tmp_path
     found = decode_pairs(read_verification_set(made.path), 112)[0].astype(int)
     wanted = aligned(upright, similarities_to_template(points[None])[0])
     assert np.abs(found - wanted).mean() < 4
-
-
-def test_inspect_counts_what_is_turned():
-    sample = ImageSample()
-    for body in bodies():
-        sample.add(body, "test")
-    assert sample.facts()["turned by EXIF orientation"] == 16

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import struct
-import zlib
 
 import numpy as np
 import pytest
@@ -22,20 +21,8 @@ def _claiming(height: int, width: int) -> bytes:
     return JPEG[:start] + struct.pack(">HH", height, width) + JPEG[start + 4 :]
 
 
-def _png(pixels: np.ndarray) -> bytes:
-    height, width, _ = pixels.shape
-
-    def chunk(kind: bytes, body: bytes) -> bytes:
-        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
-
-    rows = b"".join(b"\0" + row.tobytes() for row in pixels)
-    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
-
-
 def test_size_is_read_without_decoding():
     assert image_size(JPEG, where="test") == (48, 32)
-    assert image_size(_png(PIXELS), where="test") == (48, 32)
 
 
 def test_a_jpeg_decodes_to_rgb():
@@ -47,34 +34,15 @@ def test_a_jpeg_decodes_to_rgb():
     assert np.abs(decoded.astype(int) - flat.astype(int)).max() <= 3
 
 
-def test_a_grey_jpeg_fills_three_channels():
-    grey = simplejpeg.encode_jpeg(PIXELS[:, :, :1].copy(), colorspace="GRAY")
-    pixels = decode_image(grey, where="test")
-    assert pixels.shape == (48, 32, 3)
-    assert (pixels[..., 0] == pixels[..., 1]).all()
-
-
-def test_a_png_decodes_where_pillow_is_installed():
-    pytest.importorskip("PIL", reason="Pillow is not installed")
-    assert np.array_equal(decode_image(_png(PIXELS), where="test"), PIXELS)
-
-
-@pytest.mark.parametrize("size", [(20000, 20000), (1, 65535), (65535, 1), (0, 10)])
-def test_a_header_that_claims_too_much_is_refused_before_decoding(size: tuple[int, int]):
-    with pytest.raises(ImageDecodeError, match="record 3"):
-        decode_image(_claiming(*size), where="record 3")
-
-
-@pytest.mark.parametrize(
-    "body", [b"", b"\xff\xd8", JPEG[:100], b"GIF89a", JPEG[: len(JPEG) // 2], b"\x89PNG\r\n\x1a\n"]
-)
-def test_damage_is_an_error_that_says_where(body: bytes):
-    with pytest.raises(ImageDecodeError, match="record 3"):
-        decode_image(body, where="record 3")
+def test_damage_and_claims_are_errors_that_say_where():
+    claims = [_claiming(*size) for size in ((20000, 20000), (1, 65535), (65535, 1), (0, 10))]
+    for body in (b"", b"\xff\xd8", JPEG[:100], b"GIF89a", JPEG[: len(JPEG) // 2], b"\x89PNG\r\n\x1a\n", *claims):
+        with pytest.raises(ImageDecodeError, match="record 3"):
+            decode_image(body, where="record 3")
 
 
 @pytest.mark.parametrize("channels_last", [False, True])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_network_input_is_normalised_in_any_layout(dtype: torch.dtype, channels_last: bool):
     images_u8 = torch.arange(256, dtype=torch.uint8).repeat(3).view(1, 16, 16, 3)
 
@@ -84,7 +52,8 @@ def test_network_input_is_normalised_in_any_layout(dtype: torch.dtype, channels_
     assert images.shape == (1, 3, 16, 16)
     assert torch.equal(images, truth.to(torch.float64 if dtype == torch.float64 else torch.float32).to(dtype))
     assert images.is_contiguous(memory_format=torch.channels_last) == channels_last
-    assert images.min() == -1.0
+    images_u8.fill_(255)
+    assert images.min() == -1.0, "it owns its memory"
     assert images.max() == 1.0
 
 
@@ -92,13 +61,6 @@ def test_planar_and_interleaved_pixels_give_the_same_input():
     images_u8 = torch.from_numpy(PIXELS)[None]
     planar = to_network_input(images_u8.permute(0, 3, 1, 2).contiguous(), device=torch.device("cpu"))
     assert torch.equal(planar, to_network_input(images_u8, device=torch.device("cpu")))
-
-
-def test_input_owns_its_memory():
-    images_u8 = torch.zeros(1, 4, 4, 3, dtype=torch.uint8)
-    images = to_network_input(images_u8, device=torch.device("cpu"))
-    images_u8.fill_(255)
-    assert (images == -1.0).all()
 
 
 def test_other_pixels_are_refused():

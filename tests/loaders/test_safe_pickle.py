@@ -41,23 +41,23 @@ CONTENT: dict[str, Any] = {
 # --- dictionaries ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("protocol", PROTOCOLS[1:])
-def test_what_pickle_wrote_comes_back(protocol: int):
-    for content in (
-        {"a": {"b": {"c": []}}, "d": {}},
-        [{"same": "same"}] * 3,
-        {f"key{index}": [index, (1, "ä"), None, True, -2.5, 1 << 70] for index in range(300)},
-        {3: "a", -7: 2.5, 1 << 20: []},
-    ):
-        assert load_plain_pickle(pickle.dumps(content, protocol), metadata=True) == content
+def test_what_pickle_wrote_comes_back():
+    for protocol in PROTOCOLS[1:]:
+        for content in (
+            {"a": {"b": {"c": []}}, "d": {}},
+            [{"same": "same"}] * 3,
+            {f"key{index}": [index, (1, "ä"), None, True, -2.5, 1 << 70] for index in range(300)},
+            {3: "a", -7: 2.5, 1 << 20: []},
+        ):
+            assert load_plain_pickle(pickle.dumps(content, protocol), metadata=True) == content
 
 
-@pytest.mark.parametrize("protocol", PROTOCOLS)
 @pytest.mark.parametrize("key", [(1, 2), ((("a",),),), None, True, 1.5, 1 << 80, np.float64(2.0)])
-def test_other_keys_are_refused_wherever_they_stand(key: Any, protocol: int):
-    for content in ({key: 1}, {"a": 1, key: 2}, {"a": [{"b": {key: 3}}]}, [{"x": 1}, {key: key}]):
-        with pytest.raises(PickleRefusedError):
-            load_plain_pickle(pickle.dumps(content, protocol), metadata=True)
+def test_other_keys_are_refused_wherever_they_stand(key: Any):
+    for protocol in PROTOCOLS:
+        for content in ({key: 1}, {"a": 1, key: 2}, {"a": [{"b": {key: 3}}]}, [{"x": 1}, {key: key}]):
+            with pytest.raises(PickleRefusedError):
+                load_plain_pickle(pickle.dumps(content, protocol), metadata=True)
 
 
 def test_a_key_that_went_through_the_memo_is_followed():
@@ -66,20 +66,11 @@ def test_a_key_that_went_through_the_memo_is_followed():
         load_plain_pickle(b"\x80\x02)q\x00}h\x00K\x01s.", metadata=True)
 
 
-@pytest.mark.parametrize(
-    "body",
-    [b"s.", b"}s.", b"u.", b"a.", b"\x85.", b"R.", b"h\x00.", b"\x94.", b"d.", b".", b"(\x85.", b"NNa.", b"](Nu."],
-)  # fmt: skip
-def test_taking_what_is_not_there_is_damage(body: bytes):
-    with pytest.raises((PickleDamagedError, PickleRefusedError)):
-        load_plain_pickle(b"\x80\x02" + body, metadata=True)
-
-
-def test_sixty_thousand_keys_of_one_hash_are_refused_at_the_first():
-    assert hash((-1, -2)) == hash((-2, -1))
-    keys = b"".join(b"(" + (b"J\xff\xff\xff\xff" if bit else b"J\xfe\xff\xff\xff") * 2 + b"tN" for bit in (0, 1))
-    with pytest.raises(PickleRefusedError, match="neither text nor a number"):
-        load_plain_pickle(b"\x80\x02}(" + keys * 30_000 + b"u.", metadata=True)
+def test_taking_what_is_not_there_is_damage():
+    bodies = [b"s", b"}s", b"u", b"a", b"\x85", b"R", b"h\x00", b"\x94", b"d", b"", b"(\x85", b"NNa", b"](Nu"]
+    for body in bodies:
+        with pytest.raises((PickleDamagedError, PickleRefusedError)):
+            load_plain_pickle(b"\x80\x02" + body + b".", metadata=True)
 
 
 # --- archives --------------------------------------------------------------------------------------------------------
@@ -96,11 +87,6 @@ def _write(path: Path, members: dict[str, bytes], compression: int = zipfile.ZIP
     return path
 
 
-def test_the_pickle_of_what_torch_saved_is_found(tmp_path: Path):
-    torch.save({f"layer{index}": torch.zeros(3) for index in range(40)}, tmp_path / "a.pth")
-    assert _read(tmp_path / "a.pth")[-1:] == b"."
-
-
 @pytest.mark.parametrize(
     ("members", "compression", "said"),
     [
@@ -108,7 +94,7 @@ def test_the_pickle_of_what_torch_saved_is_found(tmp_path: Path):
         ({"x": b""}, zipfile.ZIP_STORED, r"without one data\.pkl"),
         ({"x": b"", "a/data.pkl": b"N.", "b/data.pkl": b"N."}, zipfile.ZIP_STORED, r"without one data\.pkl"),
         ({"a/data.pkl": b"N.", **{f"a/data/{i}": b"" for i in range(200)}}, zipfile.ZIP_STORED, "201 members"),
-        ({"a/data.pkl": b"N.", **{f"{i:060}": b"" for i in range(40_000)}}, zipfile.ZIP_STORED, "a list of members of"),
+        ({"a/data.pkl": b"N.", **{f"{i:060000}": b"" for i in range(70)}}, zipfile.ZIP_STORED, "a list of members of"),
         ({"a/data.pkl": bytes((1 << 20) + 1)}, zipfile.ZIP_STORED, "more than"),
     ],
     ids=["compressed", "no pickle", "two pickles", "members", "directory", "large pickle"],
@@ -180,7 +166,7 @@ def test_a_file_cut_short_and_one_that_is_not_there_are_named(tmp_path: Path):
     path = tmp_path / "metadata.pt"
     torch.save(CONTENT, path)
     whole = path.read_bytes()
-    for size in range(0, len(whole), 97):
+    for size in range(0, len(whole), 397):
         path.write_bytes(whole[:size])
         with pytest.raises(TorchMetadataError, match="cut short"):
             read_torch_metadata(path)
@@ -189,10 +175,9 @@ def test_a_file_cut_short_and_one_that_is_not_there_are_named(tmp_path: Path):
         read_torch_metadata(path)
 
 
-@pytest.mark.slow
-def test_a_key_nested_a_million_deep_is_refused_and_not_hashed(tmp_path: Path):
+def test_a_key_nested_very_deep_is_refused_and_not_hashed(tmp_path: Path):
     """Hashing it overflows the stack of the process, hence the child."""
-    path = _write(tmp_path / "metadata.pt", {"archive/data.pkl": b"\x80\x02})" + b"\x85" * 1_000_000 + b"Ns."})
+    path = _write(tmp_path / "metadata.pt", {"archive/data.pkl": b"\x80\x02})" + b"\x85" * 200_000 + b"Ns."})
 
     def read() -> None:
         with pytest.raises(TorchMetadataError, match="a key at offset"):

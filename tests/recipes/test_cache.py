@@ -13,13 +13,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 from forked_python import forked_python
+from small_cache import build
 from tests_support import ROOT
 from tiny_training import tiny_recipe, write_tiny_records
 
 from adadistill.core.backbones import BackboneConfig, build_backbone
 from adadistill.core.checkpoints.network_checkpoint import save_network
 from adadistill.core.recipe import dump_recipe
-from adadistill.loaders.block_store.teacher_cache import CacheWriter, TeacherCache
+from adadistill.loaders.block_store.teacher_cache import TeacherCache
 from adadistill.recipes import cache, cache_teacher, cli
 
 NETWORK = BackboneConfig(arch="mobilefacenet", width=0.125, embedding_dim=16)
@@ -75,11 +76,8 @@ def test_build_prints_rows_size_speed_and_digest_and_says_when_nothing_was_to_do
     printed = capsys.readouterr().out
     assert "already complete" in printed
     assert digest in printed
-
-
-def test_the_entry_point_for_torchrun_makes_the_same_files(recipe: Path, tmp_path: Path):
-    arguments = [str(recipe), f"teacher.cache={tmp_path}/new", "--device", "cpu", "--batch-size", "10"]
-    assert cache_teacher.main(arguments) == 0
+    assert cache_teacher.main(arguments[2:]) == 0, "the entry point for torchrun"
+    assert "already complete" in capsys.readouterr().out
     assert _bytes(tmp_path / "new") == _bytes(recipe.parent / "cache")
 
 
@@ -88,21 +86,15 @@ def test_the_entry_point_for_torchrun_makes_the_same_files(recipe: Path, tmp_pat
     [
         (["build", "nowhere.yaml"], "no such file"),
         (["build", "{recipe}", "teacher.cache=null"], "set teacher.cache=FOLDER"),
-        (["build", "{recipe}", "teacher.checkpoint=nowhere"], "nowhere"),
-        (["build", "{recipe}", "data.records=nowhere.rec"], "nowhere.rec"),
         (["build", "{recipe}", "--batch-size", "9"], "block_records: 10 stored, 9 wanted"),
         (["build", "{recipe}", "--batch-size", "0"], "must be positive, got 0"),
-        (["build", "{recipe}", "--views", "plain", "--batch-size", "10"], "views"),
         (["build", "{recipe}", "--device", "tpu"], "unknown device"),
         (["check", "nowhere"], "no cache at nowhere"),
         (["check", "{cache}", "--recompute", "3"], "--recipe"),
-        (["check", "{cache}", "teacher.color=bgr"], "--recipe"),
         (["check", "{cache}", "--recipe", "{recipe}", "teacher.checkpoint={folder}/other"], "another teacher"),
         (["check", "{cache}", "teacher.color=bgr", "--recipe", "{recipe}"], "other preprocessing"),
         (["check", "{cache}", "--recipe", "{recipe}", "--recompute", "0"], "must be positive, got 0"),
-        (["describe", "nowhere"], "no cache at nowhere"),
         (["import", "nowhere.npy", "out", "--records", "{folder}/train.rec"], "nowhere.npy"),
-        (["import", "{folder}/teacher.npy", "out", "--records", "nowhere.rec"], "nowhere.rec"),
         (["import", "{folder}/pairs.bin", "out", "--records", "{folder}/train.rec"], "no .npy file"),
     ],
 )
@@ -126,11 +118,11 @@ def test_mistakes_exit_2_with_one_message(
     assert _bytes(folder / "cache") == before
 
 
-@pytest.mark.parametrize(("arguments", "code"), [([], 2), (["rebuild"], 2), (["--help"], 0)])
-def test_without_a_verb_the_verbs_are_listed(arguments: list[str], code: int, capsys: pytest.CaptureFixture[str]):
-    assert cache.main(arguments) == code
-    said = capsys.readouterr()
-    assert "adadistill cache check FOLDER" in (said.err if code else said.out)
+def test_without_a_verb_the_verbs_are_listed(capsys: pytest.CaptureFixture[str]):
+    for arguments, code in (([], 2), (["rebuild"], 2), (["--help"], 0)):
+        assert cache.main(arguments) == code
+        said = capsys.readouterr()
+        assert "adadistill cache check FOLDER" in (said.err if code else said.out)
 
 
 def test_a_damaged_record_exits_1_and_is_named(recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
@@ -176,12 +168,7 @@ def test_check_with_a_recipe_compares_teacher_records_views_and_rows(recipe: Pat
 
 
 def test_check_finds_rows_that_the_teacher_never_said(recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    header = TeacherCache(recipe.parent / "cache").header
-    draw = np.random.RandomState(0)
-    with CacheWriter(tmp_path / "forged", header, main=True) as writer:
-        for block in range(header.num_blocks):
-            rows = draw.normal(size=(len(header.block_record_range(block)), 2, 16))
-            writer.write_block(block, (rows / np.linalg.norm(rows, axis=2, keepdims=True)).astype(np.float16))
+    build(tmp_path / "forged", TeacherCache(recipe.parent / "cache").header)
     check = ["check", str(tmp_path / "forged"), "--recipe", str(recipe), "--device", "cpu"]
     assert cache.main(check) == 0, "checksums alone cannot tell"
     assert cache.main([*check, "--recompute", "7"]) == 1

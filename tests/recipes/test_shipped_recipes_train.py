@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
@@ -14,7 +14,7 @@ from adadistill.core.backbones import BackboneConfig, build_backbone
 from adadistill.core.checkpoints.network_checkpoint import save_network
 from adadistill.core.distributed import Ranks
 from adadistill.core.method.centre_files import stored_centres, write_centres
-from adadistill.core.recipe import Recipe, load_overlaid_recipe, load_recipe, shipped_recipes
+from adadistill.core.recipe import Recipe, dump_recipe, load_overlaid_recipe, load_recipe, shipped_recipes
 from adadistill.core.teachers.config import NETWORK_SOURCES
 from adadistill.core.training.optimiser import learning_rate
 from adadistill.core.training.run import run_training
@@ -27,18 +27,20 @@ from adadistill.loaders.synthetic.synthetic_faces import (
 from adadistill.recipes.ablation.plan import shipped_variants
 
 FLAGSHIP = "ms1mv2_ir50_to_mobilefacenet"
-SIDE = 32
-BATCH = 16  # all records: each of the two steps is an epoch, so that warm-ups end, rates drop and views change
+SIDE = 16
+BATCH = 8  # all records: each of the two steps is an epoch, so that warm-ups end, rates drop and views change
 WIDTH = 0.125
 
 
 @dataclass(frozen=True)
 class TinyFiles:
-    """Everything a recipe may read, at 32 x 32 pixels."""
+    """Everything a recipe may read, at 16 x 16 pixels."""
 
     records: Path
     pairs: Path
     folder: Path
+    trained: set[str] = field(default_factory=set)
+    """Recipes that were trained, but for their names: at these sizes and lengths some are one."""
 
     def teacher(self, dim: int) -> Path:
         """A narrow, untrained network with embeddings of `dim` numbers, made when first asked for."""
@@ -61,7 +63,7 @@ class TinyFiles:
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> TinyFiles:
     folder = tmp_path_factory.mktemp("tiny")
-    faces = SyntheticFacesConfig(image_size=SIDE, identities=4, images_per_identity=4)
+    faces = SyntheticFacesConfig(image_size=SIDE, identities=4, images_per_identity=2)
     records = write_synthetic_records(folder / "faces", faces)
     return TinyFiles(records, write_synthetic_pairs(folder / "pairs.bin", faces, pairs=20), folder)
 
@@ -92,7 +94,11 @@ def _two_steps(recipe: Recipe, files: TinyFiles) -> list[str]:
     return overrides
 
 
-def _train_two_steps(recipe: Recipe, run: Path) -> None:
+def _train_two_steps(recipe: Recipe, files: TinyFiles, run: Path) -> None:
+    text = dump_recipe(replace(recipe, name="any"))
+    if text in files.trained:
+        return
+    files.trained.add(text)
     result = run_training(recipe, run, ranks=Ranks())
 
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
@@ -116,7 +122,7 @@ def test_a_shipped_recipe_trains_for_two_steps(name: str, files: TinyFiles, tmp_
         assert getattr(small, kept) == getattr(recipe, kept), kept
     assert (small.centres.kind, small.centres.placement) == (recipe.centres.kind, recipe.centres.placement)
     assert (small.student.arch, small.optim.schedule) == (recipe.student.arch, recipe.optim.schedule)
-    _train_two_steps(small, tmp_path / "run")
+    _train_two_steps(small, files, tmp_path / "run")
 
 
 @pytest.mark.parametrize("variant", shipped_variants())
@@ -124,4 +130,4 @@ def test_a_shipped_variant_of_the_demo_trains_for_two_steps(variant: str, files:
     overlay = shipped_variants()[variant]
     sizes = _two_steps(load_recipe("demo_distilled"), files)
 
-    _train_two_steps(load_overlaid_recipe("demo_distilled", sizes, overlay=overlay), tmp_path / "run")
+    _train_two_steps(load_overlaid_recipe("demo_distilled", sizes, overlay=overlay), files, tmp_path / "run")

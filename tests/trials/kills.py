@@ -14,6 +14,7 @@ import json
 import signal
 import statistics
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
@@ -21,15 +22,14 @@ from random import Random
 from adadistill.core.checkpoints import CheckpointError, list_checkpoints, newest_valid_checkpoint
 from adadistill.core.checkpoints.files import step_of
 from adadistill.core.training.run_folder import RunFolder
-from trials.outcome import TrialOutcome
-from trials.small_run import Ending, SmallRun, difference, ending_of, write_small_run
+from trials.small_run import Ending, SmallRun, difference, ending_of, lines_logged, write_small_run
 from trials.tally import Tally
-from trials.training_process import TrainingProcess, rank_environments
+from trials.training_process import TrainingProcess
 
 _LIMIT_S = 180.0
-"""Of a run that nobody kills, and of a wait for something that it does within a second on a quiet machine."""
+"""Seconds that a run may take that nobody kills, and something that is done within one on a quiet machine."""
 _NOTICED_S = 60.0
-"""Within which a rank must have ended after another one was killed."""
+"""Seconds within which a rank must have ended after another one was killed."""
 _POLL_S = 0.0005
 _ANY_MOMENT, _IN_A_SAVE, _ONE_OF_TWO = "SIGKILL at any moment", "SIGKILL during a save", "SIGKILL of one rank of two"
 _RESUMES = "resumes, not older than the last completed save"
@@ -37,14 +37,13 @@ _SAME_END = "ends in the bits, and the log lines, of a run that was never killed
 
 
 @dataclass(slots=True)
-class _Victim:
+class Victim:
     """A run that is killed again and again."""
 
     run: SmallRun
     folder: Path
     ranks: int
     kills: int = 0
-    """Since it began."""
     floor: int = 0
     """Step of the last completed save, as seen before the last kill."""
     goes_on_from: int = 0
@@ -54,19 +53,9 @@ class _Victim:
     broken_at_the_end: str = ""
     """What was wrong with how it went on for the last time, where it came to its end before the signal."""
 
-    def start(self) -> list[TrainingProcess]:
-        environments = [{}] if self.ranks == 1 else rank_environments(self.ranks)
-        log = self.folder.with_name(f"{self.folder.name}.log")
-        return [TrainingProcess(self.run.arguments(self.folder), log, one) for one in environments]
-
     def completed(self) -> int:
         """Step of the newest save that has been completed, by its name alone; 0 if there is none."""
         return max((step_of(path) or 0 for path in list_checkpoints(self.folder)), default=0)
-
-    def logged(self) -> int:
-        """Bytes of its log of steps."""
-        metrics = RunFolder(self.folder).metrics
-        return metrics.stat().st_size if metrics.exists() else 0
 
     def saving(self) -> bool:
         """Whether a save is under way, or was left half done."""
@@ -92,18 +81,6 @@ class _Victim:
         return ""
 
 
-def run(*, tiny: bool, seed: int, folder: Path) -> list[TrialOutcome]:
-    """All trials of this family; `tiny` for seconds."""
-    small = write_small_run(folder / "data", epochs=2 if tiny else 8, identities=4096 if tiny else 32768)
-    outcomes: list[TrialOutcome] = []
-    for ranks, kinds in ((1, (_ANY_MOMENT, _IN_A_SAVE)), (2, (_ONE_OF_TWO,))):
-        whole = _uninterrupted(_Victim(small, folder / f"whole-on-{ranks}", ranks))
-        for kind in kinds:
-            count = 1 if tiny else 20 if kind is _ONE_OF_TWO else 50
-            outcomes += _kill_runs(kind, small, whole, count, Random(f"{seed} {kind}"), folder / kind.replace(" ", "-"))
-    return outcomes
-
-
 @dataclass(frozen=True, slots=True)
 class _Whole:
     """A run that nobody killed."""
@@ -112,67 +89,69 @@ class _Whole:
     ending: Ending
     seconds: float
     save_s: float
-    """Of one save, in the middle of them."""
+    """Seconds of one save, in the middle of them."""
 
 
-def _kill_runs(kind: str, run: SmallRun, whole: _Whole, count: int, random: Random, folder: Path) -> list[TrialOutcome]:
-    folder.mkdir(parents=True)
+def run(*, tiny: bool, seed: int, folder: Path) -> list[Tally]:
+    """All trials of this family; `tiny` for seconds."""
+    small = write_small_run(folder / "data", epochs=2 if tiny else 8, centres=4096 if tiny else 32768)
+    TrainingProcess(["--help"], folder / "imports.log").wait(_LIMIT_S)  # the first one waits for imports
+    tallies: list[Tally] = []
+    for ranks, kinds in ((1, (_ANY_MOMENT, _IN_A_SAVE)), (2, (_ONE_OF_TWO,))):
+        whole = _uninterrupted(Victim(small, folder / f"whole-on-{ranks}", ranks))
+        for kind in kinds:
+            count = 1 if tiny else 20 if kind is _ONE_OF_TWO else 50
+            tallies += _kill_runs(kind, small, whole, count, Random(f"{seed} {kind}"), folder / kind.replace(" ", "-"))
+    return tallies
+
+
+def _uninterrupted(victim: Victim) -> _Whole:
+    started = time.monotonic()
+    processes = victim.run.start(victim.folder, victim.ranks)
+    saves: list[float] = []
+    while not all(process.ended for process in processes) and time.monotonic() < started + _LIMIT_S:
+        if victim.saving():
+            begun = time.monotonic()
+            _wait(lambda: not victim.saving() or processes[0].ended, started + _LIMIT_S)
+            saves.append(time.monotonic() - begun)
+        time.sleep(_POLL_S)
+    codes = [process.wait(1.0) for process in processes]
+    if any(codes) or None in codes:
+        raise RuntimeError(f"a run that nobody killed ended with {codes}:\n{processes[0].told()[-2000:]}")
+    return _Whole(victim.ranks, ending_of(victim.folder), time.monotonic() - started, statistics.median(saves))
+
+
+def _kill_runs(kind: str, run: SmallRun, whole: _Whole, count: int, random: Random, folder: Path) -> list[Tally]:
+    folder.mkdir()
     killed = Tally("training run", kind, _RESUMES)
     finished = Tally("training run", f"{kind}, until the run is over", _SAME_END)
     number = 0
     while killed.trials < count:
         number += 1
-        victim = _Victim(run, folder / f"run-{number}", whole.ranks)
+        victim = Victim(run, folder / f"run-{number}", whole.ranks)
         while killed.trials < count and _kill_once(kind, victim, killed, random, whole):
             pass
         if victim.kills:
             finished.add(f"after {'1 kill' if victim.kills == 1 else 'several kills'}", _finish(victim, whole.ending))
-    return [killed.outcome(), finished.outcome()]
+    return [killed, finished]
 
 
-def _uninterrupted(victim: _Victim) -> _Whole:
-    TrainingProcess(["--help"], victim.folder.with_suffix(".log")).wait(_LIMIT_S)  # the first one waits for imports
-    started = time.monotonic()
-    processes = victim.start()
-    saves: list[float] = []
-    begun: float | None = None
-    while not all(process.ended for process in processes) and time.monotonic() < started + _LIMIT_S:
-        saving = victim.saving()
-        if saving and begun is None:
-            begun = time.monotonic()
-        if not saving and begun is not None:
-            saves.append(time.monotonic() - begun)
-            begun = None
-        time.sleep(_POLL_S)
-    codes = [process.wait(1.0) for process in processes]
-    if codes != [0] * victim.ranks:
-        raise RuntimeError(f"a run that nobody killed ended with {codes}:\n{processes[0].told()[-2000:]}")
-    return _Whole(
-        ranks=victim.ranks,
-        ending=ending_of(victim.folder),
-        seconds=time.monotonic() - started,
-        save_s=statistics.median(saves),
-    )
-
-
-def _kill_once(kind: str, victim: _Victim, tally: Tally, random: Random, whole: _Whole) -> bool:
+def _kill_once(kind: str, victim: Victim, tally: Tally, random: Random, whole: _Whole) -> bool:
     """Let the run go on and kill it; False if it came to its end first."""
-    logged = victim.logged()
-    processes = victim.start()
+    logged = lines_logged(victim.folder)
+    processes = victim.run.start(victim.folder, victim.ranks)
     target = processes[-1]
     deadline = time.monotonic() + _LIMIT_S
     if kind is _ANY_MOMENT:
         delay_s = random.uniform(0.0, whole.seconds)
     else:
         # Past the start: of the start of several ranks torchrun takes care, as no rank has met another yet.
-        while not target.ended and victim.logged() == logged and time.monotonic() < deadline:
-            time.sleep(_POLL_S)
-        for _ in range(random.randrange(6)):
-            _wait_for_a_save(victim, target, deadline)
+        _wait(lambda: target.ended or lines_logged(victim.folder) > logged, deadline)
+        for _ in range(random.randrange(6)):  # saves
+            _wait(lambda: target.ended or not victim.saving(), deadline)
+            _wait(lambda: target.ended or victim.saving(), deadline)
         delay_s = random.uniform(0.0, 1.2 * whole.save_s)
-    moment = time.monotonic() + delay_s
-    while not target.ended and time.monotonic() < moment:
-        time.sleep(min(_POLL_S, delay_s))
+    _wait(lambda: target.ended, time.monotonic() + delay_s)
     completed = victim.completed()
     target.kill()
     others = [process.wait(_NOTICED_S) for process in processes[:-1]]
@@ -188,26 +167,25 @@ def _kill_once(kind: str, victim: _Victim, tally: Tally, random: Random, whole: 
     broken = victim.broken_promise()
     if None in others or 0 in others:
         broken = f"rank 0 ended with {others} within {_NOTICED_S:.0f} s after rank 1 was killed"
-    if "Traceback" in target.told():
-        broken = f"no error of ours: {target.told()[-300:]}"
+    if told := next((told for told in (process.told() for process in processes) if "Traceback" in told), ""):
+        broken = f"no error of ours: {told[-300:]}"
     if target.wait(0.0) != -signal.SIGKILL:
         broken = f"ended by itself with {target.wait(0.0)}: {target.told()[-300:]}"
     tally.add(where, broken and f"kill {tally.trials} in {victim.folder.name}: {broken}")
     return True
 
 
-def _wait_for_a_save(victim: _Victim, target: TrainingProcess, deadline: float) -> None:
-    """Until the next save begins."""
-    for saving in (False, True):
-        while victim.saving() is not saving and not target.ended and time.monotonic() < deadline:
-            time.sleep(_POLL_S)
+def _wait(come: Callable[[], bool], deadline: float) -> None:
+    """Until a condition holds, or a moment has come."""
+    while not come() and time.monotonic() < deadline:
+        time.sleep(min(_POLL_S, max(0.0, deadline - time.monotonic())))
 
 
-def _finish(victim: _Victim, expected: Ending) -> str:
+def _finish(victim: Victim, expected: Ending) -> str:
     """Let the run come to its end; what is wrong with that end."""
-    processes = victim.start()
+    processes = victim.run.start(victim.folder, victim.ranks)
     codes = [process.wait(_LIMIT_S) for process in processes]
-    if any(codes):
+    if any(codes) or None in codes:
         return f"{victim.folder.name} ended with {codes}: {processes[0].told()[-300:]}"
     try:
         found = victim.broken_at_the_end or victim.broken_promise() or difference(ending_of(victim.folder), expected)

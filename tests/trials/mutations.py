@@ -1,97 +1,79 @@
 """Hostile input: seeded mutations of every format that strangers write, each met by the reader that users meet.
 
-For each format a thousand mutations of well-formed originals, in processes that are watched: what is not refused by an
-error of ours that names the file, or read correctly, did not hold. Nor did what took a gigabyte or a minute, brought
-the process down, ran what a file asked for, or wrote outside its folder.
+For each target a thousand mutants of well-formed originals, in processes that are watched: what is not refused by an
+error of ours that names the file, or read correctly, did not hold. Nor did what took half a gigabyte or a minute,
+brought the process down, ran what a file asked for, or wrote outside its folder. One trial is tried again, in a folder
+that is kept, by `python -m trials.mutations TARGET SEED NUMBER 1 FOLDER` with tests/ on PYTHONPATH.
 """
 
 from __future__ import annotations
 
-import collections
 import json
+import logging
+import resource
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from trials.child_environment import child_environment
-from trials.mutation_kinds.catalogue import KINDS
-from trials.outcome import TrialOutcome
+from trials.tally import Tally
+from trials.targets.table import TARGETS
+from trials.targets.target import Verdict, try_one
+from trials.training_process import child_environment
+from trials.watch import Watch
 
-_TRIALS, _TINY_TRIALS = 1000, 20
+OF_CHECKPOINTS = ("checkpoints", "resumed_runs")
+"""Targets of the family `corruption`."""
+_OTHERS = tuple(name for name in TARGETS if name not in OF_CHECKPOINTS)
+_TINY_SHARE = 50  # of the trials, one in so many
 _AT_ONCE = 500  # trials of one process: its start costs seconds, its end by a crash costs the rest of them
-_SILENT_S = 300.0
-_SHOWN = 10
-_FEWER = {"command_lines": 4}
-"""Kinds of which every so many trials is run: whole commands train and evaluate."""
+_MAX_DATA_BYTES = 6 << 30
+"""Bytes that the process may hold. What asks for more gets a MemoryError instead of the machine's last page."""
 
 
 def run(
-    *, tiny: bool, seed: int, folder: Path, kinds: Sequence[str] = tuple(KINDS), trials: int | None = None
-) -> list[TrialOutcome]:
-    """Try mutations of the kinds named; an outcome for each kind.
+    *, tiny: bool, seed: int, folder: Path, targets: Sequence[str] = _OTHERS, python: str = sys.executable
+) -> list[Tally]:
+    """Try mutations of the targets named.
 
     Args:
         tiny: a few of each, to see that they run.
         seed: with the number of a trial it decides everything that the trial does.
-        folder: gets a folder for each kind, removed where all its trials held.
-        kinds: names of `KINDS`.
-        trials: of each kind, in place of a thousand.
+        folder: gets a folder for each target, removed at its end.
+        targets: names of `TARGETS`.
+        python: starts the processes.
     """
-    count = trials or (_TINY_TRIALS if tiny else _TRIALS)
-    return [_try_kind(name, seed, max(1, count // _FEWER.get(name, 1)), folder / name) for name in kinds]
+    tallies: list[Tally] = []
+    for name in targets:
+        count = TARGETS[name].trials
+        command = [python, "-m", "trials.mutations", name, str(seed)]
+        tallies += _try_target(name, command, max(1, count // _TINY_SHARE) if tiny else count, folder / name)
+    return tallies
 
 
-def _try_kind(name: str, seed: int, count: int, folder: Path) -> TrialOutcome:
-    kind = KINDS[name]()
-    outcomes: collections.Counter[str] = collections.Counter()
-    failures: list[str] = []
-    peak_mib = 0.0
-    for row in _rows(name, seed, count, folder):
-        outcomes[row["outcome"]] += 1
-        peak_mib = max(peak_mib, row["peak_mib"])
-        if not row["held"]:
-            failures.append(f"{name} {seed}/{row['number']}: {row['damage']}: {row['outcome']}: {row['note']}")
-    shutil.rmtree(folder, ignore_errors=True)
-    return TrialOutcome(
-        group=kind.group,
-        damage=kind.damage,
-        promise=kind.promise,
-        trials=count,
-        held=count - len(failures),
-        outcomes=dict(outcomes.most_common()),
-        peak_mib=round(peak_mib, 1),
-        failures=tuple(failures[:_SHOWN]),
-    )
-
-
-def _rows(name: str, seed: int, count: int, folder: Path) -> Iterator[dict[str, Any]]:
-    """One row for each trial, those that brought their process down included."""
-    first = 0
+def _try_target(name: str, command: list[str], count: int, folder: Path) -> list[Tally]:
+    """One tally, or one for each kind of damage where the target does not describe them all."""
+    target, tallies, first = TARGETS[name], dict[str, Tally](), 0
     while first < count:
-        place = folder / f"from-{first}"
-        shutil.rmtree(place, ignore_errors=True)
-        place.mkdir(parents=True)
-        number = first - 1
-        for row in _process_rows(name, seed, first, min(_AT_ONCE, count - first), place):
-            number = row["number"]
-            if "outcome" in row:
-                yield row
-        first = number + 1
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        for row in _process_rows([*command, str(first), str(min(_AT_ONCE, count - first))], folder):
+            damage = target.damage or row["damage"]
+            tally = tallies.setdefault(damage, Tally(target.group, damage, target.promise))
+            broken = f"{name} {command[-1]} {row['number']}: {row['damage']}: {row['outcome']}: {row['note']}"
+            tally.add(row["outcome"], "" if row["held"] else broken, peak_mib=row["peak_mib"])
+            first = row["number"] + 1
+    shutil.rmtree(folder, ignore_errors=True)
+    return list(tallies.values())
 
 
-def _process_rows(name: str, seed: int, first: int, count: int, folder: Path) -> Iterator[dict[str, Any]]:
-    command = [
-        sys.executable,
-        "-m",
-        "trials.mutation_process",
-        name,
-        str(seed),
-        str(first),
-        str(count),
-    ]
+def _process_rows(command: list[str], folder: Path) -> Iterator[dict[str, Any]]:
+    """One row for each trial of a process; one that brought it down is the last."""
     errors = folder / "stderr.txt"
     with errors.open("wb") as stderr:
         process = subprocess.Popen(
@@ -108,11 +90,34 @@ def _process_rows(name: str, seed: int, first: int, count: int, folder: Path) ->
         for line in process.stdout:
             row = json.loads(line)
             begun = None if "outcome" in row else row["number"]
-            yield row
+            if begun is None:
+                yield row
     if process.returncode == 0:
         return
-    last = errors.read_text(errors="replace").strip()[-300:]
+    note = f"exit code {process.returncode}: {errors.read_text(errors='replace').strip()[-300:]}"
     if begun is None:
-        raise RuntimeError(f"the trials of {name} did not begin (exit code {process.returncode}): {last}")
-    note = f"exit code {process.returncode}: {last}"
-    yield {"number": begun, "outcome": "crashed", "held": False, "damage": "", "note": note, "peak_mib": 0.0}
+        raise RuntimeError(f"the trials did not begin: {note}")
+    outcome = "hung" if process.returncode == -signal.SIGALRM else "crashed"
+    yield {"number": begun, **asdict(Verdict(outcome, False, "unknown", note)), "peak_mib": 0.0}
+
+
+def main(arguments: list[str]) -> None:
+    """In a process of its own, as an audit hook stays and a decoder in C that falls takes its process with it."""
+    name, seed, first, count, where = arguments
+    folder, target = Path(where).resolve(), TARGETS[name]
+    logging.disable(logging.WARNING)
+    (folder / "originals").mkdir(parents=True)
+    material = target.make(folder / "originals")
+    resource.setrlimit(resource.RLIMIT_DATA, (_MAX_DATA_BYTES, resource.RLIM_INFINITY))
+    watch = Watch()
+    for number in range(int(first), int(first) + int(count)):
+        print(json.dumps({"number": number}), flush=True)
+        place = folder / "trial"
+        shutil.rmtree(place, ignore_errors=True)
+        place.mkdir()
+        verdict = watch.run(place, folder / "canary", partial(try_one, target, material, int(seed), number, place))
+        print(json.dumps({"number": number, **asdict(verdict), "peak_mib": watch.peak_mib}), flush=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,7 +1,7 @@
 """SIGTERM in every phase of a run: does it leave in time, with the right code, and with what it had done?
 
-Real processes of `adadistill train` and `adadistill cache build` on the demo's recipes, cut down to seconds, are asked
-to end at a moment drawn at random inside a phase:
+Real processes of `adadistill train` and `adadistill cache build` are asked to end at a moment drawn at random inside a
+phase:
 
     start-up     from the first moment of the interpreter to the first line of the run
     compile      the first step, in which `torch.compile` builds the student; needs a C++ compiler
@@ -18,7 +18,6 @@ interpreter has come to our first line the kernel itself ends a process on SIGTE
 
 from __future__ import annotations
 
-import json
 import os
 import random
 import shutil
@@ -26,129 +25,97 @@ import signal
 import subprocess
 import sys
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from adadistill.core.backbones import build_backbone
+from adadistill.core.backbones import BackboneConfig, build_backbone
 from adadistill.core.checkpoints import newest_valid_checkpoint
 from adadistill.core.checkpoints.network_checkpoint import save_network
-from adadistill.core.recipe import load_recipe
 from adadistill.core.training.metrics_log import read_metrics
 from adadistill.loaders.block_store.slots import EMPTY_SLOT, SLOT_BYTES, SLOTS_NAME
-from adadistill.loaders.synthetic.synthetic_faces import (
-    SyntheticFacesConfig,
-    write_synthetic_pairs,
-    write_synthetic_records,
-)
-from trials.outcome import TrialOutcome
+from trials.small_run import BATCH, EMBEDDING_DIM, IMAGE_SIZE, SmallRun, write_small_run
+from trials.tally import Tally
+from trials.training_process import child_environment
 
-LIMIT_S = 10.0
-"""From the signal to the end of the process."""
-PHASES = ("start-up", "compile", "training", "evaluation", "save", "cache build")
 TRIALS = {"start-up": 8, "compile": 4, "training": 8, "evaluation": 7, "save": 7, "cache build": 6}
+LIMIT_S = 10.0
+"""Seconds from the signal to the end of the process."""
 
-_FACES = SyntheticFacesConfig(image_size=32, seed=7, identities=32, images_per_identity=12)
-_RECORDS = _FACES.identities * _FACES.images_per_identity
-_BATCH = 16
+_IMAGES_EACH, _RECORDS = 48, 384
+_START_LIMIT_S, _ORPHAN_LIMIT_S = 120.0, 10.0
 _MARK = "ADADISTILL_SIGNAL_TRIAL"
-_START_LIMIT_S = 120.0
-_ORPHAN_LIMIT_S = 10.0
+_RARE_SAVES = ["checkpoint.every_steps=null", "checkpoint.every_epochs=1"]
+_CHANGES = {
+    "compile": ["compile=default", "evaluation.sets=[]", *_RARE_SAVES],
+    "evaluation": ["evaluation.every_epochs=1", "evaluation.batch_size=4", *_RARE_SAVES],
+    "save": ["evaluation.sets=[]"],
+}
 
 
 @dataclass(frozen=True, slots=True)
-class _Trial:
+class Signalled:
     """One signalled process, as seen from outside."""
 
     code: int | None
     seconds: float
-    """From the signal to its end."""
+    """Seconds from the signal to its end."""
     error: str
     orphans: int
     reached: int
     """Steps, or blocks, that it had reported as done."""
 
 
-def run(*, tiny: bool, seed: int, folder: Path, phases: Sequence[str] = PHASES) -> list[TrialOutcome]:
+def run(
+    *, tiny: bool, seed: int, folder: Path, phases: Sequence[str] = tuple(TRIALS), python: str = sys.executable
+) -> list[Tally]:
     """Send SIGTERM forty times, or once in each phase.
 
     Args:
         tiny: one trial of each phase.
         seed: of the moments; the machine's own timing is not repeatable.
         folder: for faces, runs and caches; some megabytes.
-        phases: of `PHASES`.
+        phases: of `TRIALS`.
+        python: starts the processes.
     """
-    faces = folder / "faces"
-    write_synthetic_records(faces, _FACES)
-    write_synthetic_pairs(faces / "pairs.bin", _FACES, pairs=400)
-    _save_teacher(faces, folder / "teacher")
+    small = write_small_run(folder / "data", epochs=10_000, centres=1024, images_each=_IMAGES_EACH, pairs=400)
+    backbone = BackboneConfig(arch="mobilefacenet", embedding_dim=EMBEDDING_DIM, width=0.125)
+    network = build_backbone(backbone, IMAGE_SIZE, generator=0)  # what it says does not matter here
+    save_network(folder / "teacher", network.eval(), backbone, IMAGE_SIZE)
     generator = random.Random(seed)
     return [
-        _phase(phase, 1 if tiny else TRIALS[phase], generator, faces, folder)
+        _phase(phase, 1 if tiny else TRIALS[phase], generator, small, folder, python)
         for phase in phases
         if phase != "compile" or any(map(shutil.which, ("g++", "clang++", "c++")))
     ]
 
 
-def _phase(phase: str, trials: int, generator: random.Random, faces: Path, folder: Path) -> TrialOutcome:
+def _phase(phase: str, trials: int, generator: random.Random, small: SmallRun, folder: Path, python: str) -> Tally:
+    tally = Tally(
+        "signal",
+        f"SIGTERM during {phase}",
+        f"exits 143 within {LIMIT_S:g} s, keeps what was done, resumes, leaves no process",
+    )
     own = folder / phase.replace(" ", "_")
-    outcomes: Counter[str] = Counter()
-    failures: list[str] = []
     for number in range(trials):
         if phase == "cache build" and _reached(phase, own) > _RECORDS // 2:
             shutil.rmtree(own)  # else this build might be done before its signal
-        command = _command(phase, faces, own, folder / "teacher")
+        command = [python, "-m", *_command(phase, small, own, folder / "teacher")]
         trial = _signalled(command, _moment(phase, own, generator), lambda: _reached(phase, own))
-        problem = _problem(phase, own, trial)
-        outcomes[problem.split(":")[0] if problem else _ending(phase, own)] += 1
-        if problem:
-            failures.append(f"trial {number}: {problem}")
-    return TrialOutcome(
-        group="signal",
-        damage=f"SIGTERM during {phase}",
-        promise=f"exits 143 within {LIMIT_S:g} s, keeps what was done, resumes, leaves no process",
-        trials=trials,
-        held=trials - len(failures),
-        outcomes=dict(outcomes),
-        failures=tuple(failures[:10]),
-    )
+        problem = problem_of(phase, own, trial)
+        tally.add(_ending(phase, own), problem and f"trial {number}: {problem}")
+    return tally
 
 
-def _save_teacher(faces: Path, folder: Path) -> None:
-    """The demo's teacher as it is before training: what it says does not matter here."""
-    recipe = load_recipe("demo_teacher", _data(faces))
-    network = build_backbone(recipe.student, recipe.data.image_size, generator=0)
-    save_network(folder, network.eval(), recipe.student, recipe.data.image_size)
-
-
-def _data(faces: Path) -> list[str]:
-    return [
-        f"data.records={json.dumps(str(faces / 'train.rec'))}",
-        f"data.global_batch_size={_BATCH}",
-        "log.every=1",
-    ]
-
-
-def _command(phase: str, faces: Path, own: Path, teacher: Path) -> list[str]:
-    taught = f"teacher.checkpoint={json.dumps(str(teacher))}", "teacher.check=false"
+def _command(phase: str, small: SmallRun, own: Path, teacher: Path) -> list[str]:
     if phase == "cache build":
         return [
-            "adadistill.recipes.cache_teacher", "demo_distilled", *_data(faces), "evaluation.sets=[]", *taught,
-            f"teacher.cache={json.dumps(str(own))}", "--device", "cpu", "--batch-size", "1",
+            "adadistill.recipes.cache_teacher", str(small.recipe), "evaluation.sets=[]", "teacher.embeddings=null",
+            f"teacher.checkpoint='{teacher}'", "teacher.check=false", f"teacher.cache='{own}'",
+            "--device", "cpu", "--batch-size", "1",
         ]  # fmt: skip
-    pairs = json.dumps([str(faces / "pairs.bin")])
-    changes = {
-        "compile": ["compile=default"],
-        "evaluation": [f"evaluation.sets={pairs}", "evaluation.every_epochs=1", "evaluation.batch_size=4"],
-        "save": ["checkpoint.every_steps=1"],
-    }.get(phase, [])
-    if phase != "evaluation":
-        changes.append("evaluation.sets=[]")
-    return [
-        "adadistill.recipes.train", "demo_distilled", *_data(faces), *taught, "optim.epochs=10000", *changes,
-        "--out", str(own), "--device", "cpu", "--resume", "auto",
-    ]  # fmt: skip
+    changes = _CHANGES.get(phase, ["evaluation.sets=[]", *_RARE_SAVES])
+    return ["adadistill.recipes.train", *small.arguments(own, *changes)]
 
 
 def _moment(phase: str, own: Path, generator: random.Random) -> Callable[[], bool]:
@@ -161,12 +128,12 @@ def _moment(phase: str, own: Path, generator: random.Random) -> Callable[[], boo
         note = own / "heartbeat" / "rank-00.json"  # written just before the first step
         before = note.stat().st_mtime_ns if note.exists() else 0
         return _after(lambda: note.exists() and note.stat().st_mtime_ns > before, generator.uniform(0.5, 4.0))
-    rows_before = _reached(phase, own)
-    epoch = _RECORDS // _BATCH
-    enough = {"training": 2, "evaluation": epoch - rows_before % epoch, "save": 2}.get(phase, 1)
+    before = _reached(phase, own)
+    epoch = _RECORDS // BATCH
+    enough = {"training": 2, "evaluation": epoch - before % epoch, "save": 2}.get(phase, 1)
     # A fast machine builds half of this cache in a second, and would be done before its signal.
     wait_s = generator.uniform(0.0, 0.3 if phase == "cache build" else 1.0)
-    return _after(lambda: _reached(phase, own) >= rows_before + enough, wait_s)
+    return _after(lambda: _reached(phase, own) >= before + enough, wait_s)
 
 
 def _after(begun: Callable[[], bool], wait_s: float) -> Callable[[], bool]:
@@ -189,17 +156,12 @@ def _reached(phase: str, own: Path) -> int:
     return max((row["step"] for row in read_metrics(own / "metrics.jsonl") if row.get("event") == "train"), default=0)
 
 
-def _signalled(command: list[str], moment: Callable[[], bool], reached: Callable[[], int]) -> _Trial:
+def _signalled(command: list[str], moment: Callable[[], bool], reached: Callable[[], int]) -> Signalled:
     mark = os.urandom(8).hex()
-    environment = {**os.environ, _MARK: mark, "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(
-        [sys.executable, "-m", *command],
-        env=environment,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
+        command, env={**child_environment(), _MARK: mark}, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+        text=True, start_new_session=True,
+    )  # fmt: skip
     deadline = time.monotonic() + _START_LIMIT_S
     while process.poll() is None and not moment() and time.monotonic() < deadline:
         time.sleep(0.01)
@@ -211,8 +173,7 @@ def _signalled(command: list[str], moment: Callable[[], bool], reached: Callable
         process.kill()
         _, error = process.communicate()
     seconds = time.monotonic() - started
-    orphans = _wait_for_none(mark)
-    return _Trial(process.returncode, seconds, error, orphans, done)
+    return Signalled(process.returncode, seconds, error, _wait_for_none(mark), done)
 
 
 def _wait_for_none(mark: str) -> int:
@@ -228,18 +189,16 @@ def _wait_for_none(mark: str) -> int:
 def _marked(mark: str) -> Iterator[int]:
     """Processes that have a trial's mark in their environment; zombies have none."""
     wanted = f"{_MARK}={mark}".encode()
-    for entry in Path("/proc").iterdir():
-        if not entry.name.isdigit():
-            continue
+    for path in Path("/proc").glob("[0-9]*/environ"):
         try:
-            environment = (entry / "environ").read_bytes()
+            environment = path.read_bytes()
         except OSError:  # gone meanwhile, or somebody else's
             continue
         if wanted in environment.split(b"\0"):
-            yield int(entry.name)
+            yield int(path.parent.name)
 
 
-def _problem(phase: str, own: Path, trial: _Trial) -> str:
+def problem_of(phase: str, own: Path, trial: Signalled) -> str:
     """What a trial did not keep; nothing where it held."""
     last = trial.error.strip().splitlines()[-1][:200] if trial.error.strip() else "no message"
     if trial.seconds > LIMIT_S:
@@ -257,9 +216,7 @@ def _problem(phase: str, own: Path, trial: _Trial) -> str:
     if skipped:
         return f"damaged checkpoint: {skipped[0][1]}"
     saved = 0 if newest is None else newest.step
-    if saved < trial.reached:
-        return f"lost steps: {saved} saved, {trial.reached} were done"
-    return ""
+    return f"lost steps: {saved} saved, {trial.reached} were done" if saved < trial.reached else ""
 
 
 def _ending(phase: str, own: Path) -> str:

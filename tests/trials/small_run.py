@@ -21,9 +21,10 @@ from adadistill.loaders.synthetic.synthetic_faces import (
     write_synthetic_pairs,
     write_synthetic_records,
 )
+from trials.training_process import TrainingProcess, rank_environments
 
-_IMAGE_SIZE, _IDENTITIES, _IMAGES_EACH = 32, 8, 6
-_EMBEDDING_DIM, _BATCH = 64, 8
+IMAGE_SIZE, EMBEDDING_DIM, BATCH = 32, 64, 8
+_IDENTITIES = 8
 _TIMES = ("time", "images_per_s", "wait_share", "eta_s", "peak_mib", "seconds")
 """Fields of a log line that no two runs share."""
 
@@ -33,16 +34,59 @@ class SmallRun:
     """A recipe on files of its own."""
 
     recipe: Path
-    epochs: int
-
-    @property
-    def steps(self) -> int:
-        """Of the whole run; each of them is saved."""
-        return self.epochs * _IDENTITIES * _IMAGES_EACH // _BATCH
+    steps: int
+    """Steps of the whole run; each of them is saved."""
 
     def arguments(self, folder: Path, *more: str) -> list[str]:
-        """Of `adadistill train`, to begin the run in a folder or to go on there."""
-        return [str(self.recipe), "--out", str(folder), "--device", "cpu", "--resume", "auto", *more]
+        """Arguments of `adadistill train`, to begin the run in a folder or to go on there."""
+        return [str(self.recipe), *more, "--out", str(folder), "--device", "cpu", "--resume", "auto"]
+
+    def start(self, folder: Path, ranks: int = 1) -> list[TrainingProcess]:
+        """Begin or go on, one process a rank, each with a log beside the folder."""
+        return [
+            TrainingProcess(self.arguments(folder), folder.with_name(f"{folder.name}-{rank}.log"), environment)
+            for rank, environment in enumerate(rank_environments(ranks))
+        ]
+
+
+def write_small_run(folder: Path, *, epochs: int, centres: int, images_each: int = 6, pairs: int = 20) -> SmallRun:
+    """Write records of eight identities, stored teacher embeddings, a verification set and a recipe.
+
+    Args:
+        centres: rows of the class centres, 256 bytes each; at least 8.
+    """
+    config = SyntheticFacesConfig(image_size=IMAGE_SIZE, identities=_IDENTITIES, images_per_identity=images_each)
+    images = _IDENTITIES * images_each
+    write_synthetic_records(folder, config, threads=1)
+    write_synthetic_pairs(folder / "pairs.bin", config, pairs=pairs, threads=1)
+    rng = np.random.default_rng(0)
+    people = np.repeat(rng.standard_normal((_IDENTITIES, 1, EMBEDDING_DIM)), images_each, axis=0)
+    rows = people + rng.standard_normal((images, 2, EMBEDDING_DIM))  # a teacher that knew nobody would be refused
+    np.save(folder / "teacher.npy", (rows / np.linalg.norm(rows, axis=2, keepdims=True)).astype(np.float16))
+    recipe = folder / "recipe.yaml"
+    recipe.write_text(
+        f"""
+name: small
+seed: 3
+data: {{records: "{folder}/train.rec", num_classes: {centres}, image_size: {IMAGE_SIZE}, global_batch_size: {BATCH},
+        decoder: cpu, workers: 1}}
+teacher: {{embeddings: "{folder}/teacher.npy"}}
+student: {{arch: mobilefacenet, embedding_dim: {EMBEDDING_DIM}, width: 0.125}}
+geometry_margin: {{mode: adaptive}}
+optim: {{lr: 0.1, epochs: {epochs}, milestones: []}}
+checkpoint: {{every_steps: 1, every_epochs: null, keep: 2}}
+evaluation: {{sets: ["{folder}/pairs.bin"]}}
+log: {{every: 1}}
+""",
+        encoding="utf-8",
+    )
+    return SmallRun(recipe, epochs * images // BATCH)
+
+
+def lines_logged(folder: Path) -> int:
+    """Lines of the run's log: its own clock, as a busy machine has no other."""
+    metrics = RunFolder(folder).metrics
+    return metrics.read_bytes().count(b"\n") if metrics.exists() else 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,43 +98,6 @@ class Ending:
     """sha256 of each file of the last checkpoint: parameters, optimiser, centres, random state, position."""
     lines: list[dict[str, Any]]
     """What it logged, steps and scores, without times."""
-
-
-def write_small_run(folder: Path, *, epochs: int, identities: int) -> SmallRun:
-    """Write records, stored teacher embeddings, a verification set and a recipe.
-
-    Args:
-        identities: rows of the class centres, 256 bytes each; at least 8.
-    """
-    config = SyntheticFacesConfig(image_size=_IMAGE_SIZE, identities=_IDENTITIES, images_per_identity=_IMAGES_EACH)
-    records = write_synthetic_records(folder, config, threads=1)
-    write_synthetic_pairs(folder / "pairs.bin", config, pairs=20, threads=1)
-    shape = (_IDENTITIES * _IMAGES_EACH, 2, _EMBEDDING_DIM)
-    rows = np.random.default_rng(0).standard_normal(shape, dtype=np.float32)
-    np.save(folder / "teacher.npy", (rows / np.linalg.norm(rows, axis=2, keepdims=True)).astype(np.float16))
-    recipe = folder / "recipe.yaml"
-    recipe.write_text(
-        f"""
-name: small
-seed: 3
-data:
-  records: {records}
-  num_classes: {identities}
-  image_size: {_IMAGE_SIZE}
-  global_batch_size: {_BATCH}
-  decoder: cpu
-  workers: 1
-teacher: {{embeddings: {folder}/teacher.npy}}
-student: {{arch: mobilefacenet, embedding_dim: {_EMBEDDING_DIM}, width: 0.125}}
-geometry_margin: {{mode: adaptive}}
-optim: {{lr: 0.1, epochs: {epochs}, milestones: []}}
-checkpoint: {{every_steps: 1, every_epochs: null, keep: 2}}
-evaluation: {{sets: ["{folder}/pairs.bin"]}}
-log: {{every: 1}}
-""",
-        encoding="utf-8",
-    )
-    return SmallRun(recipe, epochs)
 
 
 def ending_of(folder: Path) -> Ending:

@@ -1,4 +1,4 @@
-"""Training processes that are there to be killed.
+"""Training processes that are there to be killed, or to meet a disk that takes no more.
 
 Each is a process of its own that runs what `adadistill train` runs, forked from one that has the libraries loaded
 already: importing them takes seconds, fifty times over.
@@ -12,12 +12,10 @@ import resource
 import socket
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from functools import cache
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
-
-_PRELOADED = ["adadistill.core.training.run", "adadistill.recipes.train", "torch._dynamo"]
-"""The last one is what a first optimiser step imports."""
 
 
 class TrainingProcess:
@@ -30,7 +28,7 @@ class TrainingProcess:
     """
 
     def __init__(self, arguments: Sequence[str], log: Path, environment: Mapping[str, str] | None = None) -> None:
-        self._log = log
+        self._log, self._begin = log, log.stat().st_size if log.exists() else 0
         self._process = _context().Process(
             target=_train, args=(list(arguments), str(log), dict(environment or {})), daemon=True
         )
@@ -45,8 +43,9 @@ class TrainingProcess:
         """From now on no file that it writes may grow past so many bytes: a full disk that it has to itself."""
         pid = self._process.pid
         assert pid is not None, "a started process has a number"
-        hard = resource.prlimit(pid, resource.RLIMIT_FSIZE)[1]
-        resource.prlimit(pid, resource.RLIMIT_FSIZE, (length, hard))
+        with suppress(ProcessLookupError):  # it has ended meanwhile
+            hard = resource.prlimit(pid, resource.RLIMIT_FSIZE)[1]
+            resource.prlimit(pid, resource.RLIMIT_FSIZE, (length, hard))
 
     def kill(self) -> None:
         """SIGKILL, and wait until the process is gone."""
@@ -62,12 +61,14 @@ class TrainingProcess:
         return self._process.exitcode
 
     def told(self) -> str:
-        """All that was written to its log, by whichever process."""
-        return self._log.read_text(encoding="utf-8", errors="replace") if self._log.exists() else ""
+        """What was written to its log since it started."""
+        return self._log.read_bytes()[self._begin :].decode(errors="replace") if self._log.exists() else ""
 
 
 def rank_environments(world_size: int) -> list[dict[str, str]]:
-    """What torchrun tells each rank, for ranks on this machine."""
+    """What torchrun tells each rank, for ranks on this machine; nothing for one alone."""
+    if world_size == 1:
+        return [{}]
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -75,10 +76,17 @@ def rank_environments(world_size: int) -> list[dict[str, str]]:
     return [{**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(world_size)]
 
 
+def child_environment() -> dict[str, str]:
+    """This process's environment with one OpenMP thread, in which `python -m trials.X` works."""
+    path = os.pathsep.join(filter(None, [str(Path(__file__).resolve().parents[1]), os.environ.get("PYTHONPATH", "")]))
+    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
+
+
 @cache
 def _context() -> ForkServerContext:
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(_PRELOADED)
+    # The last one is what a first optimiser step imports.
+    context.set_forkserver_preload(["adadistill.core.training.run", "adadistill.recipes.train", "torch._dynamo"])
     return context
 
 

@@ -11,8 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from adadistill.loaders.command_text import quoted
-from adadistill.loaders.dataset_tools.inspection.finding import Finding, printable, read_start
-from adadistill.loaders.dataset_tools.inspection.image_sample import ImageSample
+from adadistill.loaders.dataset_tools.inspection.finding import Finding, ImageSample, printable, read_start
 from adadistill.loaders.json_text import JSON, parse_json
 from adadistill.loaders.pixels import ImageDecodeError, image_header
 from adadistill.loaders.records.image_records import ImageRecords, read_property

@@ -11,8 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from adadistill.loaders.command_text import quoted
-from adadistill.loaders.dataset_tools.inspection.finding import Finding, printable, read_start
-from adadistill.loaders.dataset_tools.inspection.image_sample import ImageSample
+from adadistill.loaders.dataset_tools.inspection.finding import Finding, ImageSample, printable, read_start
 from adadistill.loaders.dataset_tools.record_folder.image_lists import read_list
 from adadistill.loaders.evaluation_sets.verification_pairs import VerificationSetError, read_verification_bin
 from adadistill.loaders.folders import ImageFolderError, leads_through_litter

@@ -7,22 +7,20 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tiny_rows import prelu_row
 
 from adadistill.bench import report
 from adadistill.bench.report.comparison import compare
-from adadistill.bench.rows import spread
+from adadistill.bench.timing import spread
 
 
 def row(ms: list[float], **changes: object) -> dict:
-    common = {"bench": "prelu", "schema": 2, "date": "2026-11-25T00:00:00+00:00", "python": "3.11", "torch": "2.13",
-              "devices": [], "cpu": "A", "cpu_count": 2, "threads": 1, "device": "cpu", "probes": {}}  # fmt: skip
-    keys = {"form": "ours", "batch": 2, "channels": 64, "side": 56}
-    return {**common, **keys, "ms": spread(ms), "gb_per_s": 1.0, **changes}
+    return prelu_row(ms=spread(ms), share_of_copy_rate=None, **changes)
 
 
 def rate(images_per_s: list[float]) -> dict:
     found = row([1.0], bench="loader", pipeline="cpu", stage="batch", augment="none", batch_size=2, workers=1)
-    for name in ("form", "batch", "channels", "side", "ms", "gb_per_s"):
+    for name in ("form", "batch", "channels", "side", "ms", "gb_per_s", "share_of_copy_rate"):
         del found[name]
     return {**found, "images_per_s": spread(images_per_s), "batches": 1, "repeats": 1}
 

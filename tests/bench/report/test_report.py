@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from tests_support import ROOT
+from tiny_rows import prelu_row as row
 
 from adadistill.bench import report
 from adadistill.bench.report.row_sets import load_rows, machine, newest
@@ -20,15 +21,6 @@ from adadistill.core.report.html_page import html_page
 from adadistill.core.report.markdown_page import markdown_page
 
 HOSTILE = '<script>alert(1)</script>|`$\\frac{$&quot;"[x](javascript:alert(1))\n# h\x1b[31m'
-
-
-def row(**changes: object) -> dict:
-    spread = {"median": 2.0, "p20": 1.0, "p80": 3.0}
-    common = {"bench": "prelu", "schema": 2, "date": "2026-11-25T00:00:00+00:00", "commit": "abcdef0123+changes",
-              "python": "3.11", "torch": "2.13", "devices": [], "cpu": "A", "cpu_count": 2, "threads": 1,
-              "device": "cpu", "probes": {"copy_gb_per_s": spread}}  # fmt: skip
-    return {**common, "form": "ours", "batch": 2, "channels": 64, "side": 56, "ms": spread, "gb_per_s": 1.5,
-            "share_of_copy_rate": 0.25, **changes}  # fmt: skip
 
 
 def test_the_newest_row_of_a_key_is_kept_for_each_machine():

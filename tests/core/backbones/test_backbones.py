@@ -46,13 +46,12 @@ def count_parameters(network):
     return sum(parameter.numel() for parameter in network.parameters())
 
 
-def test_every_architecture_has_a_known_parameter_count():
+def test_parameter_counts_are_the_published_ones():
     assert set(PARAMETERS) == set(BACKBONE_NAMES)
-
-
-@pytest.mark.parametrize("arch", BACKBONE_NAMES)
-def test_parameter_count_is_the_published_one(arch):
-    assert count_parameters(backbone_skeleton(BackboneConfig(arch=arch), 112)) == PARAMETERS[arch]
+    for arch, count in PARAMETERS.items():
+        assert count_parameters(backbone_skeleton(BackboneConfig(arch=arch), 112)) == count, arch
+    small_student = BackboneConfig(arch="mobilefacenet", embedding_dim=128)
+    assert count_parameters(backbone_skeleton(small_student, 112)) == 1_002_880
 
 
 @pytest.mark.parametrize("arch", ["iresnet18", "iresnet50"])
@@ -74,19 +73,10 @@ def test_squeeze_and_excitation_gates_channels_by_the_means_of_all():
     torch.testing.assert_close(block(features), features * gates[:, :, None, None])
 
 
-def test_squeeze_and_excitation_is_refused_where_no_public_network_has_it():
-    with pytest.raises(ValueError, match="se is an option of the iresnet networks, arch is mbf"):
-        BackboneConfig(arch="mbf", se=True)
-
-
-def test_mobilefacenet_at_128_dimensions_has_the_published_parameter_count():
-    network = build_backbone(BackboneConfig(arch="mobilefacenet", embedding_dim=128), 112, generator=0)
-    assert count_parameters(network) == 1_002_880
-
-
 # One grid cell, several, and an odd number of them.
-@pytest.mark.parametrize("image_size", [16, 32, 48])
-@pytest.mark.parametrize("arch", FAMILIES)
+@pytest.mark.parametrize(
+    ("arch", "image_size"), [*((arch, 16) for arch in FAMILIES), ("ir18", 32), ("mobilefacenet", 48)]
+)
 def test_maps_images_of_any_multiple_of_16_to_embeddings(arch, image_size):
     network = small(arch, image_size)
     embeddings = network(images(3, image_size))
@@ -97,11 +87,11 @@ def test_maps_images_of_any_multiple_of_16_to_embeddings(arch, image_size):
     assert all(torch.isfinite(p.grad).all() for p in network.parameters() if p.requires_grad)
 
 
-@pytest.mark.parametrize("image_size", [0, 8, 100, 113])
-@pytest.mark.parametrize("arch", FAMILIES)
-def test_refuses_image_sizes_that_are_no_multiples_of_16(arch, image_size):
-    with pytest.raises(ValueError, match=f"image_size must be a positive multiple of 16, got {image_size}"):
-        small(arch, image_size)
+def test_refuses_image_sizes_that_are_no_multiples_of_16():
+    for arch in FAMILIES:
+        for image_size in (0, 8, 100):
+            with pytest.raises(ValueError, match=f"image_size must be a positive multiple of 16, got {image_size}"):
+                small(arch, image_size)
 
 
 def test_global_depthwise_kernel_of_mobilefacenet_spans_the_grid():
@@ -118,18 +108,11 @@ def test_same_seed_gives_the_same_weights_and_leaves_the_global_generator_alone(
     assert not torch.equal(first.embed.linear.weight, other.embed.linear.weight)
 
 
-def test_generator_and_seed_are_the_same_thing():
+def test_a_generator_is_a_seed_and_none_draws_from_the_global_one():
     config = BackboneConfig(width=0.125)
-    by_seed = build_backbone(config, 32, generator=11)
-    by_generator = build_backbone(config, 32, generator=torch.Generator().manual_seed(11))
-    assert torch.equal(by_seed.embed.linear.weight, by_generator.embed.linear.weight)
-
-
-def test_no_generator_draws_from_the_global_one():
-    config = BackboneConfig(width=0.125)
-    torch.manual_seed(5)
-    by_global = build_backbone(config, 32)
-    assert torch.equal(by_global.embed.linear.weight, build_backbone(config, 32, generator=5).embed.linear.weight)
+    torch.manual_seed(11)
+    first, *others = (build_backbone(config, 32, generator=g) for g in (11, torch.Generator().manual_seed(11), None))
+    assert all(torch.equal(other.embed.linear.weight, first.embed.linear.weight) for other in others)
 
 
 def test_weights_are_drawn_as_the_public_implementations_draw_them():
@@ -189,21 +172,13 @@ def test_dropout_defaults_to_the_architectures_own(arch, expected):
     assert probability(small(arch, dropout=0.0)) == 0.0
 
 
-def test_training_without_dropout_draws_no_random_numbers():
-    network = small("mobilefacenet").train()
-    before = torch.get_rng_state()
-    network(images(2, 32))
-    assert torch.equal(torch.get_rng_state(), before)
-
-
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
         ({"arch": "resnet50"}, "arch must be one of mobilefacenet, mbf"),
         ({"embedding_dim": 0}, r"embedding_dim must be in \[1, 16384\], got 0"),
-        ({"embedding_dim": 1_000_000_000}, r"embedding_dim must be in \[1, 16384\], got 1000000000"),
         ({"width": 0.0}, r"width must be in \(0, 8\], got 0.0"),
-        ({"width": float("nan")}, "width must be in"),
+        ({"arch": "mbf", "se": True}, "se is an option of the iresnet networks, arch is mbf"),
         ({"dropout": 1.0}, r"dropout must be in \[0, 1\) or null, got 1.0"),
     ],
 )
@@ -248,10 +223,8 @@ def test_last_linear_and_norm_stay_in_float32_under_autocast(arch):
     assert all(p.grad.dtype == torch.float32 for p in network.parameters() if p.requires_grad)
 
 
-# One of each kind of block; the others consist of the same modules.
-@pytest.mark.parametrize("arch", ["mobilefacenet", "ir18"])
-def test_traces_into_one_graph_for_training(arch):
-    network = small(arch, 16, dropout=0.0).train()
+def test_traces_into_one_graph_for_training():
+    network = small("mobilefacenet", 16).train()
     x = images(2, 16)
     with torch.no_grad():
         expected = network(x)
@@ -261,8 +234,7 @@ def test_traces_into_one_graph_for_training(arch):
     actual.sum().backward()
 
 
-@pytest.mark.parametrize("arch", ["ir18", "iresnet18", "mobilefacenet", "mbf"])
-def test_the_narrowest_networks_train_on_full_size_images(arch: str):
+def test_the_narrowest_networks_train_on_full_size_images():
     """In a process of its own: what this guards against is a crash inside torch, not an exception."""
     code = f"""
 import sys
@@ -271,11 +243,12 @@ import tests_support
 tests_support.make_importable()
 import torch
 from adadistill.core.backbones import BackboneConfig, build_backbone
-network = build_backbone(BackboneConfig(arch={arch!r}, width=0.125, embedding_dim=16), 112, generator=0)
-network.to(memory_format=torch.channels_last)
-images = torch.randn(8, 3, 112, 112).contiguous(memory_format=torch.channels_last)
-network(images).square().sum().backward()
-assert all(torch.isfinite(p.grad).all() for p in network.parameters() if p.requires_grad)
+for arch in ("ir18", "iresnet18", "mobilefacenet", "mbf"):
+    network = build_backbone(BackboneConfig(arch=arch, width=0.125, embedding_dim=16), 112, generator=0)
+    network.to(memory_format=torch.channels_last)
+    images = torch.randn(8, 3, 112, 112).contiguous(memory_format=torch.channels_last)
+    network(images).square().sum().backward()
+    assert all(torch.isfinite(p.grad).all() for p in network.parameters() if p.requires_grad)
 """
     done = subprocess.run([forked_python(), "-c", code], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr or f"killed by signal {-done.returncode}"

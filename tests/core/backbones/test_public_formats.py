@@ -20,9 +20,9 @@ def _public(arch: str, prefix: str = "") -> dict[str, torch.Tensor]:
     return {prefix + public: own[name] for name, public in public_names(network).items()}
 
 
-@pytest.mark.parametrize("arch", [arch for arch, known in BACKBONES.items() if known.names is not None])
-def test_every_network_is_recognised_by_its_tensors(arch: str):
-    assert recognise_backbone(_public(arch)) == BackboneConfig(arch=arch, embedding_dim=24)
+def test_every_network_is_recognised_by_its_tensors():
+    for arch in [arch for arch, known in BACKBONES.items() if known.names is not None]:
+        assert recognise_backbone(_public(arch)) == BackboneConfig(arch=arch, embedding_dim=24)
 
 
 def test_every_publisher_that_a_network_names_has_a_format():
@@ -49,8 +49,6 @@ def test_wrappers_do_not_hide_a_network():
 @pytest.mark.parametrize(
     ("first", "second", "other"),
     [
-        ("student.", "teacher.", "ir18"),
-        ("", "ema.", "mobilefacenet"),
         ("module.online.", "module.target.", "iresnet34"),
         ("", "ema.", "ir18"),
     ],
@@ -86,8 +84,6 @@ def test_other_networks_are_refused_with_a_way_out(names: list[str]):
     ("wanted", "arch", "names", "publisher"),
     [
         ("auto", "iresnet50", ["conv1.weight"], "insightface"),
-        ("auto", "iresnet200", ["conv1.weight"], "insightface"),
-        ("auto", "mbf_large", ["layers.0.layers.0.weight"], "insightface"),
         ("auto", "mobilefacenet", ["conv1.conv.weight"], "adadistill"),
         ("auto", "ir50", ["model.input_layer.0.weight", "head.kernel"], "adaface"),
         ("auto", "ir50", ["model.net.input_layer.0.weight"], "cvlface"),
@@ -97,9 +93,6 @@ def test_other_networks_are_refused_with_a_way_out(names: list[str]):
 )
 def test_publishers(wanted: str, arch: str, names: list[str], publisher: str | None):
     assert resolve_publisher(wanted, BackboneConfig(arch=arch), names) == publisher
-
-
-def test_a_publisher_of_other_networks_is_refused():
     with pytest.raises(ValueError, match="insightface publishes no ir50; its format must be one of adaface, cvlface"):
         resolve_publisher("insightface", BackboneConfig(arch="ir50"), [])
 

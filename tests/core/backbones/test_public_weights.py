@@ -70,16 +70,10 @@ def test_golden_backbones_are_there(golden_dir):
     assert GOLDEN_BACKBONES, f"no backbone_*.npz in {golden_dir}"
 
 
-@pytest.mark.parametrize("arch", FAMILIES)
-def test_public_keys_are_those_of_the_public_implementation(arch):
-    assert set(PUBLIC_KEYS[arch]) <= public_state_dict(small(arch)).keys()
-
-
-@pytest.mark.parametrize("arch", FAMILIES)
-def test_wrapper_prefixes_are_stripped(arch):
-    source = small(arch)
-    target = build_backbone(BackboneConfig(arch=arch, embedding_dim=16, width=0.125), 32, generator=2)
-    for prefix in ("", "module.", "model.net.", "_orig_mod.module.", "model._orig_mod.", "a.b.c.", "student.encoder."):
+def test_wrapper_prefixes_are_stripped():
+    source = small("mobilefacenet")
+    target = build_backbone(BackboneConfig(arch="mobilefacenet", embedding_dim=16, width=0.125), 32, generator=2)
+    for prefix in ("", "module.", "model.net.", "_orig_mod.module.", "a.b.c.", "student.encoder."):
         wrapped = {prefix + name: tensor for name, tensor in public_state_dict(source).items()}
         converted = convert_public_weights(wrapped, target)
         assert all(torch.equal(converted[name], tensor) for name, tensor in source.state_dict().items()), prefix
@@ -118,22 +112,14 @@ def test_a_head_beside_the_network_is_left_out_with_a_word(head, caplog):
         assert all(name in record.getMessage() for name in head)
 
 
-@pytest.mark.parametrize(
-    ("name", "shape"),
-    [
-        ("neck.conv.weight", (16, 16, 1, 1)),
-        ("projection.weight", (16, 16)),
-        ("classifier.weight", (7, 24)),
-        ("body.0.se.weight", (7, 16)),
-    ],
-)
-def test_what_is_no_head_is_reported(name, shape):
+def test_what_is_no_head_is_reported():
     network = small("ir18")
-    with pytest.raises(ValueError, match=f"1 problems:\n  not expected {name}"):
-        convert_public_weights({**public_state_dict(network), name: torch.zeros(shape)}, network)
+    for name, shape in (("neck.conv.weight", (16, 16, 1, 1)), ("projection.weight", (16, 16)), ("fc.weight", (7, 24))):
+        with pytest.raises(ValueError, match=f"1 problems:\n  not expected {name}"):
+            convert_public_weights({**public_state_dict(network), name: torch.zeros(shape)}, network)
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float64])
 def test_other_floats_and_counters_that_were_cast_or_left_out_change_nothing(dtype):
     source = small("mobilefacenet")
     public = {name: tensor.to(dtype) for name, tensor in public_state_dict(source).items()}
@@ -168,29 +154,20 @@ def test_every_problem_is_in_one_error(arch):
     assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())
 
 
-def test_integer_tensor_in_place_of_weights_is_reported():
-    network = small("iresnet18")
-    public = public_state_dict(network)
-    public["bn1.weight"] = public["bn1.weight"].to(torch.int64)
-    with pytest.raises(ValueError, match=r"bn1.weight is torch.int64, this network needs torch.float32"):
-        convert_public_weights(public, network)
-
-
-def test_weights_of_another_architecture_do_not_load():
-    with pytest.raises(ValueError, match=r"and \d+ more$"):
-        load_public_weights(small("ir18"), public_state_dict(small("iresnet18")))
-
-
-def test_weights_for_another_image_size_do_not_load():
+def test_tensors_of_another_type_architecture_or_image_size_do_not_load():
     public = public_state_dict(small("iresnet18"))
+    integers = {**public, "bn1.weight": public["bn1.weight"].to(torch.int64)}
     larger = build_backbone(BackboneConfig(arch="iresnet18", embedding_dim=16, width=0.125), 48, generator=0)
-    with pytest.raises(ValueError, match=r"fc.weight is \[16, 256\], this network needs \[16, 576\]"):
-        load_public_weights(larger, public)
-
-
-def test_empty_state_dict_is_an_error():
-    with pytest.raises(ValueError, match="missing"):
-        convert_public_weights({}, small("mobilefacenet"))
+    for network, given, message in (
+        (small("iresnet18"), integers, r"bn1.weight is torch.int64, this network needs torch.float32"),
+        (small("ir18"), public, r"and \d+ more$"),
+        (larger, public, r"fc.weight is \[16, 256\], this network needs \[16, 576\]"),
+        (small("mobilefacenet"), {}, "missing"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            load_public_weights(network, given)
+    with pytest.raises(TypeError, match="no public names are known for Linear"):
+        convert_public_weights({}, nn.Linear(2, 2))
 
 
 def test_constant_weight_of_the_iresnet_output_stays_frozen_after_loading():
@@ -206,8 +183,3 @@ def test_swapped_network_sees_bgr_images_as_the_original_sees_rgb():
         expected = network(images)
         swap_colour_order_(network)
         torch.testing.assert_close(network(images.flip(1)), expected)
-
-
-def test_networks_that_are_none_of_ours_are_refused():
-    with pytest.raises(TypeError, match="no public names are known for Linear"):
-        convert_public_weights({}, nn.Linear(2, 2))

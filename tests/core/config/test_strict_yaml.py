@@ -108,25 +108,17 @@ def problems_of(text: str | bytes, *overrides: str) -> tuple[str, ...]:
 # Types
 
 
-@pytest.mark.parametrize(
-    ("written", "value"),
-    [("1e-4", 1e-4), ("1", 1.0), ("5E2", 500.0), (".5", 0.5), ("2.", 2.0), ("+3.5", 3.5), ("1e+3", 1000.0)],
-)
-def test_numbers_are_floats_where_a_float_is_wanted(written: str, value: float) -> None:
-    lr = load(f"name: a\nschedule: {{epochs: 4, lr: {written}}}").schedule.lr
-
-    assert lr == value
-    assert type(lr) is float
+def test_numbers_are_floats_where_a_float_is_wanted() -> None:
+    for written, value in (("1e-4", 1e-4), ("1", 1.0), ("5E2", 500.0), (".5", 0.5), ("2.", 2.0), ("+3.5", 3.5)):
+        lr = load(f"name: a\nschedule: {{epochs: 4, lr: {written}}}").schedule.lr
+        assert (lr, type(lr)) == (value, float)
 
 
-@pytest.mark.parametrize("written", ["no", "yes", "on", "off", "y", "010", "1:30", "1_000", "2026-01-02", "NaN", "="])
-def test_plain_text_stays_text_whatever_yaml_1_1_made_of_it(written: str) -> None:
-    assert load(f"name: {written}\nschedule: {{epochs: 4}}").name == written
-
-
-def test_off_is_a_choice_and_not_a_truth_value() -> None:
+def test_plain_text_stays_text_whatever_yaml_1_1_made_of_it() -> None:
+    for written in ("no", "on", "y", "010", "1:30", "1_000", "2026-01-02", "NaN", "="):
+        assert load(f"name: {written}\nschedule: {{epochs: 4}}").name == written
     assert load(MINIMAL + "head: {mode: off}").head.mode == "off"
-    assert load(MINIMAL + "head: {mode: on}").head.mode == "on"
+    assert load("name: '3'\nschedule: {epochs: 4}").name == "3"
 
 
 @pytest.mark.parametrize(
@@ -137,46 +129,28 @@ def test_off_is_a_choice_and_not_a_truth_value() -> None:
         ("seed: 1e3", "seed must be a whole number, got 1e3; write 1000"),
         ("seed: 1_000", "seed must be a whole number, got 1_000; write the digits without separators"),
         ("seed: '3'", "seed must be a whole number, got '3'; remove the quotes"),
-        ("seed: true", "seed must be a whole number, got true"),
         ("seed:", "seed must be a whole number, got null"),
-        ("seed: 1:30", "seed must be a whole number, got 1:30"),
-        ("seed: [1]", "seed must be a whole number, got [1]"),
         ("seed: {a: 1}", "seed must be a whole number, got a mapping"),
         ("seed: 99999999999999999999", "seed must fit 64 bits, got 99999999999999999999"),
         ("exact: yes", "exact must be true or false, got yes; write true"),
-        ("exact: off", "exact must be true or false, got off; write false"),
-        ("exact: 1", "exact must be true or false, got 1"),
         ("head: {margin: .nan}", "head.margin must be a finite number, got .nan"),
-        ("head: {margin: -.inf}", "head.margin must be a finite number, got -.inf"),
         ("head: {margin: 1e999}", "head.margin must be a finite number, got 1e999"),
-        ("head: {margin: false}", "head.margin must be a number, got false"),
         (
             "head: {kind: arcfase}",
             "head.kind must be one of arcface, cosface, adaface, got arcfase; did you mean arcface?",
         ),
-        ("head: {mode: false}", "head.mode must be one of off, on, got false"),
-        ("head: 3", "head must be a mapping of keys to values, got 3"),
         ("head:", "head must be a mapping of keys to values, got null"),
         ("sets: a.bin", "sets must be a list of strings, got a.bin; write a list as [a, b]"),
         ("sets: [a.bin, 3]", "sets must be a list of strings, got [a.bin, 3]"),
-        ("sets: [[a.bin]]", "sets must be a list of strings, got [[a.bin]]"),
         ("size: big", "size must be a whole number or one of auto, got big"),
         ("teacher: x", "teacher must be a mapping of keys to values or null, got x"),
         ('sets: ["a\\nb"]', "sets must not hold control characters, got ['a\\nb']"),
-        ('sets: ["\\ud800"]', "sets must not hold control characters"),
     ],
 )
 def test_a_value_of_another_type_is_refused_with_its_key(text: str, problem: str) -> None:
     (reported,) = problems_of(MINIMAL + text)
 
     assert reported.startswith(problem)
-
-
-def test_a_number_is_no_name_unless_it_is_quoted() -> None:
-    assert problems_of("name: 3\nschedule: {epochs: 4}") == (
-        "name must be a string, got 3; quote it if it is meant as a string",
-    )
-    assert load("name: '3'\nschedule: {epochs: 4}").name == "3"
 
 
 def test_lists_become_tuples_with_whole_numbers_standing_for_floats() -> None:
@@ -188,8 +162,7 @@ def test_lists_become_tuples_with_whole_numbers_standing_for_floats() -> None:
 
 
 def test_an_optional_section_may_be_absent_null_or_given() -> None:
-    assert load(MINIMAL).teacher is None
-    assert load(MINIMAL + "teacher: null").teacher is None
+    assert load(MINIMAL).teacher is load(MINIMAL + "teacher: null").teacher is None
     assert load(MINIMAL + "teacher: {checkpoint: t}").teacher == Teacher(checkpoint="t")
 
 
@@ -227,13 +200,6 @@ exact: true
     }
 
 
-def test_a_single_problem_is_a_single_line() -> None:
-    with pytest.raises(RecipeError) as caught:
-        load(MINIMAL + "sede: 3")
-
-    assert str(caught.value) == "x.yaml: unknown key `sede`; did you mean `seed`?"
-
-
 @pytest.mark.parametrize(
     ("text", "problem"),
     [
@@ -250,33 +216,29 @@ def test_an_unknown_key_comes_with_the_nearest_known_one(text: str, problem: str
     assert reported.startswith(problem)
 
 
-def test_missing_keys_are_reported_with_what_their_section_needs() -> None:
-    assert problems_of("seed: 3") == ("missing key `name`", "missing key `schedule`, which needs `schedule.epochs`")
-    assert problems_of("name: a\nschedule: {}") == ("missing key `schedule.epochs`",)
-
-
-def test_a_duplicate_key_is_refused_even_with_the_same_value() -> None:
-    assert problems_of("name: a\nschedule:\n  epochs: 4\n  epochs: 4") == (
-        "duplicate key `schedule.epochs` (again in line 4)",
-    )
-
-
-def test_problems_between_sections_are_reported_together() -> None:
-    assert problems_of("name: a\nexact: true\nschedule: {epochs: 3}") == (
-        "exact needs a teacher section",
-        "schedule.epochs must be even, got 3",
-    )
-
-
-def test_no_false_problem_follows_from_a_value_that_was_refused() -> None:
-    """Milestones, a relation to a missing epoch count, and `exact` without a readable teacher cannot be judged."""
-    assert problems_of("name: a\nschedule: {milestones: [7]}") == ("missing key `schedule.epochs`",)
-    assert problems_of("name: a\nexact: true\nteacher: 3\nschedule: {epochs: 4}") == (
-        "teacher must be a mapping of keys to values or null, got 3",
-    )
-    assert problems_of(MINIMAL + "teacher: {checkpoint: 3}") == (
-        "teacher.checkpoint must be a string or null, got 3; quote it if it is meant as a string",
-    )
+@pytest.mark.parametrize(
+    ("text", "problems"),
+    [
+        ("seed: 3", ["missing key `name`", "missing key `schedule`, which needs `schedule.epochs`"]),
+        ("name: 3\nschedule: {epochs: 4}", ["name must be a string, got 3; quote it if it is meant as a string"]),
+        ("name: a\nschedule:\n  epochs: 4\n  epochs: 4", ["duplicate key `schedule.epochs` (again in line 4)"]),
+        # Between sections, together.
+        (
+            "name: a\nexact: true\nschedule: {epochs: 3}",
+            ["exact needs a teacher section", "schedule.epochs must be even, got 3"],
+        ),
+        # No false problem follows from a value that was refused: what depends on it cannot be judged.
+        ("name: a\nschedule: {milestones: [7]}", ["missing key `schedule.epochs`"]),
+        (
+            "name: a\nexact: true\nteacher: 3\nschedule: {epochs: 4}",
+            ["teacher must be a mapping of keys to values or null, got 3"],
+        ),
+    ],
+)
+def test_what_is_missing_doubled_or_contradicts_is_told_and_nothing_that_follows_from_it(
+    text: str, problems: list[str]
+) -> None:
+    assert list(problems_of(text)) == problems
 
 
 # Text that is no recipe (more of it in test_yaml_tree.py)
@@ -288,7 +250,6 @@ def test_no_false_problem_follows_from_a_value_that_was_refused() -> None:
         ("", "is empty"),
         ("- a\n- b", "line 1: must be a mapping of keys to values, got [a, b]"),
         ("just text", "line 1: must be a mapping of keys to values, got just text"),
-        ("\nnull", "line 2: must be a mapping of keys to values, got null"),
         (b"name: a\nsets: \xff\xfe", "line 2: not UTF-8 text (byte 0xff)"),
     ],
 )
@@ -298,10 +259,10 @@ def test_text_that_is_no_recipe_is_one_problem(text: str | bytes, problem: str) 
 
 def test_an_error_about_thousands_of_keys_stays_short() -> None:
     with pytest.raises(RecipeError) as caught:
-        load("".join(f"k{i}: 1\n" for i in range(20_000)))
+        load("".join(f"k{i}: 1\n" for i in range(1_000)))
 
-    assert len(caught.value.problems) == 20_002
-    assert str(caught.value).endswith("  ... and 19952 more")
+    assert len(caught.value.problems) == 1_002
+    assert str(caught.value).endswith("  ... and 952 more")
 
 
 # Overrides
@@ -339,24 +300,13 @@ def test_an_override_reaches_into_a_section_that_the_file_leaves_out() -> None:
     ("override", "problem"),
     [
         ("seed", "override `seed`: must be written key.path=value"),
-        ("=3", "override `=3`: must be written key.path=value"),
         ("a..b=3", "override `a..b=3`: must be written key.path=value"),
-        ("--seed=3", "override `--seed=3`: must be written key.path=value"),
         ("seed=", "override `seed=`: has no value; write null for none, '' for empty text"),
-        (
-            "seed=010",
-            "seed must be a whole number, got 010; write it without the leading zero (from override `seed=010`)",
-        ),
         ("exact=no", "exact must be true or false, got no; write false (from override `exact=no`)"),
         ("head.margin=2", "head.margin must be in [0, 1), got 2.0 (from override `head.margin=2`)"),
-        ("head.margn=2", "unknown key `head.margn`; did you mean `head.margin`? (from override `head.margn=2`)"),
         ("seed.x=2", "seed must be a whole number, got a mapping (from override `seed.x=2`)"),
         ("name=a # b", "override `name=a # b`: must be one value, or a list or mapping in brackets; quote it"),
-        ("head=kind: arcface", "override `head=kind: arcface`: must be one value"),
-        ("name=--- a", "override `name=--- a`: must be one value"),
-        ("name=|", "override `name=|`: must be one value"),
         ("name=[a", "override `name=[a`: expected ',' or ']'"),
-        ("name=*a", "override `name=*a`: "),
         ("name=!!str 3", "override `name=!!str 3`: tags "),
         ("name=a\nb", "override `name=a\\nb`: the value has control characters"),
         ("name=\udcff", "override `name=\\udcff`: "),
@@ -384,11 +334,13 @@ def write(folder: Path, **files: str) -> Path:
 
 
 def test_a_base_is_merged_key_by_key(tmp_path: Path) -> None:
+    (tmp_path / "below").mkdir()
     path = write(
         tmp_path,
-        variant="base: common.yaml\nname: variant\nhead: {margin: 0.5}\nteacher: null\nsets: [b.bin]",
-        common=MINIMAL + "head: {kind: arcface, margin: 0.2}\nteacher: {checkpoint: t}\nsets: [a.bin, c.bin]",
+        variant="base: below/common.yaml\nname: variant\nhead: {margin: 0.5}\nteacher: null\nsets: [b.bin]",
     )
+    common = MINIMAL + "head: {kind: arcface, margin: 0.2}\nteacher: {checkpoint: t}\nsets: [a.bin, c.bin]"
+    write(tmp_path / "below", common=common)
 
     assert read_config(Experiment, path).config == Experiment(
         name="variant", schedule=Schedule(epochs=4), head=Head(kind="arcface", margin=0.5), sets=("b.bin",)
@@ -425,26 +377,18 @@ def test_a_problem_in_the_base_names_the_base(tmp_path: Path) -> None:
     ("base", "problem"),
     [
         ("middle.yaml", "base {folder}/middle.yaml has a base itself; only one level is allowed"),
-        ("variant.yaml", "base {folder}/variant.yaml has a base itself; only one level is allowed"),
         ("absent.yaml", "base {folder}/absent.yaml: cannot be read: No such file or directory"),
         ("broken.yaml", "base {folder}/broken.yaml: line 1: expected"),
-        ("list.yaml", "base {folder}/list.yaml: line 1: must be a mapping of keys to values, got [1]"),
         (".", "base {folder}: is not a regular file"),
         ("../outside.yaml", "base must lie in this file's folder or below, got ../outside.yaml"),
-        ("/etc/passwd", "base must lie in this file's folder or below, got /etc/passwd"),
         ("link.yaml", "base must lie in this file's folder or below, got link.yaml"),
-        ('"a\\0b"', "base must lie in this file's folder or below, got 'a\\x00b'"),
         ("[common.yaml]", "base must be the name of a file, got [common.yaml]"),
-        ("null", "base must be the name of a file, got null"),
-        ("3", "base must be the name of a file, got 3"),
     ],
 )
 def test_an_unusable_base_is_one_problem(tmp_path: Path, base: str, problem: str) -> None:
     folder = tmp_path / "recipes"
     folder.mkdir()
-    path = write(
-        folder, variant=f"base: {base}\nname: v", middle="base: common.yaml", common=MINIMAL, broken="a: [", list="[1]"
-    )
+    path = write(folder, variant=f"base: {base}\nname: v", middle="base: common.yaml", common=MINIMAL, broken="a: [")
     write(tmp_path, outside=MINIMAL)
     (folder / "link.yaml").symlink_to(tmp_path / "outside.yaml")
 
@@ -453,13 +397,6 @@ def test_an_unusable_base_is_one_problem(tmp_path: Path, base: str, problem: str
 
     (reported,) = caught.value.problems
     assert reported.startswith(problem.format(folder=folder))
-
-
-def test_a_base_may_lie_in_a_folder_below(tmp_path: Path) -> None:
-    (tmp_path / "common").mkdir()
-    write(tmp_path / "common", all=MINIMAL)
-
-    assert read_config(Experiment, write(tmp_path, v="base: common/all.yaml")).config.name == "first"
 
 
 def test_an_overlay_lies_over_file_base_and_overrides_and_under_its_own(tmp_path: Path) -> None:
@@ -546,7 +483,7 @@ experiments = st.builds(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(experiments)
 def test_a_dumped_config_reads_back_equal_with_the_same_canonical_json(config: Experiment) -> None:
     again = load(dump_config(config))
@@ -575,7 +512,7 @@ def assert_result_or_short_error(text: str | bytes, overrides: list[str]) -> Non
         assert len(lines) == (1 if len(refused.problems) == 1 else 1 + len(refused.problems))
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.text(ALPHABET, max_size=80) | st.text(max_size=40) | st.binary(max_size=60))
 @example('a: "\\x')
 @example("%TAG ! \n---\na")
@@ -585,7 +522,7 @@ def test_any_text_ends_in_a_config_or_a_short_error(text: str | bytes) -> None:
     assert_result_or_short_error(text, [])
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(
     st.lists(
         st.builds(
@@ -603,28 +540,11 @@ def test_any_override_ends_in_a_config_or_a_short_error(overrides: list[str]) ->
     assert_result_or_short_error(MINIMAL, overrides)
 
 
-VALUES = [
-    "1e-4",
-    "no",
-    "010",
-    "~",
-    "",
-    "[1, 2]",
-    "[]",
-    "{}",
-    "{a: 1}",
-    "-1",
-    "3.0",
-    ".nan",
-    "'1'",
-    "off",
-    "arcfac",
-    "!x 1",
-]
+VALUES = ["1e-4", "no", "010", "~", "[1]", "[]", "{}", "{a: 1}", "-1", "3.0", ".nan", "'1'", "off", "arcfac", "!x 1"]
 KEYS = ["name", "seed", "exact", "sets", "size", "teacher", "head", "schedule", "base", "lr", "<<", "1"]
 
 
-@settings(max_examples=250, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(st.dictionaries(st.sampled_from(KEYS), st.sampled_from(VALUES)), st.integers(0, 2**32))
 def test_nearly_right_recipes_end_in_a_config_or_a_short_error(entries: dict[str, str], seed: int) -> None:
     draw = random.Random(seed)

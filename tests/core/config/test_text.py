@@ -82,25 +82,11 @@ def test_differences_name_the_dotted_key_and_both_values() -> None:
 
 
 def test_leaf_keys_reach_into_sections_that_are_there() -> None:
-    assert list(leaf_keys(Outer(name="a"))) == [
-        "name",
-        "clip_norm",
-        "exact",
-        "maybe",
-        "inner.lr",
-        "inner.milestones",
-        "inner.rates",
-    ]
+    keys = "name clip_norm exact maybe inner.lr inner.milestones inner.rates"
+    assert list(leaf_keys(Outer(name="a"))) == keys.split()
 
 
 def test_values_are_written_as_recipes_write_them() -> None:
-    assert [dump_value(value) for value in (None, True, 3, 0.1, 1e-300, "a/b.c-d", "off", [1, "x"])] == [
-        "null",
-        "true",
-        "3",
-        "0.1",
-        "1.0e-300",
-        "a/b.c-d",
-        '"off"',
-        "[1, x]",
-    ]
+    values = (None, True, 3, 0.1, 1e-300, "a/b.c-d", "off", [1, "x"])
+    written = 'null, true, 3, 0.1, 1.0e-300, a/b.c-d, "off", [1, x]'
+    assert ", ".join(map(dump_value, values)) == written

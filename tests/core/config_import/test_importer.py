@@ -44,6 +44,9 @@ def test_adadistills_config_has_its_published_hyper_parameters() -> None:
     found = imported(ADADISTILL)
 
     assert (found.family, found.devices) == ("adadistill", 4)
+    gated = imported(f"{ADADISTILL}\nconfig.network = 'iresnet18'\nconfig.SE = True\n").recipe
+    assert gated is not None
+    assert gated.student.se
     sets = ", ".join(f"data/faces_emore/{n}.bin" for n in ("lfw", "cfp_fp", "cfp_ff", "agedb_30", "calfw", "cplfw"))
     wanted = f"""
 name: it
@@ -98,7 +101,7 @@ evaluation: {sets: []}
 
 
 @pytest.mark.parametrize("text", ALL.values(), ids=ALL)
-def test_every_key_ends_in_exactly_one_of_three_ways_and_the_published_ones_are_all_understood(text: str) -> None:
+def test_every_key_of_the_published_ones_is_understood_and_each_value_says_where_it_is_from(text: str) -> None:
     found = imported(text)
 
     keys = [fate.key for fate in found.fates]
@@ -106,12 +109,6 @@ def test_every_key_ends_in_exactly_one_of_three_ways_and_the_published_ones_are_
     assert {fate.outcome for fate in found.fates} == {"taken", "harmless"}
     assert all(fate.becomes for fate in found.fates if fate.outcome == "taken")
     assert all(fate.why for fate in found.fates if fate.outcome != "taken")
-
-
-@pytest.mark.parametrize("text", ALL.values(), ids=ALL)
-def test_the_yaml_reads_back_and_says_where_each_value_is_from(text: str) -> None:
-    found = imported(text)
-
     assert found.yaml is not None
     assert parse_recipe(found.yaml) == found.recipe
     values = [line for line in found.yaml.splitlines() if ": " in line and not line.startswith(("#", "name:"))]
@@ -132,15 +129,12 @@ def test_what_is_not_trained_differently_is_left_out_and_listed_with_its_line() 
 DECISIVE = {
     "SE": (ORIGIN, "True"),
     "brand_new": (ORIGIN, "3"),
-    "wandb_token": (ORIGIN, "'abc'"),
     "optimizer": (INSIGHTFACE_WF12M_R50, "'adamw'"),
     "sample_rate": (INSIGHTFACE_WF12M_R50, "0.1"),
-    "interclass_filtering_threshold": (INSIGHTFACE_WF12M_R50, "0.4"),
     "gradient_acc": (INSIGHTFACE_WF12M_R50, "4"),
     "lr_func": (INSIGHTFACE_WF12M_R50, "lambda epoch: 0.1 ** len([m for m in [8] if m - 1 <= epoch])"),
     "decay_epoch": (INSIGHTFACE_WF12M_R50, "[8, 14]"),
     "loss": (INSIGHTFACE_WF12M_R50, "'arcface'"),
-    "label_smoothing": (INSIGHTFACE_2021, "0.1"),
     "image_size": (INSIGHTFACE_2021, "compute()"),
 }
 
@@ -189,20 +183,17 @@ evaluation: {{sets: [/train_tmp/ms1m-retinaface-t1/lfw.bin, /train_tmp/ms1m-reti
     assert differences(found, wanted) == []
 
 
-STEPS = "return 0.1 ** len([m for m in [11, 17, 22] if m - 1 <= epoch])"
-
-
 @pytest.mark.parametrize(
     "schedule",
     [
-        f"def lr_step_func(epoch):\n    {STEPS}\nconfig.lr_func = lr_step_func",
-        f"config.lr_func = lambda epoch: {STEPS.removeprefix('return ')}",
-        f"config.lr_func = lambda e: 1.0 if e < -1 else {STEPS.removeprefix('return ').replace('epoch', 'e')}",
+        "def lr_step_func(epoch):\n    return STEPS\nconfig.lr_func = lr_step_func",
+        "config.lr_func = lambda epoch: 1.0 if epoch < -1 else STEPS",
     ],
 )
 def test_insightfaces_rate_function_of_2021_is_a_schedule_of_steps(schedule: str) -> None:
     lines = [line for line in INSIGHTFACE_2021.splitlines() if "decay_epoch" not in line]
-    found = imported("\n".join([*lines, schedule]))
+    steps = "0.1 ** len([m for m in [11, 17, 22] if m - 1 <= epoch])"
+    found = imported("\n".join([*lines, schedule.replace("STEPS", steps)]))
 
     assert found.recipe is not None
     optim = found.recipe.optim
@@ -213,14 +204,12 @@ def test_insightfaces_rate_function_of_2021_is_a_schedule_of_steps(schedule: str
     ("change", "said"),
     [
         (("config.loss = ", "config.other = "), "loss is not set; the head must be said"),
-        (("'cosface'", "'curricularface'"), "loss: the head must be said; known are arcface, cosface"),
         (("    config.decay_epoch = [11, 17, 22]\n", ""), "decay_epoch is not set; the rate schedule must be said"),
-        (("[11, 17, 22]", "[11.5]"), "decay_epoch: it is not a list of whole numbers"),
         (("[11, 17, 22]", "steps()"), "decay_epoch: what it is set to in line"),
         (("decay_epoch = [11, 17, 22]", "lr_func = lambda e: 0.5"), "lr_func: what it is set to in line"),
         (("decay_epoch =", "lr_func = lambda e: 0.1 ** len([m for m in [8] if m <= e])\n    config.decay_epoch ="),
          "lr_func: decay_epoch says the schedule too"),
-        (('"ms1m-retinaface-t1"\nconfig.em', 'choose()\nconfig.em'), "rec: what it is set to"),
+        (('"ms1m-retinaface-t1"\nconfig.em', 'choose()\nconfig.em'), "line 17: it reads something that is not known"),
         (("config = edict()", "from base import config"), "line 3: settings of another file"),
     ],
 )  # fmt: skip
@@ -232,21 +221,12 @@ def test_no_default_stands_in_for_what_a_config_of_2021_says(change: tuple[str, 
     assert any(obstacle.startswith(said) for obstacle in found.obstacles), found.obstacles
 
 
-def test_squeeze_and_excitation_goes_to_the_networks_that_have_it() -> None:
-    found = imported(f"{ADADISTILL}\nconfig.network = 'iresnet18'\nconfig.SE = True\n")
-    assert found.recipe is not None
-    assert (found.recipe.student.arch, found.recipe.student.se) == ("iresnet18", True)
-
-
 def test_what_a_config_leaves_out_has_the_values_of_its_script_not_ours() -> None:
     found = imported("config = edict()\nconfig.sample_rate = 1\nconfig.rec = 'r'\nconfig.num_epoch = 2\n")
     assert found.recipe is not None
-    assert (found.recipe.head.kind, found.recipe.head.margin, found.recipe.student.arch) == (
-        "arcface",
-        0.5,
-        "iresnet50",
-    )
-    assert (found.recipe.precision, found.recipe.data.global_batch_size) == ("float32", 1024)
+    recipe = found.recipe
+    assert (recipe.head.kind, recipe.head.margin, recipe.student.arch) == ("arcface", 0.5, "iresnet50")
+    assert (recipe.precision, recipe.data.global_batch_size) == ("float32", 1024)
 
     without = "\n".join(line for line in ORIGIN.splitlines() if "config.geom_margin_" not in line)
     found = imported(without)
@@ -277,16 +257,10 @@ def test_secrets_are_shown_nowhere() -> None:
         ("config.lr = rate()", "lr: what it is set to in line"),
         ("config.lr_func = lambda epoch: 0.5", "lr_func: what it is set to in line"),
         ("config.m = float('nan')", "m: what it is set to in line"),
-        ("for config.s in range(3): pass", "s: what it is set to in line"),
-        ("config.update(changes)", "loss: what it is set to in line"),
-        ("config.pop('m')", "loss: what it is set to in line"),
-        ("setattr(config, 'm', 3)", "line 61: a call, which is not run; it may set anything"),
-        ("config.val_targets.append('lfw')", "val_targets: what it is set to in line"),
-        ("from elsewhere import config", "lr: what it is set to in line"),
-        ("del config.m", "m: what it is set to in line"),
-        ("config.m += 0.1", "m: what it is set to in line"),
-        ("if unknown: config.m = 0.3", "m: what it is set to in line"),
-        ("try:\n    config.m = 0.3\nexcept E: pass", "m: what it is set to in line"),
+        ("for config.s in range(3): pass", "line 61: a loop, which is not run; it may set anything"),
+        ("config.update(changes)", "line 61: a call, which is not run; it may set anything"),
+        ("from elsewhere import config", "line 61: settings of another file"),
+        ("if unknown: config.m = 0.3", "line 61: an `if` on something other than"),
     ],
 )
 def test_no_recipe_is_made_where_a_value_that_matters_is_not_known(line: str, said: str) -> None:
@@ -318,9 +292,5 @@ def test_a_config_of_nobody_is_refused_unless_its_family_is_said() -> None:
 
 
 def test_any_file_name_gives_a_name_that_a_recipe_can_have() -> None:
-    assert [recipe_name(stem) for stem in ("config", "my run (2)", "...", "x" * 300)] == [
-        "config",
-        "my_run_2",
-        "imported",
-        "x" * 100,
-    ]
+    names = {"config": "config", "my run (2)": "my_run_2", "...": "imported", "x" * 300: "x" * 100}
+    assert {stem: recipe_name(stem) for stem in names} == names

@@ -9,13 +9,13 @@ import pytest
 from config_files import ADADISTILL, INSIGHTFACE_WF12M_R50, ORIGIN
 
 from adadistill.core.config_import import ConfigImportError, import_config
-from adadistill.core.config_import.python_literals import MAX_BYTES, read_literals
-from adadistill.core.config_import.step_rule import StepRule
+from adadistill.core.config_import.python_literals import MAX_BYTES, StepRule, read_literals
 from adadistill.core.recipe import RecipeError
 
 
 def settings(text: str) -> dict[str, object]:
-    return {key: found.value for key, found in read_literals(text.encode(), "config.py").settings.items()}
+    read = read_literals(text.encode(), "config.py").settings
+    return {key: found.value for key, found in read.items() if not found.unread}
 
 
 @pytest.mark.parametrize(
@@ -25,29 +25,15 @@ def settings(text: str) -> dict[str, object]:
         ("0.1 * 4 / 8", 0.05),
         ("-1", -1),
         ("2 ** 5 - 7 // 2 % 2", 31),
-        ("1e-4", 1e-4),
         ("(1.0, 0.5, 0)", (1.0, 0.5, 0)),
-        ("['a', 'b' + 'c']", ["a", "bc"]),
+        ("['a', 'b']", ["a", "b"]),
         ("None", None),
-        ("base * 2", 256),
-        ("config.size // 2", 56),
-        ("{'a': 1}", {"a": 1}),
+        ("config['size'] // 2", 56),
     ],
 )
-def test_literals_and_arithmetic_on_them(expression: str, value: object) -> None:
-    text = f"base = 128\nconfig = edict()\nconfig.size = 112\nconfig.x = {expression}\n"
-    assert settings(text)["x"] == value
-
-
-@pytest.mark.parametrize("start", ["config = edict()", "config = {}", "config = dict(a=1)", "cfg = edict({'a': 1})"])
-def test_a_config_may_begin_in_any_usual_way(start: str) -> None:
-    name = start.partition(" ")[0]
-    assert settings(f"{start}\n{name}.b = 2\n{name}['c'] = 3\n{name}.d = edict()\n{name}.d.e = 4\n") == {
-        **({"a": 1} if "a" in start else {}),
-        "b": 2,
-        "c": 3,
-        "d.e": 4,
-    }
+@pytest.mark.parametrize("start", ["config = edict()", "config = {}", "import easydict\nconfig = easydict.EasyDict()"])
+def test_literals_and_arithmetic_on_them(start: str, expression: str, value: object) -> None:
+    assert settings(f"{start}\nconfig.size = 112\nconfig.x = {expression}\n")["x"] == value
 
 
 def test_branches_on_whether_literals_are_equal_are_followed() -> None:
@@ -57,18 +43,29 @@ def test_branches_on_whether_literals_are_equal_are_followed() -> None:
     assert settings(text) == {"d": "x", "v": 2}
 
 
-@pytest.mark.parametrize("test", ["config.d in ('x',)", "config.d", "config.e == 'x'", "config.d == f()"])
-def test_what_another_branch_may_set_is_not_known(test: str) -> None:
-    read = read_literals(
-        f"config = edict()\nconfig.d = 'x'\nconfig.v = 0\nif {test}:\n    config.v = 1\n".encode(), "c"
-    )
-    assert set(read.settings) == {"d"}
-    assert [(one.line, one.keys) for one in read.unread] == [(4, ("v",))]
-
-
-def test_update_sets_what_it_names() -> None:
-    text = "config = edict()\nconfig.a = 1\nconfig.update({'a': 2, 'b': 3})\nconfig.update(c=4)\n"
-    assert settings(text) == {"a": 2, "b": 3, "c": 4}
+@pytest.mark.parametrize(
+    "statement",
+    [
+        *(
+            f"if {test}:\n    config.v = 1"
+            for test in ("config.d in ('x',)", "config.d", "config.e == 'x'", "f() == 1")
+        ),
+        "def set_up():\n    config.a = 2",
+        "setattr(config, 'm', 3)",
+        "config.update(m=3)",
+        "config.targets.append('x')",
+        "del config.a",
+        "config.a += 1",
+        "for config.a in range(3): pass",
+        "config = somebody_elses()",
+        "other = config",
+        "from base import config",
+        "from base import *",
+    ],
+)
+def test_any_other_statement_that_names_the_config_may_set_anything(statement: str) -> None:
+    read = read_literals(f"config = edict()\nconfig.d = 'x'\n{statement}\n".encode(), "c")
+    assert [(one.line, one.anything) for one in read.unread] == [(3, True)]
 
 
 @pytest.mark.parametrize("call", ["set_up()", "print('hello')", "os.environ['X'] = '1'", "sys.path.append('.')"])
@@ -78,15 +75,10 @@ def test_what_does_not_touch_the_config_changes_nothing(call: str) -> None:
     assert not any(one.anything or one.keys for one in read.unread)
 
 
-def test_a_function_that_sets_something_leaves_it_unknown_whether_it_is_called_or_not() -> None:
-    read = read_literals(b"config = edict()\nconfig.a = 1\ndef set_up():\n    config.a = 2\nset_up()\n", "config.py")
-    assert read.settings == {}
-
-
 def test_what_is_assigned_anything_else_loses_the_value_it_had() -> None:
     read = read_literals(b"config = edict()\nconfig.lr = 0.1\nconfig.lr = f()\nconfig.m = 1\n", "config.py")
-    assert set(read.settings) == {"m"}
     assert [(one.line, one.keys, one.reason) for one in read.unread] == [(3, ("lr",), "a call, which is not run")]
+    assert settings("config = edict()\nconfig.lr = f()\nconfig.lr = 0.1\n") == {"lr": 0.1}
 
 
 @pytest.mark.parametrize(
@@ -153,18 +145,12 @@ def test_what_is_no_config_gives_a_named_error(data: bytes, said: str | None) ->
         "[0] * 10 ** 9",
         "1 / 0",
         "2.0 ** 64 ** 64",
-        "'%1000000000d' % 1",
         "(-8) ** 0.5",
+        "1e999",
     ],
 )
 def test_arithmetic_takes_no_memory_and_no_time(expression: str) -> None:
     assert settings(f"config = edict()\nconfig.y = 1\nconfig.x = {expression}\n") == {"y": 1}
-
-
-def test_lists_of_lists_do_not_double_without_end() -> None:
-    lines = ["config = edict()", "a0 = [1, 1]", *(f"a{i} = [a{i - 1}, a{i - 1}]" for i in range(1, 200))]
-    lines += ["config.x = a199", "config.y = a199 == a198", "config.z = 1"]
-    assert settings("\n".join(lines)) == {"z": 1}
 
 
 @pytest.mark.slow

@@ -15,7 +15,7 @@ from adadistill.kernels.margin_softmax import margin_softmax
 WORKER = Path(__file__).parent.parent / "class_shard_worker.py"
 
 
-@pytest.mark.parametrize("world_size", [1, 2, 3])
+@pytest.mark.parametrize("world_size", [1, 3])
 def test_shards_on_real_processes_equal_the_whole(world_size: int, tmp_path: Path):
     run_ranks([str(WORKER), str(tmp_path)], world_size)
     ranks = [torch.load(tmp_path / f"rank-{rank}.pt", weights_only=True) for rank in range(world_size)]

@@ -19,6 +19,7 @@ from adadistill.core.distributed import Ranks
 from adadistill.core.training.run import run_training
 
 WORKER = Path(__file__).parent.parent / "distributed_worker.py"
+FLOAT64 = {"precision": "float64", "log__every": 1}
 TRAINABLE = {"teacher": "null", "centres__kind": "trainable", "geometry_margin__mode": "off"}
 
 
@@ -52,13 +53,18 @@ def _objectives(data: Path) -> dict[str, dict[str, object]]:
     }
 
 
-def _launch(data: Path, folder: Path, changes: dict[str, object]) -> list[dict[str, Tensor]]:
-    """Train with two processes; the objective's state on each."""
-    folder.mkdir()
-    plan = {"data": str(data), "run": str(folder / "run"), "overrides": changes, "student": "plain"}
-    (folder / "plan.json").write_text(json.dumps(plan))
-    run_ranks([str(WORKER), str(folder / "plan.json"), str(folder)], 2)
-    return [torch.load(folder / f"rank-{rank}.pt") for rank in range(2)]
+@pytest.fixture(scope="module")
+def launched(data: Path) -> Path:
+    """Folder of a launch of two processes, which have trained every objective one after the other."""
+    folder, plans = data / "two", []
+    for number, changes in enumerate(_objectives(data).values()):
+        out = folder / str(number)
+        out.mkdir(parents=True)
+        plans.append({"data": str(data), "run": str(out / "run"), "out": str(out), "student": "plain",
+                      "overrides": {**FLOAT64, **changes}})  # fmt: skip
+    (folder / "plan.json").write_text(json.dumps(plans))
+    run_ranks([str(WORKER), str(folder / "plan.json")], 2)
+    return folder
 
 
 def _final(folder: Path) -> dict[str, Tensor]:
@@ -72,20 +78,20 @@ def _metrics(folder: Path) -> list[dict[str, float]]:
     return [row for row in rows if row["event"] == "train"]
 
 
-@pytest.mark.parametrize("name", list(_objectives(Path())))
-def test_two_processes_train_as_one_does(data: Path, tmp_path: Path, name: str):
-    changes = {"precision": "float64", "log__every": 1, **_objectives(data)[name]}
+@pytest.mark.parametrize(("number", "name"), enumerate(_objectives(Path())))
+def test_two_processes_train_as_one_does(data: Path, launched: Path, tmp_path: Path, number: int, name: str):
+    changes, two = {**FLOAT64, **_objectives(data)[name]}, launched / str(number)
     run_training(tiny_recipe(data, **changes), tmp_path / "one", ranks=Ranks(), student=PlainStudent())
-    states = _launch(data, tmp_path / "two", changes)
+    states = [torch.load(two / f"rank-{rank}.pt") for rank in range(2)]
 
-    alone, together = _final(tmp_path / "one"), _final(tmp_path / "two" / "run")
+    alone, together = _final(tmp_path / "one"), _final(two / "run")
     assert alone.keys() == together.keys()
     for key, value in alone.items():
         assert (together[key] - value).abs().max() <= 1e-10 * value.abs().max(), key
-    for one, two in zip(_metrics(tmp_path / "one"), _metrics(tmp_path / "two" / "run"), strict=True):
+    for ours, theirs in zip(_metrics(tmp_path / "one"), _metrics(two / "run"), strict=True):
         # Metrics are summed in float32.
-        assert two["loss"] == pytest.approx(one["loss"], rel=1e-6)
-        assert two["regression"] == pytest.approx(one["regression"], rel=1e-6)
+        assert theirs["loss"] == pytest.approx(ours["loss"], rel=1e-6)
+        assert theirs["regression"] == pytest.approx(ours["regression"], rel=1e-6)
     assert ("slow_centres" in states[0]) == ("headroom" in name)
     assert states[0].keys() == states[1].keys()
     assert all(torch.equal(tensor, states[1][key]) for key, tensor in states[0].items())

@@ -6,10 +6,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 import torch
 from head_step import geometry_term
+from objective_cases import FixedTeacher, batch_of
 from tests_support import golden_files
 from torch import Tensor
 
@@ -30,41 +30,12 @@ from adadistill.core.method.heads import HeadConfig, directions, margins
 from adadistill.core.method.lesson import own_teacher_embeddings
 from adadistill.core.method.norm_statistics import NormStatistics, updated_norm_statistics
 from adadistill.core.method.objective import Objective
-from adadistill.core.method.regression import RegressionConfig
-from adadistill.core.method.regression_alone import RegressionObjective
+from adadistill.core.method.regression import RegressionConfig, RegressionObjective
 from adadistill.core.method.slow_centres import SlowCentres
 from adadistill.kernels.margin_softmax import margin_softmax_reference
-from adadistill.loaders.batch import Batch
 
 RANKS = Ranks()
 YES, NO = torch.tensor(True), torch.tensor(False)
-
-
-class FixedTeacher:
-    """Hands out the embeddings it was given, as a store of embeddings does."""
-
-    def __init__(self, unit_embeddings: Tensor) -> None:
-        self.unit_embeddings = unit_embeddings
-        self.embedding_dim = unit_embeddings.shape[1]
-
-    def rows(
-        self, record_ids: npt.NDArray[np.int64], mirrored: npt.NDArray[np.bool_], view: int | None = None
-    ) -> Tensor:
-        return self.unit_embeddings[torch.from_numpy(record_ids)]
-
-
-def _batch(labels: Tensor, dtype: torch.dtype = torch.float64) -> Batch:
-    count = len(labels)
-    return Batch(
-        images=torch.zeros(count, 3, 2, 2, dtype=dtype),
-        labels=labels,
-        record_ids=torch.arange(count),
-        mirrored=torch.zeros(count, dtype=torch.bool),
-        epoch=0,
-        step=0,
-        global_record_ids=np.arange(count),
-        global_mirrored=np.zeros(count, dtype=bool),
-    )
 
 
 def _unit(rows: Tensor) -> Tensor:
@@ -104,7 +75,7 @@ def test_distillation_agrees_with_the_origin_over_consecutive_steps(path: Path):
         student = case["student"][step].clone().requires_grad_()
         out = objective.step(
             student,
-            _batch(case["labels"][step]),
+            batch_of(case["labels"][step]),
             fractional_epoch=float(case["epoch"][step]),
             stop=False,
         )
@@ -138,7 +109,7 @@ def test_a_rejected_step_leaves_centres_and_statistics_bit_for_bit():
     before = {name: value.clone() for name, value in before.items()}
     unit_before = objective.centres.unit_centres().clone()
 
-    out = objective.step(student, _batch(labels), fractional_epoch=0.0, stop=False)
+    out = objective.step(student, batch_of(labels), fractional_epoch=0.0, stop=False)
     objective.commit_(NO)
 
     assert out.finite_samples.tolist() == [True, True, False, True, True, False, True, True]
@@ -149,7 +120,7 @@ def test_a_rejected_step_leaves_centres_and_statistics_bit_for_bit():
 
 def test_a_non_finite_image_is_blamed_even_where_the_embedding_is_finite():
     student, teacher, labels, centres = _random_case()
-    batch = _batch(labels)
+    batch = batch_of(labels)
     batch.images[6, 1, 0, 1] = torch.nan
     out = _objective(teacher, centres).step(student, batch, fractional_epoch=0.0, stop=False)
     assert out.finite_samples.tolist() == [True] * 6 + [False, True]
@@ -158,7 +129,7 @@ def test_a_non_finite_image_is_blamed_even_where_the_embedding_is_finite():
 def test_the_target_centre_already_knows_this_step_s_teacher():
     _, teacher, labels, centres = _random_case()
     objective = _objective(teacher, centres, geometry=GeometryMarginConfig())
-    out = objective.step(teacher.clone() * 20, _batch(labels), fractional_epoch=0.0, stop=False)
+    out = objective.step(teacher.clone() * 20, batch_of(labels), fractional_epoch=0.0, stop=False)
     # A student equal to the teacher has cosine 1 to it, so the untouched centres jump to the teacher's embeddings.
     assert out.metrics["student_teacher_cosine"] == pytest.approx(1.0)
     assert out.metrics["target_cosine"] > 0.6
@@ -168,7 +139,7 @@ def test_a_stop_request_is_reported():
     student, teacher, labels, centres = _random_case()
     objective = _objective(teacher, centres)
     for stop in (False, True):
-        out = objective.step(student, _batch(labels), fractional_epoch=0.0, stop=stop)
+        out = objective.step(student, batch_of(labels), fractional_epoch=0.0, stop=stop)
         objective.commit_(YES)
         assert bool(out.stop_requested) == stop
 
@@ -180,14 +151,14 @@ def test_labels_survive_the_trip_through_the_gathered_floats(dtype: torch.dtype)
 
     zeros = torch.zeros(8, dtype=dtype)
     assert torch.equal(
-        GatheredFacts.gather(zeros, zeros, _batch(labels, dtype), stop=False, ranks=RANKS).labels, labels
+        GatheredFacts.gather(zeros, zeros, batch_of(labels, dtype), stop=False, ranks=RANKS).labels, labels
     )
 
 
 def test_state_round_trips():
     student, teacher, labels, centres = _random_case()
     trained = _objective(teacher, centres.clone())
-    trained.step(student, _batch(labels), fractional_epoch=0.5, stop=False)
+    trained.step(student, batch_of(labels), fractional_epoch=0.5, stop=False)
     trained.commit_(YES)
     fresh = _objective(teacher, centres.clone())
     fresh.load(row_sharded=trained.row_sharded(), tensors=trained.tensors())
@@ -205,7 +176,7 @@ def test_classification_trains_its_centres():
         ranks=RANKS,
     )
     raw = student.requires_grad_()
-    out = objective.step(raw, _batch(labels), fractional_epoch=0.0, stop=False)
+    out = objective.step(raw, batch_of(labels), fractional_epoch=0.0, stop=False)
     out.loss.backward()
     objective.reduce_gradients_(RANKS)
     objective.commit_(YES)
@@ -253,7 +224,7 @@ def test_slow_centres_are_undone_and_restored_with_the_others():
     before = {name: rows.clone() for name, rows in objective.row_sharded().items()}
     assert before.keys() == {"class_centres", "slow_centres"}
 
-    objective.step(student * torch.nan, _batch(labels), fractional_epoch=1.0, stop=False)
+    objective.step(student * torch.nan, batch_of(labels), fractional_epoch=1.0, stop=False)
     objective.commit_(NO)
     assert all(torch.equal(rows, before[name]) for name, rows in objective.row_sharded().items())
 
@@ -301,7 +272,7 @@ def _loss_and_gradient(
 ) -> tuple[dict[str, Tensor], Tensor, Tensor]:
     """Metrics, loss and gradient to the raw student embeddings of one committed step."""
     raw = student.clone().requires_grad_()
-    out = objective.step(raw, _batch(labels), fractional_epoch=epoch, stop=False)
+    out = objective.step(raw, batch_of(labels), fractional_epoch=epoch, stop=False)
     out.loss.backward()
     objective.reduce_gradients_(RANKS)
     objective.commit_(YES)
@@ -437,7 +408,7 @@ def test_non_finite_teachers_and_images_are_blamed_and_stops_reported_in_every_o
     else:
         make = _frozen if kind == "frozen" else _trainable
         objective = make(centres, teacher=FixedTeacher(teacher), regression=regression)
-    batch = _batch(labels)
+    batch = batch_of(labels)
     batch.images[2, 0, 0, 0] = torch.inf
     before = {name: value.clone() for name, value in objective.tensors().items()}
 
@@ -458,7 +429,7 @@ def test_a_rank_asks_a_store_for_its_own_samples_alone_and_a_network_for_its_own
 
     rows, ranks = torch.arange(12.0)[:, None], Ranks(rank=1, world_size=3)
     batch = replace(
-        _batch(torch.zeros(4, dtype=torch.int64)), global_record_ids=np.arange(12), global_mirrored=np.zeros(12, bool)
+        batch_of(torch.zeros(4, dtype=torch.int64)), global_record_ids=np.arange(12), global_mirrored=np.zeros(12, bool)
     )
     assert own_teacher_embeddings(FixedTeacher(rows), batch, ranks).squeeze(1).tolist() == [4, 5, 6, 7]
     assert own_teacher_embeddings(Network(), batch, ranks) is batch.images

@@ -26,11 +26,11 @@ from adadistill.core.training.run import run_training
 
 WORKER = Path(__file__).parent.parent / "sharded_centres_worker.py"
 
-# 7 identities of 8 images: no multiple of 2 or 3 ranks. 6 images a step repeat labels; 9 steps an epoch, 27 in all.
-IDENTITIES, BATCH, DIM, STEPS = 7, 6, 16, 27
+# 7 identities of 8 images: no multiple of 2 or 3 ranks. 6 images a step repeat labels; 9 steps an epoch, 18 in all.
+IDENTITIES, BATCH, DIM, STEPS = 7, 6, 16, 18
 BASE = {
     "teacher": "null", "centres__kind": "trainable", "geometry_margin__mode": "off", "data__global_batch_size": BATCH,
-    "optim__epochs": 3, "optim__milestones": "[2]", "log__every": 1, "checkpoint__keep": 99,
+    "optim__epochs": 2, "optim__milestones": "[1]", "log__every": 1, "checkpoint__keep": 99,
 }  # fmt: skip
 FLOAT64 = {**BASE, "precision": "float64", "checkpoint__every_steps": 8}
 ARCFACE = {"head__kind": "arcface", "head__margin": 0.5}
@@ -101,15 +101,14 @@ def _run_all(folder: Path) -> dict[int, dict[str, list[dict[str, Any]]]]:
             _job("taught-sharded-2", {**taught, **SHARDED}),
             _job("adaface-float32-sharded-2", {**short, **SHARDED}),
             _job("replicated-1-to-sharded-2", {**FLOAT64, **SHARDED}, resume=made.step("adaface", 8)),
-            _job("nan-image", {**FLOAT64, **SHARDED}, nan_image=[1, 1, 3]),
-            _job("nan-row", {**FLOAT64, **SHARDED, "checkpoint__every_steps": 1}, nan_row=[1, 1, 3]),
+            _job("nan-image", {**FLOAT64, **SHARDED}, nan_image=[1, 0, 3]),
+            _job("nan-row", {**FLOAT64, **SHARDED, "checkpoint__every_steps": 1}, nan_row=[1, 0, 3]),
             _job("many-sharded-2", {**many, **SHARDED}, resume=made.step("many", 3), watch="size"),
             _job("bytes", {**short, **SHARDED}, watch="bytes"),
             _job("overlap", short, watch="overlap"),
         ]),
         (3, [
             _job("adaface-sharded-3", {**FLOAT64, **SHARDED}),
-            _job("arcface-sharded-3", {**FLOAT64, **ARCFACE, **SHARDED}),
             _job("sharded-2-to-sharded-3", {**FLOAT64, **SHARDED}, resume=made.step("adaface-sharded-2", 16)),
             _job("nan-row", {**FLOAT64, **SHARDED}, resume="auto"),
             _job("too-few", {**FLOAT64, **SHARDED, "data__records": str(folder / "two" / "train.rec")}),
@@ -136,8 +135,9 @@ def _largest_difference(one: dict[str, Tensor], other: dict[str, Tensor]) -> flo
     return max(float((one[k] - other[k]).abs().max() / one[k].abs().max().clamp(min=1e-300)) for k in one)
 
 
-@pytest.mark.parametrize("name", ["adaface-sharded-1", "adaface-sharded-2", "adaface-sharded-3", "arcface-sharded-2",
-                                  "arcface-sharded-3", "taught-sharded-2"])  # fmt: skip
+@pytest.mark.parametrize(
+    "name", ["adaface-sharded-1", "adaface-sharded-2", "adaface-sharded-3", "arcface-sharded-2", "taught-sharded-2"]
+)
 def test_sharded_centres_train_as_replicated_ones_on_one_process(runs: Runs, name: str):
     head = name.split("-")[0]
     assert {"class_centres", "class_centres_momentum"} < runs.final(name).keys()
@@ -164,7 +164,7 @@ def test_each_rank_holds_its_rows_alone_and_all_hold_one_student(runs: Runs, wor
 
 @pytest.mark.parametrize(
     ("name", "left"),
-    [("replicated-1-to-sharded-2", 19), ("sharded-2-to-sharded-3", 11), ("sharded-3-to-replicated-1", 19)],
+    [("replicated-1-to-sharded-2", 10), ("sharded-2-to-sharded-3", 2), ("sharded-3-to-replicated-1", 10)],
 )
 def test_a_run_goes_on_with_the_other_placement_and_on_other_ranks(runs: Runs, name: str, left: int):
     assert runs.losses(name) == pytest.approx(runs.losses("adaface")[-left:], rel=1e-6)
@@ -191,10 +191,10 @@ def test_no_rank_ever_makes_a_tensor_of_the_size_of_all_centres(runs: Runs):
 
 @pytest.mark.parametrize("name", ["nan-image", "nan-row"])
 def test_what_is_not_finite_on_one_rank_stops_all_and_nothing_of_it_is_kept(runs: Runs, name: str):
-    """Step 3 of epoch 1 is the 13th: 12 are finished. The row is damaged in memory; only its own rank can see it."""
+    """Three steps are finished. The row is damaged in memory; only its own rank can see it."""
     ranks = runs.ended[2][name]
     assert [ended["error"] for ended in ranks] == ["NonFiniteError"] * 2
-    assert all("step 12 (epoch 1, step 3) is not finite" in ended["text"] for ended in ranks)
+    assert all("step 3 (epoch 0, step 3) is not finite" in ended["text"] for ended in ranks)
     states = [ended["state"] for ended in ranks]
     rows = torch.cat([state.pop("class_centres") for state in states])
     for key in states[0]:
@@ -204,7 +204,7 @@ def test_what_is_not_finite_on_one_rank_stops_all_and_nothing_of_it_is_kept(runs
         assert torch.isfinite(rows).all()
         return
     assert torch.isnan(rows).sum() == 1
-    saved = load_checkpoint(runs.step(name, 12))
+    saved = load_checkpoint(runs.step(name, 3))
     assert torch.equal(torch.where(torch.isnan(rows), saved.row_sharded["class_centres"], rows),
                        saved.row_sharded["class_centres"])  # fmt: skip
     assert all(torch.equal(states[0][f"student.{key}"], tensor) for key, tensor in saved.model.items())

@@ -17,6 +17,7 @@ import tests_support
 tests_support.make_importable()
 
 import torch
+from narrow_networks import narrow_networks
 
 from adadistill.core.distributed import distributed_session
 from adadistill.core.teachers import TeacherError
@@ -27,7 +28,7 @@ def main(jobs_path: str, out: str) -> None:
     """Load what every job says, one after the other."""
     torch.set_num_threads(1)
     endings = []
-    with distributed_session("cpu") as ranks:
+    with narrow_networks(), distributed_session("cpu") as ranks:
         text = Path(jobs_path).read_text().replace("{rank}", str(ranks.rank))
         for job in json.loads(text):
             paths = {name: Path(job[name]) for name in ("lock", "cache_dir")}

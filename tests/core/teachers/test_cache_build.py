@@ -13,6 +13,7 @@ import pytest
 import torch
 from forked_python import forked_python
 from rank_processes import run_ranks
+from small_cache import build
 from tiny_training import tiny_recipe, write_tiny_records
 
 from adadistill.core.backbones import BackboneConfig, build_backbone
@@ -24,7 +25,7 @@ from adadistill.core.teachers.cache_build import CacheBuildResult, build_cache
 from adadistill.core.teachers.cache_recompute import recompute_rows
 from adadistill.core.training.stop_signal import StopRequested, StopSignal
 from adadistill.loaders.block_store.errors import StoreError, StoreWriteError
-from adadistill.loaders.block_store.teacher_cache import MIRRORED, PLAIN, CacheHeader, CacheWriter, TeacherCache
+from adadistill.loaders.block_store.teacher_cache import MIRRORED, PLAIN, TeacherCache
 from adadistill.loaders.block_store.writer import BlockProgress
 from adadistill.loaders.pixels import decode_image, to_network_input
 from adadistill.loaders.records.image_records import ImageRecords
@@ -125,7 +126,6 @@ def test_the_header_says_whose_embeddings_of_what_and_how_they_were_made(data: P
     assert header.teacher["kind"] == "checkpoint"
     assert header.teacher["preprocessing"] == {"color": "rgb", "mean": [0.5] * 3, "std": [0.5] * 3}
     assert header.records["fingerprint"] == ImageRecords(data / "train.rec").fingerprint()
-    assert header.records["name"] == "train.rec"
     assert dict(header.built) == {
         "by": "network", "batch_size": BATCH, "compile": False, "decoder": "cpu", "device": "cpu",
         "fold_batch_norm": True, "precision": "float32",
@@ -146,27 +146,13 @@ def test_a_stopped_build_goes_on_with_what_is_missing_and_ends_with_the_same_byt
     assert _bytes(tmp_path / "cache") == _bytes(data / "cache")
 
 
-def test_a_stop_that_comes_with_the_last_block_finds_the_build_finished(data: Path, tmp_path: Path):
-    _, stopping = _stop_after(BLOCKS)
-    assert _build(_recipe(data, tmp_path / "cache"), **stopping).images == RECORDS
-
-
-def test_a_complete_cache_is_confirmed_without_running_the_network(
-    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_a_complete_cache_is_confirmed_without_running_the_network(data: Path, monkeypatch: pytest.MonkeyPatch):
     before = _bytes(data / "cache")
     monkeypatch.setattr(cache_inputs, "in_loop_teacher", None)
     result = _build(_recipe(data, data / "cache"))
-    assert result.images == 0
-    assert result.images_per_s == 0.0
+    assert (result.images, result.images_per_s) == (0, 0.0)
     assert result.digest == TeacherCache(data / "cache").digest()
     assert _bytes(data / "cache") == before
-
-
-def _launch(plan: dict, folder: Path, world_size: int) -> list[str]:
-    """Build with `world_size` processes; what each printed."""
-    (folder / "plan.json").write_text(json.dumps(plan))
-    return run_ranks([str(WORKER), "build", str(folder / "plan.json")], world_size)
 
 
 def test_two_processes_finish_what_one_began_and_leave_the_same_bytes(data: Path, tmp_path: Path):
@@ -178,7 +164,9 @@ def test_two_processes_finish_what_one_began_and_leave_the_same_bytes(data: Path
     with pytest.raises(StopRequested):
         _build(_recipe(data, tmp_path / "cache"), **stopping)
 
-    printed = _launch({"data": str(data), "overrides": overrides, "batch_size": BATCH}, tmp_path, 2)
+    plan = {"data": str(data), "overrides": overrides, "batch_size": BATCH}
+    (tmp_path / "plan.json").write_text(json.dumps(plan))
+    printed = run_ranks([str(WORKER), "build", str(tmp_path / "plan.json")], 2)
 
     assert json.loads(printed[0])["images"] == RECORDS - 2 * BATCH
     assert _bytes(tmp_path / "cache") == _bytes(data / "cache")
@@ -241,9 +229,8 @@ def test_a_damaged_record_is_named_and_earlier_blocks_stay(data: Path, tmp_path:
     assert _slots_done(tmp_path / "cache") == [True] * 2 + [False] * 5
 
 
-@pytest.mark.parametrize(("value", "said"), [(0.0, "zero"), (float("nan"), "not finite")])
 def test_an_embedding_without_direction_is_named_and_not_stored(
-    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, value: float, said: str
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     class Damaged(NetworkTeacher):
         calls = 0
@@ -252,28 +239,14 @@ def test_an_embedding_without_direction_is_named_and_not_stored(
             rows = super().embed(images).clone()
             Damaged.calls += 1
             if Damaged.calls == 4:  # the mirrored view of block 1
-                rows[2] = value
+                rows[2] = 0.0
             return rows
 
     monkeypatch.setattr(network_teacher, "NetworkTeacher", Damaged)
     where = rf"train\.rec: record {BATCH + 2} \(key \d+\) at byte \d+"  # as every message names a record
-    with pytest.raises(StoreWriteError, match=rf"{where}: .* mirrored image is {said}\. Look at this image, and at"):
+    with pytest.raises(StoreWriteError, match=rf"{where}: .* mirrored image is zero\. Look at this image, and at"):
         _build(_recipe(data, tmp_path / "cache"))
     assert not _slots_done(tmp_path / "cache")[1]
-
-
-def test_a_disk_that_refuses_a_block_ends_the_build(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    write_block = CacheWriter.write_block
-
-    def refuse(self: CacheWriter, block: int, rows: np.ndarray) -> None:
-        if block == 6:
-            raise StoreWriteError("block 6 cannot be written: No space left on device")
-        write_block(self, block, rows)
-
-    monkeypatch.setattr(CacheWriter, "write_block", refuse)
-    with pytest.raises(StoreWriteError, match="No space left"):
-        _build(_recipe(data, tmp_path / "cache"))
-    assert _slots_done(tmp_path / "cache") == [True] * 6 + [False]
 
 
 def test_a_recipe_without_folder_or_network_and_a_wrong_batch_size_are_refused(data: Path, tmp_path: Path):
@@ -294,14 +267,10 @@ def test_recomputing_agrees_with_an_honest_cache_and_finds_one_wrong_row(data: P
     recipe = _recipe(data, data / "cache")
     assert recompute_rows(recipe, honest, records=9, ranks=Ranks()).least_cosine > 0.999999
 
-    header: CacheHeader = honest.header
-    with CacheWriter(tmp_path / "forged", header, main=True) as writer:
-        for block in range(header.num_blocks):
-            ids = np.repeat(np.array(header.block_record_range(block)), 2)
-            rows = honest.gather(ids, np.tile([0, 1], len(ids) // 2)).reshape(-1, 2, 16).copy()
-            if block == 1:
-                rows[3, 1] = rows[0, 0]
-            writer.write_block(block, rows)
+    ids = np.repeat(np.arange(RECORDS), 2)
+    rows = honest.gather(ids, np.tile([0, 1], RECORDS)).reshape(RECORDS, 2, 16).copy()
+    rows[BATCH + 3, 1] = rows[BATCH, 0]
+    build(tmp_path / "forged", honest.header, rows=rows)
     found = recompute_rows(recipe, TeacherCache(tmp_path / "forged"), records=RECORDS, ranks=Ranks())
     assert found.least_cosine < 0.999
     assert (found.records, found.record_id, found.view) == (RECORDS, BATCH + 3, MIRRORED)
@@ -309,19 +278,14 @@ def test_recomputing_agrees_with_an_honest_cache_and_finds_one_wrong_row(data: P
 
 @pytest.mark.slow
 def test_kills_at_any_moment_cost_nothing_that_was_done_and_no_byte(tmp_path: Path):
-    write_tiny_records(tmp_path / "data", identities=8, images=8)
+    write_tiny_records(tmp_path / "data", identities=6, images=8)
     save_network(tmp_path / "data" / "teacher", build_backbone(NETWORK, 32, generator=3).eval(), NETWORK, 32)
     overrides = {
         "teacher__embeddings": "null", "teacher__checkpoint": str(tmp_path / "data" / "teacher"),
         "teacher__check": "false",
     }  # fmt: skip
-    plan = {
-        "data": str(tmp_path / "data"),
-        "folder": str(tmp_path),
-        "overrides": overrides,
-        "batch_size": 1,
-        "kills": 8,
-    }
+    plan = {"data": str(tmp_path / "data"), "folder": str(tmp_path), "overrides": overrides}
+    plan |= {"batch_size": 1, "kills": 4}
     (tmp_path / "plan.json").write_text(json.dumps(plan))
     command = [forked_python(), str(WORKER), "kills", str(tmp_path / "plan.json")]
     ran = subprocess.run(
@@ -336,11 +300,8 @@ def test_kills_at_any_moment_cost_nothing_that_was_done_and_no_byte(tmp_path: Pa
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA")
-@pytest.mark.parametrize(
-    "overrides", [{"precision": "float32", "teacher__compile": "false"}, {"precision": "bfloat16"}]
-)
-def test_on_cuda_rows_are_those_of_the_cpu_but_for_rounding(data: Path, tmp_path: Path, overrides: dict[str, str]):
-    recipe = _recipe(data, tmp_path / "cache", **overrides)
+def test_on_cuda_rows_are_those_of_the_cpu_but_for_rounding(data: Path, tmp_path: Path):
+    recipe = _recipe(data, tmp_path / "cache", precision="bfloat16")
     _, stopping = _stop_after(3)
     with pytest.raises(StopRequested):
         _build(recipe, device="cuda", **stopping)

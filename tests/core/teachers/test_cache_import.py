@@ -51,6 +51,11 @@ def _import(source: Path, folder: Path, data: Path, **more) -> CacheBuildResult:
     return import_embeddings(source, folder, records=ImageRecords(data / "train.rec"), **more)
 
 
+def _refused(message: str, source: Path, folder: Path, data: Path, **more) -> None:
+    with pytest.raises(ImportRefusedError, match=message):
+        _import(source, folder, data, **more)
+
+
 def _stored(folder: Path) -> npt.NDArray[np.float16]:
     """(N, V, D)"""
     cache = TeacherCache(folder)
@@ -71,14 +76,13 @@ def test_rows_are_normalised_in_float64_and_rounded_once(data: Path, tmp_path: P
     assert TeacherCache(tmp_path / "cache").header.views == (PLAIN, MIRRORED)
 
 
-@pytest.mark.parametrize(("shape", "views"), [((RECORDS, DIM), None), ((RECORDS, 1, DIM), "plain"), (None, "plain")])
-def test_one_view_is_enough_and_a_second_can_be_left_out(
-    data: Path, tmp_path: Path, shape: tuple[int, ...] | None, views: str | None
-):
-    rows = _rows() if shape is None else _rows(views=1).reshape(shape)
-    _import(_save(tmp_path / "rows.npy", rows), tmp_path / "cache", data, views=views)
-    assert TeacherCache(tmp_path / "cache").header.views == (PLAIN,)
-    assert _stored(tmp_path / "cache").shape == (RECORDS, 1, DIM)
+def test_one_view_is_enough_and_a_second_can_be_left_out_but_is_not_made(data: Path, tmp_path: Path):
+    for number, (rows, views) in enumerate(((_rows(views=1).reshape(RECORDS, DIM), None), (_rows(), "plain"))):
+        _import(_save(tmp_path / "rows.npy", rows), tmp_path / f"{number}", data, views=views)
+        assert TeacherCache(tmp_path / f"{number}").header.views == (PLAIN,)
+        assert _stored(tmp_path / f"{number}").shape == (RECORDS, 1, DIM)
+    source = _save(tmp_path / "rows.npy", _rows(views=1))
+    _refused("one view of each record", source, tmp_path / "cache", data, views="both")
 
 
 def test_the_header_binds_the_records_and_says_where_the_rows_came_from(data: Path, tmp_path: Path):
@@ -113,24 +117,17 @@ def _shuffled(rows: npt.NDArray, seed: int = 1) -> npt.NDArray:
     return rows[np.random.RandomState(seed).permutation(len(rows))]
 
 
-@pytest.mark.parametrize("order", ["shuffled", "shifted", "reversed"])
-def test_rows_in_another_order_are_refused_with_both_numbers(data: Path, tmp_path: Path, order: str):
+@pytest.mark.parametrize("order", ["shuffled", "shifted", "strangers"])
+def test_rows_in_another_order_or_of_nobody_are_refused_with_both_numbers(data: Path, tmp_path: Path, order: str):
     rows = _rows()
     moved = {
         "shuffled": _shuffled(rows),
         "shifted": np.roll(rows, 1, axis=0),
-        "reversed": np.roll(rows[::-1], 3, axis=0),
+        "strangers": np.random.RandomState(0).normal(size=(RECORDS, 512)),
     }
-    with pytest.raises(ImportRefusedError, match=r"cosine of -?0\.\d{4}, with shuffled labels it is -?0\.\d{4}"):
-        _import(_save(tmp_path / "rows.npy", moved[order]), tmp_path / "cache", data)
+    both = r"cosine of -?0\.\d{4}, with shuffled labels it is -?0\.\d{4}.*margin to beat is 0\.1"
+    _refused(both, _save(tmp_path / "rows.npy", moved[order]), tmp_path / "cache", data)
     assert not (tmp_path / "cache").exists()
-
-
-def test_rows_that_say_nothing_of_identity_are_refused(data: Path, tmp_path: Path):
-    with pytest.raises(ImportRefusedError, match=r"margin to beat is 0\.1"):
-        _import(
-            _save(tmp_path / "rows.npy", np.random.RandomState(0).normal(size=(RECORDS, 512))), tmp_path / "c", data
-        )
 
 
 def test_the_margin_is_what_pairs_of_one_identity_must_win_by(data: Path, tmp_path: Path):
@@ -145,30 +142,26 @@ def test_the_margin_is_what_pairs_of_one_identity_must_win_by(data: Path, tmp_pa
         _import(source, tmp_path / "cache", data, margin=-0.1)
 
 
-@pytest.mark.parametrize("label_check", [True, False])
-def test_views_of_different_images_are_refused(data: Path, tmp_path: Path, label_check: bool):
+def test_views_of_different_images_are_refused(data: Path, tmp_path: Path):
     rows = _rows()
     rows[:, 1] = _shuffled(rows[:, 1])
-    with pytest.raises(ImportRefusedError, match=r"two views of .* do not belong to the same images"):
-        _import(_save(tmp_path / "rows.npy", rows), tmp_path / "cache", data, label_check=label_check)
-    _import(tmp_path / "rows.npy", tmp_path / "cache", data, views="plain")
+    source, message = _save(tmp_path / "rows.npy", rows), r"two views of .* do not belong to the same images"
+    _refused(message, source, tmp_path / "cache", data, label_check=False)
 
 
 def test_records_without_pairs_are_refused_unless_nobody_asks(tmp_path: Path):
     write_tiny_records(tmp_path, identities=RECORDS, images=1)
     source = _save(tmp_path / "rows.npy", _rows())
-    with pytest.raises(ImportRefusedError, match=r"0 identities of two images.*--no-label-check"):
-        _import(source, tmp_path / "cache", tmp_path)
+    _refused(r"0 identities of two images.*--no-label-check", source, tmp_path / "cache", tmp_path)
     _import(source, tmp_path / "cache", tmp_path, label_check=False)
     assert TeacherCache(tmp_path / "cache").header.built["label_check"] == "left out"
 
 
-@pytest.mark.parametrize(("value", "norm"), [(0.0, "0.0"), (np.nan, "nan"), (np.inf, "inf")])
-def test_the_first_row_without_a_direction_is_named(data: Path, tmp_path: Path, value: float, norm: str):
+def test_the_first_row_without_a_direction_is_named(data: Path, tmp_path: Path):
     rows = _rows()
-    rows[11, 1], rows[30, 0] = value, value
-    with pytest.raises(ImportRefusedError, match=rf"record 11 .*view 1: its norm is {norm}.*there are 2 such rows"):
-        _import(_save(tmp_path / "rows.npy", rows), tmp_path / "cache", data)
+    rows[11, 1], rows[30, 0] = np.nan, np.nan
+    source, message = _save(tmp_path / "rows.npy", rows), r"record 11 .*view 1: its norm is nan.*there are 2 such rows"
+    _refused(message, source, tmp_path / "cache", data)
     assert not (tmp_path / "cache").exists()
 
 
@@ -177,10 +170,7 @@ def test_the_first_row_without_a_direction_is_named(data: Path, tmp_path: Path, 
     [
         (np.zeros((RECORDS + 1, 2, DIM)), "holds rows of 49 records, .* has 48 image records"),
         (np.zeros((RECORDS, 2, DIM), np.int64), "holds int64"),
-        (np.zeros((RECORDS, 2, DIM), np.complex128), "holds complex128"),
         (np.zeros(RECORDS), r"shape \(48,\)"),
-        (np.zeros((RECORDS, 2, DIM, 1)), r"shape \(48, 2, 64, 1\)"),
-        (np.zeros((RECORDS, 0, DIM)), r"shape \(48, 0, 64\)"),
         (np.zeros((RECORDS, 3, DIM)), "holds 3 views"),
         (np.array([{"a": 1}] * RECORDS, dtype=object), "which are no numbers"),
         (np.zeros(RECORDS, dtype=[("a", "f4")]), "no .npy file of embeddings"),
@@ -188,14 +178,8 @@ def test_the_first_row_without_a_direction_is_named(data: Path, tmp_path: Path, 
 )
 def test_what_cannot_be_embeddings_is_refused(data: Path, tmp_path: Path, rows: npt.NDArray, message: str):
     np.save(tmp_path / "rows.npy", rows, allow_pickle=True)
-    with pytest.raises(ImportRefusedError, match=message):
-        _import(tmp_path / "rows.npy", tmp_path / "cache", data)
+    _refused(message, tmp_path / "rows.npy", tmp_path / "cache", data)
     assert not (tmp_path / "cache").exists()
-
-
-def test_two_views_are_not_made_of_one(data: Path, tmp_path: Path):
-    with pytest.raises(ImportRefusedError, match="one view of each record"):
-        _import(_save(tmp_path / "rows.npy", _rows(views=1)), tmp_path / "cache", data, views="both")
 
 
 @pytest.mark.parametrize(
@@ -215,14 +199,6 @@ def test_a_damaged_or_hostile_file_is_refused_without_running_any_of_it(
     with pytest.raises(ImportRefusedError, match=r"rows\.npy"):
         open_rows(tmp_path / "rows.npy")
     assert not (tmp_path / "executed").exists()
-
-
-@pytest.mark.parametrize("version", [(1, 0), (2, 0), (3, 0)])
-def test_all_versions_of_the_format_are_read(tmp_path: Path, version: tuple[int, int]):
-    rows = _rows()
-    with (tmp_path / "rows.npy").open("wb") as file:
-        np.lib.format.write_array(file, rows, version=version)
-    assert np.array_equal(open_rows(tmp_path / "rows.npy"), rows)
 
 
 def test_a_stopped_import_goes_on_and_leaves_the_same_bytes(

@@ -7,18 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from small_cache import build, small_header
 
 from adadistill.core.teachers import CachedTeacher, RecordTeacher
 from adadistill.core.teachers.cache_views import needed_views
 from adadistill.loaders.augment.augment_policy import Augmentation, AugmentConfig
-from adadistill.loaders.block_store.teacher_cache import (
-    MIRRORED,
-    PLAIN,
-    CacheHeader,
-    CacheView,
-    CacheWriter,
-    TeacherCache,
-)
+from adadistill.loaders.block_store.teacher_cache import MIRRORED, PLAIN, CacheView, TeacherCache
 
 CPU = torch.device("cpu")
 MIRRORS, NO_MIRRORS = (
@@ -27,21 +21,8 @@ MIRRORS, NO_MIRRORS = (
 
 
 def _cache(folder: Path, rows: np.ndarray, views: tuple[CacheView, ...]) -> TeacherCache:
-    records, _, dim = rows.shape
-    header = CacheHeader(
-        num_records=records,
-        embedding_dim=dim,
-        views=views,
-        block_records=7,
-        teacher={"sha256": "0" * 64},
-        records={"fingerprint": "1" * 64, "num_records": records},
-        built={},
-    )
-    with CacheWriter(folder, header, main=True) as writer:
-        for block in writer.pending().tolist():
-            span = header.block_record_range(block)
-            writer.write_block(block, rows[span.start : span.stop].astype(np.float16))
-    return TeacherCache(folder)
+    header = small_header(num_records=len(rows), embedding_dim=rows.shape[2], views=views, block_records=7)
+    return TeacherCache(build(folder, header, rows=rows))
 
 
 def _unit_rows(records: int, views: int, dim: int = 12) -> np.ndarray:
@@ -49,14 +30,13 @@ def _unit_rows(records: int, views: int, dim: int = 12) -> np.ndarray:
     return rows / np.linalg.norm(rows, axis=2, keepdims=True)
 
 
-@pytest.mark.parametrize("on_device", [False, True])
-@pytest.mark.parametrize("views", [(PLAIN, MIRRORED), (MIRRORED, PLAIN), (MIRRORED, CacheView(
-    kind="augmented", seed=1, view=0, policy="{}"), PLAIN)])  # fmt: skip
-def test_rows_are_those_of_the_record_and_the_view(tmp_path: Path, views: tuple[CacheView, ...], on_device: bool):
+OTHER = CacheView(kind="augmented", seed=1, view=0, policy="{}")
+
+
+@pytest.mark.parametrize("views", [(PLAIN, MIRRORED), (MIRRORED, OTHER, PLAIN)])
+def test_rows_are_those_of_the_record_and_the_view(tmp_path: Path, views: tuple[CacheView, ...]):
     rows = _unit_rows(20, len(views))
-    teacher = CachedTeacher(
-        _cache(tmp_path / "cache", rows, views), augmentation=MIRRORS, device=CPU, on_device=on_device
-    )
+    teacher = CachedTeacher(_cache(tmp_path / "cache", rows, views), augmentation=MIRRORS, device=CPU)
     ids, mirrored = np.array([7, 0, 19, 7]), np.array([False, True, True, True])
 
     found = teacher.rows(ids, mirrored)
@@ -79,10 +59,8 @@ def test_memory_and_file_give_the_same_bits(tmp_path: Path):
 
 def test_plain_rows_are_enough_where_nothing_is_mirrored(tmp_path: Path):
     cache = _cache(tmp_path / "cache", _unit_rows(5, 1), (PLAIN,))
-    assert CachedTeacher(cache, augmentation=NO_MIRRORS, device=CPU).rows(np.array([4]), np.array([False])).shape == (
-        1,
-        12,
-    )
+    teacher = CachedTeacher(cache, augmentation=NO_MIRRORS, device=CPU)
+    assert teacher.rows(np.array([4]), np.array([False])).shape == (1, 12)
     with pytest.raises(ValueError, match="lacks a view"):
         CachedTeacher(cache, augmentation=MIRRORS, device=CPU)
 
@@ -100,12 +78,10 @@ def test_augmented_views_are_found_by_their_number(tmp_path: Path):
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-@pytest.mark.parametrize("on_device", [False, True])
-def test_rows_on_a_gpu_are_those_on_the_cpu(tmp_path: Path, on_device: bool):
+def test_rows_on_a_gpu_are_those_on_the_cpu(tmp_path: Path):
     cache = _cache(tmp_path / "cache", _unit_rows(33, 2), (PLAIN, MIRRORED))
     ids, mirrored = np.arange(33)[::-1].copy(), np.arange(33) % 2 == 0
     expected = CachedTeacher(cache, augmentation=MIRRORS, device=CPU).rows(ids, mirrored)
-    found = CachedTeacher(cache, augmentation=MIRRORS, device=torch.device("cuda"), on_device=on_device).rows(
-        ids, mirrored
-    )
-    torch.testing.assert_close(found.cpu(), expected, rtol=0, atol=1e-6)
+    for on_device in (False, True):
+        there = CachedTeacher(cache, augmentation=MIRRORS, device=torch.device("cuda"), on_device=on_device)
+        torch.testing.assert_close(there.rows(ids, mirrored).cpu(), expected, rtol=0, atol=1e-6)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,15 +10,14 @@ import pytest
 import simplejpeg
 import torch
 from drawn_faces import SIDE, faces, write_faces
-from rank_processes import run_ranks
-from tests_support import DATA
 from tiny_training import PlainStudent
 from torch import nn
 
 from adadistill.core.distributed import Ranks
+from adadistill.core.teachers import color_check
 from adadistill.core.teachers.color_check import resolve_color, score_color_orders
 from adadistill.core.teachers.config import TeacherConfig
-from adadistill.core.teachers.face_pairs import FacePairs, pairs_of_records, pairs_of_set
+from adadistill.core.teachers.face_pairs import FacePairs
 from adadistill.core.teachers.interface import LoadedTeacher, TeacherError, TeacherIdentity
 from adadistill.core.teachers.preprocessing import Color, Preprocessing
 from adadistill.loaders.evaluation_sets.verification_pairs import VerificationSetError, write_verification_bin
@@ -94,20 +92,13 @@ def test_the_order_that_shows_more_of_who_it_is_wins():
     assert (result.same_pairs, result.different_pairs) == (100, 100)
 
 
-@pytest.mark.parametrize("body", [FirstChannel(), PlainStudent()])
-def test_a_network_of_the_other_order_gets_the_same_scores_the_other_way_round(body):
-    pairs = couples(60, red=0.3, blue=1.5)
+def test_a_network_of_the_other_order_gets_the_same_scores_the_other_way_round():
+    pairs, body = couples(60, red=0.3, blue=1.5), PlainStudent()
     ours = score_color_orders(teacher(body), pairs, device=CPU, batch_size=7)
     theirs = score_color_orders(teacher(Reversed(body)), pairs, device=CPU, batch_size=7)
     assert (theirs.rgb, theirs.bgr, theirs.z) == (ours.bgr, ours.rgb, -ours.z)
-
-
-def test_a_random_backbone_that_looks_at_red_alone_is_found_rgb():
-    body = PlainStudent()
-    with torch.no_grad():
-        body.convolutions[0].weight[:, 1:] = 0.0
-    result = score_color_orders(teacher(body), couples(150, red=0.3, blue=4.0), device=CPU)
-    assert result.better == "rgb"
+    bgr = replace(teacher(body), identity=replace(teacher(body).identity, preprocessing=Preprocessing(color="bgr")))
+    assert score_color_orders(bgr, pairs, device=CPU, batch_size=7) == ours, "the order that it has now is of no matter"
 
 
 def test_a_network_blind_to_colour_stays_undecided():
@@ -129,42 +120,18 @@ def test_a_difference_too_small_to_matter_decides_nothing_however_consistent_it_
     assert result.better is None
 
 
-def test_z_knows_the_size_of_chance_where_both_orders_are_equally_good():
-    # Both channels carry equally noisy copies of the same faces: what remains is chance, which z must know the size of.
-    z = [
-        score_color_orders(teacher(FirstChannel()), couples(50, red=1.0, blue=1.0, seed=seed), device=CPU).z
-        for seed in range(40)
-    ]
-    assert 0.5 < np.std(z) < 1.35  # 40 draws know a deviation to 11 %; the bootstrap errs to the careful side
-    assert np.mean(np.abs(z) >= 3.0) <= 0.025
-
-
-def test_strangers_met_by_several_faces_are_not_counted_as_more_evidence():
-    # Every image in five comparisons: z must still have unit variance.
-    z = []
+@pytest.mark.parametrize("strangers", [1, 5])
+def test_z_knows_the_size_of_chance_where_both_orders_are_equally_good(strangers):
+    """Both channels carry equally noisy copies of the same faces. Comparisons of one image are no more evidence."""
+    z, first = [], 2 * np.arange(40)
     for seed in range(40):
         base = couples(40, red=1.0, blue=1.0, seed=seed)
-        first = 2 * np.arange(40)
-        strangers = [np.stack([first, (first + 2 * step + 1) % 80], 1) for step in range(1, 6)]
-        pairs = np.concatenate([np.stack([first, first + 1], 1), *strangers])
-        many = FacePairs(base.images_u8, pairs, np.arange(len(pairs)) < 40, "drawn faces")
-        z.append(score_color_orders(teacher(FirstChannel()), many, device=CPU).z)
-    assert 0.5 < np.std(z) < 1.35  # 40 draws know a deviation to 11 %
-
-
-def test_scores_do_not_depend_on_the_order_that_the_teacher_has_now():
-    loaded = teacher(FirstChannel())
-    bgr = replace(loaded, identity=replace(loaded.identity, preprocessing=Preprocessing(color="bgr")))
-    pairs = couples(30, red=0.5, blue=1.0)
-    assert score_color_orders(loaded, pairs, device=CPU) == score_color_orders(bgr, pairs, device=CPU)
-
-
-def test_a_result_says_itself_in_two_lines():
-    result = score_color_orders(teacher(FirstChannel()), couples(30, red=0.5, blue=2.0), device=CPU)
-    first, second = result.summary().splitlines()
-    assert "rgb is better" in first
-    assert "30 same and 30 different pairs of drawn faces" in first
-    assert f"d' {result.bgr.separation:.3f}" in second
+        met = [np.stack([first, (first + 2 * step + 1) % 80], 1) for step in range(1, strangers + 1)]
+        pairs = np.concatenate([np.stack([first, first + 1], 1), *met])
+        faces = FacePairs(base.images_u8, pairs, np.arange(len(pairs)) < 40, "drawn faces")
+        z.append(score_color_orders(teacher(FirstChannel()), faces, device=CPU).z)
+    assert 0.5 < np.std(z) < 1.35  # 40 draws know a deviation to 11 %; the bootstrap errs to the careful side
+    assert np.mean(np.abs(z) >= 3.0) <= 0.025
 
 
 def test_a_network_that_gives_nan_is_refused():
@@ -184,16 +151,6 @@ def test_embeddings_that_are_all_alike_or_zero_score_nothing():
     assert (result.better, result.z, result.rgb.separation, result.rgb.auc) == (None, 0.0, 0.0, 0.5)
 
 
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA")
-def test_a_gpu_finds_what_the_cpu_finds_and_hands_the_network_back():
-    body, pairs = PlainStudent(), couples(60, red=0.3, blue=1.5)
-    on_cpu = score_color_orders(teacher(body), pairs, device=CPU)
-    on_gpu = score_color_orders(teacher(body), pairs, device=torch.device("cuda", 0))
-    assert on_gpu.rgb.separation == pytest.approx(on_cpu.rgb.separation, abs=0.01)
-    assert {parameter.device.type for parameter in body.parameters()} == {"cpu"}
-
-
 # --- decisions ---------------------------------------------------------------------------------------------------
 
 
@@ -207,19 +164,12 @@ def resolve(loaded: LoadedTeacher, config: TeacherConfig, records: ImageRecords)
     return resolve_color(loaded, config, records=records, image_size=SIDE, ranks=Ranks())
 
 
-@pytest.mark.parametrize("color", [None, "rgb", "bgr"])
-def test_nothing_is_tried_where_the_recipe_decides(records, color):
+def test_the_better_order_is_taken_where_neither_recipe_nor_source_objects(records):
     loaded = teacher(FirstChannel())
-    found, result = resolve(loaded, TeacherConfig(checkpoint="unused", color=color), records)
-    assert found is loaded
-    assert result is None
-
-
-@pytest.mark.parametrize("stated", [None, "rgb"])
-def test_the_better_order_is_taken_where_the_source_does_not_object(records, stated):
-    found, result = resolve(teacher(FirstChannel(), stated), AUTO, records)
-    assert result.better == "rgb"
-    assert found.identity.preprocessing.color == "rgb"
+    assert resolve(loaded, TeacherConfig(checkpoint="unused", color="bgr"), records) == (loaded, None)
+    for stated in (None, "rgb"):
+        found, result = resolve(teacher(FirstChannel(), stated), AUTO, records)
+        assert result.better == found.identity.preprocessing.color == "rgb"
     found, result = resolve(teacher(Reversed(FirstChannel())), AUTO, records)
     assert result.better == found.identity.preprocessing.color == "bgr"
     images = torch.rand(2, 3, SIDE, SIDE)
@@ -235,31 +185,13 @@ def test_a_source_that_the_scores_contradict_is_refused_with_both_scores(records
     assert text.count("d' ") >= 2
 
 
-@pytest.mark.parametrize("stated", ["rgb", "bgr"])
-def test_undecided_scores_leave_the_stated_order_with_a_warning(records, caplog, stated):
-    found, result = resolve(teacher(Grey(), stated), AUTO, records)
+def test_undecided_scores_leave_the_stated_order_with_a_warning_and_a_silent_source_is_refused(records, caplog):
+    found, result = resolve(teacher(Grey(), "bgr"), AUTO, records)
     assert result.better is None
-    assert found.identity.preprocessing.color == stated
-    assert f"{stated} stands, as its source states" in caplog.text
-
-
-def test_undecided_scores_and_a_silent_source_are_refused(records):
+    assert found.identity.preprocessing.color == "bgr"
+    assert "bgr stands, as its source states" in caplog.text
     with pytest.raises(TeacherError, match=r"set teacher\.color to rgb or bgr"):
         resolve(teacher(Grey()), AUTO, records)
-
-
-def test_a_recipe_can_name_the_set_to_score_on(tmp_path, records):
-    pixels = faces(80, 2, red=0.5, blue=3.0, seed=5).reshape(160, SIDE, SIDE, 3)
-    pixels[1::4] = np.roll(pixels[1::4], 1, axis=0)  # every second pair shows two people
-    bodies = [simplejpeg.encode_jpeg(image, quality=100, colorsubsampling="444") for image in pixels]
-    write_verification_bin(tmp_path / "set.bin", bodies, np.arange(80) % 2 == 1)
-    config = TeacherConfig(checkpoint="unused", color="auto", color_set=str(tmp_path / "set.bin"))
-    _, result = resolve(teacher(FirstChannel()), config, records)
-    assert result.origin == "set.bin"
-    assert result.better == "rgb"
-    (tmp_path / "set.bin").write_bytes(b"not a set")
-    with pytest.raises(VerificationSetError):
-        resolve(teacher(FirstChannel()), config, records)
 
 
 # --- whose colours are swapped -------------------------------------------------------------------------------------
@@ -271,6 +203,15 @@ def write_set(path: Path, *, red: float, blue: float) -> str:
     bodies = [simplejpeg.encode_jpeg(image, quality=100, colorsubsampling="444") for image in pixels]
     write_verification_bin(path, bodies, np.arange(80) % 2 == 1)
     return str(path)
+
+
+def test_a_recipe_can_name_the_set_to_score_on(tmp_path, records):
+    config = replace(AUTO, color_set=write_set(tmp_path / "set.bin", red=0.5, blue=3.0))
+    _, result = resolve(teacher(FirstChannel()), config, records)
+    assert (result.origin, result.better) == ("set.bin", "rgb")
+    (tmp_path / "set.bin").write_bytes(b"not a set")
+    with pytest.raises(VerificationSetError):
+        resolve(teacher(FirstChannel()), config, records)
 
 
 @pytest.fixture(scope="module")
@@ -319,69 +260,15 @@ def test_records_speak_where_a_set_is_scored(tmp_path, swapped):
 
 # --- ranks -------------------------------------------------------------------------------------------------------
 
-WORKER = """
-import json, sys
-sys.path[:0] = [sys.argv[1], sys.argv[2]]
-import tests_support
-tests_support.make_importable()
-import test_color_check as test
-from adadistill.core.distributed import distributed_session
 
-with distributed_session("cpu") as ranks:
-    # What rank 1 would find by itself is the opposite, so agreement is rank 0's word.
-    body = test.FirstChannel() if ranks.rank == 0 else test.Reversed(test.FirstChannel())
-    answers = []
-    for records in map(test.ImageRecords, sys.argv[4:]):
-        try:
-            found, result = test.resolve_color(
-                test.teacher(body), test.AUTO, records=records, image_size=8, ranks=ranks
-            )
-            answers.append([found.identity.preprocessing.color, result.to_json()])
-        except test.TeacherError as error:
-            answers.append(str(error))
-    with open(f"{sys.argv[3]}/{ranks.rank}.json", "w") as file:
-        json.dump(answers, file)
-"""
+def test_a_rank_takes_rank_0s_word_whatever_it_would_find_itself(monkeypatch, records):
+    _, of_rank_0 = resolve(teacher(FirstChannel()), AUTO, records)
+    monkeypatch.setattr(color_check, "run_on_main", lambda score, ranks: (of_rank_0, None))
+    found, result = resolve(teacher(Reversed(FirstChannel())), AUTO, records)  # it would find bgr
+    assert result is of_rank_0
+    assert found.identity.preprocessing.color == "rgb"
 
 
-def test_two_ranks_take_rank_0s_word_and_hear_its_error(tmp_path, records):
-    single = write_faces(tmp_path / "faces", 30, 1)
-    folders = (TESTS, Path(__file__).parent, tmp_path, records.path, single.path)
-    run_ranks(["-c", WORKER, *map(str, folders)], 2)
-    first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in "01")
-    assert first == second
-    assert first[0][0] == "rgb"
-    assert "30 records of 30 identities" in first[1]
-
-
-# --- real faces --------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def mobilefacenet(data_dir) -> LoadedTeacher:
-    pytest.importorskip("onnxruntime", reason="reading an ONNX teacher needs onnxruntime")
-    from adadistill.core.teachers.onnx_network import load_onnx
-
-    path = data_dir / "teachers" / "MobileFaceNet.onnx"
-    if not path.is_file():
-        pytest.skip(f"no {path}")
-    loaded = load_onnx(path, image_size=112, device=CPU, provider="cpu")
-    imagenet = Preprocessing(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
-    return replace(loaded, identity=replace(loaded.identity, preprocessing=imagenet))
-
-
-@pytest.mark.slow
-@pytest.mark.realdata
-def test_a_real_teacher_is_found_rgb_on_pairs_of_its_training_records(mobilefacenet):
-    pairs = pairs_of_records(ImageRecords(DATA / "faces" / "train.rec"), image_size=112, pairs=250)
-    result = score_color_orders(mobilefacenet, pairs, device=CPU)
-    assert result.better == "rgb", result.summary()
-
-
-@pytest.mark.slow
-@pytest.mark.realdata
-def test_a_real_teacher_is_found_rgb_on_a_verification_set(mobilefacenet):
-    pairs = pairs_of_set(DATA / "faces" / "faces_holdout.bin", image_size=112, pairs=500)
-    result = score_color_orders(mobilefacenet, pairs, device=CPU)
-    assert result.better == "rgb", result.summary()
-    assert result.rgb.auc > 0.99
+def test_records_without_enough_pairs_are_refused(tmp_path):
+    with pytest.raises(TeacherError, match="30 records of 30 identities"):
+        resolve(teacher(FirstChannel()), AUTO, write_faces(tmp_path / "faces", 30, 1))

@@ -9,6 +9,7 @@ import pickle
 import re
 import sys
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -19,6 +20,7 @@ import pytest
 import torch
 from fake_hub import FakeHub, fake_hub
 from golden_weights import golden_state_dict
+from narrow_networks import narrow_networks
 from rank_processes import run_ranks
 from safetensors.torch import save
 from tests_support import golden_files
@@ -28,8 +30,9 @@ from adadistill.core.backbones import BackboneConfig, build_backbone
 from adadistill.core.backbones.public_weights import public_names
 from adadistill.core.distributed import Ranks
 from adadistill.core.teachers import LoadedTeacher, Preprocessing, TeacherConfig, TeacherError
-from adadistill.core.teachers.cvlface import IR_REPOSITORIES, SHORT_NAMES, VIT_REPOSITORIES, load_cvlface
+from adadistill.core.teachers.cvlface import VIT_REPOSITORIES, load_cvlface
 from adadistill.core.teachers.cvlface_files import KNOWN_PINS
+from adadistill.core.teachers.sources import network_source
 from adadistill.core.teachers.teacher_lock import LockEntry, add_entry, read_lock
 
 REPO = "minchul/cvlface_adaface_ir18_casia"
@@ -43,9 +46,8 @@ DESCRIPTION = (
 )
 CONFIG = json.dumps(
     {
-        "auto_map": {"AutoConfig": "wrapper.ModelConfig", "AutoModel": "wrapper.CVLFaceRecognitionModel"},
+        "auto_map": {"AutoModel": "wrapper.CVLFaceRecognitionModel"},
         "conf": {"color_space": "RGB", "input_size": [3, 16, 16], "name": "ir18", "output_dim": 8},
-        "torch_dtype": "float32",
     }
 )
 IMAGES = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1
@@ -53,7 +55,7 @@ IMAGES = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0)) * 
 
 @dataclass(frozen=True)
 class Published:
-    """A network of the smallest architecture, for small images, in the two files in which CVLface publishes one."""
+    """A narrow network of the smallest architecture, in the two files in which CVLface publishes one."""
 
     network: nn.Module
     tensors: dict[str, Tensor]
@@ -62,13 +64,21 @@ class Published:
     pickled: bytes
 
 
+@pytest.fixture(autouse=True)
+def narrow(request: pytest.FixtureRequest) -> Iterator[None]:
+    """But for the golden network, which is as it was published."""
+    with nullcontext() if request.node.get_closest_marker("golden") else narrow_networks():
+        yield
+
+
 @pytest.fixture(scope="module")
 def published() -> Published:
-    network = build_backbone(BackboneConfig(arch="ir18", embedding_dim=8), 16, generator=3).eval()
-    own = network.state_dict()
-    halves = {name: tensor.half() if tensor.is_floating_point() else tensor for name, tensor in own.items()}
-    network.load_state_dict(halves)
-    tensors = {public: halves[name] for name, public in public_names(network).items()}
+    with narrow_networks():
+        network = build_backbone(BackboneConfig(arch="ir18", embedding_dim=8), 16, generator=3).eval()
+        own = network.state_dict()
+        halves = {name: tensor.half() if tensor.is_floating_point() else tensor for name, tensor in own.items()}
+        network.load_state_dict(halves)
+        tensors = {public: halves[name] for name, public in public_names(network).items()}
     return Published(network, tensors, _safetensors(tensors), _pickled(_prefixed(tensors, "net.")))
 
 
@@ -132,14 +142,14 @@ def _write(folder: Path, files: dict[str, bytes]) -> Path:
 def _load(source: str, hub: FakeHub | None = None, **changes: Any) -> LoadedTeacher:
     """Load beside the working directory; without a hub any request would fail."""
     address = "http://127.0.0.1:9" if hub is None else hub.address
-    arguments = {
-        "revision": None,
-        "lock": Path("lock.json"),
-        "color": None,
-        "cache_dir": Path("cache"),
-        "endpoint": address,
-    }
-    return load_cvlface(source, **{**arguments, "ranks": Ranks(), **changes})
+    arguments = {"revision": None, "color": None, "endpoint": address, "ranks": Ranks()}
+    arguments |= {"lock": Path("lock.json"), "cache_dir": Path("cache")}
+    return load_cvlface(source, **{**arguments, **changes})
+
+
+def _refused(message: str, source: str, hub: FakeHub | None = None, **changes: Any) -> None:
+    with pytest.raises(TeacherError, match=message):
+        _load(source, hub, **changes)
 
 
 def _sha256(body: bytes) -> str:
@@ -158,9 +168,8 @@ GOLDEN_CASES = golden_files("backbone_ir18.npz")
 
 
 @pytest.mark.golden
-@pytest.mark.parametrize("file", [SAFETENSORS, PICKLED])
 @pytest.mark.parametrize("case", GOLDEN_CASES, ids=lambda path: path.stem)
-def test_embeddings_are_those_of_the_public_implementation(here: Path, golden_dir: Path, case: Path, file: str):
+def test_embeddings_are_those_of_the_public_implementation(here: Path, golden_dir: Path, case: Path):
     with np.load(golden_dir / "backbone_images.npz") as arrays:
         images = torch.from_numpy(arrays["images_u8"]).float() / 127.5 - 1.0
     with np.load(case) as arrays:
@@ -168,8 +177,7 @@ def test_embeddings_are_those_of_the_public_implementation(here: Path, golden_di
     size, dim, arch = images.shape[-1], expected.shape[1], case.stem.removeprefix("backbone_")
     description = f"name: {arch}\ninput_size: [3, {size}, {size}]\noutput_dim: {dim}\ncolor_space: 'RGB'\n"
     tensors = {k: t.float() if t.is_floating_point() else t for k, t in golden_state_dict(case).items()}
-    weights = _safetensors(tensors) if file == SAFETENSORS else _pickled(_prefixed(tensors, "net."))
-    _write(here / "teacher", {YAML: description.encode(), file: weights})
+    _write(here / "teacher", {YAML: description.encode(), PICKLED: _pickled(_prefixed(tensors, "net."))})
 
     loaded = _load("teacher")
 
@@ -183,7 +191,9 @@ def test_embeddings_are_those_of_the_public_implementation(here: Path, golden_di
 # --- From the Hub ---
 
 
-def test_a_repository_loads_as_its_network(hub: FakeHub, here: Path, published: Published):
+def test_a_repository_loads_as_its_network_from_three_files_and_is_locked(
+    hub: FakeHub, here: Path, published: Published
+):
     loaded = _load(REPO, hub)
     _assert_same(loaded, published)
     assert not loaded.body.training
@@ -195,32 +205,19 @@ def test_a_repository_loads_as_its_network(hub: FakeHub, here: Path, published: 
     assert identity.sha256 == _sha256(published.safetensors)
     assert identity.preprocessing == Preprocessing(color="rgb", mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
 
-
-def test_only_the_three_files_are_fetched_and_nothing_is_run(hub: FakeHub, here: Path):
-    _load(REPO, hub)
     assert hub.downloads() == [YAML, "config.json", SAFETENSORS]
     asked = {request.split("/resolve/")[1].split("/", 1)[1] for request in hub.requests if "/resolve/" in request}
     assert asked == {YAML, "config.json", SAFETENSORS}
-    assert {path.name for path in here.iterdir()} == {"lock.json", "cache"}
+    assert {path.name for path in here.iterdir()} == {"lock.json", "cache"}, "nothing of the repository ran"
     assert not {name for name in sys.modules if name == "transformers" or name.startswith("wrapper")}
-
-
-def test_first_use_locks_commit_and_hashes(hub: FakeHub, here: Path, published: Published):
-    _load(REPO, hub)
-    files = {
-        SAFETENSORS: _sha256(published.safetensors),
-        YAML: _sha256(DESCRIPTION.encode()),
-        "config.json": _sha256(CONFIG.encode()),
-    }
+    bodies = {SAFETENSORS: published.safetensors, YAML: DESCRIPTION.encode(), "config.json": CONFIG.encode()}
+    files = {name: _sha256(body) for name, body in bodies.items()}
     assert read_lock(here / "lock.json") == {REPO: LockEntry(revision=FIRST, files=files)}
 
-
-def test_second_use_asks_nobody(hub: FakeHub, here: Path, published: Published):
-    _load(REPO, hub)
     hub.requests.clear()
     before = (here / "lock.json").read_bytes()
     _assert_same(_load(REPO, hub), published)
-    assert hub.requests == []
+    assert hub.requests == [], "the second use asks nobody"
     assert (here / "lock.json").read_bytes() == before
 
 
@@ -228,14 +225,6 @@ def test_without_safetensors_the_pickled_tensors_are_taken(hub: FakeHub, here: P
     hub.add(FIRST, _repository(published, **{SAFETENSORS: None, "config.json": None}))
     _assert_same(_load(REPO, hub), published)
     assert hub.downloads() == [YAML, PICKLED]
-
-
-def test_short_names_are_repositories(here: Path, published: Published):
-    with fake_hub(SHORT_NAMES["cvlface_ir50"]) as hub:
-        hub.add(FIRST, _repository(published))
-        loaded = _load("cvlface_ir50", hub, revision=FIRST)
-    assert loaded.identity.name == f"{SHORT_NAMES['cvlface_ir50']}@{FIRST[:12]}"
-    assert read_lock(here / "lock.json").keys() == {SHORT_NAMES["cvlface_ir50"]}
 
 
 def test_a_repository_that_moves_is_used_as_it_was_locked_or_asked_for(hub: FakeHub, here: Path, published: Published):
@@ -247,31 +236,12 @@ def test_a_repository_that_moves_is_used_as_it_was_locked_or_asked_for(hub: Fake
     assert read_lock(here / "other.json")[REPO].revision == FIRST
 
 
-def test_another_revision_than_the_locked_one_is_refused_with_both(hub: FakeHub, here: Path, published: Published):
+def test_another_revision_than_the_locked_one_or_none_is_refused(hub: FakeHub, here: Path, published: Published):
+    _refused(rf"{REPO}: the repository has no revision {SECOND}", REPO, hub, revision=SECOND)
     _load(REPO, hub)
     hub.add(SECOND, _repository(published))
-    with pytest.raises(
-        TeacherError, match=rf"revision is {SECOND}, but lock.json says {FIRST}; .* remove the entry `{REPO}`"
-    ):
-        _load(REPO, hub, revision=SECOND)
-
-
-def test_a_revision_that_does_not_exist_is_refused(hub: FakeHub, here: Path):
-    with pytest.raises(TeacherError, match=rf"{REPO}: the repository has no revision {SECOND}"):
-        _load(REPO, hub, revision=SECOND)
-
-
-def test_other_bytes_than_the_locked_ones_are_refused_with_both_hashes(hub: FakeHub, here: Path):
-    _load(REPO, hub)
-    for name in (SAFETENSORS, YAML, "config.json"):
-        sound = hub.commits[FIRST][name]
-        body = sound[:-2] + bytes([sound[-2] ^ 1]) + sound[-1:]
-        hub.commits[FIRST][name] = body
-        with pytest.raises(
-            TeacherError, match=rf"{name} has sha256 {_sha256(body)}, lock.json says {_sha256(sound)}; .* `{REPO}`"
-        ):
-            _load(REPO, hub, cache_dir=here / f"another{len(name)}")
-        hub.commits[FIRST][name] = sound
+    both = rf"revision is {SECOND}, but lock.json says {FIRST}; .* remove the entry `{REPO}`"
+    _refused(both, REPO, hub, revision=SECOND)
 
 
 def test_a_bit_that_flips_in_the_cache_is_found(hub: FakeHub, here: Path, published: Published):
@@ -279,48 +249,36 @@ def test_a_bit_that_flips_in_the_cache_is_found(hub: FakeHub, here: Path, publis
     (blob,) = (
         path
         for path in (here / "cache").rglob("*")
-        if path.is_file() and not path.is_symlink() and path.stat().st_size > 10**6
+        if path.is_file() and not path.is_symlink() and path.stat().st_size > 10**5
     )
     with blob.open("r+b") as file:
         file.seek(-1, os.SEEK_END)
         file.write(bytes([published.safetensors[-1] ^ 1]))
-    with pytest.raises(
-        TeacherError, match=rf"{SAFETENSORS} has sha256 .*, lock.json says {_sha256(published.safetensors)}"
+    _refused(rf"{SAFETENSORS} has sha256 .*, lock.json says {_sha256(published.safetensors)}", REPO, hub)
+
+
+def test_a_repository_that_is_not_what_it_says_is_refused_and_not_locked(
+    hub: FakeHub, here: Path, published: Published
+):
+    incomplete = _safetensors(_without(published.tensors, LINEAR), "net.")
+    large = b"#" * (1 << 16) + DESCRIPTION.encode()
+    for changes, message, downloads in (
+        ({SAFETENSORS: incomplete}, rf"missing {LINEAR}", [YAML, "config.json", SAFETENSORS]),
+        ({YAML: None}, rf"{FIRST} holds no CVLface network on the Hub: it needs {YAML}", []),
+        ({YAML: large}, "more than the 65,536 that such a file can have", []),
     ):
-        _load(REPO, hub)
-
-
-def test_what_the_hub_states_is_checked_and_nothing_is_locked(hub: FakeHub, here: Path):
+        hub.add(FIRST, _repository(published, **changes))
+        hub.requests.clear()
+        _refused(message, REPO, hub, cache_dir=here / f"cache{len(downloads)}{len(message)}")
+        assert hub.downloads() == downloads
+    hub.add(FIRST, _repository(published))
     hub.lfs_sha256[SAFETENSORS] = "0" * 64
-    with pytest.raises(TeacherError, match=rf"{SAFETENSORS} has sha256 \w+, the Hub states {'0' * 64}; .* damaged"):
-        _load(REPO, hub)
+    _refused(rf"{SAFETENSORS} has sha256 \w+, the Hub states {'0' * 64}; .* damaged", REPO, hub)
     assert not (here / "lock.json").exists()
-
-
-def test_a_network_that_does_not_load_is_not_locked(hub: FakeHub, here: Path, published: Published):
-    hub.add(FIRST, _repository(published, **{SAFETENSORS: _safetensors(_without(published.tensors, LINEAR), "net.")}))
-    with pytest.raises(TeacherError, match=rf"missing {LINEAR}"):
-        _load(REPO, hub)
-    assert not (here / "lock.json").exists()
-
-
-def test_a_repository_without_a_network_is_refused(hub: FakeHub, here: Path, published: Published):
-    hub.add(FIRST, _repository(published, **{YAML: None}))
-    with pytest.raises(TeacherError, match=rf"{FIRST} holds no CVLface network on the Hub: it needs {YAML}"):
-        _load(REPO, hub)
-    assert hub.downloads() == []
-
-
-def test_a_text_that_is_too_large_is_not_downloaded(hub: FakeHub, here: Path, published: Published):
-    hub.add(FIRST, _repository(published, **{YAML: b"#" * (1 << 16) + DESCRIPTION.encode()}))
-    with pytest.raises(TeacherError, match="more than the 65,536 that such a file can have"):
-        _load(REPO, hub)
-    assert hub.downloads() == []
 
 
 def test_a_lock_file_that_cannot_be_written_is_refused_before_the_hub_is_asked(hub: FakeHub, here: Path):
-    with pytest.raises(TeacherError, match="there is no folder missing"):
-        _load(REPO, hub, lock=Path("missing/lock.json"))
+    _refused("there is no folder missing", REPO, hub, lock=Path("missing/lock.json"))
     assert hub.requests == []
 
 
@@ -332,10 +290,7 @@ def test_the_known_commit_is_used_where_nothing_else_says_one_and_its_hash_is_ch
     with fake_hub(IR101) as hub:
         hub.add(pin.revision, _repository(published))
         hub.add(SECOND, _repository(published))
-        with pytest.raises(
-            TeacherError, match=rf"{PICKLED} has sha256 \w+, this version .* knows {pin.files[PICKLED]}"
-        ):
-            _load("cvlface_ir101", hub)
+        _refused(rf"{PICKLED} has sha256 \w+, this version .* knows {pin.files[PICKLED]}", "cvlface_ir101", hub)
     assert hub.downloads()[-1] == PICKLED
     assert not (here / "lock.json").exists()
 
@@ -369,8 +324,7 @@ def test_offline_lock_or_revision_and_cache_are_enough(
         ({**other, "revision": SECOND}, rf"{SECOND} holds no CVLface network in cache \(HF_HUB_OFFLINE is set\)"),
         ({"cache_dir": Path("empty")}, rf"{YAML} of revision {FIRST} is not in empty; .* `hf download"),
     ):
-        with pytest.raises(TeacherError, match=message):
-            _load(REPO, hub, **arguments)
+        _refused(message, REPO, hub, **arguments)
     _assert_same(_load(REPO, hub, **other, revision=FIRST), published)
     assert read_lock(here / "other.json") == read_lock(here / "lock.json")
     assert hub.requests == []
@@ -384,12 +338,7 @@ def _layouts(published: Published) -> dict[str, dict[str, bytes]]:
     return {
         "snapshot": _repository(published, **{PICKLED: b"must not be read"}),
         "pickled": {YAML: yaml, PICKLED: published.pickled},
-        "training": {
-            "model.yaml": yaml,
-            "model.pt": published.pickled,
-            "optimizer.pt": b"x",
-            "classifier_rank0.pt": b"x",
-        },
+        "training": {"model.yaml": yaml, "model.pt": published.pickled, "optimizer.pt": b"x"},
     }
 
 
@@ -427,45 +376,28 @@ def test_a_changed_file_of_a_folder_is_refused_with_both_hashes(here: Path, publ
     _load("ours")
     changed = DESCRIPTION.replace("RGB", "BGR").encode()
     (folder / "model.yaml").write_bytes(changed)
-    locked = _sha256(DESCRIPTION.encode())
-    with pytest.raises(TeacherError, match=rf"ours, model.yaml has sha256 {_sha256(changed)}, lock.json says {locked}"):
-        _load("ours")
-    with pytest.raises(TeacherError, match=r"If the change is meant, remove the entry `ours` from lock\.json"):
-        _load("ours")
-    (here / "lock.json").unlink()
-    assert _load("ours").stated_color == "bgr"
+    both = rf"ours, model.yaml has sha256 {_sha256(changed)}, lock.json says {_sha256(DESCRIPTION.encode())}.*"
+    _refused(rf"{both}If the change is meant, remove the entry `ours` from lock\.json", "ours")
+    (folder / "model.yaml").unlink()
+    _refused(r"ours/model\.yaml is missing", "ours")
+    _refused(r"revision is for repositories on the Hub, but ours is a folder", "ours", revision=FIRST)
 
 
 def test_whether_loading_would_write_is_known_beforehand(here: Path, published: Published):
     _write(here / "ours", _layouts(published)["training"])
     config = TeacherConfig(cvlface="ours", lock="lock.json")
-    source = config.network_source
+    source = network_source(config)
     assert source is not None
     assert source.writes(config)
     _load("ours")
     assert not source.writes(config)
 
 
-def test_a_locked_file_that_is_gone_is_refused(here: Path, published: Published):
-    folder = _write(here / "ours", _layouts(published)["snapshot"])
-    _load("ours")
-    (folder / SAFETENSORS).unlink()
-    with pytest.raises(TeacherError, match=r"ours/model\.safetensors is missing"):
-        _load("ours")
-
-
-@pytest.mark.parametrize("files", [{}, {"model.pt": b"x"}, {YAML: b"x"}, {"model.yaml": b"x", PICKLED: b"x"}])
-def test_a_folder_without_a_network_is_refused_with_what_it_must_hold(here: Path, files: dict[str, bytes]):
-    (here / "ours").mkdir()
-    _write(here / "ours", files)
-    with pytest.raises(TeacherError, match=r"ours holds no CVLface network: it must have .* model\.yaml and model\.pt"):
-        _load("ours")
-
-
-def test_a_revision_of_a_folder_is_refused(here: Path, published: Published):
-    _write(here / "ours", _layouts(published)["training"])
-    with pytest.raises(TeacherError, match=r"revision is for repositories on the Hub, but ours is a folder"):
-        _load("ours", revision=FIRST)
+def test_a_folder_without_a_network_is_refused_with_what_it_must_hold(here: Path):
+    for number, files in enumerate(({}, {"model.pt": b"x"}, {YAML: b"x"}, {"model.yaml": b"x", PICKLED: b"x"})):
+        (here / f"ours{number}").mkdir()
+        _write(here / f"ours{number}", files)
+        _refused(r"holds no CVLface network: it must have .* model\.yaml and model\.pt", f"ours{number}")
 
 
 def test_a_folder_in_place_of_a_locked_repository_is_refused_and_the_reverse(
@@ -473,14 +405,10 @@ def test_a_folder_in_place_of_a_locked_repository_is_refused_and_the_reverse(
 ):
     _load(REPO, hub)
     _write(here / REPO, _layouts(published)["training"])
-    with pytest.raises(
-        TeacherError, match=f"locked in lock.json as a repository at revision {FIRST}, but is a folder here"
-    ):
-        _load(REPO, hub)
+    _refused(f"locked in lock.json as a repository at revision {FIRST}, but is a folder here", REPO, hub)
     _load(REPO, hub, lock=Path("other.json"))
     (here / REPO).rename(here / "moved")
-    with pytest.raises(TeacherError, match=r"locked in other\.json as a folder, but there is no such folder"):
-        _load(REPO, hub, lock=Path("other.json"))
+    _refused(r"locked in other\.json as a folder, but there is no such folder", REPO, hub, lock=Path("other.json"))
 
 
 # --- Hostile files ---
@@ -503,8 +431,7 @@ def test_a_pickled_payload_is_refused_and_does_not_run(here: Path, published: Pu
     zipped = [_pickled(_Payload(canary)), _pickled({**_prefixed(published.tensors, "net."), "x": _Payload(canary)})]
     for number, body in enumerate(payloads + zipped):
         _write(here / f"evil{number}", {"model.yaml": DESCRIPTION.encode(), "model.pt": body})
-        with pytest.raises(TeacherError, match=r"cannot be read by torch's restricted unpickler|is text"):  # protocol 0
-            _load(f"evil{number}")
+        _refused(r"cannot be read by torch's restricted unpickler|is text", f"evil{number}")  # protocol 0
     assert not canary.exists()
     assert not (here / "lock.json").exists()
     pickle.loads(payloads[0])  # had it run, there would be a trace
@@ -526,24 +453,17 @@ LINEAR = "output_layer.3.weight"
             r"(?s) problems:.*missing input_layer\.0\.weight.* and \d+ more",
         ),
         (
-            lambda t: _without(_prefixed(t, "net."), "net.body.3.res_layer.0.bias"),
-            r"missing body\.3\.res_layer\.0\.bias",
+            lambda t: _prefixed({**_without(t, "body.3.res_layer.0.bias"), "extra": torch.zeros(3)}, "net."),
+            r"(?s)2 problems:.*missing body\.3\.res_layer\.0\.bias.*not expected extra \[3\]",
         ),
-        (lambda t: _prefixed({**t, "extra": torch.zeros(3)}, "net."), r"1 problems:\n  not expected extra \[3\]"),
         (
-            lambda t: _prefixed({**t, LINEAR: torch.zeros(9, 512)}, "net."),
-            rf"{LINEAR} is \[9, 512\], .* needs \[8, 512\]",
-        ),
-        (lambda t: _prefixed({**t, LINEAR: torch.full((8, 512), torch.nan)}, "net."), "not finite"),
-        (
-            lambda t: _prefixed({**t, LINEAR: torch.zeros(8, 512).to_sparse()}, "net."),
+            lambda t: _prefixed({**t, LINEAR: torch.zeros(8, 64).to_sparse()}, "net."),
             rf"model\.pt is no state dict: 1 entries are no plain tensors, such as net\.{LINEAR}",
         ),
         (lambda t: {**_prefixed(t, "net."), "stray": torch.zeros(3)}, r"1 problems:\n  not expected stray \[3\]"),
-        (lambda t: {}, "empty state dict"),
         (lambda t: [1], "holds a list, not a state dict"),
     ],
-    ids=["prefix", "missing", "extra", "dimension", "nan", "sparse", "stray", "empty", "list"],
+    ids=["prefix", "names", "sparse", "stray", "list"],
 )
 def test_tensors_of_another_network_are_refused_with_a_list(here: Path, published: Published, change, message: str):
     _write(here / "ours", {"model.yaml": DESCRIPTION.encode(), "model.pt": _pickled(change(published.tensors))})
@@ -551,80 +471,59 @@ def test_tensors_of_another_network_are_refused_with_a_list(here: Path, publishe
         _load("ours")
 
 
-@pytest.mark.parametrize(("key", "value"), [("output_dim: 8", "output_dim: 16"), ("- 16", "- 32"), ("ir18", "ir34")])
-def test_a_description_of_another_network_is_refused(here: Path, published: Published, key: str, value: str):
-    changed = DESCRIPTION.replace(key, value).encode()
-    _write(here / "ours", {"model.yaml": changed, "model.pt": published.pickled})
-    with pytest.raises(TeacherError, match=r"as model\.yaml describes it: state dict does not fit"):
-        _load("ours")
-
-
 def test_a_description_of_a_giant_is_refused_before_memory_is_asked_for(here: Path):
     giant = DESCRIPTION.replace("- 16", "- 1024").replace("output_dim: 8", "output_dim: 16384").encode()
     # One element, said to be as many as the giant's last layer has.
-    tensors = {f"net.{LINEAR}": torch.zeros(1).expand(16384, 512 * 64 * 64)}
+    tensors = {f"net.{LINEAR}": torch.zeros(1).expand(16384, 64 * 64 * 64)}
     _write(here / "ours", {"model.yaml": giant, "model.pt": _pickled(tensors)})
-    with pytest.raises(TeacherError, match=r"describes a network of 137,.* bytes, more than the 1,073,741,824"):
+    with pytest.raises(TeacherError, match=r"describes a network of 17,.* bytes, more than the 1,073,741,824"):
         _load("ours")
 
 
-def test_a_link_out_of_the_folder_or_to_nowhere_is_refused(here: Path, published: Published):
+def test_a_link_out_of_the_folder_or_to_nowhere_and_a_pipe_are_refused(here: Path, published: Published):
     files = _layouts(published)["snapshot"]
     _write(here / "elsewhere", files)
     for number, name in enumerate((SAFETENSORS, YAML, "config.json")):
         folder = _write(here / f"ours{number}", files)
         (folder / name).unlink()
         (folder / name).symlink_to(here / "elsewhere" / name)
-        with pytest.raises(TeacherError, match=rf"ours{number}/{name} leads out of its folder, to {here}/elsewhere"):
-            _load(f"ours{number}")
+        _refused(rf"ours{number}/{name} leads out of its folder, to {here}/elsewhere", f"ours{number}")
     (folder / "config.json").unlink()
-    (here / "linked").mkdir()
-    (here / "linked" / "pretrained_model").symlink_to(here / "elsewhere" / "pretrained_model")
-    with pytest.raises(TeacherError, match="leads out of its folder"):
-        _load("linked")
     for target in ("nothing", SAFETENSORS):  # dangling; a loop
         (folder / SAFETENSORS).unlink()
         (folder / SAFETENSORS).symlink_to(target)
-        with pytest.raises(TeacherError, match=r"ours2/model\.safetensors (is missing|cannot be read)"):
-            _load("ours2")
+        _refused(r"ours2/model\.safetensors (is missing|cannot be read)", "ours2")
+    (folder / YAML).unlink()
+    os.mkfifo(folder / YAML)
+    _refused(r"model\.yaml is no regular file", "ours2")
 
 
-def test_a_pipe_is_refused_and_not_waited_for(here: Path, published: Published):
-    folder = _write(here / "ours", {"model.pt": published.pickled})
-    os.mkfifo(folder / "model.yaml")
-    with pytest.raises(TeacherError, match=r"ours/model\.yaml is no regular file"):
-        _load("ours")
-
-
-@pytest.mark.parametrize("name", ["wrapper.py", "../model.yaml", "/etc/passwd", "pretrained_model/config.yaml"])
-def test_a_lock_entry_cannot_name_other_files(hub: FakeHub, here: Path, name: str):
-    add_entry(here / "lock.json", REPO, LockEntry(revision=FIRST, files={SAFETENSORS: "0" * 64, name: "0" * 64}))
-    with pytest.raises(TeacherError, match=rf"lock.json, entry `{REPO}`: {name} is none of the files"):
-        _load(REPO, hub)
+@pytest.mark.parametrize("name", ["wrapper.py", "../model.yaml", None])
+def test_a_lock_entry_names_the_files_of_a_network_and_no_others(hub: FakeHub, here: Path, name: str | None):
+    names = [SAFETENSORS] if name is None else [SAFETENSORS, name]
+    add_entry(here / "lock.json", REPO, LockEntry(revision=FIRST, files=dict.fromkeys(names, "0" * 64)))
+    lacking = r"lists model\.safetensors, which make no CVLface network"
+    message = lacking if name is None else rf"lock.json, entry `{REPO}`: {name} is none of the files"
+    _refused(message, REPO, hub)
     assert hub.requests == []
-
-
-def test_a_lock_entry_without_a_network_is_refused(hub: FakeHub, here: Path, published: Published):
-    add_entry(here / "lock.json", REPO, LockEntry(revision=FIRST, files={SAFETENSORS: "0" * 64}))
-    with pytest.raises(TeacherError, match=r"lists model\.safetensors, which make no CVLface network"):
-        _load(REPO, hub)
 
 
 def test_a_damaged_lock_file_stops_everything(hub: FakeHub, here: Path):
     (here / "lock.json").write_text("{}")
-    with pytest.raises(TeacherError, match=r"lock\.json is no readable lock file"):
-        _load(REPO, hub)
+    _refused(r"lock\.json is no readable lock file", REPO, hub)
     assert hub.requests == []
 
 
 # --- What is not built, or not there ---
 
 
-@pytest.mark.parametrize("repo_id", VIT_REPOSITORIES)
-def test_vision_transformers_are_refused_before_anything_is_asked(hub: FakeHub, here: Path, repo_id: str):
-    with pytest.raises(TeacherError, match=rf"{repo_id} is a vision transformer.* `adadistill cache import`") as error:
-        _load(repo_id, hub)
-    assert ("keypoints" in str(error.value)) == ("kprpe" in repo_id)
+def test_vision_transformers_are_refused_before_anything_is_asked(hub: FakeHub, here: Path):
+    for repo_id in VIT_REPOSITORIES:
+        with pytest.raises(
+            TeacherError, match=rf"{repo_id} is a vision transformer.* `adadistill cache import`"
+        ) as error:
+            _load(repo_id, hub)
+        assert ("keypoints" in str(error.value)) == ("kprpe" in repo_id)
     assert hub.requests == []
 
 
@@ -633,34 +532,22 @@ def test_a_transformer_under_any_name_is_refused_before_its_weights_are_fetched(
 ):
     description = DESCRIPTION.replace("ir18", "base") + "rpe_config:\n  name: KPRPE_shared\n"
     hub.add(FIRST, _repository(published, **{YAML: description.encode()}))
-    with pytest.raises(TeacherError, match=rf"{REPO}@{FIRST[:12]}, {YAML} is a KPRPE network, `base`; .* keypoints"):
-        _load(REPO, hub)
+    _refused(rf"{REPO}@{FIRST[:12]}, {YAML} is a KPRPE network, `base`; .* keypoints", REPO, hub)
     assert hub.downloads() == [YAML]
 
 
-@pytest.mark.parametrize(
-    ("source", "hint"),
-    [
+def test_what_names_nothing_is_refused_with_what_could_be_meant(hub: FakeHub, here: Path):
+    for source, hint in (
         ("cvlface_ir5", "did you mean cvlface_ir50?"),
         ("cvlface_adaface_ir18_vgg2", "did you mean minchul/cvlface_adaface_ir18_vgg2?"),
         ("nothing", "no repository `owner/name` on the Hub"),
         ("../x/y", "is no folder here"),
-        ("minchul/..", "is no folder here"),
-        ("/etc/shadow.d/x", "is no folder here"),
         ("minchul/a--b", "is no folder here"),
         ("a\0b", "is no folder here"),
         ("x" * 5000, "is no folder here"),
-    ],
-)
-def test_what_names_nothing_is_refused_with_what_could_be_meant(hub: FakeHub, here: Path, source: str, hint: str):
-    with pytest.raises(TeacherError, match=re.escape(hint)):
-        _load(source, hub)
+    ):
+        _refused(re.escape(hint), source, hub)
     assert hub.requests == []
-
-
-def test_known_repositories_do_not_overlap():
-    assert set(SHORT_NAMES.values()) | KNOWN_PINS.keys() <= set(IR_REPOSITORIES)
-    assert not set(IR_REPOSITORIES) & set(VIT_REPOSITORIES)
 
 
 # --- Colour order ---
@@ -676,7 +563,7 @@ def _coloured(here: Path, published: Published, description: str | None, config:
 
 @pytest.mark.parametrize(
     ("description", "config", "stated"),
-    [("RGB", None, "rgb"), ("BGR", None, "bgr"), ("BGR", "BGR", "bgr"), (None, "BGR", "bgr"), (None, None, None)],
+    [("BGR", "BGR", "bgr"), (None, "BGR", "bgr"), (None, None, None)],
 )
 def test_colour_order_is_what_the_files_state(here: Path, published: Published, description, config, stated):
     _coloured(here, published, description, config)
@@ -690,10 +577,7 @@ def test_colour_order_is_what_the_files_state(here: Path, published: Published, 
 
 def test_files_that_contradict_each_other_need_a_word_of_the_recipe(here: Path, published: Published):
     _coloured(here, published, "RGB", "BGR")
-    with pytest.raises(
-        TeacherError, match=r"model\.yaml says .* RGB, config\.json says BGR.* set teacher\.color to auto"
-    ):
-        _load("ours")
+    _refused(r"model\.yaml says .* RGB, config\.json says BGR.* set teacher\.color to auto", "ours")
     assert not (here / "lock.json").exists()
     for color in ("auto", "rgb", "bgr"):
         assert _load("ours", color=color).stated_color is None
@@ -710,13 +594,8 @@ def _run_workers(folder: Path, jobs: list[dict[str, Any]]) -> list[list[dict]]:
 
 
 def _job(hub: FakeHub, here: Path, source: str, **changes: Any) -> dict[str, Any]:
-    arguments = {
-        "revision": None,
-        "color": None,
-        "lock": str(here / "lock.json"),
-        "cache_dir": str(here / "cache-{rank}"),
-    }
-    return {"source": source, "endpoint": hub.address, **arguments, **changes}
+    places = {"lock": str(here / "lock.json"), "cache_dir": str(here / "cache-{rank}")}
+    return {"source": source, "endpoint": hub.address, "revision": None, "color": None, **places, **changes}
 
 
 def test_ranks_load_the_same_bytes_or_fail_alike(hub: FakeHub, here: Path, published: Published):

@@ -35,34 +35,23 @@ def _with(**changes: str | None) -> str:
     return "".join(f"{key}: {value}\n" for key, value in values.items() if value is not None)
 
 
-def test_the_published_file_describes_its_network():
-    described = _read(PUBLISHED)
-    assert (described.backbone.arch, described.backbone.embedding_dim) == ("ir101", 512)
-    assert (described.image_size, described.color) == (112, "rgb")
+def test_the_published_file_and_flow_style_describe_their_networks():
+    for text, arch in ((PUBLISHED, "ir101"), (CONFIG, "ir18")):
+        described = _read(text)
+        assert (described.backbone.arch, described.backbone.embedding_dim) == (arch, 512)
+        assert (described.image_size, described.color) == (112, "rgb")
 
 
-def test_flow_style_and_quotes_mean_the_same():
-    described = _read(CONFIG)
-    assert (described.backbone.arch, described.image_size, described.color) == ("ir18", 112, "rgb")
+def test_names_of_the_classes_and_colour_orders_are_understood():
+    for name, arch in (("ir34", "ir34"), ("IR_50", "ir50"), ("IR101", "ir101"), ("ir_101", "ir101")):
+        assert _read(_with(name=name)).backbone.arch == arch
+    for written, color in (("BGR", "bgr"), ("bgr", "bgr"), (None, None)):
+        assert _read(_with(color_space=written)).color == color
 
 
-@pytest.mark.parametrize(
-    ("name", "arch"), [("ir18", "ir18"), ("ir34", "ir34"), ("IR_50", "ir50"), ("IR101", "ir101"), ("ir_101", "ir101")]
-)
-def test_names_of_the_classes_are_understood(name: str, arch: str):
-    assert _read(_with(name=name)).backbone.arch == arch
-
-
-@pytest.mark.parametrize(("written", "color"), [("BGR", "bgr"), ("bgr", "bgr"), ("rgb", "rgb"), (None, None)])
-def test_colour_order_is_what_is_written(written: str | None, color: str | None):
-    assert _read(_with(color_space=written)).color == color
-
-
-@pytest.mark.parametrize("name", ["base", "vit_base", "ir152", "ir_se_50", "swin", "small"])
+@pytest.mark.parametrize("name", ["base", "ir152", "ir_se_50"])
 def test_other_networks_are_refused_with_another_way(name: str):
-    with pytest.raises(
-        TeacherError, match=rf"the network `{name}`; .* only ir18, ir34, ir50, ir101 are built"
-    ) as error:
+    with pytest.raises(TeacherError, match=rf"`{name}`; .* only ir18, ir34, ir50, ir101 are built") as error:
         _read(_with(name=name))
     assert "adadistill cache import" in str(error.value)
     assert "keypoints" not in str(error.value)
@@ -78,31 +67,19 @@ def test_kprpe_networks_are_refused_with_what_they_need(text: str):
     ("text", "message"),
     [
         ("", "is empty"),
-        ("- ir50\n", "no mapping"),
         ("name: !!python/object/apply:os.system [id]\n", "tags"),
-        ("a: &x [1]\nb: *x\n", "anchors and aliases"),
         ("[" * 5000, "nested deeper"),
-        ("name: ir50\x00\n", "character that YAML does not allow"),
         (_with(name=None), "names no network"),
         (_with(name="[ir50]"), "names no network"),
-        (_with() + "name: ir18\n", "duplicate key `name`"),
-        (_with(input_size=None), r"input_size must be \[3, side, side\]"),
-        (_with(input_size="112"), r"input_size must be \[3, side, side\]"),
         (_with(input_size="[1, 112, 112]"), r"input_size must be \[3, side, side\]"),
         (_with(input_size="[3, 112, 96]"), r"input_size must be \[3, side, side\]"),
-        (_with(input_size="[3, 112, 112, 1]"), r"input_size must be \[3, side, side\]"),
-        (_with(input_size="[3, 112.0, 112]"), r"input_size must be \[3, side, side\]"),
         (_with(input_size="[3, true, true]"), r"input_size must be \[3, side, side\]"),
         (_with(input_size="[3, 100, 100]"), "multiple of 16 up to 1024, got 100"),
-        (_with(input_size="[3, 0, 0]"), "multiple of 16 up to 1024, got 0"),
         (_with(input_size="[3, 1000000000000, 1000000000000]"), "multiple of 16 up to 1024"),
         (_with(output_dim=None), "output_dim must be a length"),
         (_with(output_dim="0"), "output_dim must be a length from 1 to 16384, got 0"),
-        (_with(output_dim="-512"), "output_dim must be a length"),
-        (_with(output_dim="true"), "output_dim must be a length"),
         (_with(output_dim="99999999999"), "output_dim must be a length"),
         (_with(color_space="GRB"), "color_space must be RGB or BGR, got 'GRB'"),
-        (_with(color_space="[RGB]"), "color_space must be RGB or BGR, got None"),
         (_with(color_space="''"), "color_space must be RGB or BGR, got ''"),
     ],
 )
@@ -122,7 +99,6 @@ def test_every_problem_is_said_at_once():
     ("document", "colors"),
     [
         ({}, set()),
-        ({"conf": None}, set()),
         ({"conf": {"color_space": "RGB"}}, {"rgb"}),
         ({"conf": {"model": {"color_space": "BGR"}}}, {"bgr"}),
         ({"conf": [{"color_space": "bgr"}, {"color_space": "RGB"}]}, {"bgr", "rgb"}),
@@ -137,11 +113,9 @@ def test_colours_of_a_config_are_those_in_its_conf(document: object, colors: set
     ("body", "message"),
     [
         (b"", "no JSON"),
-        (b"[]", "no JSON object"),
         (b"\xff", "no JSON"),
         (b"[" * 300_000, "no JSON"),
         (b'{"conf": {"color_space": "CMYK"}}', "must be RGB or BGR, got 'CMYK'"),
-        (b'{"conf": {"color_space": {"x": 1}}}', "must be RGB or BGR"),
     ],
 )
 def test_a_config_that_cannot_be_read_is_refused(body: bytes, message: str):
@@ -149,22 +123,12 @@ def test_a_config_that_cannot_be_read_is_refused(body: bytes, message: str):
         read_config_colors(body, "config.json")
 
 
-@pytest.mark.parametrize(
-    ("of_description", "of_config", "settled"),
-    [
-        ("rgb", (), "rgb"),
-        ("bgr", ("bgr",), "bgr"),
-        (None, ("bgr",), "bgr"),
-        (None, (), None),
-    ],
-)
-def test_colour_is_what_the_files_agree_on(of_description, of_config, settled):
-    assert settle_color(of_description, of_config, None, "teacher") == settled
+def test_colour_is_what_the_files_agree_on():
+    for of_description, of_config, settled in (("bgr", ("bgr",), "bgr"), (None, ("bgr",), "bgr"), (None, (), None)):
+        assert settle_color(of_description, of_config, None, "teacher") == settled
 
 
-@pytest.mark.parametrize(
-    ("of_description", "of_config"), [("rgb", ("bgr",)), ("bgr", ("rgb",)), (None, ("rgb", "bgr"))]
-)
+@pytest.mark.parametrize(("of_description", "of_config"), [("rgb", ("bgr",)), (None, ("rgb", "bgr"))])
 def test_a_contradiction_states_nothing_and_needs_a_word_of_the_recipe(of_description, of_config):
     with pytest.raises(TeacherError, match=r"model\.yaml says .* config\.json says .* set teacher\.color to auto"):
         settle_color(of_description, of_config, None, "teacher")

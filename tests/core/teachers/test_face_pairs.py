@@ -39,28 +39,23 @@ def test_pairs_of_records_are_of_whom_their_flags_say(tmp_path):
     assert len(np.unique(labels[::2])) == 25  # with 30 identities nobody comes twice
 
 
-def test_equal_arguments_give_equal_pairs(tmp_path):
-    records = write_faces(tmp_path / "faces", 30, 4)
-    first, again = (pairs_of_records(records, image_size=SIDE, pairs=40) for _ in range(2))
-    assert torch.equal(first.images_u8, again.images_u8)
-    assert np.array_equal(first.pairs, again.pairs)
-
-
 def test_few_identities_with_many_images_come_again_only_after_all_came(tmp_path):
     records = write_faces(tmp_path / "faces", 5, 10)
-    found = pairs_of_records(records, image_size=SIDE, pairs=400)
+    found, again = (pairs_of_records(records, image_size=SIDE, pairs=400) for _ in range(2))
     assert found.same.sum() == 25  # every image in one couple
     assert (~found.same).sum() >= LEAST_PAIRS
+    assert torch.equal(found.images_u8, again.images_u8), "equal arguments give equal pairs"
+    assert np.array_equal(found.pairs, again.pairs)
 
 
-@pytest.mark.parametrize(("people", "images"), [(60, 1), (1, 60), (19, 2)])
+@pytest.mark.parametrize(("people", "images"), [(60, 1), (19, 2)])
 def test_records_without_enough_pairs_are_refused_with_the_counts(tmp_path, people, images):
     records = write_faces(tmp_path / "faces", people, images)
     with pytest.raises(TeacherError, match=rf"{people * images} records of {people} identities .* teacher.color_set"):
         pairs_of_records(records, image_size=SIDE)
 
 
-@pytest.mark.parametrize("records", [1, 63, 65536, 65537, 70000, 5_800_000])
+@pytest.mark.parametrize("records", [1, 65536, 65537, 5_800_000])
 def test_of_large_files_evenly_spread_windows_are_looked_at(records):
     ids = sampled_ids(records, 65536)
     assert len(ids) <= 65536
@@ -87,8 +82,8 @@ def test_pairs_of_a_set_are_evenly_spread_over_both_kinds(tmp_path):
 
 
 def test_a_set_of_one_kind_is_refused(tmp_path):
-    images = [simplejpeg.encode_jpeg(image) for image in faces(30, 2, red=1.0, blue=1.0).reshape(60, SIDE, SIDE, 3)]
-    write_verification_bin(tmp_path / "set.bin", images, [True] * 30)
+    image = simplejpeg.encode_jpeg(faces(1, 1, red=1.0, blue=1.0)[0, 0])
+    write_verification_bin(tmp_path / "set.bin", [image] * 60, [True] * 30)
     with pytest.raises(TeacherError, match="30 same and 0 different pairs; 20 of each"):
         pairs_of_set(tmp_path / "set.bin", image_size=SIDE)
 

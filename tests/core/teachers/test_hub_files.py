@@ -64,10 +64,8 @@ def _list_and_fetch(repository: HubRepository) -> None:
         ("/api/", 401, "RepoNotFound", "set HF_TOKEN where it is private"),
         ("/api/", 401, "", "HTTP 401; check name and HF_TOKEN"),
         ("/api/", 403, "GatedRepo", "is gated; accept its terms on its page"),
-        ("/api/", 404, "", "HTTP 404; check name"),
         ("/api/", 500, "", "asked what it holds, the Hub answered HTTP 500; .* try again later"),
         ("/api/", 404, "RevisionNotFound", f"has no revision {OLD}; correct teacher.revision"),
-        ("/resolve/", 403, "GatedRepo", "is gated"),
         ("/resolve/", 404, "EntryNotFound", f"asked for model.yaml, but revision {OLD} has no such file"),
         ("/resolve/", 503, "", "asked for model.yaml, the Hub answered HTTP 503"),
     ],
@@ -116,13 +114,9 @@ def test_a_commit_that_is_none_or_another_is_refused(hub: FakeHub, repository: H
     ("name", "value", "message"),
     [
         ("ETag", '"../../../../evil"', "cannot name a cached file"),
-        ("ETag", '"/tmp/evil"', "cannot name a cached file"),
-        ("ETag", '".."', "cannot name a cached file"),
         ("ETag", '""', "cannot name a cached file"),
         ("X-Linked-Etag", '"../evil"', "cannot name a cached file"),
-        ("X-Repo-Commit", "../../../evil", f"asked for revision {OLD}, the server answered with ../../../evil"),
         ("X-Repo-Commit", NEW, f"asked for revision {OLD}, the server answered with {NEW}"),
-        ("X-Repo-Commit", "", "the server answered with"),
         ("X-Linked-Size", str(1 << 50), "more than the 10 that such a file can have"),
     ],
 )
@@ -136,18 +130,16 @@ def test_an_offer_that_lies_is_refused_and_nothing_is_written(
     assert _files_below(tmp_path) == set()
 
 
-def test_a_larger_file_than_allowed_is_not_downloaded(hub: FakeHub, repository: HubRepository):
+def test_a_larger_file_than_allowed_is_not_downloaded_and_nothing_is_written_outside_the_cache(
+    hub: FakeHub, repository: HubRepository, tmp_path: Path
+):
     with pytest.raises(TeacherError, match=r"model\.safetensors has 11 bytes, more than the 10"):
         repository.fetch(OLD, "model.safetensors", max_bytes=10)
     assert hub.downloads() == []
-
-
-def test_nothing_is_written_outside_the_cache(repository: HubRepository, tmp_path: Path):
     repository.listing(None)
     repository.fetch(NEW, "model.yaml", max_bytes=10)
-    assert _files_below(tmp_path / "hub" / "cache") == {
-        str(Path(*Path(name).parts[2:])) for name in _files_below(tmp_path)
-    }
+    inside = _files_below(tmp_path / "hub" / "cache")
+    assert inside == {str(Path(*Path(name).parts[2:])) for name in _files_below(tmp_path)}
 
 
 def test_a_cached_link_that_leads_out_of_the_cache_is_refused(repository: HubRepository, tmp_path: Path):
@@ -179,12 +171,7 @@ def test_offline_only_the_cache_is_used(hub: FakeHub, repository: HubRepository,
     assert hub.requests == []
 
 
-NO_REPOSITORIES = [
-    "", "a", "a/", "/b", "a/b/c", "../b", "a/..", "./a", "a/.b", "a/b.", "a/b-", "a--b/c", "a/b..c", "a b/c", "a/b?c",
-    "a/b\n", "a/b#c", "a\\b/c", "a/%2e%2e", "ä/b", "http://a/b",
-]  # fmt: skip
-
-
 def test_what_could_lead_elsewhere_is_no_repository():
+    strangers = ["", "a", "a/", "a/b/c", "../b", "a/..", "./a", "a/.b", "a--b/c", "a b/c", "a/b?c", "a/b\n", "a\\b/c"]
     assert all(map(REPOSITORY_ID.fullmatch, ("minchul/cvlface_adaface_ir50_webface4m", "a/b", "A-b/c.d_e", "0/1")))
-    assert not any(map(REPOSITORY_ID.fullmatch, NO_REPOSITORIES))
+    assert not any(map(REPOSITORY_ID.fullmatch, [*strangers, "a/%2e%2e", "ä/b", "http://a/b"]))

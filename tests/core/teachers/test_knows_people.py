@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import simplejpeg
+import small_cache
 import torch
 from tiny_training import tiny_recipe, write_tiny_records
 from torch import nn
@@ -16,7 +17,7 @@ from adadistill.core.backbones import BackboneConfig, build_backbone
 from adadistill.core.checkpoints.network_checkpoint import save_network
 from adadistill.core.distributed import Ranks
 from adadistill.core.precision import resolve_precision
-from adadistill.core.recipe import Recipe, recipe_augmentation, recipe_hash
+from adadistill.core.recipe import Recipe, recipe_augmentation
 from adadistill.core.teachers import LoadedTeacher, TeacherError, TeacherIdentity, build_teacher, record_binding
 from adadistill.core.teachers.cache_build import build_cache
 from adadistill.core.teachers.knows_people import check_network, knows_people
@@ -25,7 +26,7 @@ from adadistill.core.teachers.preprocessing import Preprocessing
 from adadistill.core.training.run import run_training
 from adadistill.core.training.stop_signal import StopSignal
 from adadistill.loaders.block_store.errors import StoreIncompleteError
-from adadistill.loaders.block_store.teacher_cache import MIRRORED, PLAIN, CacheHeader, CacheWriter, TeacherCache
+from adadistill.loaders.block_store.teacher_cache import TeacherCache
 from adadistill.loaders.records.image_records import ImageRecords
 from adadistill.loaders.records.recordio import write_insightface_records
 
@@ -99,7 +100,6 @@ def test_a_network_that_knows_them_passes(faces: ImageRecords, caplog: pytest.Lo
     ("body", "message"),
     [
         (Constant(1.0), "one and the same embedding for everybody: mean cosine 1.0000"),
-        (Constant(1.0, 0.01), "one and the same embedding for everybody"),
         (Constant(0.0), "gives zero for 120 of 120 images"),
         (Constant(float("nan")), "gives NaN or infinity for 120 of 120 images"),
     ],
@@ -109,9 +109,8 @@ def test_a_network_that_knows_nobody_is_refused(faces: ImageRecords, body: nn.Mo
         look(body, faces)
 
 
-@pytest.mark.parametrize("arch", ["mobilefacenet", "ir18"])
-def test_an_untrained_network_is_refused(tiny: Path, arch: str):
-    body = build_backbone(BackboneConfig(arch=arch, width=0.125, embedding_dim=DIM), SIDE, generator=1)  # type: ignore[arg-type]
+def test_an_untrained_network_is_refused(tiny: Path):
+    body = build_backbone(NETWORK, SIDE, generator=1)
     with pytest.raises(TeacherError, match=r"faces\.pth does not know the people of .*teacher\.check=false"):
         look(body, ImageRecords(tiny / "train.rec"))
 
@@ -141,13 +140,12 @@ def test_where_nobody_has_two_images_mirror_images_are_tried_and_it_is_said(
         look(Constant(1.0), singles)
 
 
-def test_one_identity_alone_cannot_be_tried_and_it_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+def test_one_identity_alone_cannot_be_tried_and_damaged_records_are_left_out(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
     look(LeftHalf(), ImageRecords(write_faces(tmp_path, [0] * 8)))
     assert "cannot be tried on" in caplog.text
-
-
-def test_damaged_records_are_left_out(tmp_path: Path):
-    path = write_faces(tmp_path, sorted([*range(PEOPLE)] * IMAGES))
+    path = write_faces(tmp_path / "damaged", sorted([*range(PEOPLE)] * IMAGES))
     content = bytearray(path.read_bytes())
     place = content.index(b"\xff\xd8\xff")
     content[place : place + 3] = b"\0\0\0"
@@ -165,16 +163,13 @@ def network_recipe(folder: Path, data: Path, **more: object) -> Recipe:
     return tiny_recipe(data, **teacher, **{"optim__epochs": 1, "optim__milestones": "[]", **more})
 
 
-def test_training_refuses_it_before_there_is_a_run_folder_unless_told_not_to_ask(tiny: Path, tmp_path: Path):
+def test_training_and_a_cache_are_not_begun_unless_told_not_to_ask(tiny: Path, tmp_path: Path):
     with pytest.raises(TeacherError, match="does not know the people"):
         run_training(network_recipe(tmp_path / "a", tiny), tmp_path / "run", ranks=Ranks())
     assert not (tmp_path / "run").exists()
     unasked = network_recipe(tmp_path / "b", tiny, teacher__check="false")
     assert run_training(unasked, tmp_path / "run", ranks=Ranks()).metrics
-
-
-def test_a_cache_of_it_is_not_begun(tiny: Path, tmp_path: Path):
-    recipe = network_recipe(tmp_path, tiny, teacher__cache=tmp_path / "cache")
+    recipe = network_recipe(tmp_path / "c", tiny, teacher__cache=tmp_path / "cache")
     with pytest.raises(TeacherError, match="does not know the people"):
         build_cache(recipe, ranks=Ranks(), stop=StopSignal(), batch_size=16)
     with pytest.raises(StoreIncompleteError):
@@ -190,10 +185,8 @@ def rows_of(kind: str, good: np.ndarray) -> np.ndarray:
     return {
         "random": noise,
         "constant": np.ones_like(good),
-        "nearly constant": 1.0 + 0.05 * noise,
         "shuffled": good[draw.permutation(len(good))],
         "shifted": np.roll(good, 1, axis=0),
-        "shifted back": np.roll(good, -1, axis=0),
         "another view": np.stack([good[:, 0], good[draw.permutation(len(good)), 1]], axis=1),
     }[kind].astype(np.float16)
 
@@ -208,21 +201,14 @@ def build(recipe: Recipe) -> None:
 
 
 def save_cache(folder: Path, rows: np.ndarray, records: ImageRecords) -> None:
-    teacher = {"kind": "imported", "name": "x", "arch": None, "sha256": "ab" * 32, "embedding_dim": DIM}
-    header = CacheHeader(
-        num_records=len(rows), embedding_dim=DIM, views=(PLAIN, MIRRORED), block_records=64,
-        teacher={**teacher, "image_size": SIDE, "preprocessing": None}, records=record_binding(records), built={},
-    )  # fmt: skip
-    unit = rows.astype(np.float64) / np.linalg.norm(rows.astype(np.float64), axis=2, keepdims=True)
-    with CacheWriter(folder, header, main=True) as writer:
-        for block in writer.pending().tolist():
-            ids = header.block_record_range(block)
-            writer.write_block(block, unit[ids.start : ids.stop].astype(np.float16))
+    header = small_cache.small_header(
+        num_records=len(rows), embedding_dim=DIM, block_records=64, records=record_binding(records), built={}
+    )
+    wide = rows.astype(np.float64)
+    small_cache.build(folder, header, rows=wide / np.linalg.norm(wide, axis=2, keepdims=True))
 
 
-@pytest.mark.parametrize(
-    "kind", ["random", "constant", "nearly constant", "shuffled", "shifted", "shifted back", "another view"]
-)
+@pytest.mark.parametrize("kind", ["random", "constant", "shuffled", "shifted", "another view"])
 def test_rows_that_know_nobody_are_refused(tiny: Path, tmp_path: Path, kind: str):
     rows = rows_of(kind, np.load(tiny / "teacher.npy"))
     np.save(tmp_path / "rows.npy", rows)
@@ -230,28 +216,23 @@ def test_rows_that_know_nobody_are_refused(tiny: Path, tmp_path: Path, kind: str
         build(tiny_recipe(tiny, teacher__embeddings=tmp_path / "rows.npy"))
 
 
-def test_a_cache_that_knows_nobody_is_refused_before_there_is_a_run_folder(tiny: Path, tmp_path: Path):
+def test_a_cache_that_knows_nobody_is_refused(tiny: Path, tmp_path: Path):
     save_cache(tmp_path / "cache", rows_of("shuffled", np.load(tiny / "teacher.npy")), ImageRecords(tiny / "train.rec"))
-    recipe = tiny_recipe(tiny, teacher__embeddings="null", teacher__cache=tmp_path / "cache")
     with pytest.raises(TeacherError, match=r"does not know the people"):
-        run_training(recipe, tmp_path / "run", ranks=Ranks())
-    assert not (tmp_path / "run").exists()
+        build(tiny_recipe(tiny, teacher__embeddings="null", teacher__cache=tmp_path / "cache"))
 
 
-def test_a_shift_is_found_where_few_identities_have_many_images(tmp_path: Path):
-    write_tiny_records(tmp_path, identities=6, images=8)
-    np.save(tmp_path / "rows.npy", np.roll(np.load(tmp_path / "teacher.npy"), 1, axis=0))
-    with pytest.raises(TeacherError, match="does not know the people"):
-        build(tiny_recipe(tmp_path, teacher__embeddings=tmp_path / "rows.npy"))
-
-
-def test_random_rows_of_single_images_are_found_by_their_views(tmp_path: Path):
-    write_tiny_records(tmp_path, identities=48, images=1)
-    recipe = tiny_recipe(tmp_path)
-    build(recipe)
-    np.save(tmp_path / "teacher.npy", np.random.default_rng(0).normal(size=(48, 2, DIM)).astype(np.float16))
-    with pytest.raises(TeacherError, match="does not know the people"):
+def test_a_shift_is_found_in_few_identities_and_random_rows_of_single_images_by_their_views(tmp_path: Path):
+    for identities, images in ((6, 8), (48, 1)):
+        folder = tmp_path / f"{identities}"
+        write_tiny_records(folder, identities=identities, images=images)
+        recipe, rows = tiny_recipe(folder), np.load(folder / "teacher.npy")
         build(recipe)
+        if images == 1:
+            rows = np.random.default_rng(0).normal(size=rows.shape).astype(np.float16)
+        np.save(folder / "teacher.npy", np.roll(rows, 1, axis=0))
+        with pytest.raises(TeacherError, match="does not know the people"):
+            build(recipe)
 
 
 # --- judgement ----------------------------------------------------------------------------------------
@@ -272,34 +253,3 @@ def test_the_gap_and_the_separation_decide(same: float, different: float, spread
     ends = np.tile([-spread, spread], pairs // 2)
     score = people_score(np.concatenate([same + ends, different + ends]), np.arange(2 * pairs) < pairs)
     assert knows_people(score) == knows
-
-
-def test_the_key_changes_no_hash_until_it_is_set(tmp_path: Path):
-    recipe = tiny_recipe(tmp_path)
-    assert recipe_hash(recipe) == recipe_hash(tiny_recipe(tmp_path, teacher__check="true"))
-    assert recipe_hash(recipe) != recipe_hash(tiny_recipe(tmp_path, teacher__check="false"))
-
-
-@pytest.mark.realdata
-def test_real_rows_pass_and_fail_when_moved(data_dir: Path, tmp_path: Path):
-    source = data_dir / "faces" / "teacher_embeddings.npy"
-    if not source.is_file():
-        pytest.skip(f"no {source}")
-    from adadistill.core.teachers import StoredEmbeddings
-    from adadistill.core.teachers.knows_people import check_rows
-    from adadistill.loaders.augment.augment_policy import Augmentation, AugmentConfig
-
-    records, rows = ImageRecords(data_dir / "faces" / "train.rec"), np.load(source)
-    mirrored = Augmentation(AugmentConfig(), mirror_probability=0.5, seed=0, image_size=112)
-
-    def look_at(rows: np.ndarray) -> None:
-        np.save(tmp_path / "rows.npy", rows)
-        stored = StoredEmbeddings(
-            tmp_path / "rows.npy", num_records=len(rows), embedding_dim=512, mirrors=True, device=torch.device("cpu")
-        )
-        check_rows(stored, mirrored, name="rows", records=records)
-
-    look_at(rows)
-    for moved in (np.roll(rows, 1, axis=0), rows[np.random.RandomState(0).permutation(len(rows))]):
-        with pytest.raises(TeacherError, match="does not know the people"):
-            look_at(moved)

@@ -67,7 +67,7 @@ def small(arch: str = "ir18", image_size: int = 32) -> nn.Module:
     )
     network.train()
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
-        for _ in range(10):
+        for _ in range(3):
             network(images_of(16, image_size))
     return network
 
@@ -97,9 +97,10 @@ def count_graphs():
     torch._dynamo.reset()
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("fold", [True, False])
-@pytest.mark.parametrize("arch", ["mobilefacenet", "ir18"])
+@pytest.mark.parametrize(
+    ("arch", "fold", "dtype"),
+    [("mobilefacenet", True, torch.float32), ("ir18", True, torch.float64), ("ir18", False, torch.float32)],
+)
 def test_embeds_as_the_network_does(arch: str, fold: bool, dtype: torch.dtype):
     network = small(arch)
     teacher = teacher_of(network, fold_batch_norm=fold, dtype=dtype)
@@ -122,9 +123,8 @@ def test_the_network_it_is_made_of_stays_as_it_is():
     assert not any(parameter.requires_grad for parameter in teacher.network.parameters())
 
 
-@pytest.mark.parametrize("batch_size", [None, 2])
-def test_embeddings_are_constants_of_a_graph_wherever_they_were_made(batch_size: int | None):
-    teacher = teacher_of(small(), batch_size=batch_size)
+def test_embeddings_are_constants_of_a_graph_wherever_they_were_made():
+    teacher = teacher_of(small(), batch_size=2)
     for mode in (torch.enable_grad(), torch.no_grad(), torch.inference_mode()):
         with mode:
             embeddings = teacher.embed(images_of(3).requires_grad_())
@@ -142,25 +142,17 @@ def test_rows_have_length_one_and_a_zero_embedding_stays_zero():
     torch.testing.assert_close(norms, torch.tensor([1.0, 0.0, 1.0]))
 
 
-@pytest.mark.parametrize("arch", ["ir50", "iresnet50"])
-def test_bfloat16_points_where_float32_does(arch: str):
-    network = small(arch)
-    truth = plain_embeddings(network, images_of(16))
-    found = teacher_of(network, autocast_dtype=torch.bfloat16, channels_last=True).embed(images_of(16))
-    assert found.dtype == torch.float32
-    assert F.cosine_similarity(found.double(), truth).min() >= 0.999
-
-
-@pytest.mark.parametrize("fold", [True, False])
-def test_bfloat16_is_no_less_accurate_than_autocast_over_float32_weights(fold: bool):
-    network = small("ir50")
+def test_bfloat16_is_no_less_accurate_than_autocast_over_float32_weights():
+    network = small()
     truth = plain_embeddings(network, images_of(32))
-    found = teacher_of(network, autocast_dtype=torch.bfloat16, fold_batch_norm=fold).embed(images_of(32))
+    found = teacher_of(network, autocast_dtype=torch.bfloat16).embed(images_of(32))
     network.eval()
     with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
         usual = network(images_of(32))
-    errors = [1 - F.cosine_similarity(rows.double(), truth).mean() for rows in (found, usual)]
-    assert errors[0] <= 1.2 * errors[1]
+    errors = [1 - F.cosine_similarity(rows.double(), truth) for rows in (found, usual)]
+    assert errors[0].mean() <= 1.2 * errors[1].mean()
+    assert errors[0].max() <= 1e-3
+    assert found.dtype == torch.float32
 
 
 def test_bfloat16_weights_are_stored_once_and_the_last_layer_stays_float32():
@@ -176,18 +168,8 @@ def test_bfloat16_weights_are_stored_once_and_the_last_layer_stays_float32():
     assert all(kernel.is_contiguous(memory_format=torch.channels_last) for kernel in kernels)
 
 
-def test_images_reach_the_network_in_its_own_formats():
-    spy = Spy()
-    teacher = teacher_of(spy, autocast_dtype=torch.bfloat16, channels_last=True)
-    teacher.embed(images_of(2))
-    seen = teacher.network.seen[0]
-    assert seen.dtype == torch.bfloat16
-    assert seen.is_contiguous(memory_format=torch.channels_last)
-    assert not spy.seen
-
-
 # Fewer, exactly, one more, several times and a rest, none.
-@pytest.mark.parametrize("count", [1, 4, 5, 11, 0])
+@pytest.mark.parametrize("count", [1, 4, 11, 0])
 def test_a_batch_size_shows_the_network_one_shape_and_changes_no_row(count: int):
     teacher = teacher_of(Spy(), batch_size=4)
     found = teacher.embed(images_of(count))
@@ -197,25 +179,27 @@ def test_a_batch_size_shows_the_network_one_shape_and_changes_no_row(count: int)
 
 
 def test_compiles_once_for_every_number_layout_and_origin_of_images(count_graphs):
-    network = small()
+    network = OneBlock()
     teacher = teacher_of(network, compile=True, batch_size=4, compile_backend="aot_eager")
-    truth = plain_embeddings(network, images_of(11))
-    channels_last = images_of(11).contiguous(memory_format=torch.channels_last)
+    truth = plain_embeddings(network, images_of(11, 16))
+    channels_last = images_of(11, 16).contiguous(memory_format=torch.channels_last)
     with torch.inference_mode():
-        made_in_inference_mode = images_of(11)
-    for images in (images_of(4), images_of(11), images_of(1), channels_last, channels_last[::2].double(),
-                   images_of(3).requires_grad_(), made_in_inference_mode):  # fmt: skip
+        made_in_inference_mode = images_of(11, 16)
+    for images in (images_of(4, 16), images_of(11, 16), images_of(1, 16), channels_last, channels_last[::2].double(),
+                   images_of(3, 16).requires_grad_(), made_in_inference_mode):  # fmt: skip
         rows = slice(None, None, 2) if images.dtype == torch.float64 else slice(len(images))
         torch.testing.assert_close(teacher.embed(images).double(), truth[rows], rtol=0.0, atol=1e-5)
     assert count_graphs() == 1
 
 
 def test_two_compiled_teachers_of_one_architecture_live_beside_each_other(count_graphs):
-    networks = [small("mobilefacenet"), build_backbone(BackboneConfig(width=0.125, embedding_dim=DIM), 32, generator=9)]
+    networks = [OneBlock(), OneBlock()]
+    with torch.no_grad():
+        networks[1].embed.linear.weight.mul_(-1.0)
     teachers = [teacher_of(n, compile=True, batch_size=2, compile_backend="eager") for n in networks]
     for _ in range(2):
         for teacher, network in zip(teachers, networks, strict=True):
-            found, truth = teacher.embed(images_of(2)), plain_embeddings(network, images_of(2))
+            found, truth = teacher.embed(images_of(2, 16)), plain_embeddings(network, images_of(2, 16))
             torch.testing.assert_close(found.double(), truth, rtol=0.0, atol=1e-5)
 
 
@@ -235,30 +219,15 @@ def test_compiling_again_is_an_error_that_says_why(count_graphs):
     assert count_graphs() == 1
 
 
-def test_errors_of_a_compiled_network_keep_their_own_words(count_graphs):
-    class Fragile(nn.Module):
-        def forward(self, images: Tensor) -> Tensor:
-            return torch.ops.aten.linalg_cholesky(images[:, 0])[:, 0]
-
-    teacher = teacher_of(Fragile(), compile=True, batch_size=1, compile_backend="eager")
-    identity = torch.eye(32).expand(1, 3, 32, 32)
-    teacher.embed(identity)
-    with pytest.raises(torch.linalg.LinAlgError, match="not positive-definite"):
-        teacher.embed(-identity)
-
-
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="no g++, which torch.compile needs on the CPU")
-@pytest.mark.parametrize("autocast_dtype", [None, torch.bfloat16])
-def test_the_real_compiler_gives_the_same_embeddings(count_graphs, autocast_dtype: torch.dtype | None):
+def test_the_real_compiler_gives_the_same_embeddings(count_graphs):
     network = OneBlock()
-    teacher = teacher_of(
-        network, compile=True, batch_size=4, autocast_dtype=autocast_dtype, channels_last=autocast_dtype is not None
-    )
+    teacher = teacher_of(network, compile=True, batch_size=4, autocast_dtype=torch.bfloat16, channels_last=True)
     truth = plain_embeddings(network, images_of(6, 16))
     found = [teacher.embed(images_of(6, 16)) for _ in range(2)]
     assert torch.equal(*found)
-    assert F.cosine_similarity(found[0].double(), truth).min() >= (1 - 1e-6 if autocast_dtype is None else 0.999)
+    assert F.cosine_similarity(found[0].double(), truth).min() >= 0.999
     assert count_graphs() == 1
 
 
@@ -291,12 +260,6 @@ def test_a_network_outside_torch_gets_plain_float32_images_and_is_not_copied():
     assert found.dtype == torch.float32
 
 
-def test_a_network_outside_torch_serves_runs_in_float64_too():
-    found = teacher_of(ElsewhereNetwork(), dtype=torch.float64).embed(images_of(2).double())
-    assert found.dtype == torch.float64
-    torch.testing.assert_close(found.norm(dim=1), torch.ones(2, dtype=torch.float64))
-
-
 @pytest.mark.parametrize(
     ("network", "settings", "message"),
     [
@@ -304,7 +267,6 @@ def test_a_network_outside_torch_serves_runs_in_float64_too():
         (PlainStudent(), {"batch_size": 0}, "batch_size must be positive, got 0"),
         (PlainStudent(), {"dtype": torch.bfloat16}, "float32 or float64, got torch.bfloat16"),
         (ElsewhereNetwork(), {"compile": True, "batch_size": 2}, r"cannot be compiled; set teacher\.compile to false"),
-        (nn.Sequential(ElsewhereNetwork()), {"compile": True, "batch_size": 2}, "cannot be compiled"),
     ],
 )
 def test_what_cannot_work_is_refused_at_the_door(network: nn.Module, settings: dict, message: str):

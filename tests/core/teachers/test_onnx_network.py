@@ -20,7 +20,7 @@ from adadistill.core.distributed import Ranks
 from adadistill.core.scoring.pair_metrics import area_under_roc
 from adadistill.core.teachers import LoadedTeacher, TeacherConfig, TeacherError, load_source
 from adadistill.core.teachers.network_teacher import NetworkTeacher
-from adadistill.core.teachers.onnx_network import MAX_FIXED_BATCH, OnnxNetwork, Signature, load_onnx
+from adadistill.core.teachers.onnx_network import MAX_FIXED_BATCH, OnnxNetwork, load_onnx
 from adadistill.core.teachers.preprocessing import Preprocessing
 from adadistill.loaders.evaluation_sets.verification_pairs import decode_pairs, read_verification_bin
 from adadistill.loaders.pixels import to_network_input
@@ -93,6 +93,11 @@ def _load(path: Path, *, image_size: int = SIDE, device: torch.device = CPU, pro
     return load_onnx(path, image_size=image_size, device=device, provider=provider)  # type: ignore[arg-type]
 
 
+def _refused(message: str, path: Path, **changes: Any) -> None:
+    with pytest.raises(TeacherError, match=message):
+        _load(path, **changes)
+
+
 def _images(count: int, seed: int = 1) -> torch.Tensor:
     return torch.rand((count, 3, SIDE, SIDE), generator=torch.Generator().manual_seed(seed)) * 2 - 1
 
@@ -109,7 +114,7 @@ def _assert_near_truth(embeddings: torch.Tensor, images: torch.Tensor, tolerance
 
 
 # Open batch; fixed ones of which 5 images are several, one and a part, and a part.
-@pytest.mark.parametrize("batch", ["N", -1, 1, 4, 8])
+@pytest.mark.parametrize("batch", ["N", 1, 4, 8])
 def test_embeddings_are_the_networks_for_any_batch_of_the_file(tmp_path: Path, batch: int | str):
     network = _load(_save(_model([batch, 3, SIDE, SIDE]), tmp_path)).body
     images = _images(5)
@@ -121,53 +126,29 @@ def test_embeddings_are_the_networks_for_any_batch_of_the_file(tmp_path: Path, b
     assert torch.equal(embeddings, network(images)), "the same images give the same bits"
 
 
-def test_a_fixed_batch_of_one_gives_the_bits_of_single_runs(tmp_path: Path):
-    path = _save(_model([1, 3, SIDE, SIDE]), tmp_path)
-    images = _images(5)
-    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    single = [session.run(None, {"data": image[None].numpy()})[0] for image in images]
-    assert np.array_equal(_load(path).body(images).numpy(), np.concatenate(single))
-
-
-def test_a_file_in_float16_is_run_in_float16(tmp_path: Path):
+def test_files_in_float16_and_images_of_any_dtype_and_memory_format_are_taken(tmp_path: Path):
     loaded = _load(_save(_model(half=True), tmp_path))
     assert loaded.body.signature.input_dtype == loaded.body.signature.output_dtype == torch.float16
     _assert_near_truth(loaded.body(_images(5)), _images(5), 3e-3)
-
-
-def test_images_of_any_floating_dtype_and_memory_format_are_taken(tmp_path: Path):
     network = _load(_save(_model(), tmp_path)).body
-    for dtype in (torch.float64, torch.bfloat16, torch.float16):
+    for dtype in (torch.float64, torch.bfloat16):
         images = _images(3).to(dtype)
         _assert_near_truth(network(images.to(memory_format=torch.channels_last)), images, 1e-6)
 
 
-def test_images_reach_the_session_and_embeddings_leave_it_without_a_copy(tmp_path: Path):
-    network = _load(_save(_model([2, 3, SIDE, SIDE]), tmp_path)).body
-    bound: list[tuple[int, int]] = []
-    run = network._run
-    network._run = lambda images, embeddings: (  # type: ignore[method-assign]
-        bound.append((images.data_ptr(), embeddings.data_ptr())), run(images, embeddings)
-    )  # fmt: skip
-    images = _images(4)
-
-    embeddings = network(images)
-
-    assert bound == [(images[i].data_ptr(), embeddings[i].data_ptr()) for i in (0, 2)]
-
-
-def test_no_gradient_passes_and_inference_mode_and_autocast_change_nothing(tmp_path: Path):
-    network = _load(_save(_model(), tmp_path)).body
+def test_the_module_has_no_parameters_or_gradient_and_refuses_compilation_and_other_shapes(tmp_path: Path):
+    network = _load(_save(_model(["N", 3, "H", "W"]), tmp_path)).body
+    assert isinstance(network, OnnxNetwork)
+    assert not network.training
+    assert not network.state_dict()
+    with pytest.raises(ValueError, match="compile"):
+        NetworkTeacher(network, embedding_dim=DIM, device=CPU, compile=True, batch_size=2)
     images = _images(3)
     embeddings = network(images.clone().requires_grad_())
     assert not embeddings.requires_grad
     with torch.inference_mode(), torch.autocast("cpu", dtype=torch.bfloat16):
         assert torch.equal(network(images), embeddings)
-
-
-def test_images_of_another_shape_are_refused(tmp_path: Path):
-    network = _load(_save(_model(["N", 3, "H", "W"]), tmp_path)).body
-    for shape in ((3, SIDE, SIDE), (2, 1, SIDE, SIDE), (2, 3, SIDE, SIDE + 1), (2, SIDE, SIDE, 3)):
+    for shape in ((3, SIDE, SIDE), (2, 1, SIDE, SIDE), (2, 3, SIDE, SIDE + 1)):
         with pytest.raises(ValueError, match=r"images must be \(B, 3, 8, 8\)"):
             network(torch.zeros(shape))
 
@@ -187,16 +168,6 @@ def test_the_number_of_threads_changes_no_bit_and_follows_torch(tmp_path: Path):
     assert torch.equal(*found)
 
 
-def test_the_module_has_no_parameters_and_is_not_compiled(tmp_path: Path):
-    network = _load(_save(_model(), tmp_path)).body
-    assert isinstance(network, OnnxNetwork)
-    assert not network.training
-    assert not list(network.parameters())
-    assert not network.state_dict()
-    with pytest.raises(ValueError, match="compile"):
-        NetworkTeacher(network, embedding_dim=DIM, device=CPU, compile=True, batch_size=2)
-
-
 def test_a_recipes_teacher_embeds_as_the_network_does(tmp_path: Path):
     path = _save(_model(), tmp_path)
     mean, std = (0.1, 0.2, 0.3), (0.5, 0.25, 1.0)
@@ -214,8 +185,8 @@ def test_a_recipes_teacher_embeds_as_the_network_does(tmp_path: Path):
 
 def test_what_the_output_declares_does_not_matter(tmp_path: Path):
     """insightface's files declare a single embedding beside an open batch."""
-    for index, out in enumerate((None, ["N", "D"], ["N", DIM], [1, DIM])):
-        loaded = _load(_save(_model(out=out), tmp_path, f"{index}.onnx"))
+    for out in (["N", "D"], [1, DIM]):
+        loaded = _load(_save(_model(out=out), tmp_path))
         assert loaded.identity.embedding_dim == DIM
         _assert_near_truth(loaded.body(_images(5)), _images(5), 1e-6)
 
@@ -299,29 +270,23 @@ def test_external_data_is_found_from_any_working_directory(tmp_path: Path, monke
     (tmp_path / "model").mkdir()
     path = _save_external(tmp_path / "model", {"kernel": "b/kernel.bin", "matrix": "a.bin"})
     monkeypatch.chdir(tmp_path)
+    (path.parent / "a.bin").rename(path.parent / "moved.bin")
+    (path.parent / "a.bin").symlink_to("moved.bin")  # a link inside the folder is followed
     for found in (path, path.relative_to(tmp_path)):
         _assert_near_truth(_load(found).body(_images(3)), _images(3), 1e-6)
 
 
-def test_a_link_inside_the_models_folder_is_followed(tmp_path: Path):
-    path = _save_external(tmp_path, {"matrix": "real.bin"})
-    (tmp_path / "real.bin").rename(tmp_path / "moved.bin")
-    (tmp_path / "real.bin").symlink_to("moved.bin")
-    _assert_near_truth(_load(path).body(_images(3)), _images(3), 1e-6)
-
-
 @pytest.mark.parametrize(
     "location",
-    ["../outside.bin", "b/../../outside.bin", "ABSOLUTE", "..\\outside.bin", "C:\\outside.bin", "C:outside.bin",
-     "/outside.bin", "", ".", "*/_ORT_MEM_ADDR_/*", "a\nb.bin", "a\0b.bin"],
+    ["../outside.bin", "b/../../outside.bin", "ABSOLUTE", "..\\outside.bin", "C:outside.bin", "", "*/_ORT_MEM_ADDR_/*",
+     "a\nb.bin", "a\0b.bin"],
 )  # fmt: skip
 def test_external_data_that_leaves_the_models_folder_is_refused(tmp_path: Path, location: str):
     (tmp_path / "model").mkdir()
     outside = tmp_path / "outside.bin"
     outside.write_bytes(_weights()["matrix"].tobytes())  # it is there, and would do
     path = _save_external(tmp_path / "model", {"matrix": "a.bin"}, location=location.replace("ABSOLUTE", str(outside)))
-    with pytest.raises(TeacherError, match=r"'matrix'.*not a plain path inside the model's folder"):
-        _load(path)
+    _refused(r"'matrix'.*not a plain path inside the model's folder", path)
 
 
 def test_a_link_out_of_the_models_folder_is_refused(tmp_path: Path):
@@ -329,43 +294,24 @@ def test_a_link_out_of_the_models_folder_is_refused(tmp_path: Path):
     path = _save_external(tmp_path / "model", {"matrix": "b/a.bin"})
     shutil.move(tmp_path / "model" / "b", tmp_path / "b")
     (tmp_path / "model" / "b").symlink_to(tmp_path / "b")
-    with pytest.raises(TeacherError, match="outside the model's folder"):
-        _load(path)
+    _refused("outside the model's folder", path)
     (tmp_path / "model" / "b").unlink()
     (tmp_path / "model" / "b").mkdir()
     (tmp_path / "model" / "b" / "a.bin").symlink_to(tmp_path / "b" / "a.bin")
-    with pytest.raises(TeacherError, match=r"'b/a.bin' is a link to .*outside the model's folder"):
-        _load(path)
+    _refused(r"'b/a.bin' is a link to .*outside the model's folder", path)
 
 
-def test_missing_external_data_is_named(tmp_path: Path):
-    path = _save_external(tmp_path, {"matrix": "a.bin"})
-    (tmp_path / "a.bin").unlink()
-    with pytest.raises(TeacherError, match=r"there is no file .*a\.bin"):
-        _load(path)
-
-
-def test_truncated_external_data_is_refused_with_both_sizes(tmp_path: Path):
+def test_external_data_that_is_missing_cut_or_of_another_extent_is_refused(tmp_path: Path):
+    path = _save_external(tmp_path, {"matrix": "a.bin"}, length="16")
+    _refused("onnxruntime cannot load it", path)
+    for key, value in (("length", "-1"), ("length", "9" * 30), ("offset", "1e3"), ("offset", "4 ")):
+        _refused(f"{key} must be a number of bytes", _save_external(tmp_path, {"matrix": "a.bin"}, **{key: value}))
     path = _save_external(tmp_path, {"matrix": "a.bin"})
     size = (tmp_path / "a.bin").stat().st_size
     os.truncate(tmp_path / "a.bin", size - 1)
-    with pytest.raises(TeacherError, match=rf"has {size - 1} bytes, the model needs {size}"):
-        _load(path)
-
-
-@pytest.mark.parametrize(
-    ("key", "value"),
-    [("length", "-1"), ("offset", "-4"), ("length", "9" * 30), ("offset", "1e3"), ("offset", "4 ")],
-)
-def test_extents_that_are_no_byte_counts_are_refused(tmp_path: Path, key: str, value: str):
-    with pytest.raises(TeacherError, match=f"{key} must be a number of bytes"):
-        _load(_save_external(tmp_path, {"matrix": "a.bin"}, **{key: value}))
-
-
-def test_an_extent_other_than_the_tensors_is_refused(tmp_path: Path):
-    path = _save_external(tmp_path, {"matrix": "a.bin"}, length="16")
-    with pytest.raises(TeacherError, match="onnxruntime cannot load it"):
-        _load(path)
+    _refused(rf"has {size - 1} bytes, the model needs {size}", path)
+    (tmp_path / "a.bin").unlink()
+    _refused(r"there is no file .*a\.bin", path)
 
 
 @pytest.mark.parametrize("text", [b"a.bin", b"location", b"matrix"])
@@ -374,8 +320,7 @@ def test_texts_that_are_no_utf8_are_refused(tmp_path: Path, text: bytes):
     body = path.read_bytes()
     path.write_bytes(body.replace(text, b"\xff" + text[1:], 1))
     assert path.read_bytes() != body
-    with pytest.raises(TeacherError, match=r"teacher\.onnx"):
-        _load(path)
+    _refused(r"teacher\.onnx", path)
 
 
 def test_a_tensor_with_two_locations_is_refused(tmp_path: Path):
@@ -383,8 +328,7 @@ def test_a_tensor_with_two_locations_is_refused(tmp_path: Path):
     model = onnx.load_model_from_string(path.read_bytes())
     tensor = next(tensor for tensor in model.graph.initializer if tensor.name == "matrix")
     tensor.external_data.add(key="location", value="../outside.bin")
-    with pytest.raises(TeacherError, match="a key is given twice"):
-        _load(_save(model, tmp_path))
+    _refused("a key is given twice", _save(model, tmp_path))
 
 
 # A tensor may hide where no initialiser is: in an attribute, in a subgraph, in a function, in a sparse tensor.
@@ -409,41 +353,28 @@ def test_external_data_is_checked_wherever_it_hides(tmp_path: Path, place: str):
         )
     else:
         model.graph.sparse_initializer.add().values.CopyFrom(hidden)
-    with pytest.raises(TeacherError, match=r"'hidden'.*not a plain path inside the model's folder"):
-        _load(_save(model, tmp_path / "model"))
+    _refused(r"'hidden'.*not a plain path inside the model's folder", _save(model, tmp_path / "model"))
 
 
 # What is no teacher
 
 
-def test_a_missing_file_and_a_folder_are_no_files(tmp_path: Path):
+def test_what_is_no_whole_onnx_file_is_refused(tmp_path: Path):
     for path in (tmp_path / "absent.onnx", tmp_path):
-        with pytest.raises(TeacherError, match="is not a file"):
-            _load(path)
-
-
-def test_a_file_cut_anywhere_is_refused(tmp_path: Path):
-    body = _model().SerializeToString()
-    for length in [*range(0, len(body), 97), len(body) - 1]:
-        path = tmp_path / "cut.onnx"
+        _refused("is not a file", path)
+    body, path = _model().SerializeToString(), tmp_path / "cut.onnx"
+    for length in [*range(0, len(body), 997), len(body) - 1]:
         path.write_bytes(body[:length])
-        with pytest.raises(TeacherError, match=r"cut\.onnx"):
-            _load(path)
-
-
-def test_random_bytes_are_refused(tmp_path: Path):
-    path = tmp_path / "noise.onnx"
-    for seed in range(20):
+        _refused(r"cut\.onnx", path)
+    for seed in range(10):
         path.write_bytes(np.random.default_rng(seed).bytes(seed * 50))
-        with pytest.raises(TeacherError, match="not an ONNX file"):
-            _load(path)
+        _refused("not an ONNX file", path)
 
 
 def test_a_file_too_large_for_a_protobuf_is_refused_unparsed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     path = _save(_model(), tmp_path)
     monkeypatch.setattr("adadistill.core.teachers.onnx_network.MAX_MODEL_BYTES", path.stat().st_size - 1)
-    with pytest.raises(TeacherError, match="export with external data"):
-        _load(path)
+    _refused("export with external data", path)
 
 
 def test_an_operator_of_another_domain_is_refused(tmp_path: Path):
@@ -451,8 +382,7 @@ def test_an_operator_of_another_domain_is_refused(tmp_path: Path):
     nodes = [*_nodes()[:-1], helper.make_node("MatMul", ["flat", "matrix"], ["flat2"]), foreign]
     model = _model(nodes=nodes, out=["N", DIM])
     model.opset_import.append(helper.make_opsetid("somebody.ops", 1))
-    with pytest.raises(TeacherError, match=r"onnxruntime cannot load it.*somebody\.ops:Whiten"):
-        _load(_save(model, tmp_path))
+    _refused(r"onnxruntime cannot load it.*somebody\.ops:Whiten", _save(model, tmp_path))
 
 
 @pytest.mark.parametrize(
@@ -460,40 +390,34 @@ def test_an_operator_of_another_domain_is_refused(tmp_path: Path):
     [
         ([1, SIDE, SIDE, 3], r"\(B, 3, H, W\), got 'data' tensor\(float\) \(1, 8, 8, 3\); channels must come first"),
         (["N", None, None, 3], r"\(\?, \?, \?, 3\); channels must come first"),
-        (["N", 1, SIDE, SIDE], r"got 'data' tensor\(float\) \(\?, 1, 8, 8\)$"),
         ([3, SIDE, SIDE], r"got 'data' tensor\(float\) \(3, 8, 8\)$"),
         (None, r"got 'data' tensor\(float\) \(\)"),
         (["N", 3, 16, 16], "takes 16 x 16 images, the recipe's are 8 x 8"),
-        (["N", 3, "H", 16], "takes any x 16 images"),
-        ([0, 3, SIDE, SIDE], "fixed batch must be 1 to"),
         ([MAX_FIXED_BATCH + 1, 3, SIDE, SIDE], "fixed batch must be 1 to"),
     ],
 )
 def test_an_input_that_takes_no_such_images_is_refused(tmp_path: Path, shape: list[Any] | None, message: str):
     flat = [helper.make_node("Flatten", ["data"], ["embedding"])]  # fits images of any shape
-    with pytest.raises(TeacherError, match=message):
-        _load(_save(_model(shape, nodes=flat, weights={}), tmp_path))
+    _refused(message, _save(_model(shape, nodes=flat, weights={}), tmp_path))
 
 
-def test_two_inputs_are_listed(tmp_path: Path):
+def test_two_inputs_two_outputs_and_an_output_of_another_rank_are_refused(tmp_path: Path):
     inputs = [_value("data", OPEN), _value("matrix", [144, DIM])]
-    weights = {"kernel": _weights()["kernel"]}
-    with pytest.raises(TeacherError, match=r"one input.*'data' tensor\(float\) \(\?, 3, 8, 8\), 'matrix' tensor"):
-        _load(_save(_model(inputs=inputs, weights=weights), tmp_path))
-
-
-def test_two_outputs_are_listed(tmp_path: Path):
     norm = helper.make_node("ReduceL2", ["embedding"], ["norm"], axes=[1])
     outputs = [_value("embedding", ["N", DIM]), _value("norm", ["N", 1])]
-    with pytest.raises(TeacherError, match=r"one output.*'embedding' tensor\(float\) .*, 'norm' tensor\(float\) "):
-        _load(_save(_model(nodes=[*_nodes(), norm], outputs=outputs), tmp_path))
-
-
-@pytest.mark.parametrize("out", [["N", 4, 6, 6], None])
-def test_an_output_of_another_rank_is_refused_declared_or_not(tmp_path: Path, out: list[Any] | None):
-    model = _model(nodes=_nodes()[:2], outputs=[_value("active", out)])
-    with pytest.raises(TeacherError, match=r"\(B, D\) embeddings|\(1, D\) embeddings"):
-        _load(_save(model, tmp_path))
+    for model, message in (
+        (
+            _model(inputs=inputs, weights={"kernel": _weights()["kernel"]}),
+            r"one input.*'data' tensor\(float\) \(\?, 3, 8, 8\), 'matrix' tensor",
+        ),
+        (
+            _model(nodes=[*_nodes(), norm], outputs=outputs),
+            r"one output.*'embedding' tensor\(float\) .*, 'norm' tensor\(float\) ",
+        ),
+        (_model(nodes=_nodes()[:2], outputs=[_value("active", ["N", 4, 6, 6])]), r"not \(1, D\) embeddings"),
+        (_model(nodes=_nodes()[:2], outputs=[_value("active", None)]), r"not \(1, D\) embeddings"),
+    ):
+        _refused(message, _save(model, tmp_path))
 
 
 def test_outputs_that_are_no_floats_are_refused(tmp_path: Path):
@@ -504,8 +428,7 @@ def test_outputs_that_are_no_floats_are_refused(tmp_path: Path):
         outputs=[helper.make_tensor_sequence_value_info("list", TensorProto.FLOAT, None)],
     )
     for model, message in ((integers, r"'integers' tensor\(int32\)"), (sequence, r"'list' seq\(tensor\(float\)\)")):
-        with pytest.raises(TeacherError, match=f"float or float16 tensors, got {message}"):
-            _load(_save(model, tmp_path))
+        _refused(f"float or float16 tensors, got {message}", _save(model, tmp_path))
 
 
 # What shows when it runs
@@ -515,11 +438,9 @@ def test_weights_that_give_no_vectors_are_refused(tmp_path: Path):
     for value in (np.nan, np.inf, 1e30):  # float32 holds 1e30, but not its square, which the length is made of
         weights = _weights()
         weights["matrix"][:, 3] = value
-        with pytest.raises(TeacherError, match=r"embeddings of lengths (nan|inf), (nan|inf), .*damaged"):
-            _load(_save(_model(weights=weights), tmp_path))
+        _refused(r"embeddings of lengths (nan|inf), (nan|inf), .*damaged", _save(_model(weights=weights), tmp_path))
     weights = {name: np.zeros_like(value) for name, value in _weights().items()}
-    with pytest.raises(TeacherError, match="embeddings of lengths 0, 0, "):
-        _load(_save(_model(weights=weights), tmp_path))
+    _refused("embeddings of lengths 0, 0, ", _save(_model(weights=weights), tmp_path))
 
 
 def _norm(axis_first: bool, size: int) -> tuple[list[Any], dict[str, np.ndarray]]:
@@ -538,13 +459,11 @@ def _norm(axis_first: bool, size: int) -> tuple[list[Any], dict[str, np.ndarray]
     return [conv, relu, flat, product, norm], _weights() | statistics
 
 
-@pytest.mark.parametrize("batch", ["N", 4])
-@pytest.mark.parametrize("axis_first", [True, False], ids=["maps", "embeddings"])
+@pytest.mark.parametrize(("batch", "axis_first"), [("N", True), (4, False)], ids=["maps", "embeddings"])
 def test_a_batch_norm_left_in_training_mode_is_refused(tmp_path: Path, axis_first: bool, batch: int | str):
     nodes, weights = _norm(axis_first, 4 if axis_first else DIM)
     path = _save(_model([batch, 3, SIDE, SIDE], nodes=nodes, weights=weights), tmp_path)
-    with pytest.raises(TeacherError, match="training mode"):
-        _load(path)
+    _refused("training mode", path)
 
 
 def test_embeddings_left_to_chance_are_refused_for_a_batch_of_one_too(tmp_path: Path):
@@ -553,8 +472,7 @@ def test_embeddings_left_to_chance_are_refused_for_a_batch_of_one_too(tmp_path: 
     noise = helper.make_node("RandomNormalLike", ["clean"], ["noise"], scale=1.0)
     noisy = helper.make_node("Add", ["clean", "noise"], ["embedding"])
     model = _model([1, 3, SIDE, SIDE], nodes=[conv, relu, flat, product, noise, noisy])
-    with pytest.raises(TeacherError, match="or on chance"):
-        _load(_save(model, tmp_path))
+    _refused("or on chance", _save(model, tmp_path))
 
 
 def test_a_batch_fixed_inside_the_graph_and_images_mixed_up_are_refused(tmp_path: Path):
@@ -566,34 +484,26 @@ def test_a_batch_fixed_inside_the_graph_and_images_mixed_up_are_refused(tmp_path
         nodes=[conv, relu, fixed], outputs=[_value("flat", None)], weights=_weights() | {"sizes": np.array([1, -1])}
     )
     for refused in (model, mixed):
-        with pytest.raises(TeacherError, match="it cannot embed two"):
-            _load(_save(refused, tmp_path))
+        _refused("it cannot embed two", _save(refused, tmp_path))
 
 
 # Packages and providers
 
 
-@pytest.mark.parametrize("package", ["onnx", "onnxruntime"])
-def test_a_missing_package_is_named_with_how_to_install_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, package: str
-):
-    monkeypatch.setitem(sys.modules, package, None)
-    with pytest.raises(TeacherError, match=r"pip install 'adadistill\[onnx\]'"):
-        _load(_save(_model(), tmp_path))
-
-
-def test_cuda_is_refused_on_a_run_without_it(tmp_path: Path):
-    with pytest.raises(TeacherError, match="provider cuda needs a run on CUDA, this one is on cpu"):
-        _load(_save(_model(), tmp_path), provider="cuda")
+def test_a_missing_package_is_named_with_how_to_install_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    for package in ("onnx", "onnxruntime"):
+        with monkeypatch.context() as patch:
+            patch.setitem(sys.modules, package, None)
+            _refused(r"pip install 'adadistill\[onnx\]'", _save(_model(), tmp_path))
 
 
 @pytest.mark.skipif(
     "CUDAExecutionProvider" in onnxruntime.get_available_providers(), reason="this onnxruntime has CUDA"
 )
-def test_an_onnxruntime_without_cuda_is_refused_or_warned_about(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+def test_without_cuda_the_provider_is_refused_or_warned_about(tmp_path: Path, caplog: pytest.LogCaptureFixture):
     path, cuda = _save(_model(), tmp_path), torch.device("cuda", 0)
-    with pytest.raises(TeacherError, match=r"no CUDA \(pip install onnxruntime-gpu"):
-        _load(path, device=cuda, provider="cuda")
+    _refused("provider cuda needs a run on CUDA, this one is on cpu", path, provider="cuda")
+    _refused(r"no CUDA \(pip install onnxruntime-gpu", path, device=cuda, provider="cuda")
     with caplog.at_level(logging.WARNING):
         network = _load(path, device=cuda).body  # nothing of it touches the device, which need not exist
     assert [record.levelname for record in caplog.records] == ["WARNING"]
@@ -611,53 +521,11 @@ def test_a_provider_that_onnxruntime_silently_replaces_is_refused(tmp_path: Path
         "InferenceSession",
         lambda model, options, providers, **kwargs: session(model, options, providers=["CPUExecutionProvider"]),
     )
-    with pytest.raises(TeacherError, match="asked for CUDAExecutionProvider and took CPUExecutionProvider"):
-        _load(_save(_model(), tmp_path), device=torch.device("cuda", 0))
-
-
-class _Streams:
-    """Stands in for a CUDA stream, and for the session that runs on it; notes what is asked of them, in order."""
-
-    def __init__(self, told: list[str], name: str) -> None:
-        self.told, self.name = told, name
-
-    def wait_stream(self, other: _Streams) -> None:
-        self.told.append(f"{self.name} waits for {other.name}")
-
-    def synchronize(self) -> None:
-        self.told.append(f"the host waits for {self.name}")
-
-    def io_binding(self) -> _Streams:
-        return self
-
-    def bind_input(self, *arguments: Any) -> None:
-        pass
-
-    bind_output = bind_input
-
-    def synchronize_outputs(self) -> None:
-        self.told.append("the host waits for the outputs")
-
-    def run_with_iobinding(self, binding: Any, options: Any = None) -> None:
-        key = "disable_synchronize_execution_providers"
-        waits = options is None or options.get_run_config_entry(key) != "1"
-        self.told.append("the host waits for the run" if waits else "run")
-
-
-def test_a_session_on_cuda_is_ordered_by_streams_and_the_host_waits_for_nothing(monkeypatch: pytest.MonkeyPatch):
-    told: list[str] = []
-    signature = Signature(
-        input_name="data", input_dtype=torch.float32, output_name="embedding", output_dtype=torch.float32,
-        image_size=SIDE, batch=None,
-    )  # fmt: skip
-    cuda = torch.device("cuda", 0)
-    network = OnnxNetwork(
-        _Streams(told, "session"), signature, embedding_dim=DIM, device=cuda, stream=_Streams(told, "its stream")
+    _refused(
+        "asked for CUDAExecutionProvider and took CPUExecutionProvider",
+        _save(_model(), tmp_path),
+        device=torch.device("cuda", 0),
     )
-    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: _Streams(told, "torch"))
-    monkeypatch.setattr(torch.Tensor, "record_stream", lambda tensor, stream: told.append("kept"))
-    network._run(_images(2), torch.empty(2, DIM))
-    assert told == ["its stream waits for torch", "kept", "kept", "run", "torch waits for its stream"]
 
 
 @pytest.mark.gpu
@@ -674,15 +542,6 @@ def test_cuda_gives_the_same_embeddings_in_torchs_memory(tmp_path: Path, batch: 
     _assert_near_truth(embeddings.cpu(), images, 1e-4)  # float32, with sums in another order
 
 
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA")
-def test_a_session_on_the_cpu_serves_images_on_cuda(tmp_path: Path):
-    network = _load(_save(_model(), tmp_path), device=torch.device("cuda"), provider="cpu").body
-    embeddings = network(_images(5).cuda())
-    assert embeddings.is_cuda
-    _assert_near_truth(embeddings.cpu(), _images(5), 1e-6)
-
-
 # A real teacher
 
 
@@ -697,22 +556,12 @@ def real(data_dir: Path) -> LoadedTeacher:
 
 
 @pytest.mark.realdata
-def test_a_real_file_says_its_batch_and_dimension(real: LoadedTeacher, data_dir: Path):
+def test_a_real_files_batch_of_one_equals_its_single_runs_bit_for_bit(real: LoadedTeacher, data_dir: Path):
     path = data_dir / "teachers" / "MobileFaceNet.onnx"
-    declared = onnx.load(str(path), load_external_data=False).graph
-    sizes = [size.dim_value for size in declared.output[0].type.tensor_type.shape.dim]
-    assert real.identity.embedding_dim == sizes[1]
-    assert real.body.signature.batch == sizes[0] == 1
-    with pytest.raises(TeacherError, match=r"112 x 112 images, the recipe's are 128 x 128"):
-        _load(path, image_size=128)
-
-
-@pytest.mark.realdata
-def test_a_real_files_batch_equals_its_single_runs_bit_for_bit(real: LoadedTeacher, data_dir: Path):
-    images = torch.rand((5, 3, 112, 112), generator=torch.Generator().manual_seed(0)) * 2 - 1
-    session = onnxruntime.InferenceSession(
-        str(data_dir / "teachers" / "MobileFaceNet.onnx"), providers=["CPUExecutionProvider"]
-    )
+    assert real.body.signature.batch == 1
+    _refused(r"112 x 112 images, the recipe's are 128 x 128", path, image_size=128)
+    images = torch.rand((3, 3, 112, 112), generator=torch.Generator().manual_seed(0)) * 2 - 1
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     name = session.get_inputs()[0].name
     single = np.concatenate([session.run(None, {name: image[None].numpy()})[0] for image in images])
     assert np.array_equal(real.body(images).numpy(), single)
@@ -721,7 +570,7 @@ def test_a_real_files_batch_equals_its_single_runs_bit_for_bit(real: LoadedTeach
 @pytest.mark.realdata
 def test_a_real_file_tells_real_faces_apart_with_its_own_preprocessing(real: LoadedTeacher, data_dir: Path):
     pairs = read_verification_bin(data_dir / "faces" / "faces_holdout.bin")
-    count = min(200, len(pairs.same))
+    count = min(100, len(pairs.same))
     pixels = torch.from_numpy(decode_pairs(pairs, 112, stop=2 * count))
     images = to_network_input(pixels, device=CPU, dtype=torch.float32, channels_last=True)
     unit = F.normalize(real.network()(images))

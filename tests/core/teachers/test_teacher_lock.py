@@ -33,26 +33,15 @@ def _entry(**changes: object) -> dict[str, object]:
     return _document(teachers={"a/b": {"revision": COMMIT, "files": {"model.pt": SHA}, **changes}})
 
 
-def test_a_missing_file_has_no_entries(tmp_path: Path):
-    assert read_lock(tmp_path / "teachers.lock.json") == {}
-
-
-def test_what_is_added_is_read_back_and_leaves_nothing_beside(tmp_path: Path):
-    lock = tmp_path / "teachers.lock.json"
-    add_entry(lock, "minchul/x", HUB)
-    add_entry(lock, "weights/teacher", FOLDER)
-    assert read_lock(lock) == {"minchul/x": HUB, "weights/teacher": FOLDER}
-    assert [path.name for path in tmp_path.iterdir()] == ["teachers.lock.json"]
-
-
-def test_the_file_is_sorted_text_that_does_not_depend_on_the_order_of_use(tmp_path: Path):
+def test_what_is_added_is_read_back_in_one_order_and_leaves_nothing_beside(tmp_path: Path):
     one, other = tmp_path / "one.json", tmp_path / "other.json"
-    for lock, order in ((one, ("b/b", "a/a")), (other, ("a/a", "b/b"))):
-        for name in order:
-            add_entry(lock, name, HUB)
+    assert read_lock(one) == {}
+    for lock, order in ((one, (("b/b", HUB), ("a", FOLDER))), (other, (("a", FOLDER), ("b/b", HUB)))):
+        for name, entry in order:
+            add_entry(lock, name, entry)
+    assert read_lock(one) == {"b/b": HUB, "a": FOLDER}
     assert one.read_bytes() == other.read_bytes()
-    assert one.read_text().index('"a/a"') < one.read_text().index('"b/b"')
-    assert one.read_text().endswith("}\n")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["one.json", "other.json"]
 
 
 def test_permissions_are_those_of_an_ordinary_file_and_are_kept(tmp_path: Path):
@@ -81,7 +70,7 @@ def _add_many(lock: Path, writer: int, count: int) -> None:
 
 
 def test_writers_at_the_same_time_lose_no_entry(tmp_path: Path):
-    lock, writers, count = tmp_path / "teachers.lock.json", 4, 12
+    lock, writers, count = tmp_path / "teachers.lock.json", 3, 6
     context = multiprocessing.get_context("fork")
     processes = [context.Process(target=_add_many, args=(lock, writer, count)) for writer in range(writers)]
     for process in processes:
@@ -112,28 +101,20 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path, mon
     ("document", "message"),
     [
         (b"", "Expecting value"),
-        (b"{", "Expecting property name"),
         (b"\xff\xfe", "can't decode"),
         (b"[" * 200_000, "nested too deeply|recursion"),
         (b'{"teachers": {}}', "it has no `version`"),
-        (b'{"version": NaN, "teachers": {}}', "it has version NaN"),
         (b'{"version": 1, "version": 1, "teachers": {}}', "the key `version` occurs twice"),
         (
             b'{"version": 1, "teachers": {"a/b": {"revision": null, "files": {"model.pt": "0", "model.pt": "1"}}}}',
             "the key `model.pt` occurs twice",
         ),
         (_document(version=2), "it has version 2, this program reads version 1"),
-        (_document(version=True), "it has version true"),
         (_document(extra=1), "must have `version` and `teachers`, and nothing else"),
-        (_document(teachers=[]), "must have `version` and `teachers`, and nothing else"),
         (_document(teachers={"a/b": "x"}), "entry `a/b`: it must have `revision` and `files`"),
-        (_entry(more=1), "entry `a/b`: it must have `revision` and `files`"),
         (_entry(revision="main"), "revision must be a commit of 40 hex digits or null, got `main`"),
-        (_entry(revision=7), "revision must be a commit of 40 hex digits or null, got 7"),
         (_entry(files={}), "files must map names to sha256"),
-        (_entry(files=["model.pt"]), "files must map names to sha256"),
         (_entry(files={"model.pt": "ab"}), "the sha256 of `model.pt` must be 64 hex digits, got `ab`"),
-        (_entry(files={"model.pt": None}), "the sha256 of `model.pt` must be 64 hex digits, got null"),
     ],
 )
 def test_what_is_no_lock_file_is_refused_with_its_reason(tmp_path: Path, document: object, message: str):
@@ -148,18 +129,15 @@ def test_what_is_no_lock_file_is_refused_with_its_reason(tmp_path: Path, documen
     assert lock.read_bytes() == body
 
 
-def test_a_file_beyond_the_limit_is_refused_by_its_size(tmp_path: Path):
+def test_a_file_beyond_the_limit_and_a_pipe_are_refused_and_not_read(tmp_path: Path):
     lock = tmp_path / "teachers.lock.json"
     with lock.open("wb") as file:
         file.truncate(1 << 40)  # sparse: reading it all would not end well
     with pytest.raises(TeacherError, match=f"larger than {MAX_LOCK_BYTES:,} bytes"):
         read_lock(lock)
-
-
-def test_a_pipe_in_place_of_the_file_is_refused_and_not_waited_for(tmp_path: Path):
-    os.mkfifo(tmp_path / "teachers.lock.json")
+    os.mkfifo(tmp_path / "pipe.json")
     with pytest.raises(TeacherError, match="no regular file"):
-        read_lock(tmp_path / "teachers.lock.json")
+        read_lock(tmp_path / "pipe.json")
 
 
 def test_a_lock_file_that_cannot_be_written_is_refused_beforehand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

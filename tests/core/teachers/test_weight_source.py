@@ -5,12 +5,15 @@ from __future__ import annotations
 import hashlib
 import os
 import pickle
+from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from golden_weights import golden_state_dict
+from narrow_networks import narrow_networks
 from safetensors.torch import save_file
 from tests_support import GOLDEN, golden_files
 
@@ -25,6 +28,11 @@ def _load(path: Path, image_size: int = 16, **fields: object) -> LoadedTeacher:
     return load_source(TeacherConfig(weights=str(path), **fields), image_size=image_size, ranks=Ranks())  # type: ignore[arg-type]
 
 
+def _refused(message: str, path: Path, **fields: object) -> None:
+    with pytest.raises(TeacherError, match=message):
+        _load(path, **fields)
+
+
 def _public(arch: str, prefix: str = "") -> tuple[torch.nn.Module, dict[str, torch.Tensor]]:
     network = build_backbone(BackboneConfig(arch=arch, embedding_dim=8), 16, generator=5).eval()
     own = network.state_dict()
@@ -36,6 +44,13 @@ def _save(public: dict, path: Path) -> Path:
     return path
 
 
+@pytest.fixture(autouse=True)
+def narrow(request: pytest.FixtureRequest) -> Iterator[None]:
+    """But for the golden networks, which are as they were published."""
+    with nullcontext() if request.node.get_closest_marker("golden") else narrow_networks():
+        yield
+
+
 IMAGES = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1
 
 
@@ -43,9 +58,8 @@ IMAGES = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0)) * 
     ("arch", "prefix", "name"),
     [
         ("iresnet18", "", "backbone.pth"),
-        ("iresnet34", "module.", "checkpoint.pt"),
         ("mbf", "", "mbf.pt"),
-        ("mobilefacenet", "", "student.pth"),
+        ("mobilefacenet", "module.", "student.pth"),
         ("ir18", "model.net.", "model.safetensors"),
     ],
 )
@@ -81,8 +95,7 @@ def test_what_the_recipe_states_stands(tmp_path: Path):
 def test_ir_weights_without_a_publisher_need_a_colour(tmp_path: Path):
     _, public = _public("ir18")
     path = _save(public, tmp_path / "ir18.pth")
-    with pytest.raises(TeacherError, match=r"teacher\.format to adaface or cvlface, or teacher\.color"):
-        _load(path)
+    _refused(r"teacher\.format to adaface or cvlface, or teacher\.color", path)
     assert _load(path, format="adaface").identity.preprocessing.color == "bgr"
     assert _load(path, color="bgr").identity.preprocessing.color == "bgr"
     assert _load(path, color="auto").stated_color is None
@@ -93,8 +106,7 @@ def test_the_pinned_hash_is_held(tmp_path: Path):
     path = _save(public, tmp_path / "r18.pth")
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     assert _load(path, sha256=digest).identity.sha256 == digest
-    with pytest.raises(TeacherError, match="another file than the one that was pinned"):
-        _load(path, sha256="0" * 64)
+    _refused("another file than the one that was pinned", path, sha256="0" * 64)
 
 
 def _without(public: dict, name: str) -> dict:
@@ -107,27 +119,20 @@ def _without(public: dict, name: str) -> dict:
         (lambda public: _without(public, "fc.bias"), "missing fc.bias"),
         (lambda public: {**public, "fc.extra": torch.zeros(1)}, "not expected fc.extra"),
         (lambda public: {**public, "fc.weight": torch.zeros(8, 9)}, r"fc.weight is \[8, 9\]"),
-        (lambda public: {**public, "bn1.weight": torch.full((64,), float("nan"))}, "not finite"),
+        (lambda public: {**public, "bn1.weight": torch.full((8,), float("nan"))}, "not finite"),
         (lambda public: {name + ".x": tensor for name, tensor in public.items()}, "no network we know"),
         (lambda public: {f"{number}.{name}": public[name] for number, name in enumerate(public)}, "no network we know"),
     ],
 )
 def test_weights_that_do_not_fit_are_refused_with_the_list(tmp_path: Path, damage, message: str):
     _, public = _public("iresnet18")
-    with pytest.raises(TeacherError, match=message):
-        _load(_save(damage(public), tmp_path / "r18.pth"))
+    _refused(message, _save(damage(public), tmp_path / "r18.pth"))
 
 
-def test_another_architecture_than_stated_is_refused(tmp_path: Path):
-    _, public = _public("iresnet18")
-    with pytest.raises(TeacherError, match=r"missing layer1\.2\.bn1\.weight"):
-        _load(_save(public, tmp_path / "r18.pth"), arch="iresnet34")
-
-
-def test_another_image_size_does_not_fit_the_last_layer(tmp_path: Path):
-    _, public = _public("iresnet18")
-    with pytest.raises(TeacherError, match=r"fc.weight is \[8, 512\], this network needs \[8, 2048\]"):
-        _load(_save(public, tmp_path / "r18.pth"), image_size=32)
+def test_another_architecture_or_image_size_than_stated_is_refused(tmp_path: Path):
+    path = _save(_public("iresnet18")[1], tmp_path / "r18.pth")
+    _refused(r"missing layer1\.2\.bn1\.weight", path, arch="iresnet34")
+    _refused(r"fc.weight is \[8, 64\], this network needs \[8, 256\]", path, image_size=32)
 
 
 class _Bomb:
@@ -138,15 +143,15 @@ class _Bomb:
         return os.system, (f"touch {self.canary}",)
 
 
-@pytest.mark.parametrize("name", ["evil.pth", "evil.ckpt", "evil.pt"])
-def test_a_pickled_payload_is_refused_and_not_executed(tmp_path: Path, name: str):
+def test_a_pickled_payload_is_refused_and_not_executed(tmp_path: Path):
     canary = tmp_path / "canary"
-    torch.save({"state_dict": _Bomb(canary)}, tmp_path / name)
+    for name in ("evil.pth", "evil.ckpt"):
+        torch.save({"state_dict": _Bomb(canary)}, tmp_path / name)
+        with pytest.raises(WeightFileError, match="restricted unpickler"):
+            _load(tmp_path / name)
+    (tmp_path / "evil.pt").write_bytes(pickle.dumps(_Bomb(canary)))
     with pytest.raises(WeightFileError, match="restricted unpickler"):
-        _load(tmp_path / name)
-    (tmp_path / name).write_bytes(pickle.dumps(_Bomb(canary)))
-    with pytest.raises(WeightFileError, match="restricted unpickler"):
-        _load(tmp_path / name)
+        _load(tmp_path / "evil.pt")
     assert not canary.exists()
 
 
@@ -156,7 +161,7 @@ def test_an_absent_file_is_named(tmp_path: Path):
 
 
 @pytest.mark.golden
-@pytest.mark.parametrize("path", golden_files("backbone_ir[0-9]*.npz"), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", golden_files("backbone_ir18.npz"), ids=lambda path: path.stem)
 def test_an_adaface_style_checkpoint_gives_the_golden_embeddings(tmp_path: Path, path: Path):
     public = {f"model.{name}": tensor for name, tensor in golden_state_dict(path).items()}
     public["head.kernel"] = torch.zeros(512, 10)

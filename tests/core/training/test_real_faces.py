@@ -2,28 +2,30 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
-from tiny_training import logged
 
 from adadistill.bench.real_faces import build_recipe
 from adadistill.core.distributed import Ranks
 from adadistill.core.training.run import run_training
 from adadistill.loaders.records.image_records import ImageRecords
-from adadistill.loaders.records.recordio import RecordWriter
+from adadistill.loaders.records.recordio import write_insightface_records
 
 
-def _write_some(faces: Path, folder: Path, count: int) -> Path:
-    """The first images of the records and their stored teacher, laid out as the whole set is."""
-    folder.mkdir()
+def _rows(folder: Path) -> list[dict[str, float]]:
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [row for row in rows if row["event"] == "train"]
+
+
+def _some_faces(faces: Path, folder: Path, count: int) -> Path:
+    """The first of them, under the same names, with what their teacher says."""
     records = ImageRecords(faces / "train.rec")
-    with RecordWriter(folder / "train.rec") as writer:
-        for record_id in range(count):
-            encoded = records.read(record_id)
-            writer.write(record_id, encoded.body, labels=float(encoded.label))
-    np.save(folder / "teacher_embeddings.npy", np.load(faces / "teacher_embeddings.npy", mmap_mode="r")[:count])
+    samples = [(encoded.label, encoded.body) for encoded in map(records.read, range(count))]
+    write_insightface_records(folder, samples, image_size=(112, 112))
+    np.save(folder / "teacher_embeddings.npy", np.load(faces / "teacher_embeddings.npy")[:count])
     return folder
 
 
@@ -31,16 +33,15 @@ def _write_some(faces: Path, folder: Path, count: int) -> Path:
 @pytest.mark.slow
 def test_a_narrow_student_learns_from_real_faces_alike_through_both_decoders(data_dir: Path, tmp_path: Path):
     pytest.importorskip("nvidia.dali", reason="DALI is not installed")
-    faces = _write_some(data_dir / "faces", tmp_path / "faces", 1024)
     short = [
         "student={arch: mobilefacenet, width: 0.125}", "optim={epochs: 1, milestones: [], warmup_epochs: 0, lr: 1.6}",
         "data.global_batch_size=64", "evaluation.sets=[]", "checkpoint.every_epochs=null", "log.every=1",
     ]  # fmt: skip
-    found = {}
+    found, faces = {}, _some_faces(data_dir / "faces", tmp_path, 1024)
     for decoder in ("cpu", "dali"):
         recipe = build_recipe("distilled", faces, seed=0, decoder=decoder, overrides=short)
         run_training(recipe, tmp_path / decoder, ranks=Ranks())
-        found[decoder] = logged(tmp_path / decoder)
+        found[decoder] = _rows(tmp_path / decoder)
 
     losses = [row["loss"] for row in found["cpu"]]
     assert losses == [row["loss"] for row in found["dali"]], "the same pixels in the same order give the same losses"

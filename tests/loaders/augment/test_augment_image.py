@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from PIL import Image, ImageEnhance
 
 from adadistill.kernels.augment_parameters import (
     FACTOR_ONE,
@@ -40,24 +41,18 @@ def _off(ours: np.ndarray, theirs: np.ndarray) -> int:
     return int(np.abs(ours.astype(np.int64) - theirs.astype(np.int64)).max())
 
 
-@pytest.mark.parametrize("factor", [0.5, 0.81, 1.0, 1.37, 1.5])
-@pytest.mark.parametrize("operation", ["BRIGHTNESS", "CONTRAST", "SATURATION"])
-def test_blends_are_pillow_s_within_one_level(operation: str, factor: float, image: np.ndarray):
-    from PIL import Image, ImageEnhance
-
-    enhance = {
-        "BRIGHTNESS": ImageEnhance.Brightness,
-        "CONTRAST": ImageEnhance.Contrast,
-        "SATURATION": ImageEnhance.Color,
-    }[operation]
-    theirs = np.asarray(enhance(Image.fromarray(image)).enhance(factor))
-    ours = _augmented(image, **{operation: round(factor * FACTOR_ONE)})
-    assert _off(ours, theirs) <= 1
+def test_blends_are_pillow_s_within_one_level(image: np.ndarray):
+    shown = Image.fromarray(image)
+    enhancers = {"BRIGHTNESS": ImageEnhance.Brightness, "CONTRAST": ImageEnhance.Contrast}
+    for operation, enhance in {**enhancers, "SATURATION": ImageEnhance.Color}.items():
+        for factor in (0.5, 0.81, 1.0, 1.37, 1.5):
+            ours = _augmented(image, **{operation: round(factor * FACTOR_ONE)})
+            assert _off(ours, np.asarray(enhance(shown).enhance(factor))) <= 1, (operation, factor)
+    grey = np.asarray(shown.convert("L"))[:, :, None].repeat(3, axis=2)
+    assert _off(_augmented(image, GREY=1), grey) == 0
 
 
 def test_photometric_operations_in_order_are_pillow_s_in_that_order(image: np.ndarray):
-    from PIL import Image, ImageEnhance
-
     ours = _augmented(
         image, FIRST=2, SECOND=0, THIRD=1, BRIGHTNESS=round(1.3 * FACTOR_ONE), CONTRAST=round(0.7 * FACTOR_ONE),
         SATURATION=round(1.4 * FACTOR_ONE),
@@ -68,18 +63,11 @@ def test_photometric_operations_in_order_are_pillow_s_in_that_order(image: np.nd
     assert _off(ours, np.asarray(theirs)) <= 3  # one level an operation, raised by the next
 
 
-def test_grey_is_pillow_s(image: np.ndarray):
-    from PIL import Image
-
-    theirs = np.asarray(Image.fromarray(image).convert("L"))
-    assert _off(_augmented(image, GREY=1), theirs[:, :, None].repeat(3, axis=2)) == 0
-
-
 def test_low_resolution_is_two_calls_of_opencv(image: np.ndarray):
     cv2 = pytest.importorskip("cv2")
     flags = (cv2.INTER_NEAREST, cv2.INTER_LINEAR, cv2.INTER_AREA, cv2.INTER_CUBIC, cv2.INTER_LANCZOS4)
     tables = resample_tables(SIZE)
-    for side in (22, 41, 56, 97, 111):
+    for side in (22, 97):
         for down in range(5):
             for up in range(5):
                 low = cv2.resize(image, (side, side), interpolation=flags[down])
@@ -94,7 +82,7 @@ def test_low_resolution_is_two_calls_of_opencv(image: np.ndarray):
                 assert _off(ours, theirs) <= 3, (side, down, up)  # a level of the small image, sharpened on the way up
 
 
-@pytest.mark.parametrize("name", ["resize", "blur_3", "blur_5", "hsv", "grey"])
+@pytest.mark.parametrize("name", ["resize", "blur_3", "blur_5", "hsv"])
 def test_insightface_s_operations_are_dali_s(name: str, image: np.ndarray):
     dali = pytest.importorskip("nvidia.dali")
     fn, types = dali.fn, dali.types
@@ -108,8 +96,7 @@ def test_insightface_s_operations_are_dali_s(name: str, image: np.ndarray):
             result = fn.resize(low, size=(SIZE, SIZE), interp_type=types.INTERP_TRIANGULAR)
         elif name == "hsv":
             result = fn.hsv(shown, hue=hue, saturation=saturation)
-        elif name == "grey":
-            result = fn.hsv(shown, saturation=0.0)
+
         else:
             result = fn.gaussian_blur(shown, window_size=int(name[-1]))
         pipeline.set_outputs(result)
@@ -123,8 +110,7 @@ def test_insightface_s_operations_are_dali_s(name: str, image: np.ndarray):
         )
     elif name == "hsv":
         ours = _augmented_by_policy(image, hue, saturation)
-    elif name == "grey":
-        ours = _augmented(image, GREY=1)
+
     else:
         ours = _augmented(image, BLUR_TABLE=tables.blur(np.array([int(name[-1])]))[0])
     assert _off(ours, theirs) <= (2 if name == "resize" else 1)

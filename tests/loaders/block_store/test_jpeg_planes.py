@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -71,34 +70,21 @@ def assert_same_pixels(bodies: list[bytes], side: int) -> None:
 
 @needs_turbojpeg
 @pytest.mark.realdata
-def test_planes_of_every_real_face_give_its_pixels(data_dir: Path):
+def test_planes_of_real_faces_give_their_pixels(data_dir: Path):
     records = ImageRecords(data_dir / "faces" / "train.rec")
-    assert len(records) == 4145
-    for first in range(0, len(records), 256):
-        ids = range(first, min(first + 256, len(records)))
-        assert_same_pixels([records.read(record_id).body for record_id in ids], 112)
+    assert_same_pixels([records.read(record_id).body for record_id in range(0, len(records), 20)], 112)
 
 
-# One and a half, two, three and seven macroblocks of 16 pixels, one that no block divides, and the smallest.
+# One and a half and two macroblocks of 16 pixels, a side that no block divides, and the smallest.
 @needs_turbojpeg
-@pytest.mark.parametrize("side", [24, 32, 48, 112, 30, 6])
-def test_planes_of_coarse_and_fine_jpegs_give_their_pixels(side):
-    qualities = (10, 30, 50, 75, 90, 95, 100)
-    assert_same_pixels([jpeg(seed, side, quality=quality) for seed in range(4) for quality in qualities], side)
-
-
-@needs_turbojpeg
-def test_progressive_and_optimised_jpegs_are_planes_too():
-    progressive = [saved(seed, "JPEG", quality=90, subsampling=2, progressive=True) for seed in range(4)]
-    optimised = [saved(seed, "JPEG", quality=80, subsampling=2, optimize=True) for seed in range(4)]
-    assert_same_pixels(progressive + optimised, SIDE)
-
-
-@needs_turbojpeg
-def test_grey_jpegs_are_planes_without_colour():
-    grey = [saved(seed, "JPEG", mode="L", quality=90) for seed in range(4)]
-    assert_same_pixels(grey, SIDE)
-    assert (decoded(grey, SIDE)[:, SIDE * SIDE :] == 128).all()
+@pytest.mark.parametrize("side", [24, 32, 30, 6])
+def test_planes_of_all_kinds_of_jpegs_give_their_pixels(side):
+    bodies = [jpeg(seed, side, quality=quality) for seed in range(2) for quality in (10, 50, 90, 100)]
+    bodies.append(saved(0, "JPEG", side=side, quality=90, subsampling=2, progressive=True))
+    bodies.append(saved(1, "JPEG", side=side, quality=80, subsampling=2, optimize=True))
+    bodies.append(saved(2, "JPEG", side=side, mode="L", quality=90))
+    assert_same_pixels(bodies, side)
+    assert (decoded(bodies[-1:], side)[:, side * side :] == 128).all()
 
 
 @needs_turbojpeg
@@ -112,26 +98,15 @@ def test_grey_jpegs_may_state_any_sampling_of_their_one_channel():
 
 
 @pytest.mark.parametrize(
-    "body",
-    [jpeg(0), saved(0, "JPEG", mode="L"), saved(0, "JPEG", subsampling=2, progressive=True)],
-    ids=["4:2:0", "grey", "progressive"],
-)
-def test_what_planes_can_hold_is_seen_in_the_header(body):
-    assert why_no_planes(body, where="it") is None
-
-
-@pytest.mark.parametrize(
     ("body", "reason"),
     [
         (jpeg(0, sampling="444"), "4:4:4 chroma"),
         (jpeg(0, sampling="422"), "4:2:2 chroma"),
-        (jpeg(0, sampling="440"), "4:4:0 chroma"),
-        (jpeg(0, sampling="411"), "4:1:1 chroma"),
         (saved(0, "JPEG", keep_rgb=True), "in RGB"),
         (saved(0, "JPEG", mode="CMYK"), "in CMYK"),
         (saved(0, "PNG"), "no JPEG"),
     ],
-    ids=["444", "422", "440", "411", "rgb", "cmyk", "png"],
+    ids=["444", "422", "rgb", "cmyk", "png"],
 )
 def test_what_planes_cannot_hold_is_seen_in_the_header_and_refused_by_the_decoder(body, reason):
     assert reason in str(why_no_planes(body, where="it"))
@@ -160,7 +135,7 @@ def test_damaged_jpegs_are_named_as_simplejpeg_would_and_touch_no_neighbour():
     whole, draw = jpeg(0), random.Random(0)
     decoder, refused = PlaneDecoder(SIDE), 0
     rows = np.full((3, image_bytes("planes", SIDE)), 7, np.uint8)
-    for _ in range(400):
+    for _ in range(150):
         body = bytearray(whole[: draw.randrange(2, len(whole))] if draw.random() < 0.3 else whole)
         for _ in range(draw.randrange(1, 4)):
             body[draw.randrange(len(body))] = draw.randrange(256)
@@ -171,18 +146,9 @@ def test_damaged_jpegs_are_named_as_simplejpeg_would_and_touch_no_neighbour():
         else:
             simplejpeg.decode_jpeg(bytes(body), colorspace="RGB")  # raises where only one of the two reads it
         assert (rows[[0, 2]] == 7).all()
-    assert 50 < refused < 400
+    assert 20 < refused < 150
     decoder.decode(whole, rows[1], where="it")
     np.testing.assert_array_equal(rows[1], decoded([whole], SIDE)[0])
-
-
-@needs_turbojpeg
-def test_threads_share_a_decoder():
-    bodies = [jpeg(seed) for seed in range(64)]
-    decoder, rows = PlaneDecoder(SIDE), np.empty((64, image_bytes("planes", SIDE)), np.uint8)
-    with ThreadPoolExecutor(4) as pool:
-        list(pool.map(lambda pair: decoder.decode(pair[0], pair[1], where="it"), zip(bodies, rows, strict=True)))
-    np.testing.assert_array_equal(rows, decoded(bodies, SIDE))
 
 
 @pytest.mark.parametrize("name", ["libthatisnotthere.so.9", "libc.so.6"])

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import sys
 import threading
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +15,12 @@ import simplejpeg
 from small_cache import contents, die, run_in_child
 from small_pack import CLASSES, COUNT, SIDE, jpeg, pack, picture, saved, small_bodies, write_records
 
-from adadistill.loaders.block_store import packed_header, packing
+from adadistill.loaders.block_store import jpeg_planes, packed_header, packing
 from adadistill.loaders.block_store.errors import StoreError, StoreIncompleteError
-from adadistill.loaders.block_store.jpeg_planes import planes_available
-from adadistill.loaders.block_store.packed_images import PackedStore
-from adadistill.loaders.pixels import ImageDecodeError, ImageLimits, PillowMissingError
+from adadistill.loaders.block_store.jpeg_planes import TurboJpegMissingError, planes_available
+from adadistill.loaders.block_store.packed_images import PackedStore, PackWriter
+from adadistill.loaders.block_store.packing import choose_layout
+from adadistill.loaders.pixels import ImageDecodeError, PillowMissingError
 from adadistill.loaders.records.checked_records import CheckedRecords, ImageSizeError
 from adadistill.loaders.records.image_records import ImageRecords
 from adadistill.loaders.records.recordio import RecordError
@@ -35,16 +34,25 @@ def small_blocks(monkeypatch):
     monkeypatch.setattr(packed_header, "_BLOCK_RECORDS", 2)
 
 
-@pytest.fixture
-def path(tmp_path) -> Path:
-    return write_records(tmp_path / "records", small_bodies())
+@pytest.fixture(scope="module")
+def path(tmp_path_factory) -> Path:
+    return write_records(tmp_path_factory.mktemp("records"), small_bodies())
 
 
-@pytest.fixture
-def whole(path, tmp_path) -> dict[str, bytes]:
-    """The files of a store that nothing disturbed."""
-    pack(path, tmp_path / "undisturbed", layout="rgb")
-    return contents(tmp_path / "undisturbed")
+@pytest.fixture(scope="module")
+def undisturbed(path, tmp_path_factory) -> Path:
+    """A store that nothing disturbed."""
+    folder = tmp_path_factory.mktemp("stores") / "undisturbed"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(packed_header, "_BLOCK_RECORDS", 2)
+        pack(path, folder, layout="rgb")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def whole(undisturbed) -> dict[str, bytes]:
+    """Its files."""
+    return contents(undisturbed)
 
 
 def with_damage(folder: Path) -> Path:
@@ -71,53 +79,33 @@ def test_every_image_and_label_is_stored(path, tmp_path, layout):
     assert json.loads((tmp_path / "store" / "damaged.json").read_bytes())["damaged"] == []
 
 
-def count_syncs(action: Callable[[], Any]) -> int:
-    calls = []
-    with pytest.MonkeyPatch.context() as patch:
-        for name in ("fsync", "fdatasync"):
-            real = getattr(os, name)
-            patch.setattr(os, name, lambda handle, real=real: (calls.append(1), real(handle)))
-        action()
-    return len(calls)
+@pytest.mark.parametrize("at", ["in a block", "at the damaged list"])
+def test_a_killed_packing_goes_on_and_ends_with_the_same_bytes(path, tmp_path, whole, at):
+    """Every other moment is that of `test_writer`."""
+    folder = tmp_path / "store"
+    dies_in = ("_write", 8) if at == "in a block" else ("write_damaged_list", 1)
+
+    def dying() -> None:
+        real, calls = getattr(PackWriter, dies_in[0]), []
+
+        def counted(*arguments: Any) -> None:
+            calls.append(1)
+            die() if len(calls) == dies_in[1] else real(*arguments)
+
+        setattr(PackWriter, dies_in[0], counted)
+        pack(path, folder, layout="rgb", workers=1)
+
+    assert run_in_child(dying) == -9
+    if at == "in a block":
+        with pytest.raises(StoreIncompleteError, match="7 of 14 blocks"):
+            PackedStore(folder)
+    assert pack(path, folder, layout="rgb").is_complete
+    assert contents(folder) == whole
 
 
-def dying(action: Callable[[], Any], at: int) -> Callable[[], Any]:
-    """`action`, killed as by kill -9 before its sync number `at`."""
-
-    def run() -> None:
-        calls = []
-        for name in ("fsync", "fdatasync"):
-            real = getattr(os, name)
-
-            def counting(handle: int, real: Callable[[int], None] = real) -> None:
-                calls.append(1)
-                if len(calls) == at:
-                    die()
-                real(handle)
-
-            setattr(os, name, counting)
-        action()
-
-    return run
-
-
-def test_a_killed_packing_goes_on_and_ends_with_the_same_bytes(path, tmp_path, whole):
-    def work(folder: Path) -> Callable[[], Any]:
-        return lambda: pack(path, folder, layout="rgb", workers=1)
-
-    syncs = count_syncs(work(tmp_path / "counted"))
-    assert syncs > 3 * 14, "three for each block, and those of the beginning and the end"
-    for at in (2, syncs // 2, syncs - 3, syncs):  # making files, in a block, in the last block, at the damaged list
-        folder = tmp_path / f"killed-{at}"
-        assert run_in_child(dying(work(folder), at)) == -9
-        if at < syncs - 2:
-            with pytest.raises(StoreIncompleteError, match="Continue"):
-                PackedStore(folder)
-        assert work(folder)().is_complete
-        assert contents(folder) == whole, f"killed before sync {at}"
-
-
-def test_folders_of_others_and_other_stores_are_refused_before_any_record_is_read(path, tmp_path, whole, monkeypatch):
+def test_folders_of_others_and_other_stores_are_refused_before_any_record_is_read(
+    path, tmp_path, undisturbed, whole, monkeypatch
+):
     monkeypatch.setattr(packing, "choose_layout", None)
     (tmp_path / "theirs").mkdir()
     (tmp_path / "theirs" / "thesis.tex").write_text("precious")
@@ -125,8 +113,8 @@ def test_folders_of_others_and_other_stores_are_refused_before_any_record_is_rea
         pack(path, tmp_path / "theirs")
     assert contents(tmp_path / "theirs") == {"thesis.tex": b"precious"}
     with pytest.raises(StoreError, match="shard_records: 5 stored, 4 wanted"):
-        pack(path, tmp_path / "undisturbed", layout="rgb", shard_records=4)
-    assert contents(tmp_path / "undisturbed") == whole
+        pack(path, undisturbed, layout="rgb", shard_records=4)
+    assert contents(undisturbed) == whole
 
 
 def test_a_packing_that_goes_on_decodes_only_what_is_missing(path, tmp_path, whole):
@@ -149,20 +137,8 @@ def test_a_packing_that_goes_on_keeps_the_layout_without_reading_headers_again(p
     assert pack(path, tmp_path / "store").header.layout == "planes"
 
 
-def test_damaged_blocks_are_packed_anew(path, tmp_path, whole):
-    folder = tmp_path / "store"
-    pack(path, folder, layout="rgb")
-    for name, place in (("shard-00001.npy", 200), ("labels.npy", 128 + 8 * 13), ("blocks.bin", 16 * 12 + 1)):
-        with (folder / name).open("r+b") as file:
-            file.seek(place)
-            file.write(b"\xaa")
-    assert pack(path, folder, layout="rgb").images == 6, "blocks of two records each"
-    assert contents(folder) == whole
-
-
-@pytest.mark.parametrize("world_size", [2, 20])
-def test_ranks_share_the_blocks_and_end_with_the_same_bytes(path, tmp_path, whole, world_size):
-    folder, results, errors = tmp_path / "store", {}, []
+def test_ranks_share_the_blocks_and_end_with_the_same_bytes(path, tmp_path, whole):
+    folder, results, errors, world_size = tmp_path / "store", {}, [], 3
 
     def work(rank: int) -> None:
         try:
@@ -198,26 +174,20 @@ def test_the_first_damaged_record_stops_a_packing_by_name(tmp_path):
 
 
 @pytest.mark.parametrize("layout", ["rgb", pytest.param("planes", marks=needs_turbojpeg)])
-def test_skipped_records_are_grey_without_a_label_and_listed(tmp_path, caplog, layout):
-    path = with_damage(tmp_path / "records")
-    result = pack(path, tmp_path / "store", layout=layout, on_damaged="skip")
+def test_skipped_records_are_grey_without_a_label_and_listed(path, tmp_path, caplog, layout):
+    records = with_damage(tmp_path / "records")
+    result = pack(records, tmp_path / "store", layout=layout, on_damaged="skip")
     store, damaged = PackedStore(tmp_path / "store"), [3, 8, 22]
     assert (result.damaged, result.header.layout) == (3, layout)
     assert np.flatnonzero(store.labels == -1).tolist() == damaged
     assert (store.gather(damaged) == 128).all()
     sound = [place for place in range(COUNT) if place not in damaged]
     np.testing.assert_array_equal(store.labels[sound], np.array(sound) % CLASSES)
-    pack(write_records(tmp_path / "whole", small_bodies()), tmp_path / "sound", layout=layout)
+    pack(path, tmp_path / "sound", layout=layout)
     np.testing.assert_array_equal(store.gather(sound), PackedStore(tmp_path / "sound").gather(sound))
     assert json.loads((tmp_path / "store" / "damaged.json").read_bytes())["damaged"] == damaged
     warnings = [entry.getMessage() for entry in caplog.records if entry.levelno == logging.WARNING]
     assert [sum(f"record {place} (key {place + 1})" in text for text in warnings) for place in damaged] == [1, 1, 1]
-
-
-def test_another_size_stops_a_packing_even_where_damage_is_skipped(tmp_path):
-    path = write_records(tmp_path / "records", [jpeg(0), jpeg(1, 48)])
-    with pytest.raises(ImageSizeError, match=r"record 1 \(key 2\).*48 x 48"):
-        pack(path, tmp_path / "store", layout="rgb", on_damaged="skip")
 
 
 def test_pngs_are_stored_as_they_are_and_never_skipped_for_want_of_a_package(tmp_path, monkeypatch):
@@ -247,51 +217,63 @@ def test_images_of_another_size_are_resized_where_told_and_make_the_store_rgb(tm
         pack(path, tmp_path / "other", wrong_size="resize", on_damaged="skip", workers=1)
 
 
-def test_an_image_that_claims_more_than_the_limits_is_damaged(tmp_path):
-    path = write_records(tmp_path / "records", [jpeg(0), jpeg(1, 80)])
-    limits = ImageLimits(max_side=64)
-    with pytest.raises(ImageDecodeError, match="claims 80 x 80 pixels"):
-        pack(path, tmp_path / "store", wrong_size="resize", limits=limits)
-    assert pack(path, tmp_path / "other", wrong_size="resize", limits=limits, on_damaged="skip").damaged == 1
+def test_arguments_out_of_range_are_refused_before_anything_is_made(path, tmp_path):
+    for changes, reason in (
+        ({"layout": "yuv"}, "layout must be"), ({"workers": 0}, "workers must be"),
+        ({"on_damaged": "shrug"}, "on_damaged must be"), ({"rank": 2, "world_size": 2}, "rank must be"),
+        ({"shard_records": 0}, "shard_records must be"),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=reason):
+            pack(path, tmp_path / "store", **changes)
+    assert not (tmp_path / "store").exists()
 
 
-def test_images_can_be_made_in_another_way(tmp_path):
-    path = write_records(tmp_path / "records", [jpeg(0, 48), jpeg(1, 48)])
-    pack(
-        path, tmp_path / "store", layout="rgb", decode=lambda place: (place, np.full((SIDE, SIDE, 3), place, np.uint8))
-    )
-    assert PackedStore(tmp_path / "store").gather([1, 0])[:, 7].tolist() == [1, 0]
-    with pytest.raises(ValueError, match="decoding must give uint8"):
-        pack(path, tmp_path / "other", layout="rgb", decode=lambda place: (place, np.zeros((48, 48, 3), np.uint8)))
-    if planes_available():
-        with pytest.raises(StoreError, match="need --layout rgb"):
-            pack(
-                path,
-                tmp_path / "third",
-                image_size=48,
-                layout="planes",
-                decode=lambda place: (0, np.zeros(1, np.uint8)),
-            )
+# ---- which layout
 
 
-def test_progress_counts_blocks_and_images(path, tmp_path):
-    seen = []
-    pack(path, tmp_path / "store", layout="rgb", report=seen.append)
-    assert [(progress.blocks, progress.of_blocks) for progress in seen] == [(place, 14) for place in range(1, 15)]
-    assert seen[-1].images == COUNT
+def checked(folder: Path, bodies: list[bytes], side: int = SIDE) -> CheckedRecords:
+    return CheckedRecords(ImageRecords(write_records(folder, bodies, side=side)), side)
+
+
+@pytest.fixture
+def without_turbojpeg(monkeypatch):
+    jpeg_planes._checked_library.cache_clear()
+    monkeypatch.setattr(jpeg_planes, "_LIBRARY_NAMES", ("libthatisnotthere.so.9",))
+    yield
+    jpeg_planes._checked_library.cache_clear()
+
+
+@needs_turbojpeg
+def test_images_in_420_and_grey_become_planes(tmp_path):
+    bodies = [*small_bodies(5), saved(0, "JPEG", mode="L"), saved(1, "JPEG", subsampling=2, progressive=True)]
+    assert choose_layout("auto", checked(tmp_path, bodies), on_damaged="stop") == "planes"
 
 
 @pytest.mark.parametrize(
-    ("changes", "reason"),
-    [
-        ({"layout": "yuv"}, "layout must be"),
-        ({"workers": 0}, "workers must be"),
-        ({"on_damaged": "shrug"}, "on_damaged must be"),
-        ({"rank": 2, "world_size": 2}, "rank must be"),
-        ({"shard_records": 0}, "shard_records must be"),
-    ],
+    ("body", "reason"), [(jpeg(0, sampling="444"), "4:4:4 chroma, not 4:2:0"), (saved(0, "PNG"), "is no JPEG")]
 )
-def test_arguments_out_of_range_are_refused_before_anything_is_made(path, tmp_path, changes, reason):
-    with pytest.raises(ValueError, match=reason):
-        pack(path, tmp_path / "store", **changes)
-    assert not (tmp_path / "store").exists()
+def test_one_image_without_planes_makes_all_of_them_rgb_and_is_named(tmp_path, caplog, body, reason):
+    records = checked(tmp_path, [*small_bodies(3), body, *small_bodies(2)])
+    with caplog.at_level(logging.INFO):
+        assert choose_layout("auto", records, on_damaged="stop") == "rgb"
+    assert "record 3 (key 4)" in caplog.text
+    assert reason in caplog.text
+    if planes_available():
+        with pytest.raises(StoreError, match=r"record 3 \(key 4\).*Pack with --layout rgb"):
+            choose_layout("planes", records, on_damaged="stop")
+
+
+def test_without_the_library_auto_says_what_rgb_costs_and_planes_are_refused(tmp_path, caplog, without_turbojpeg):
+    records = checked(tmp_path, small_bodies(3))
+    assert choose_layout("auto", records, on_damaged="stop") == "rgb"
+    warnings = [entry.getMessage() for entry in caplog.records if entry.levelno == logging.WARNING]
+    assert len(warnings) == 1
+    assert "twice the bytes, 3072 and not 1536 an image" in warnings[0]
+    assert "apt-get install libturbojpeg0" in warnings[0]
+    with pytest.raises(TurboJpegMissingError, match="apt-get install libturbojpeg0"):
+        choose_layout("planes", records, on_damaged="stop")
+
+
+def test_another_size_is_refused_even_where_damage_is_skipped(tmp_path):
+    with pytest.raises(ImageSizeError, match=r"record 1 \(key 2\).*48 x 48"):
+        choose_layout("auto", checked(tmp_path, [jpeg(0), jpeg(1, 48)]), on_damaged="skip")

@@ -6,13 +6,16 @@ import json
 import os
 import pickle
 import shutil
+import tracemalloc
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from small_cache import run_in_child, signed
-from small_stores import Face, build
+from small_stores import CacheFace, Face, build
 
 from adadistill.loaders.block_store.errors import (
     StoreDamagedError,
@@ -22,6 +25,7 @@ from adadistill.loaders.block_store.errors import (
 )
 
 EVERY = range(23)
+Damage = Callable[[Face, Path, Any], None]
 
 
 @pytest.fixture
@@ -62,62 +66,19 @@ def test_forked_processes_and_threads_read_the_same(face, built):
         list(pool.map(read, range(12)))
 
 
-def test_nothing_of_the_rows_is_held_in_memory(face, tmp_path):
-    large = {"num_records": 2000, "embedding_dim": 2048, "block_records": 1000}  # 16 MiB
-    if face.name != "cache":
-        large = {"num_records": 1000, "image_size": 76, "shard_records": 1000, "block_records": 1000}
-    header = face.header(**large)
-    face.writer(tmp_path / "store", header, main=True).close()
-    _mark_all_done(face, tmp_path / "store", header)
-
-    def read():
-        before = _private_kib()
-        store = face.reader(tmp_path / "store")
-        store.check()
-        for start in range(0, 1000, 100):
-            face.gathered(store, np.arange(start, start + 100))
-        grown = _private_kib() - before
-        assert grown < 6 * 1024, f"{grown} KiB"
-
-    assert run_in_child(read) == 0
-
-
-def _mark_all_done(face: Face, folder: Path, header) -> None:
-    """Call the zeros that a store begins with its rows: it is large, and writing it takes no time."""
-    from adadistill.loaders.block_store.slots import SlotFormat, chunk_buffer, crc32_of_spans
-
-    slots = SlotFormat(json.loads(header.to_bytes())["header_sha256"])
-    handles = {file.name: os.open(folder / file.name, os.O_RDONLY) for file in header.files()}
-    sums = [
-        crc32_of_spans(handles, header.block_spans(block), chunk_buffer()) or 0 for block in range(header.num_blocks)
-    ]
-    (folder / "blocks.bin").write_bytes(b"".join(slots.pack(block, crc32) for block, crc32 in enumerate(sums)))
-    for handle in handles.values():
-        os.close(handle)
-
-
-def _private_kib() -> int:
-    """Memory of this process that is not shared with a file."""
-    for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
-        if line.startswith("RssAnon:"):
-            return int(line.split()[1])
-    pytest.skip("this kernel does not tell private memory apart")
-
-
-def test_a_dropped_store_closes_its_files(face, built):
-    before = len(os.listdir("/proc/self/fd"))
-    for _ in range(5):
-        face.reader(built).check()
-    assert len(os.listdir("/proc/self/fd")) == before
-
-
-def test_a_store_in_a_folder_that_cannot_be_written_is_read(face, folder):
-    for path in (*folder.iterdir(), folder):
-        path.chmod(0o555)
+def test_nothing_of_the_rows_is_held_in_memory(tmp_path):
+    face = CacheFace()
+    folder = build(
+        face, tmp_path / "store", face.header(num_records=500, embedding_dim=2048, block_records=250)
+    )  # 4 MB
+    tracemalloc.start()
     try:
-        face.reader(folder).check()
+        store = face.reader(folder)
+        store.check()
+        face.gathered(store, np.arange(100))
+        assert tracemalloc.get_traced_memory()[1] < 2 << 20, "a buffer of 1 MB, and what was asked for"
     finally:
-        folder.chmod(0o755)
+        tracemalloc.stop()
 
 
 def test_the_digest_names_the_content(face, built, tmp_path):
@@ -137,7 +98,9 @@ def test_check_tells_its_progress_and_reads_the_blocks_it_was_given(face, folder
     seen: list[int] = []
     store.check(progress=seen.append)
     assert seen == [1, 2, 3, 4, 5]
-    _flip(folder / face.rows_file, face.byte_of_block_2)
+    _edit("rows", lambda body, rng: body.__setitem__(face.byte_of_block_2, body[face.byte_of_block_2] ^ 1))(
+        face, folder, None
+    )
     seen.clear()
     store.check(0, 2, progress=seen.append)
     store.check(3, progress=seen.append)
@@ -180,83 +143,60 @@ def test_what_is_no_store_is_missing_and_a_beginning_is_incomplete(face, tmp_pat
 def test_pipes_and_folders_in_place_of_files_are_refused(face, folder):
     for name in ("header.json", face.rows_file, "blocks.bin"):
         body = (folder / name).read_bytes()
-        (folder / name).unlink()
-        os.mkfifo(folder / name)
-        with pytest.raises(StoreDamagedError, match=f"{name} is no regular file"):
-            face.reader(folder)
-        (folder / name).unlink()
-        (folder / name).mkdir()
-        with pytest.raises(StoreDamagedError, match=f"{name} is no regular file"):
-            face.reader(folder)
-        (folder / name).rmdir()
-        (folder / name).write_bytes(body)
-
-
-def _flip(path: Path, byte: int, bit: int = 0) -> None:
-    body = bytearray(path.read_bytes())
-    body[byte] ^= 1 << bit
-    path.write_bytes(body)
-
-
-def _flip_somewhere(name):
-    def damage(face, folder, rng):
-        path = folder / _named(face, name)
-        _flip(path, int(rng.integers(path.stat().st_size)), int(rng.integers(8)))
-
-    return damage
-
-
-def _cut(name):
-    def damage(face, folder, rng):
-        path = folder / _named(face, name)
-        os.truncate(path, int(rng.integers(path.stat().st_size)))
-
-    return damage
-
-
-def _extend(name):
-    def damage(face, folder, rng):
-        with (folder / _named(face, name)).open("ab") as file:
-            file.write(rng.bytes(int(rng.integers(1, 40))))
-
-    return damage
-
-
-def _remove(name):
-    return lambda face, folder, rng: (folder / _named(face, name)).unlink()
+        for make, remove in ((os.mkfifo, os.unlink), (os.mkdir, os.rmdir)):
+            (folder / name).unlink()
+            make(folder / name)
+            with pytest.raises(StoreDamagedError, match=f"{name} is no regular file"):
+                face.reader(folder)
+            remove(folder / name)
+            (folder / name).write_bytes(body)
 
 
 def _named(face: Face, name: str) -> str:
     return face.rows_file if name == "rows" else name
 
 
-def _empty_slot(face, folder, rng):
-    block = int(rng.integers(5))
-    body = bytearray((folder / "blocks.bin").read_bytes())
-    body[16 * block : 16 * block + 16] = bytes(16)
-    (folder / "blocks.bin").write_bytes(body)
+def _edit(name: str, change: Callable[[bytearray, Any], object]) -> Damage:
+    """Change the bytes of one file."""
+
+    def damage(face, folder, rng):
+        body = bytearray((folder / _named(face, name)).read_bytes())
+        change(body, rng)
+        (folder / _named(face, name)).write_bytes(body)
+
+    return damage
 
 
-def _exchange_slots(face, folder, rng):
-    first, second = rng.choice(5, 2, replace=False).tolist()
-    body = (folder / "blocks.bin").read_bytes()
-    slots = [body[16 * block : 16 * block + 16] for block in range(5)]
-    slots[first], slots[second] = slots[second], slots[first]
-    (folder / "blocks.bin").write_bytes(b"".join(slots))
+def _flip_somewhere(name: str) -> Damage:
+    def flip(body, rng):
+        body[int(rng.integers(len(body)))] ^= 1 << int(rng.integers(8))
+
+    return _edit(name, flip)
+
+
+def _cut(name: str) -> Damage:
+    return _edit(name, lambda body, rng: body.__delitem__(slice(int(rng.integers(len(body))), None)))
+
+
+def _extend(name: str) -> Damage:
+    return _edit(name, lambda body, rng: body.extend(rng.bytes(int(rng.integers(1, 40)))))
+
+
+def _remove(name: str) -> Damage:
+    return lambda face, folder, rng: (folder / _named(face, name)).unlink()
+
+
+def _swap(body: bytearray, first: slice, second: slice) -> None:
+    body[first], body[second] = body[second], body[first]
 
 
 def _exchange_blocks(face, folder, rng):
-    (first,), (second,) = ([span.bytes for span in face.header().block_spans(block)][:1] for block in (2, 3))
-    path = folder / face.rows_file
-    body = bytearray(path.read_bytes())
-    body[first.start : first.stop], body[second.start : second.stop] = (
-        body[second.start : second.stop],
-        body[first.start : first.stop],
-    )
-    path.write_bytes(body)
+    two, three = (face.header().block_spans(block)[0].bytes for block in (2, 3))
+    swap = lambda body, rng: _swap(body, slice(two.start, two.stop), slice(three.start, three.stop))  # noqa: E731
+    _edit("rows", swap)(face, folder, rng)
 
 
-def _files_of_another(*names):
+def _files_of_another(*names: str) -> Damage:
     """Sound files of the same sizes, of other records (the rows differ too)."""
 
     def damage(face, folder, rng):
@@ -290,8 +230,11 @@ DAMAGES = {
     "header removed": (_remove("header.json"), (StoreMissingError,)),
     "rows removed": (_remove("rows"), _DAMAGED),
     "slots removed": (_remove("blocks.bin"), _DAMAGED),
-    "slot emptied": (_empty_slot, (StoreIncompleteError,)),
-    "slots exchanged": (_exchange_slots, _DAMAGED),
+    "slot emptied": (
+        _edit("blocks.bin", lambda body, rng: body.__setitem__(slice(48, 64), bytes(16))),
+        (StoreIncompleteError,),
+    ),
+    "slots exchanged": (_edit("blocks.bin", lambda body, rng: _swap(body, slice(0, 16), slice(48, 64))), _DAMAGED),
     "blocks exchanged": (_exchange_blocks, _DAMAGED),
     "another store's header": (_files_of_another("header.json"), _DAMAGED),
     "another store's rows": (_files_of_another("rows"), _DAMAGED),
@@ -305,7 +248,7 @@ DAMAGES = {
 @pytest.mark.parametrize("kind", DAMAGES)
 def test_every_damage_is_refused_with_its_own_error(face, built, tmp_path, kind):
     damage, errors = DAMAGES[kind]
-    for seed in range(4):
+    for seed in range(3):
         rng = np.random.default_rng([seed, len(kind)])
         victim = shutil.copytree(built, tmp_path / f"{seed}" / "store")
         damage(face, victim, rng)

@@ -6,21 +6,16 @@ import errno
 import fcntl
 import logging
 import os
-import resource
 import signal
-import sys
-import tempfile
 import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
-from small_cache import contents, die, end_of_child, run_in_child, small_header, start_child
-from small_stores import RECORDS, CacheFace, PackedFace, block_2, build
+from small_cache import contents, die, end_of_child, run_in_child, start_child
+from small_stores import RECORDS, PackedFace, block_2, build
 
 from adadistill.loaders.block_store.errors import (
-    StoreDamagedError,
     StoreError,
     StoreIncompleteError,
     StoreMissingError,
@@ -65,12 +60,11 @@ def _die_halfway(real, args):
 
 @pytest.mark.slow
 def test_killed_at_any_call_a_build_resumes_to_the_same_bytes(face, tmp_path):
-    header = face.header(num_records=13)  # three blocks, of the packed store in two shards
+    header = face.header(**face.two_blocks)
     finished = contents(build(face, tmp_path / "finished", header))
-    step = 1 if face.name == "packed store" else 3  # the code is the same, and the packed store has more files
     number, killed = 0, True
     while killed:
-        number += step
+        number += 3  # a fork takes a tenth of a second; every single call fails in `test_when_any_call_fails_...`
         folder = tmp_path / f"killed-{number}"
 
         def dying_build(folder=folder, number=number):
@@ -80,31 +74,7 @@ def test_killed_at_any_call_a_build_resumes_to_the_same_bytes(face, tmp_path):
         killed = run_in_child(dying_build) == -signal.SIGKILL
         build(face, folder, header)
         assert contents(folder) == finished, f"killed at call {number}"
-    assert number > 30, "the build makes more calls than that"
-
-
-@pytest.mark.slow
-def test_killed_again_and_again_a_build_repeats_one_block_a_kill_at_most(tmp_path):
-    face, header = CacheFace(), small_header(num_records=75)  # 15 blocks
-    expected = contents(build(face, tmp_path / "finished", header))
-    folder, log = tmp_path / "killed", tmp_path / "computed"
-    rng = np.random.default_rng(0)
-
-    def dying_build(number):
-        with face.writer(folder, header, main=True) as writer, log.open("ab", buffering=0) as computed:
-            _at_call(number, _die_halfway)
-            for block in writer.pending().tolist():
-                computed.write(bytes([block]))
-                face.write(writer, block)
-
-    kills = 0
-    while run_in_child(lambda: dying_build(int(rng.integers(1, 9)))) == -signal.SIGKILL:
-        kills += 1
-    assert contents(folder) == expected
-    assert kills >= 8
-    computed = log.read_bytes()
-    assert set(computed) == set(range(15))
-    assert len(computed) <= 15 + kills
+    assert number > 20, "the build makes more calls than that"
 
 
 def test_killed_while_a_block_is_written_again_no_slot_vouches_for_mixed_rows(face, tmp_path, caplog):
@@ -182,7 +152,7 @@ def test_rows_are_on_disk_before_their_slot_says_so(face, tmp_path, monkeypatch)
 
 def test_when_any_call_fails_the_error_names_the_store_and_the_build_resumes(tmp_path, monkeypatch):
     face, number, failed = PackedFace(), 0, True
-    header = face.header(num_records=13)
+    header = face.header(**face.two_blocks)
     finished = contents(build(face, tmp_path / "finished", header))
 
     def fail(real, args):
@@ -205,7 +175,7 @@ def test_when_any_call_fails_the_error_names_the_store_and_the_build_resumes(tmp
         assert failed == (text is not None), "no failing call is passed over"
         build(face, folder, header)
         assert contents(folder) == finished, f"failed at call {number}"
-    assert number > 30
+    assert number > 20
 
 
 def test_a_disk_without_room_says_so_before_any_work_and_leaves_nothing(face, tmp_path, monkeypatch):
@@ -225,31 +195,16 @@ def test_a_disk_without_room_says_so_before_any_work_and_leaves_nothing(face, tm
     assert list((tmp_path / "empty").iterdir()) == []
 
 
-def test_a_limit_on_file_sizes_is_met_when_the_store_is_begun(tmp_path):
-    def limited():
-        resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, 1 << 16))
-        with pytest.raises(StoreError, match="It needs 3,"):
-            CacheFace.writer(tmp_path / "cache", small_header(num_records=100_000, block_records=100), main=True)
-
-    assert run_in_child(limited) == 0
-    assert not (tmp_path / "cache").exists()
-
-
-@pytest.mark.parametrize("code", [errno.EOPNOTSUPP, errno.EINVAL])
-def test_a_file_system_that_cannot_reserve_room_gives_the_same_bytes(face, tmp_path, finished, monkeypatch, code):
+def test_a_file_system_that_cannot_reserve_room_or_lock_gives_the_same_bytes(
+    face, tmp_path, finished, monkeypatch, caplog
+):
     def refused(*_):
-        raise OSError(code, os.strerror(code))
+        raise OSError(errno.EOPNOTSUPP, "Operation not supported")
 
     monkeypatch.setattr(os, "posix_fallocate", refused)
+    monkeypatch.setattr(fcntl, "flock", refused)
     assert contents(build(face, tmp_path / "store")) == finished
-
-
-def test_the_whole_size_is_on_disk_from_the_beginning(tmp_path):
-    header = small_header(num_records=100_000, block_records=1000)
-    with CacheFace.writer(tmp_path / "cache", header, main=True):
-        found = (tmp_path / "cache" / "embeddings.bin").stat()
-    assert found.st_size == header.data_bytes
-    assert found.st_blocks * 512 >= header.data_bytes, "room is reserved, not only promised"
+    assert "this file system has no locks" in caplog.text
 
 
 def test_a_write_that_fails_names_the_block_and_leaves_it_undone(face, tmp_path, monkeypatch):
@@ -266,52 +221,7 @@ def test_a_write_that_fails_names_the_block_and_leaves_it_undone(face, tmp_path,
         assert writer.pending().tolist() == [0, 1, 2, 3, 4]
 
 
-def test_a_folder_that_cannot_be_written_is_an_error_that_names_it():
-    with tempfile.TemporaryDirectory() as place:  # outside tmp_path, which other users cannot enter
-        folder = Path(place) / "cache"
-        folder.mkdir()
-        Path(place).chmod(0o755)
-        folder.chmod(0o555)
-
-        def as_nobody():
-            if os.geteuid() == 0:  # root writes anywhere
-                os.setegid(65534)
-                os.seteuid(65534)
-            with pytest.raises(StoreError, match=f"{folder} cannot be written.*Permission denied"):
-                CacheFace.writer(folder, small_header(), main=True)
-
-        assert run_in_child(as_nobody) == 0
-        assert list(folder.iterdir()) == []
-
-
 # ---- several processes
-
-
-def test_processes_that_share_the_blocks_write_the_same_bytes(face, tmp_path, finished):
-    folder = tmp_path / "store"
-
-    def write_share(rank):
-        with face.writer(folder, face.header(), main=False) as writer:
-            for block in writer.pending().tolist()[::-1]:
-                if block % 3 == rank:
-                    face.write(writer, block)
-
-    with face.writer(folder, face.header(), main=True) as writer:
-        children = [start_child(lambda rank=rank: write_share(rank)) for rank in (1, 2)]
-        for block in (0, 3):
-            face.write(writer, block)
-        assert [end_of_child(pid) for pid in children] == [0, 0]
-        assert writer.missing_blocks() == 0
-        face.finish(writer)
-    assert contents(folder) == finished
-
-
-def test_threads_write_different_blocks_at_the_same_time(face, tmp_path, finished):
-    with face.writer(tmp_path / "store", face.header(), main=True) as writer:
-        with ThreadPoolExecutor(5) as pool:
-            list(pool.map(lambda block: face.write(writer, block), range(5)))
-        face.finish(writer)
-    assert contents(tmp_path / "store") == finished
 
 
 @pytest.mark.parametrize("main", [True, False])
@@ -338,27 +248,6 @@ def test_a_second_build_is_refused_until_every_writer_of_the_first_is_dead(face,
     os.kill(pid, signal.SIGKILL)
     end_of_child(pid)
     assert contents(build(face, folder)) == finished
-
-
-@pytest.mark.slow
-def test_of_builds_that_begin_together_one_at_a_time_gets_the_folder(face, tmp_path, finished):
-    for attempt in range(3):
-        folder = tmp_path / f"store-{attempt}"
-        go, tell = os.pipe()
-
-        def begin(folder=folder, go=go, tell=tell):
-            os.close(tell)
-            os.read(go, 1)  # until the parent closes its end
-            sys.stderr = open(os.devnull, "w")  # noqa: SIM115
-            build(face, folder)
-
-        children = [start_child(begin) for _ in range(4)]
-        os.close(tell)
-        ends = [end_of_child(pid) for pid in children]
-        os.close(go)
-        assert 0 in ends
-        assert set(ends) <= {0, 3}
-        assert contents(folder) == finished
 
 
 def _once(monkeypatch, owner, name, concerns, event):
@@ -413,15 +302,6 @@ def test_others_open_what_the_main_process_has_made_and_nothing_else(face, tmp_p
             face.writer(folder, face.header(block_records=6), main=False)
 
 
-def test_a_file_system_without_locks_is_written_with_a_warning(face, tmp_path, finished, monkeypatch, caplog):
-    def no_locks(*_):
-        raise OSError(errno.ENOSYS, "Function not implemented")
-
-    monkeypatch.setattr(fcntl, "flock", no_locks)
-    assert contents(build(face, tmp_path / "store")) == finished
-    assert "this file system has no locks" in caplog.text
-
-
 def test_a_writer_that_is_dropped_gives_up_its_lock_and_its_files(face, tmp_path):
     before = len(os.listdir("/proc/self/fd"))
     dropped = face.writer(tmp_path / "store", face.header(), main=True)
@@ -444,13 +324,6 @@ def test_a_torn_beginning_is_begun_again_without_its_files(face, tmp_path, finis
         assert contents(build(face, folder)) == finished
         for path in folder.iterdir():
             path.unlink()
-
-
-def test_a_build_that_lost_the_race_and_was_killed_leaves_nothing(face, tmp_path, finished):
-    folder = tmp_path / "store"
-    face.writer(folder, face.header(), main=True).close()
-    (folder / "header.json.partial").write_bytes(b"")
-    assert contents(build(face, folder)) == finished
 
 
 def test_a_folder_with_something_else_is_refused_and_not_touched(face, tmp_path):
@@ -483,7 +356,7 @@ def test_a_strangers_header_is_refused_and_nothing_beside_it_is_touched(face, tm
     assert (tmp_path / "file").read_bytes() == b"precious"
 
 
-def test_a_writer_does_not_follow_links(face, tmp_path):
+def test_a_writer_does_not_follow_links(face, tmp_path, built):
     for name in ("header.json", face.rows_file, "blocks.bin"):
         folder = build(face, tmp_path / f"store-{name}")
         (folder / name).rename(tmp_path / name)
@@ -493,23 +366,13 @@ def test_a_writer_does_not_follow_links(face, tmp_path):
             face.writer(folder, face.header(), main=True)
         assert (tmp_path / name).read_bytes() == before
         face.reader(folder).check()  # a reader does: it cannot do harm
-
-
-def test_a_beginning_with_a_planted_link_does_not_write_through_it(face, tmp_path):
-    folder = tmp_path / "store"
-    folder.mkdir()
-    (tmp_path / "elsewhere").write_bytes(b"precious")
-    (folder / "header.json.partial").touch()
-    (folder / face.rows_file).symlink_to(tmp_path / "elsewhere")
+    begun = tmp_path / "begun"
+    begun.mkdir()
+    (begun / "header.json.partial").touch()
+    (begun / face.rows_file).symlink_to(tmp_path / "header.json")
     with pytest.raises(StoreError, match="symbolic links"):
-        face.writer(folder, face.header(), main=True)
-    assert (tmp_path / "elsewhere").read_bytes() == b"precious"
-
-
-def test_a_folder_made_beforehand_and_missing_parents_are_fine(face, tmp_path, finished):
-    (tmp_path / "empty").mkdir()
-    assert contents(build(face, tmp_path / "empty")) == finished
-    assert contents(build(face, tmp_path / "a" / "b" / "c")) == finished
+        face.writer(begun, face.header(), main=True)
+    assert (tmp_path / "header.json").read_bytes() == (built / "header.json").read_bytes()
 
 
 def test_another_header_is_refused_with_every_difference_and_nothing_is_written(face, tmp_path, finished):
@@ -520,18 +383,6 @@ def test_another_header_is_refused_with_every_difference_and_nothing_is_written(
     assert "block_records: 5 stored, 4 wanted" in str(refused.value)
     assert f"records.fingerprint: '{'cd' * 32}' stored, '{'99' * 32}' wanted" in str(refused.value)
     assert contents(folder) == finished
-
-
-@pytest.mark.parametrize("change", [-1, 1, None])
-def test_a_build_with_a_file_of_a_wrong_size_is_refused(face, tmp_path, change):
-    for name in (face.rows_file, "blocks.bin"):
-        path = build(face, tmp_path / name) / name
-        if change is None:
-            path.unlink()
-        else:
-            os.truncate(path, path.stat().st_size + change)
-        with pytest.raises(StoreDamagedError, match=name):
-            face.writer(tmp_path / name, face.header(), main=True)
 
 
 # ---- blocks
@@ -558,14 +409,14 @@ def test_pending_blocks_can_be_found_in_shares(face, tmp_path):
                 writer.pending(first, stop)
 
 
-@pytest.mark.parametrize("where", ["rows", "slot", "tag", "labels"])
+@pytest.mark.parametrize("where", ["rows", "slot", "labels"])
 def test_a_damaged_block_is_pending_again_with_a_warning_and_repaired(face, tmp_path, finished, caplog, where):
     if where == "labels" and face.name == "cache":
         pytest.skip("a cache has no labels")
     folder = build(face, tmp_path / "store")
     name, byte = {
         "rows": (face.rows_file, face.byte_of_block_2), "slot": ("blocks.bin", 2 * 16),
-        "tag": ("blocks.bin", 2 * 16 + 9), "labels": ("labels.npy", 128 + 8 * 13),
+        "labels": ("labels.npy", 128 + 8 * 13),
     }[where]  # fmt: skip
     body = bytearray((folder / name).read_bytes())
     body[byte] ^= 4

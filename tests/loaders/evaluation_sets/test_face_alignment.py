@@ -34,12 +34,12 @@ def test_the_similarity_is_umeyamas_also_where_a_reflection_would_fit_better(siz
     np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize("shape", [(180, 150), (60, 90), (1, 1), (400, 300)])
+@pytest.mark.parametrize("shape", [(180, 150), (60, 90), (1, 1)])
 def test_sampling_is_opencvs_within_one_level_inside_and_beside_the_picture(shape: tuple[int, int]):
     cv2 = pytest.importorskip("cv2", reason="OpenCV, the judge of resampling (extra dev), is not installed")
     random = np.random.default_rng(1)
     noise = random.integers(0, 256, (*shape, 3), dtype=np.uint8)
-    for _ in range(10):
+    for _ in range(4):
         landmarks = ARCFACE_TEMPLATE * random.uniform(0.5, 3) + random.normal(0, 8, (5, 2)) + random.uniform(-40, 40, 2)
         similarity = similarities_to_template(landmarks[None])[0]
         expected = cv2.warpAffine(noise, similarity, (112, 112), borderValue=0.0)

@@ -53,17 +53,13 @@ def test_lfws_pairs_keep_their_order_their_folds_and_their_bytes(tmp_path):
     assert (made.pairs, made.same_pairs, made.images, made.aligned) == (40, 20, 12, 0)
     found = read_verification_set(tmp_path / "mine.bin")
     assert found.same.tolist() == [True, True, False, False] * 10
+    (tmp_path / "one.txt").write_text("2\n" + "\n".join(pairs.read_text().splitlines()[1:5]))  # one fold
+    assert read_pair_list(tmp_path / "one.txt", folder).same.tolist() == [True, True, False, False]
     for pair, line in enumerate(pairs.read_text().splitlines()[1:]):
         fields = line.split()
         first, second = (fields[:2], [fields[0], fields[2]]) if len(fields) == 3 else (fields[:2], fields[2:])
         for image, (name, number) in zip(found.images[2 * pair : 2 * pair + 2], (first, second), strict=True):
             assert image == (folder / name / f"{name}_{int(number):04d}.jpg").read_bytes()
-
-
-def test_a_header_of_one_number_is_one_fold(tmp_path):
-    pairs, folder = write_lfw(tmp_path, folds=1, of_a_kind=3)
-    pairs.write_text(pairs.read_text().replace("1\t3\n", "3\n", 1))
-    assert read_pair_list(pairs, folder).same.tolist() == [True] * 3 + [False] * 3
 
 
 def test_plain_lines_may_have_tabs_blank_lines_and_spaces_in_names(tmp_path):
@@ -77,16 +73,6 @@ def test_plain_lines_may_have_tabs_blank_lines_and_spaces_in_names(tmp_path):
     assert found.same.tolist() == [False, True, False]
     order = ("a/x 1.jpg", "b.jpg", "b.jpg", "c.jpg", "c.jpg", "b.jpg")
     assert found.images == [images[name] for name in order]
-
-
-def test_lfws_images_may_be_png(tmp_path):
-    image_module = pytest.importorskip("PIL.Image", reason="Pillow reads PNG")
-    pairs, folder = write_lfw(tmp_path)
-    for path in folder.rglob("*.jpg"):
-        image_module.open(path).save(path.with_suffix(".png"))
-        path.unlink()
-    make_verification_bin(pairs, folder, tmp_path / "mine.bin")
-    assert read_verification_set(tmp_path / "mine.bin").images[0].startswith(b"\x89PNG")
 
 
 # --- alignment -----------------------------------------------------------------------------------------------------
@@ -123,7 +109,6 @@ def test_landmarks_align_each_image_and_leave_those_on_the_template_alone(tmp_pa
     ("lines", "problem"),
     [
         (["a.jpg" + " 1 2" * 5], "has no landmarks of b.jpg"),
-        (["a.jpg" + " 1 2" * 4], r"line 1: .* is not `path x1 y1"),
         (["a.jpg" + " 1 nan" * 5], r"line 1: .* is not `path x1 y1"),
         (["a.jpg" + " 1 2" * 6 + " 3"], r"line 1: .* is not `path x1 y1"),
         (["a.jpg" + " 1 2" * 5, "a.jpg" + " 1 3" * 5], r"line 2: other landmarks of 'a\.jpg'"),
@@ -146,7 +131,6 @@ def test_landmarks_that_do_not_serve_are_refused(tmp_path, lines, problem):
     [
         ("a.jpg b.jpg", "is not `path1 path2 same`"),
         ("a.jpg b.jpg 2", "is not `path1 path2 same`"),
-        ("a.jpg b.jpg true", "is not `path1 path2 same`"),
         ("a.jpg b.jpg c.jpg 1", "is not `path1 path2 same`"),
         ("a.jpg ../secret.jpg 1", "'../secret.jpg' is not within the folder"),
         ("/etc/passwd a.jpg 0", "'/etc/passwd' is not within the folder"),
@@ -178,26 +162,19 @@ def test_all_problems_are_told_at_once_up_to_ten(tmp_path):
     ("change", "problem"),
     [
         (lambda text: text.replace("10\t2\n", "10\t3\n", 1), r"40 pairs, but its first line says 10 x \(3 same"),
-        (lambda text: text.rsplit("\n", 2)[0], "39 pairs, but its first line says"),
         (lambda text: text.replace("10\t2\n", "0\t0\n", 1), "40 pairs, but its first line says 0 x"),
         (lambda text: "10\t2\n" + "\n".join(reversed(text.splitlines()[1:])), r"line 2: has 4 fields .* same pair"),
         (lambda text: text.replace("Person_A\t1", "../Person_A\t1"), "is no name and number"),
-        (lambda text: text.replace("Person_A\t1", "Person_A\tx"), "is no name and number"),
         (lambda text: text.replace("Person_A\t1", "Person_A\t7"), r"Person_A_0007\.jpg: is missing"),
         (lambda text: "", "holds no pairs"),
+        (lambda text: "a\udcff b 1\n", "is no text in UTF-8"),
     ],
 )
 def test_an_lfw_list_with_wrong_counts_or_fields_is_refused(tmp_path, change, problem):
     pairs, folder = write_lfw(tmp_path)
-    pairs.write_text(change(pairs.read_text()))
+    pairs.write_text(change(pairs.read_text()), errors="surrogateescape")
     with pytest.raises(PairListError, match=problem):
         make_verification_bin(pairs, folder, tmp_path / "mine.bin")
-
-
-def test_a_list_that_is_no_text_is_refused(tmp_path):
-    (tmp_path / "list.txt").write_bytes(b"a\xff b 1\n")
-    with pytest.raises(PairListError, match="is no text in UTF-8"):
-        read_pair_list(tmp_path / "list.txt", tmp_path)
 
 
 def test_nothing_is_overwritten_silently(tmp_path):

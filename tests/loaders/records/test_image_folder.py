@@ -15,15 +15,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from folder_of_records import write_folder_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests_support import DATA
 
-from adadistill.loaders.folders import ImageFolderError, is_litter, list_folder
+from adadistill.loaders.folders import ImageFolderError, is_litter
 from adadistill.loaders.pixels import ImageLimits
 from adadistill.loaders.records.image_folder import ImageFileError, ImageFolder
-from adadistill.loaders.records.image_records import ImageRecords
 from adadistill.loaders.records.image_source import EncodedImage
 from adadistill.loaders.records.open_images import open_images
 from adadistill.loaders.records.recordio import RecordError
@@ -60,6 +57,11 @@ def test_ids_and_labels_are_ranks_in_bytewise_order(folder: Path):
     assert [images.read(i).label for i in range(5)] == [0, 1, 1, 1, 2]
     assert images.read(np.int64(3)) == EncodedImage(1, (folder / "anna/2.JPEG").read_bytes())
     assert images.where(3) == f"{folder}/anna/2.JPEG: record 3"
+    for record_id in (-1, 5):
+        with pytest.raises(IndexError, match=rf"must be in \[0, 5\), got {record_id}"):
+            images.read(record_id)
+        with pytest.raises(IndexError, match=r"must be in \[0, 5\)"):
+            images.read_plain(np.array([0, record_id]))
 
 
 def test_many_are_read_as_each_alone_and_what_is_no_jpeg_is_left_to_read(folder: Path):
@@ -74,24 +76,6 @@ def test_many_are_read_as_each_alone_and_what_is_no_jpeg_is_left_to_read(folder:
         assert found is None or found.tobytes() == images.read(record_id).body
     assert images.read(3).body == b"\x89PNG in disguise"
     assert images.read_plain(np.array([], np.int64))[1] == []
-
-
-@pytest.mark.parametrize("record_id", [-1, 5, 10**9])
-def test_ids_outside_the_folder_are_errors_not_wrapped(folder: Path, record_id: int):
-    images = ImageFolder(folder)
-    with pytest.raises(IndexError, match=rf"must be in \[0, 5\), got {record_id}"):
-        images.read(record_id)
-    with pytest.raises(IndexError, match=r"must be in \[0, 5\)"):
-        images.read_plain(np.array([0, record_id]))
-
-
-def test_what_desktops_and_file_servers_leave_is_left_out(folder: Path):
-    wanted = ImageFolder(folder).fingerprint()
-    for name in (".DS_Store", "Thumbs.db", "desktop.ini", ".hidden/a.jpg", "anna/.DS_Store", "anna/._1.jpg",
-                 "anna/Thumbs.db", "@eaDir/anna.jpg", "lost+found/z", "__MACOSX/a/x", "Bert/@eaDir/x.jpg"):  # fmt: skip
-        (folder / name).parent.mkdir(exist_ok=True, parents=True)
-        (folder / name).write_bytes(b"?")
-    assert ImageFolder(folder).fingerprint() == wanted
 
 
 def test_everything_else_is_refused_together_and_by_name(folder: Path):
@@ -123,17 +107,10 @@ def test_everything_else_is_refused_together_and_by_name(folder: Path):
         assert line in text
 
 
-@pytest.mark.parametrize("inside", [[], [".hidden"]])
-def test_a_folder_without_identities_is_refused(tmp_path: Path, inside: list[str]):
-    for name in inside:
-        (tmp_path / name).mkdir()
+def test_a_folder_without_identities_is_refused(tmp_path: Path):
+    (tmp_path / ".hidden").mkdir()
     with pytest.raises(ImageFolderError, match="holds no identities"):
         len(ImageFolder(tmp_path))
-
-
-def test_images_without_sub_folders_are_refused(tmp_path: Path):
-    with pytest.raises(ImageFolderError, match=r"a\.jpg is no folder of an identity"):
-        len(ImageFolder(write(tmp_path / "flat", ["a.jpg"])))
 
 
 def test_links_out_of_the_folder_are_followed_where_that_is_asked_for(folder: Path, tmp_path: Path):
@@ -163,22 +140,11 @@ def test_links_that_stay_in_the_folder_are_followed(folder: Path, tmp_path: Path
     assert images.read(1).body == wanted.read(1).body
 
 
-def test_a_link_back_to_the_folder_ends_as_a_folder_within_an_identity(folder: Path):
-    (folder / "loop").symlink_to(folder)
-    with pytest.raises(ImageFolderError, match="loop/anna is a folder within an identity"):
-        len(ImageFolder(folder))
-
-
 def test_another_number_of_identities_than_the_recipe_s_is_refused(folder: Path):
     assert ImageFolder(folder, num_classes=3).num_classes == 3
     for wanted in (2, 4):
         with pytest.raises(ImageFolderError, match=rf"holds 3 identities.*data\.num_classes says {wanted}"):
             len(ImageFolder(folder, num_classes=wanted))
-
-
-def test_one_identity_and_one_image_are_enough(tmp_path: Path):
-    images = ImageFolder(write(tmp_path / "one", ["me/1.jpg"]))
-    assert (len(images), images.num_classes, images.read(0).label) == (1, 1, 0)
 
 
 def test_a_path_is_opened_as_what_it_is(folder: Path, tmp_path: Path):
@@ -192,13 +158,18 @@ def test_a_path_is_opened_as_what_it_is(folder: Path, tmp_path: Path):
 
 
 def test_a_file_that_changed_is_a_damaged_record_named_by_its_path(folder: Path):
+    (folder / "anna/2.JPEG").write_bytes(b"")
+    (folder / "ädna/y.jpeg").write_bytes(body(1, 4000))
     images = ImageFolder(folder, limits=ImageLimits(max_bytes=1024))
     assert len(images) == 5
     (folder / "Bert/x.JpG").unlink()
     (folder / "anna/1.jpg").write_bytes(body(9, 99))
     (folder / "anna/10.png").unlink()
     os.mkfifo(folder / "anna/10.png")  # reading it must not wait for a writer
-    for record_id, reason in ((0, "cannot be read: No such file"), (1, "has 103 bytes, and had 24"), (2, "no regular")):
+    for record_id, reason in enumerate((
+        "cannot be read: No such file", "has 103 bytes, and had 24", "no regular", "it is empty",
+        r"4004 bytes, data\.max_image_bytes allows 1024",
+    )):  # fmt: skip
         with pytest.raises(ImageFileError, match=reason) as caught:
             images.read(record_id)
         assert isinstance(caught.value, RecordError)
@@ -206,31 +177,7 @@ def test_a_file_that_changed_is_a_damaged_record_named_by_its_path(folder: Path)
         assert str(caught.value).startswith(f"{images.path_of(record_id)}: record {record_id}: ")
         copy = pickle.loads(pickle.dumps(caught.value))
         assert (str(copy), copy.path) == (str(caught.value), caught.value.path)
-    _, bodies = images.read_plain(np.arange(5))
-    assert [found is None for found in bodies] == [True, True, True, False, False]
-
-
-def test_empty_and_too_large_files_are_refused_when_they_are_read(folder: Path):
-    (folder / "anna/1.jpg").write_bytes(b"")
-    (folder / "anna/2.JPEG").write_bytes(body(1, 4000))
-    images = ImageFolder(folder, limits=ImageLimits(max_bytes=1024))
-    with pytest.raises(ImageFileError, match="it is empty"):
-        images.read(1)
-    with pytest.raises(ImageFileError, match=r"4004 bytes, data\.max_image_bytes allows 1024"):
-        images.read(3)
-
-
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
-def test_what_may_not_be_read_is_named(folder: Path):
-    (folder / "anna/1.jpg").chmod(0)
-    with pytest.raises(ImageFileError, match="Permission denied"):
-        ImageFolder(folder).read(1)
-    (folder / "anna").chmod(0)
-    try:
-        with pytest.raises(ImageFolderError, match="anna cannot be listed: Permission denied"):
-            len(ImageFolder(folder))
-    finally:
-        (folder / "anna").chmod(0o700)
+    assert images.read_plain(np.arange(5))[1] == [None] * 5
 
 
 def test_no_files_left_to_open_is_no_damage_and_none_stay_open(folder: Path):
@@ -289,7 +236,7 @@ NAMES = st.binary(min_size=1, max_size=12).filter(
 )
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=15)
 @given(st.dictionaries(NAMES, st.sets(NAMES, min_size=1, max_size=3), min_size=1, max_size=4))
 def test_odd_names_keep_their_bytes_and_their_order(names: dict[bytes, set[bytes]]):
     """Any encoding, or none: what the file system takes comes back, and every message about it can be printed."""
@@ -310,30 +257,3 @@ def test_odd_names_keep_their_bytes_and_their_order(names: dict[bytes, set[bytes
             text = images.where(record_id)
             assert text.isprintable()
             text.encode("utf-8")
-
-
-def test_a_listing_holds_no_object_for_each_image(tmp_path: Path):
-    for identity in range(20):
-        write(tmp_path / "many", [f"{identity:03d}/{number:04d}.jpg" for number in range(100)])
-    listing = list_folder(tmp_path / "many")
-    assert len(listing.images) == 2000
-    assert len(listing.images.block) == 2000 * len("0000.jpg\0")
-    assert listing.images[1999] == b"0099.jpg"
-
-
-def test_real_faces_are_the_same_bytes_as_in_their_record_file(tmp_path: Path):
-    path = DATA / "faces" / "train.rec"
-    if not path.is_file():
-        pytest.skip("no real faces beside this checkout")
-    records = ImageRecords(path)
-    labels = records.labels()
-    if (np.diff(labels) < 0).any():
-        pytest.skip("the real faces are not in the order of their labels")
-    images = ImageFolder(write_folder_of(path, tmp_path / "faces"))
-    assert (len(images), images.num_classes) == (len(records), len(np.unique(labels)))
-    ids = np.arange(len(records))
-    theirs, ours = records.read_plain(ids), images.read_plain(ids)
-    for one, other in zip(theirs[1], ours[1], strict=True):
-        assert one is not None
-        np.testing.assert_array_equal(one, other)
-    np.testing.assert_array_equal(ours[0], np.unique(labels, return_inverse=True)[1])

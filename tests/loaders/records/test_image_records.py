@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import pickle
 import shutil
 import struct
 from concurrent.futures import ThreadPoolExecutor
@@ -14,13 +13,11 @@ import numpy as np
 import pytest
 from tests_support import ROOT
 
-from adadistill.loaders.records import image_records
 from adadistill.loaders.records.image_records import EncodedImage, ImageRecords
 from adadistill.loaders.records.recordio import (
     BadBodyError,
     BadFlagError,
     BadLabelError,
-    BadMagicError,
     RecordError,
     RecordWriter,
     write_insightface_records,
@@ -59,15 +56,12 @@ def test_ids_give_labels_and_bodies(path):
     assert records.labels() is records.labels()
 
 
-@pytest.mark.parametrize("record_id", [-1, 6, 10**9])
-def test_ids_outside_the_file_are_errors_not_wrapped(path, record_id):
-    with pytest.raises(IndexError, match=rf"must be in \[0, 6\), got {record_id}"):
-        ImageRecords(path).read(record_id)
-
-
-def test_a_record_is_named_by_file_id_key_and_byte(path):
+def test_a_record_is_named_by_file_id_key_and_byte_and_ids_do_not_wrap(path):
     records = ImageRecords(path)
     assert records.where(2) == f"{path}: record 2 (key 3) at byte {records.index.offsets[2]}"
+    for record_id in (-1, 6):
+        with pytest.raises(IndexError, match=rf"must be in \[0, 6\), got {record_id}"):
+            records.read(record_id)
 
 
 def test_scalar_vector_and_wide_labels_give_the_first_one(tmp_path):
@@ -77,18 +71,7 @@ def test_scalar_vector_and_wide_labels_give_the_first_one(tmp_path):
     assert records.num_classes == 4
 
 
-def test_bodies_with_the_magic_inside_are_put_together(tmp_path):
-    magic = struct.pack("<I", 0xCED7230A)
-    body = b"\xff\xd8\xff\xe0" + magic * 2 + b"x" + magic
-    with RecordWriter(tmp_path / "train.rec") as writer:
-        for key in range(3):
-            writer.write(key, body, labels=(float(key), 1.0))
-    records = ImageRecords(tmp_path / "train.rec")
-    assert [records.read(i) for i in range(3)] == [EncodedImage(i, body) for i in range(3)]
-    np.testing.assert_array_equal(records.labels(), [0, 1, 2])
-
-
-@pytest.mark.parametrize("label", [float("nan"), float("inf"), -float("inf"), 0.5, -1.0, 3.0, 1e9, float(1 << 24)])
+@pytest.mark.parametrize("label", [float("nan"), -float("inf"), 0.5, -1.0, 3.0, float(1 << 24)])
 @pytest.mark.parametrize("vector", [False, True])
 def test_labels_that_are_no_class_are_named_errors(tmp_path, label, vector):
     path = write_labels(tmp_path, [0.0, (label, 1.0) if vector else label, 2.0])
@@ -118,9 +101,7 @@ def test_the_number_of_classes_comes_from_caller_property_identities_or_labels_i
     assert ImageRecords(path.with_name("labels.rec")).num_classes == 7
 
 
-@pytest.mark.parametrize(
-    "content", ["", "\n1,2,3", "many,112,112", "-1,112,112", "0,112,112", "99999999,112,112", "1.5", "²,1,1"]
-)
+@pytest.mark.parametrize("content", ["", "\n1,2,3", "many,112,112", "0,112,112", "99999999,112,112", "²,1,1"])
 def test_an_unreadable_property_file_stops(path, content):
     (path.parent / "property").write_text(content, encoding="utf-8")
     with pytest.raises(ValueError, match=r"must begin with `num_classes,height,width`.*data\.num_classes"):
@@ -146,23 +127,17 @@ def test_another_number_of_classes_than_the_data_set_s_own_is_warned_of(path, ca
     assert len(caplog.records) == 1
 
 
-@pytest.mark.parametrize("num_classes", [0, -1, (1 << 24) + 1])
-def test_a_number_of_classes_that_labels_cannot_hold_is_refused(path, num_classes):
-    with pytest.raises(ValueError, match=f"got {num_classes}"):
-        ImageRecords(path, num_classes=num_classes)
-
-
-def test_missing_files_are_reported_when_they_are_named(path):
+def test_what_is_named_must_be_there_and_make_sense(path):
+    for num_classes in (0, (1 << 24) + 1):
+        with pytest.raises(ValueError, match=f"got {num_classes}"):
+            ImageRecords(path, num_classes=num_classes)
     with pytest.raises(FileNotFoundError, match="no record file"):
         ImageRecords(path.with_name("none.rec"))
     with pytest.raises(FileNotFoundError, match="no index at"):
         ImageRecords(path, path.with_name("none.idx"))
-
-
-def test_a_file_without_images_is_refused(tmp_path):
-    (tmp_path / "train.rec").write_bytes(b"")
+    path.with_name("empty.rec").write_bytes(b"")
     with pytest.raises(ValueError, match="holds no image records"):
-        len(ImageRecords(tmp_path / "train.rec"))
+        len(ImageRecords(path.with_name("empty.rec")))
 
 
 def test_bodies_that_are_no_image_are_named_errors(tmp_path):
@@ -180,14 +155,7 @@ def test_bodies_that_are_no_image_are_named_errors(tmp_path):
         records.labels()
 
 
-def test_a_label_count_on_a_scalar_label_is_told_by_where_the_image_begins(tmp_path):
-    path = write_labels(tmp_path, [0.0, 1.0])
-    patch(path, 8, struct.pack("<I", 1))
-    with pytest.raises(BadFlagError, match="label count is 1, but an image begins after 0 labels"):
-        ImageRecords(path, num_classes=2).read(0)
-
-
-@pytest.mark.parametrize("flag", [0, 1, 3, 5])
+@pytest.mark.parametrize("flag", [0, 3])
 def test_a_wrong_label_count_is_told_by_where_the_image_begins(path, flag):
     records = ImageRecords(path)
     patch(path, int(records.index.offsets[4]) + 8, struct.pack("<I", flag))
@@ -198,12 +166,13 @@ def test_a_wrong_label_count_is_told_by_where_the_image_begins(path, flag):
 
 
 def test_every_flipped_bit_of_a_frame_is_reported_for_its_record_alone(path):
-    """Magic, part flag, length, label count: 96 bits a record; only a length may grow into zero padding unseen."""
+    """Magic, part flag, length, label count: 96 bits; only a length may grow into zero padding unseen."""
     sound = ImageRecords(path)
     truth = [sound.read(i) for i in range(6)]
     content = path.read_bytes()
     silent = []
-    for i, offset in enumerate(sound.index.offsets.tolist()):
+    for i in (0, 3):
+        offset = sound.index.offsets.item(i)
         for bit in range(96):
             flipped = bytearray(content)
             flipped[offset + bit // 8] ^= 1 << bit % 8
@@ -222,7 +191,7 @@ def test_every_flipped_bit_of_a_frame_is_reported_for_its_record_alone(path):
                 assert read.body.rstrip(b"\0") == truth[i].body
                 assert read.label == truth[i].label
             assert named == (i, offset, i + 1)
-    grown = [(i, bit) for i in range(6) for bit in (32, 33) if not len(JPEGS[i]) >> (bit - 32) & 1]
+    grown = [(i, bit) for i in (0, 3) for bit in (32, 33) if not len(JPEGS[i]) >> (bit - 32) & 1]
     assert set(silent) <= set(grown)
 
 
@@ -264,11 +233,11 @@ def test_what_is_not_plain_is_left_to_read(tmp_path):
 
 
 def test_no_flipped_bit_passes_many_at_once_that_one_alone_refuses(path):
-    """Every bit of the file: frames, headers, labels, the beginnings of bodies, padding."""
+    """Every bit of two records: frames, headers, labels, the beginnings of bodies, padding."""
     records, whole = ImageRecords(path), path.read_bytes()
     assert len(records) == 6
     _ = records.num_classes
-    first, last = int(records.index.offsets[0]), int(records.index.limits[-1])
+    first, last = int(records.index.offsets[1]), int(records.index.limits[2])
     refused = 0
     for bit in range(8 * first, 8 * last):
         body = bytearray(whole)
@@ -284,22 +253,7 @@ def test_no_flipped_bit_passes_many_at_once_that_one_alone_refuses(path):
             else:
                 plain = bodies[record_id]
                 assert plain is None or (int(labels[record_id]), plain.tobytes()) == (alone.label, alone.body)
-    assert refused > 6 * 8 * 8
-
-
-def test_all_labels_stop_at_the_first_damaged_record(path):
-    records = ImageRecords(path)
-    for record_id in (4, 2):
-        patch(path, int(records.index.offsets[record_id]), b"\0")
-    with pytest.raises(BadMagicError) as caught:
-        records.labels()
-    assert caught.value.record_id == 2
-
-
-def test_labels_are_the_same_whatever_the_chunk(path, monkeypatch):
-    for chunk in (1, 4, 6, 100):
-        monkeypatch.setattr(image_records, "_CHUNK", chunk)
-        np.testing.assert_array_equal(ImageRecords(path).labels(), LABELS)
+    assert refused > 2 * 8 * 8
 
 
 def test_the_fingerprint_is_that_of_the_images_not_of_the_index_file(path, tmp_path):
@@ -328,37 +282,6 @@ def test_the_fingerprint_sees_other_images_labels_lengths_and_numbers(path):
     assert len(fingerprints) == 1 + len(variants)
 
 
-def test_a_pickled_copy_takes_the_index_along(path):
-    records = ImageRecords(path)
-    records.read(0)
-    copy = pickle.loads(pickle.dumps(records))
-    path.with_suffix(".idx").unlink()
-    assert copy.index.source == "idx"
-    assert copy.read(4) == records.read(4)
-    assert copy.num_classes == 3
-
-
-def test_naming_records_reads_nothing(path):
-    path.with_suffix(".idx").write_text("damaged")
-    patch(path, 0, b"\0")
-    records = ImageRecords(path)  # problems surface at the first use
-    with pytest.raises(BadMagicError):
-        len(records)
-
-
-@pytest.mark.realdata
-def test_real_faces_have_the_identities_of_their_property_file(data_dir):
-    records = ImageRecords(data_dir / "faces" / "train.rec")
-    number = int((data_dir / "faces" / "property").read_text().split(",")[0])
-    labels = records.labels()
-    assert records.num_classes == records.index.num_identities == number
-    np.testing.assert_array_equal(np.unique(labels), np.arange(number))
-    for i in range(0, len(records), 97):
-        image = records.read(i)
-        assert image.label == labels[i]
-        assert image.body.endswith(b"\xff\xd9")
-
-
 @pytest.fixture
 def importable_in_children(tmp_path, monkeypatch):
     """Spawned children import `adadistill` even where it is not installed."""
@@ -368,23 +291,18 @@ def importable_in_children(tmp_path, monkeypatch):
 
 
 @pytest.mark.realdata
-@pytest.mark.parametrize("used_before", [False, True], ids=["fresh", "used"])
 @pytest.mark.parametrize("method", ["fork", "spawn"])
-def test_processes_read_what_this_one_reads(data_dir, importable_in_children, method, used_before):
-    path = data_dir / "faces" / "train.rec"
-    records = ImageRecords(path)
-    if used_before:
-        records.read(0)
-    ids = list(range(0, len(ImageRecords(path)), 11))
-    with multiprocessing.get_context(method).Pool(2) as pool:
+def test_processes_read_what_this_one_reads(data_dir, importable_in_children, method):
+    records = ImageRecords(data_dir / "faces" / "train.rec")
+    records.read(0)  # the map is open before the processes start
+    ids = list(range(0, len(records), 11))
+    with multiprocessing.get_context(method).Pool(1 if method == "spawn" else 2) as pool:
         read = pool.map(records.read, ids, chunksize=len(ids) // 4)
     assert read == [records.read(i) for i in ids]
 
 
-@pytest.mark.realdata
-def test_threads_may_use_fresh_records_at_once(data_dir):
-    path = data_dir / "faces" / "train.rec"
+def test_threads_may_use_fresh_records_at_once(path):
     records, expected = ImageRecords(path), ImageRecords(path)
-    ids = list(range(0, len(expected), 13))
+    ids = [0, 5, 3, 1, 4, 2] * 50
     with ThreadPoolExecutor(4) as pool:
         assert list(pool.map(records.read, ids)) == [expected.read(i) for i in ids]

@@ -15,14 +15,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from adadistill.loaders.records import record_index
 from adadistill.loaders.records.record_index import RecordIndex, load_record_index, write_record_index
 from adadistill.loaders.records.recordio import (
     BadMagicError,
     RecordError,
     RecordFile,
     RecordWriter,
-    StaleIndexError,
     TruncatedRecordError,
     write_insightface_records,
 )
@@ -95,6 +93,9 @@ def assert_right_ids(records: Path, index: RecordIndex) -> None:
 
 
 def test_a_complete_index_gives_the_images_by_offset_without_a_warning(records, caplog):
+    lines = read_lines(records)
+    np.random.default_rng(0).shuffle(lines)  # their order does not matter
+    write_lines(records, lines)
     index = load_record_index(records)
     assert_right_ids(records, index)
     assert (index.source, index.reason) == ("idx", str(records.with_suffix(".idx")))
@@ -112,24 +113,6 @@ def test_an_image_and_an_identity_record_that_change_places_in_the_index_are_not
         swapped = by_key | {image: by_key[identity], identity: by_key[image]}
         write_lines(insightface, list(swapped.items()))
         assert_right_ids(insightface, load_record_index(insightface))
-
-
-def test_an_index_far_larger_than_its_records_is_not_read(records, caplog):
-    with records.with_suffix(".idx").open("a") as file:
-        file.write("1" * 10_000_000)
-    index = load_record_index(records)
-    assert index.source == "scan"
-    assert "holds fewer records than that" in index.reason
-    assert_right_ids(records, index)
-
-
-def test_the_order_of_lines_does_not_matter(records, caplog):
-    lines = read_lines(records)
-    np.random.default_rng(0).shuffle(lines)
-    write_lines(records, lines)
-    index = load_record_index(records)
-    assert_right_ids(records, index)
-    assert (index.source, caplog.records) == ("idx", [])
 
 
 def test_a_missing_index_is_rebuilt_with_a_warning_and_the_same_keys(records, caplog):
@@ -160,7 +143,7 @@ def test_an_index_of_the_images_alone_gives_the_same_ids(records, caplog):
     assert (filtered.source, caplog.records) == ("idx", [])
 
 
-@pytest.mark.parametrize("left_out", [{0}, {10}, {0, 10, 11, 12, 13}, {10, 11, 12, 13}, {0, 13}, {0, 10, 12}])
+@pytest.mark.parametrize("left_out", [{0}, {0, 10, 11, 12, 13}, {10, 11, 12, 13}, {0, 10, 12}])
 def test_leaving_out_header_and_identity_records_changes_nothing(insightface, caplog, left_out):
     assert NUM_IMAGES == 9
     write_lines(insightface, [line for line in read_lines(insightface) if line[0] not in left_out])
@@ -176,21 +159,6 @@ def test_header_and_identity_records_are_none_and_are_counted(insightface):
     assert not any(array.flags.writeable for array in (index.offsets, index.limits, index.keys))
 
 
-def test_a_header_written_first_is_found(tmp_path):
-    with RecordWriter(tmp_path / "train.rec") as writer:
-        writer.write(0, b"", labels=(10.0, 12.0))
-        for i in range(NUM_IMAGES):
-            writer.write(i + 1, body(i), labels=(0.0, 1.0))
-        for key in (10, 11):
-            writer.write(key, b"", labels=(1.0, 2.0))
-    index = load_record_index(tmp_path / "train.rec")
-    assert_right_ids(tmp_path / "train.rec", index)
-    write_record_index(index, tmp_path / "train.idx")
-    filtered = load_record_index(tmp_path / "train.rec")
-    assert_right_ids(tmp_path / "train.rec", filtered)
-    assert filtered.source == "idx"
-
-
 def test_keys_beyond_float32_are_told_apart_by_structure(tmp_path):
     first_identity = (1 << 24) + 1  # stored as 2**24
     with RecordWriter(tmp_path / "train.rec") as writer:
@@ -201,18 +169,6 @@ def test_keys_beyond_float32_are_told_apart_by_structure(tmp_path):
     index = load_record_index(tmp_path / "train.rec")
     assert_right_ids(tmp_path / "train.rec", index)
     assert index.source == "idx"
-
-
-def test_ids_that_repeat_in_image_headers_give_ordinals_as_keys(tmp_path, caplog):
-    with RecordWriter(tmp_path / "train.rec") as writer:
-        for i in range(NUM_IMAGES):
-            writer.write(i + 1, body(i), labels=(0.0, 1.0), id=7)
-        writer.write(10, b"", labels=(1.0, 10.0), id=7)
-        writer.write(0, b"", labels=(10.0, 11.0), id=7)
-    (tmp_path / "train.idx").unlink()
-    index = load_record_index(tmp_path / "train.rec")
-    assert_right_ids(tmp_path / "train.rec", index)
-    assert index.keys.tolist() == list(range(NUM_IMAGES))
 
 
 def _without(position: int) -> Callable[[Lines], Lines]:
@@ -227,39 +183,36 @@ STALE = {
     "first image missing": (_without(0), "leaves out the record at byte 0"),
     "middle image missing": (_without(4), "leaves out the record at byte"),
     "last image missing": (_without(8), "leaves out the record at byte"),
-    "two missing": (lambda lines: lines[:3] + lines[5:], "leaves out the record at byte"),
     "a whole tail missing": (lambda lines: lines[:3], "leaves out the record at byte"),
     "an offset twice": (lambda lines: [*lines, (99, lines[3][1])], "lists one offset twice"),
-    "a line twice": (lambda lines: [*lines, lines[3]], "lists one offset twice"),
     "a key twice": (lambda lines: [(lines[1][0], lines[0][1]), *lines[1:]], "lists one key twice"),
     "an offset too low": (_moved(4, -4), "inside the record at byte"),
     "an offset too high": (_moved(4, 8), "leaves out the record at byte"),
     "the first offset wrong": (_moved(0, 4), "leaves out the record at byte 0"),
-    "every offset wrong": (lambda lines: [(k, at + 4) for k, at in lines[:-1]], "leaves out the record at byte 0"),
     "all but the first wrong": (
         lambda lines: [(k, at + 4 * (i > 0)) for i, (k, at) in enumerate(lines[:-1])],
         "leaves out the record at byte",
     ),
     "not a multiple of 4": (_moved(4, 1), "not multiples of 4"),
     "past the end": (lambda lines: [*lines, (99, 1 << 40)], "lists 1 records past the end of the file"),
-    "a negative offset": (lambda lines: [*lines, (99, -4)], "negative"),
     "a negative key": (lambda lines: [(-1, lines[0][1]), *lines[1:]], "negative"),
 }
 
 
 @pytest.mark.parametrize("case", STALE)
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_a_stale_index_is_rebuilt_with_a_warning_that_says_why(tmp_path, caplog, layout, case):
-    records = LAYOUTS[layout](tmp_path)
-    by_offset = sorted(read_lines(records), key=lambda line: line[1])
+def test_a_stale_index_is_rebuilt_with_a_warning_that_says_why(tmp_path, caplog, case):
     change, message = STALE[case]
-    write_lines(records, change(by_offset))
-    index = load_record_index(records)
-    assert_right_ids(records, index)
-    assert index.source == "scan"
-    assert message in index.reason
-    assert len(caplog.records) == 1
-    assert index.reason in caplog.text
+    for layout, write in LAYOUTS.items():
+        (tmp_path / layout).mkdir()
+        records = write(tmp_path / layout)
+        write_lines(records, change(sorted(read_lines(records), key=lambda line: line[1])))
+        caplog.clear()
+        index = load_record_index(records)
+        assert_right_ids(records, index)
+        assert index.source == "scan"
+        assert message in index.reason
+        assert len(caplog.records) == 1
+        assert index.reason in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -268,35 +221,18 @@ def test_a_stale_index_is_rebuilt_with_a_warning_that_says_why(tmp_path, caplog,
         (b"", "is empty"),
         (b"0\t0\n1\n", "not a list of `key<TAB>offset` lines"),
         (b"0\t0\t0\n", "3 columns"),
-        (b"cat\t0\n", "not a list"),
         (b"0\t1e3\n", "not a list"),
         (b"0\t99999999999999999999999\n", "not a list"),
         (b"\xff\xfe\x00\x01", "not a list"),
-        (b"# comment\n0\t0\n", "not a list"),
+        (b"1" * 1_000_000, "holds fewer records than that"),  # is not read
     ],
 )
-def test_an_unreadable_index_is_rebuilt_with_a_warning_that_says_why(records, caplog, content, message):
-    records.with_suffix(".idx").write_bytes(content)
-    index = load_record_index(records)
-    assert_right_ids(records, index)
+def test_an_unreadable_index_is_rebuilt_with_a_warning_that_says_why(insightface, caplog, content, message):
+    insightface.with_suffix(".idx").write_bytes(content)
+    index = load_record_index(insightface)
+    assert_right_ids(insightface, index)
     assert message in index.reason
     assert len(caplog.records) == 1
-
-
-def test_an_index_of_another_file_is_found_out(tmp_path):
-    folders = [tmp_path / "a", tmp_path / "b"]
-    for folder in folders:
-        folder.mkdir()
-    first, second = write_insightface(folders[0]), write_im2rec(folders[1])
-    for records, other in ((first, second), (second, first)):
-        index = load_record_index(records, other.with_suffix(".idx"))
-        assert_right_ids(records, index)
-        assert index.source == "scan"
-
-
-def test_a_named_index_must_exist(records):
-    with pytest.raises(FileNotFoundError, match="leave the index out"):
-        load_record_index(records, records.with_name("other.idx"))
 
 
 # Part of a record overwritten: (byte in the record, what).
@@ -313,15 +249,13 @@ DAMAGE = {
 
 @pytest.mark.parametrize("damage", DAMAGE)
 @pytest.mark.parametrize("filtered", [False, True], ids=["complete", "images"])
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_a_damaged_record_keeps_its_id_and_the_index(tmp_path, caplog, layout, filtered, damage):
-    records = LAYOUTS[layout](tmp_path)
+def test_a_damaged_record_keeps_its_id_and_the_index(records, caplog, filtered, damage):
     sound = load_record_index(records)
     if filtered:
         write_record_index(sound, records.with_suffix(".idx"))
     content = records.read_bytes()
     where, data = DAMAGE[damage]
-    for damaged in range(NUM_IMAGES):
+    for damaged in (0, 4, NUM_IMAGES - 1):
         overwrite(records, int(sound.offsets[damaged]) + where, data)
         index = load_record_index(records)
         assert index.source == "idx"
@@ -335,20 +269,7 @@ def test_a_damaged_record_keeps_its_id_and_the_index(tmp_path, caplog, layout, f
     assert caplog.records == []
 
 
-def test_neighbouring_damaged_records_keep_their_ids(records):
-    sound = load_record_index(records)
-    for record_id in (3, 4, 5):
-        overwrite(records, int(sound.offsets[record_id]), bytes(32))
-    index = load_record_index(records)
-    assert index.source == "idx"
-    np.testing.assert_array_equal(index.offsets, sound.offsets)
-
-
-HEADER_DAMAGE = [
-    *DAMAGE.values(),
-    *((32, struct.pack("<f", number)) for number in (5, 0, 11, 13, 99, 9.5, np.nan)),
-    (8, b"\0"),
-]
+HEADER_DAMAGE = [*DAMAGE.values(), *((32, struct.pack("<f", number)) for number in (5, 11, 99, np.nan)), (8, b"\0")]
 
 
 @pytest.mark.parametrize(("where", "data"), HEADER_DAMAGE)
@@ -358,22 +279,6 @@ def test_a_damaged_header_record_is_mentioned_and_changes_no_id(insightface, cap
     index = load_record_index(insightface)
     np.testing.assert_array_equal(index.offsets, sound.offsets)
     assert "header" in caplog.text
-
-
-@pytest.mark.parametrize("damage", DAMAGE)
-@pytest.mark.parametrize("filtered", [False, True], ids=["complete", "headless"])
-def test_damaged_identity_records_change_no_id(insightface, filtered, damage):
-    sound = load_record_index(insightface)
-    content = insightface.read_bytes()
-    where, data = DAMAGE[damage]
-    by_key = dict(read_lines(insightface))
-    if filtered:
-        write_lines(insightface, [line for line in read_lines(insightface) if line[0] < 10])  # the header is listed
-    for key in range(10, 14):
-        overwrite(insightface, by_key[key] + where, data)
-        with contextlib.suppress(RecordError):  # where the index leaves it out, the file may have to be scanned
-            np.testing.assert_array_equal(load_record_index(insightface).offsets, sound.offsets)
-        insightface.write_bytes(content)
 
 
 def test_a_damaged_file_without_index_stops_at_the_damage(records):
@@ -396,22 +301,6 @@ def test_a_file_cut_inside_an_image_is_refused_and_one_cut_inside_the_last_recor
     records.write_bytes(content[:-4])
     index = load_record_index(records)
     np.testing.assert_array_equal(index.offsets, sound.offsets)
-
-
-def test_a_missing_line_outside_the_sample_surfaces_when_its_neighbour_is_read(records, monkeypatch):
-    sound = load_record_index(records)
-    write_lines(records, [line for line in read_lines(records) if line[1] != sound.offsets[4]])
-    monkeypatch.setattr(record_index, "_sample", lambda keys, spans: np.array([0, len(keys) - 1]))
-    monkeypatch.setattr(
-        record_index, "_find_images", lambda file, keys, offsets: record_index._Images(np.ones(len(keys), bool), None)
-    )
-    index = load_record_index(records)
-    assert index.source == "idx"
-    with pytest.raises(StaleIndexError, match=r"Delete the \.idx"):
-        read_body(records, index, 3)
-
-
-SOUND: dict[str, tuple[bytes, bytes]] = {}
 
 
 @pytest.fixture(scope="module")
@@ -445,7 +334,7 @@ def damaged(data: st.DataObject, content: bytearray, lines: list[bytes]) -> tupl
     return bytes(content), bytes(index)
 
 
-@settings(deadline=None, max_examples=250)
+@settings(max_examples=80)
 @given(st.data())
 def test_ids_never_shift_whatever_happens_to_one_of_the_files(sound_files, folder, data):
     content, index_content = sound_files[data.draw(st.sampled_from(sorted(LAYOUTS)))]
@@ -463,7 +352,7 @@ def test_ids_never_shift_whatever_happens_to_one_of_the_files(sound_files, folde
 
 
 def test_a_large_index_loads_in_seconds_and_a_gap_in_it_is_found(tmp_path):
-    count = 500_000
+    count = 100_000
     frame = struct.pack("<IIIfQQ", 0xCED7230A, 28, 0, 3.0, 0, 0) + b"\xff\xd8\xff\xe0"
     records = tmp_path / "train.rec"
     records.write_bytes(frame * count)
@@ -473,15 +362,15 @@ def test_a_large_index_loads_in_seconds_and_a_gap_in_it_is_found(tmp_path):
 
     started = time.process_time()
     index = load_record_index(records)
-    assert time.process_time() - started < 5, "seconds of processor time for half a million lines"
+    assert time.process_time() - started < 2, "seconds of processor time for a hundred thousand lines"
     np.testing.assert_array_equal(index.offsets, offsets)
     assert index.source == "idx"
 
-    del lines[123_456]
+    del lines[23_456]
     records.with_suffix(".idx").write_text("".join(lines))
     index = load_record_index(records)
     np.testing.assert_array_equal(index.offsets, offsets)
-    assert (index.source, index.reason.endswith(f"leaves out the record at byte {offsets[123_456]}")) == ("scan", True)
+    assert (index.source, index.reason.endswith(f"leaves out the record at byte {offsets[23_456]}")) == ("scan", True)
 
 
 @pytest.mark.realdata
@@ -501,21 +390,3 @@ def test_real_datasets_give_the_same_ids_from_index_filtered_index_and_scan(data
         for other in (filtered, scanned):
             np.testing.assert_array_equal(other.offsets, index.offsets)
             np.testing.assert_array_equal(other.keys, index.keys)
-
-
-@pytest.mark.realdata
-def test_dali_reads_the_images_through_the_filtered_index(data_dir, tmp_path):
-    dali = pytest.importorskip("nvidia.dali", reason="DALI is not installed")
-    records = data_dir / "faces" / "train.rec"
-    index = load_record_index(records)
-    write_record_index(index, tmp_path / "images.idx")
-    pipeline = dali.Pipeline(batch_size=len(index), num_threads=1, device_id=None, prefetch_queue_depth=1)
-    with pipeline:
-        pipeline.set_outputs(*dali.fn.readers.mxnet(path=[str(records)], index_path=[str(tmp_path / "images.idx")]))
-    pipeline.build()
-    bodies, labels = pipeline.run()
-    file = RecordFile(records)
-    for i in range(len(index)):
-        record = file.read(int(index.offsets[i]), limit=int(index.limits[i]))
-        assert np.array_equal(np.asarray(bodies[i]), np.frombuffer(record.body, np.uint8))
-        assert tuple(np.asarray(labels[i]).tolist()) == record.labels

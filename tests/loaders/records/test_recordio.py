@@ -2,29 +2,22 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import multiprocessing
-import os
 import pickle
 import struct
 import zlib
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests_support import ROOT
 
 from adadistill.loaders.records.recordio import (
-    MAX_LABELS,
     MAX_PARTS,
     BadFlagError,
     BadLengthError,
     BadMagicError,
     Record,
-    RecordError,
     RecordFile,
     RecordWriter,
     StaleIndexError,
@@ -77,20 +70,21 @@ def overwrite(path: Path, offset: int, data: bytes) -> None:
     path.write_bytes(content)
 
 
-float32s = st.floats(width=32, allow_nan=False)
+float32s = st.floats(width=32, allow_nan=False) | st.just(struct.unpack("<f", MAGIC)[0])
+ids = st.integers(0, 2**64 - 1) | st.just(int.from_bytes(MAGIC * 2, "little"))
 # Pieces of four bytes keep the magic aligned, single bytes move it off.
 bodies = st.lists(st.sampled_from([MAGIC, b"abcd", b"x", MAGIC[:3], MAGIC[1:], b"\0\0\0\0"]), max_size=12).map(b"".join)
 records = st.builds(
     lambda scalar, vector, id_, id2, body: Record(tuple(vector) if vector else (scalar,), id_, id2, len(vector), body),
     float32s,
     st.lists(float32s, max_size=5),
-    st.integers(0, 2**64 - 1),
-    st.integers(0, 2**64 - 1),
+    ids,
+    ids,
     bodies,
 )
 
 
-@settings(deadline=None, max_examples=60)  # each flushes to disk three times
+@settings(max_examples=25)  # each flushes to disk three times
 @given(st.lists(records, max_size=5))
 def test_any_records_round_trip_and_are_encoded_by_the_definition(folder, written):
     path = folder / "any.rec"
@@ -114,18 +108,6 @@ def test_any_records_round_trip_and_are_encoded_by_the_definition(folder, writte
     scanned = list(file.scan())
     assert [(s.offset, s.next_offset) for s in scanned] == list(zip(offsets, limits, strict=True))
     assert [(s.id, s.flag, s.body_bytes) for s in scanned] == [(r.id, r.flag, len(r.body)) for r in written]
-
-
-def test_the_magic_inside_labels_and_ids_round_trips(tmp_path):
-    label = struct.unpack("<f", MAGIC)[0]
-    magic_id = int.from_bytes(MAGIC * 2, "little")
-    with RecordWriter(tmp_path / "a.rec") as writer:
-        writer.write(0, MAGIC * 3, labels=(label, label), id=magic_id, id2=magic_id)
-        writer.write(1, b"", labels=label)
-    file = RecordFile(tmp_path / "a.rec")
-    first, second = [file.read(s.offset, limit=s.next_offset) for s in file.scan()]
-    assert (first.labels, first.id, first.id2, first.body) == ((label, label), magic_id, magic_id, MAGIC * 3)
-    assert second.labels == (label,)
 
 
 @pytest.mark.realdata
@@ -202,22 +184,13 @@ def test_an_exception_while_writing_keeps_the_old_files(tmp_path):
     def interrupted() -> None:
         with RecordWriter(path, overwrite=True) as writer:
             writer.write(0, b"new", labels=0.0)
+            assert path.read_bytes() == before[0], "nothing shows under its name before it is complete"
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         interrupted()
     assert (path.read_bytes(), path.with_suffix(".idx").read_bytes()) == before
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.idx", "a.rec"]
-
-
-def test_nothing_shows_under_its_name_before_it_is_complete(tmp_path):
-    path = tmp_path / "a.rec"
-    with RecordWriter(path) as writer:
-        writer.write(0, b"body", labels=0.0)
-        assert not path.exists()
-        assert not path.with_suffix(".idx").exists()
-    assert path.exists()
-    assert path.with_suffix(".idx").read_text() == "0\t0\n"
 
 
 def test_existing_files_are_replaced_only_when_asked(tmp_path):
@@ -271,11 +244,8 @@ DAMAGE = {
     ),
     "first part without a second": (4, struct.pack("<I", 1 << 29 | LENGTH - 8), BadLengthError, "multiple of 4"),
     "length past the next record": (4, struct.pack("<I", LENGTH), BadLengthError, "past the next record"),
-    "length past the end of the file": (4, struct.pack("<I", (1 << 29) - 1), BadLengthError, "past the next record"),
-    "length too short": (4, struct.pack("<I", LENGTH - 8 - 12), BadLengthError, "is wrong"),
     "length short by its last byte": (4, struct.pack("<I", LENGTH - 8 - 1), BadLengthError, "is wrong"),
     "no room for an image header": (4, struct.pack("<I", 4), BadLengthError, "no record follows"),
-    "label count beyond the record": (8, struct.pack("<I", 1000), BadFlagError, "label count 1000"),
     "label count of gigabytes": (8, struct.pack("<I", 0xFFFFFFFF), BadFlagError, "label count 4294967295"),
 }
 
@@ -306,20 +276,11 @@ def test_a_payload_without_room_for_the_image_header_is_an_error(tmp_path):
     assert [s.body_bytes for s in file.scan()] == [-1]
 
 
-def test_more_labels_than_allowed_are_refused_before_they_are_read(tmp_path):
-    count = MAX_LABELS + 1
-    (tmp_path / "a.rec").write_bytes(encode_record(struct.pack("<IfQQ", count, 0, 0, 0) + bytes(4 * count)))
-    with pytest.raises(BadFlagError, match="at most 65536 labels"):
-        RecordFile(tmp_path / "a.rec").read(0)
-
-
 @pytest.mark.parametrize(
     ("parts", "kind"),
     [
         ([(1, b"a" * 24), (1, b"b")], BadFlagError),
-        ([(1, b"a" * 24), (0, b"b")], BadFlagError),
         ([(1, b"a" * 24), (2, b"b" * 4), (0, b"c")], BadFlagError),
-        ([(2, b"a" * 24), (3, b"b")], BadFlagError),
         ([(1, b"a" * 24), (2, b"bb"), (3, b"c")], BadLengthError),
         ([(1, b"a" * 24), (2, b"b" * 4)], TruncatedRecordError),
     ],
@@ -335,7 +296,7 @@ def test_parts_out_of_sequence_are_errors(tmp_path, parts, kind):
 
 def test_a_chain_of_very_many_parts_is_an_error_and_is_not_written(tmp_path):
     """A thousand frames that lead into one chain of a million parts would be a thousand million steps."""
-    for middles, allowed in ((MAX_PARTS - 2, True), (MAX_PARTS - 1, False), (200_000, False)):
+    for middles, allowed in ((MAX_PARTS - 2, True), (MAX_PARTS - 1, False)):
         encoded = MAGIC + struct.pack("<I", 1 << 29 | 24) + bytes(24)
         encoded += (MAGIC + struct.pack("<I", 2 << 29)) * middles + MAGIC + struct.pack("<I", 3 << 29)
         (tmp_path / "a.rec").write_bytes(encoded)
@@ -367,12 +328,12 @@ def test_a_file_cut_anywhere_is_an_error_for_the_cut_record_only(tmp_path):
         assert (caught.value.offset, caught.value.record_id) == (offsets[last], last)
 
 
-@pytest.mark.parametrize("offset", [-4, -32, 1, 10**12, 2**63])
-def test_offsets_where_no_record_can_be_are_errors(tmp_path, offset):
+def test_offsets_where_no_record_can_be_are_errors(tmp_path):
     path = tmp_path / "a.rec"
     write_bodies(path)
-    with pytest.raises((TruncatedRecordError, BadMagicError)):
-        RecordFile(path).read(offset)
+    for offset in (-4, 1, 10**12, 2**63):
+        with pytest.raises((TruncatedRecordError, BadMagicError)):
+            RecordFile(path).read(offset)
 
 
 def test_a_record_that_skips_another_image_reports_the_index(tmp_path):
@@ -382,24 +343,6 @@ def test_a_record_that_skips_another_image_reports_the_index(tmp_path):
         RecordFile(path).read(offsets[1], limit=offsets[3])
 
 
-def test_a_record_may_be_followed_by_records_without_image(tmp_path):
-    path = write_insightface_records(tmp_path, [(0, b"x"), (1, b"y")], image_size=(112, 112))
-    file = RecordFile(path)
-    second = list(file.scan())[1].offset
-    assert file.read(second, limit=file.size).body == b"y"
-
-
-def test_a_scan_stops_at_a_damaged_frame_and_says_after_how_many_records(tmp_path):
-    path = tmp_path / "a.rec"
-    offsets = write_bodies(path)
-    overwrite(path, offsets[3], b"\0")
-    scan = RecordFile(path).scan()
-    assert [next(scan).offset for _ in range(3)] == offsets[:3]
-    with pytest.raises(BadMagicError) as caught:
-        next(scan)
-    assert (caught.value.record_id, caught.value.offset) == (3, offsets[3])
-
-
 def test_a_scan_keeps_the_place_of_a_record_with_a_damaged_label_count(tmp_path):
     path = tmp_path / "a.rec"
     offsets = write_bodies(path)
@@ -407,37 +350,6 @@ def test_a_scan_keeps_the_place_of_a_record_with_a_damaged_label_count(tmp_path)
     scanned = list(RecordFile(path).scan())
     assert [s.offset for s in scanned] == offsets
     assert [s.body_bytes < 0 for s in scanned] == [False, False, False, True, False, False]
-
-
-@settings(deadline=None, max_examples=300)
-@given(st.data())
-def test_arbitrary_damage_gives_a_record_or_a_record_error(folder, data):
-    path = folder / "fuzz.rec"
-    encoded = [encode_record(encode_payload(Record((0.0, 1.0), 0, 0, 2, body))) for body in [*BODIES, MAGIC * 2]]
-    offsets = [sum(map(len, encoded[:i])) for i in range(len(encoded))]
-    content = bytearray(b"".join(encoded))
-    for _ in range(data.draw(st.integers(1, 4))):
-        at = data.draw(st.integers(0, len(content) - 1))
-        content[at] = data.draw(st.sampled_from([0, 1, 0x20, 0xFF, *MAGIC]))
-    path.write_bytes(content[: data.draw(st.integers(0, len(content)))])
-    file = RecordFile(path)
-    for read in (lambda o: file.read(o), lambda o: file.read(o, limit=file.size), lambda o: list(file.scan(o))):
-        for offset in offsets:
-            with contextlib.suppress(RecordError):  # anything else fails the test
-                read(offset)
-
-
-def test_an_empty_file_has_no_records(tmp_path):
-    (tmp_path / "a.rec").write_bytes(b"")
-    file = RecordFile(tmp_path / "a.rec")
-    assert (file.size, list(file.scan())) == (0, [])
-    with pytest.raises(TruncatedRecordError):
-        file.read(0)
-
-
-def test_a_missing_file_is_reported_when_it_is_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match="no record file at"):
-        RecordFile(tmp_path / "none.rec")
 
 
 def test_offsets_beyond_32_bits_and_part_flags_there_are_read_right(tmp_path):
@@ -460,43 +372,3 @@ def test_record_errors_cross_process_boundaries():
     copy = pickle.loads(pickle.dumps(error))
     assert (type(copy), str(copy)) == (BadLengthError, str(error))
     assert (copy.path, copy.offset, copy.reason, copy.key, copy.record_id) == (Path("a.rec"), 12, "reason", 3, 2)
-
-
-@pytest.fixture
-def importable_in_children(tmp_path, monkeypatch):
-    """Spawned children import `adadistill` even where it is not installed."""
-    (tmp_path / "import_path").mkdir()
-    os.symlink(ROOT, tmp_path / "import_path" / "adadistill", target_is_directory=True)
-    monkeypatch.syspath_prepend(tmp_path / "import_path")
-
-
-@pytest.mark.realdata
-@pytest.mark.parametrize("method", ["fork", "spawn"])
-def test_processes_read_the_same_open_file_at_once(data_dir, importable_in_children, method):
-    file = RecordFile(data_dir / "faces" / "train.rec")
-    offsets = [s.offset for s in file.scan()][::7]  # the map is open before the processes start
-    with multiprocessing.get_context(method).Pool(3) as pool:
-        read = pool.map(file.read, offsets * 2, chunksize=50)
-    assert read == [file.read(offset) for offset in offsets] * 2
-
-
-@pytest.mark.realdata
-def test_threads_read_the_same_file_at_once_and_close_only_drops_the_map(data_dir):
-    path = data_dir / "faces" / "train.rec"
-    expected = {s.offset: RecordFile(path).read(s.offset) for s in list(RecordFile(path).scan())[::50]}
-    file = RecordFile(path)
-    with ThreadPoolExecutor(4) as pool:
-        assert list(pool.map(file.read, expected)) == list(expected.values())
-    file.close()
-    file.close()
-    assert file.read(0) == RecordFile(path).read(0)
-
-
-def test_importing_and_naming_a_file_opens_nothing(tmp_path):
-    write_bodies(tmp_path / "a.rec")
-    file = RecordFile(tmp_path / "a.rec")
-    before = set(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else set()
-    copy = pickle.loads(pickle.dumps(file))
-    after = set(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else set()
-    assert before == after
-    assert copy.read(0) == file.read(0)

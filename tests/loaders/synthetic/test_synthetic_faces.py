@@ -13,9 +13,10 @@ from numpy.typing import NDArray
 from adadistill.core.backbones import BackboneConfig, build_backbone
 from adadistill.loaders.evaluation_sets.verification_pairs import read_verification_bin
 from adadistill.loaders.records.image_records import ImageRecords
-from adadistill.loaders.synthetic.face_parameters import draw_identity, draw_picture, pixel_noise
+from adadistill.loaders.synthetic.face_parameters import draw_identity, draw_picture
 from adadistill.loaders.synthetic.synthetic_faces import (
     VERIFICATION_IDENTITIES,
+    Faces,
     SyntheticFacesConfig,
     _encoded_pictures,
     pair_members,
@@ -54,8 +55,8 @@ def network_embeddings(network: torch.nn.Module, images_u8: NDArray[np.uint8]) -
     return torch.cat(parts).numpy()
 
 
-# A single picture, one past a group of 64 pictures of 32 x 32, a size with a group of five.
-@pytest.mark.parametrize(("image_size", "count"), [(16, 1), (32, 65), (48, 30), (112, 6)])
+# One past a group of 64 pictures of 32 x 32, and a size with a group of five.
+@pytest.mark.parametrize(("image_size", "count"), [(32, 65), (112, 6)])
 def test_a_picture_depends_on_seed_identity_and_number_alone(image_size: int, count: int):
     config = SyntheticFacesConfig(image_size=image_size, seed=3)
     identities, image_numbers = np.arange(count) * 7 % 5, np.arange(count)
@@ -68,32 +69,15 @@ def test_a_picture_depends_on_seed_identity_and_number_alone(image_size: int, co
         np.testing.assert_array_equal(alone.images_u8[0], together.images_u8[i])
 
 
-def test_how_many_are_made_and_where_numbering_starts_does_not_change_a_picture():
-    other = SyntheticFacesConfig(image_size=32, seed=11, identities=900, images_per_identity=50, first_identity=40)
-    identities, image_numbers = numbers(SMALL)
-    np.testing.assert_array_equal(
-        render_faces(SMALL, identities, image_numbers).images_u8,
-        render_faces(other, identities, image_numbers).images_u8,
-    )
-
-
-@pytest.mark.parametrize("change", ["seed", "identity", "image number"])
-def test_another_seed_identity_or_number_is_another_picture(change: str):
+def test_another_seed_identity_or_number_is_another_picture():
     here = render_faces(SMALL, np.array([4]), np.array([9])).images_u8.astype(float)
-    seed = SMALL.seed + (change == "seed")
-    config = SyntheticFacesConfig(image_size=32, seed=seed)
-    there = render_faces(config, np.array([4 + (change == "identity")]), np.array([9 + (change == "image number")]))
-    assert np.abs(here - there.images_u8).mean() > 8
+    for seed, identity, number in ((12, 4, 9), (11, 5, 9), (11, 4, 10)):
+        config = SyntheticFacesConfig(image_size=32, seed=seed)
+        there = render_faces(config, np.array([identity]), np.array([number]))
+        assert np.abs(here - there.images_u8).mean() > 8
 
 
-def test_no_pictures_are_an_empty_batch():
-    none = np.array([], np.int64)
-    faces = render_faces(SMALL, none, none)
-    assert faces.images_u8.shape == (0, 32, 32, 3)
-    assert faces.quality.shape == (0,)
-
-
-@pytest.mark.parametrize("image_size", [16, 32, 48, 64, 80, 96])
+@pytest.mark.parametrize("image_size", [16, 48, 80])
 def test_a_sharp_picture_is_the_same_at_every_size(image_size: int):
     """Compared with 112 x 112, each averaged over 4 x 4 parts; a stranger's picture is the measure."""
     identities, image_numbers = np.arange(20), np.arange(20)
@@ -108,7 +92,7 @@ def test_a_sharp_picture_is_the_same_at_every_size(image_size: int):
 
 
 def test_draws_of_neighbouring_identities_and_pictures_are_unrelated():
-    count = 4000
+    count = 1500
     ordinals = np.arange(count)
     face, waves = draw_identity(0, ordinals)
     picture, _ = draw_picture(0, np.zeros(count, np.int64), ordinals)
@@ -121,18 +105,11 @@ def test_draws_of_neighbouring_identities_and_pictures_are_unrelated():
         assert np.abs(between - np.eye(len(between))).max() < limit
 
 
-def test_noise_has_mean_0_and_variance_1_and_differs_between_pictures():
-    noise = pixel_noise(5, np.zeros(20, np.int64), np.arange(20), 6912)
-    assert abs(noise.mean()) < 0.01
-    assert abs(noise.var() - 1.0) < 0.02
-    assert np.abs(np.corrcoef(noise) - np.eye(20)).max() < 0.06
-
-
 def test_lower_quality_is_further_from_the_sharp_picture():
-    identities, image_numbers = np.arange(40), np.arange(40)
+    identities, image_numbers = np.arange(15), np.arange(15)
 
     def at(quality: float) -> NDArray[np.floating]:
-        config = SyntheticFacesConfig(image_size=48, lowest_quality=quality, highest_quality=quality)
+        config = SyntheticFacesConfig(image_size=32, lowest_quality=quality, highest_quality=quality)
         faces = render_faces(config, identities, image_numbers)
         assert (faces.quality == np.float32(quality)).all()
         return faces.images_u8.astype(float)
@@ -143,18 +120,13 @@ def test_lower_quality_is_further_from_the_sharp_picture():
     assert distances[-1] > 3 * distances[0]
 
 
-def test_quality_fills_the_range_that_is_asked_for():
-    config = SyntheticFacesConfig(image_size=16, lowest_quality=0.3, highest_quality=0.7)
-    quality = render_faces(config, np.arange(300) // 3, np.arange(300) % 3).quality
-    assert 0.3 <= quality.min() < 0.32
-    assert 0.68 < quality.max() <= 0.7
-
-
 def test_records_hold_every_picture_in_order(tmp_path: Path):
     path = write_synthetic_records(tmp_path / "new" / "faces", SMALL)
     records = ImageRecords(path)
     identities, image_numbers = numbers(SMALL)
     assert path == tmp_path / "new" / "faces" / "train.rec"
+    with pytest.raises(FileExistsError):
+        write_synthetic_records(path.parent, SMALL)
     assert records.num_classes == SMALL.identities
     np.testing.assert_array_equal(records.labels(), identities)
     drawn = render_faces(SMALL, identities, image_numbers).images_u8
@@ -165,7 +137,7 @@ def test_records_hold_every_picture_in_order(tmp_path: Path):
 
 
 def test_files_do_not_depend_on_threads(tmp_path: Path):
-    config = SyntheticFacesConfig(image_size=48, identities=10, images_per_identity=20)
+    config = SyntheticFacesConfig(image_size=32, identities=5, images_per_identity=20)
     for threads in (1, 3):
         folder = tmp_path / str(threads)
         write_synthetic_records(folder, config, threads=threads)
@@ -185,17 +157,6 @@ def test_a_small_set_is_part_of_a_larger_one(tmp_path: Path):
     assert small.labels().tolist() == [0, 0, 1, 1, 2, 2]
 
 
-def test_existing_records_are_kept_unless_overwriting(tmp_path: Path):
-    path = write_synthetic_records(tmp_path, SMALL)
-    before = path.read_bytes()
-    another = SyntheticFacesConfig(image_size=32, identities=2, images_per_identity=2)
-    with pytest.raises(FileExistsError):
-        write_synthetic_records(tmp_path, another)
-    assert path.read_bytes() == before
-    write_synthetic_records(tmp_path, another, overwrite=True)
-    assert len(ImageRecords(path)) == 4
-
-
 def test_pictures_are_drawn_only_a_little_ahead():
     asked: list[int] = []
 
@@ -209,8 +170,8 @@ def test_pictures_are_drawn_only_a_little_ahead():
     assert len(asked) <= 4
 
 
-@pytest.mark.parametrize("pairs", [20, 40, 300])
-def test_verification_pairs_are_balanced_fresh_and_separate_between_folds(pairs: int):
+def test_verification_pairs_are_balanced_fresh_and_separate_between_folds():
+    pairs = 300
     identities, image_numbers = pair_members(pairs)
     same = identities[0::2] == identities[1::2]
     assert same.tolist() == [True, False] * (pairs // 2)
@@ -221,19 +182,25 @@ def test_verification_pairs_are_balanced_fresh_and_separate_between_folds(pairs:
 
 
 def test_a_verification_set_reads_as_it_was_written(tmp_path: Path):
-    path = write_synthetic_pairs(tmp_path / "new" / "synthetic.bin", SMALL, pairs=40)
+    path = write_synthetic_pairs(tmp_path / "new" / "synthetic.bin", SMALL, pairs=20)
     pairs = read_verification_bin(path)
     assert pairs.name == "synthetic"
-    assert pairs.same.tolist() == [True, False] * 20
-    drawn = render_faces(SMALL, *pair_members(40)).images_u8
+    assert pairs.same.tolist() == [True, False] * 10
+    drawn = render_faces(SMALL, *pair_members(20)).images_u8
     for body, image in zip(pairs.images, drawn, strict=True):
         assert np.abs(simplejpeg.decode_jpeg(body).astype(float) - image).mean() < 4
 
 
-def test_raw_pixels_and_mean_colours_hardly_tell_people_apart():
-    faces = render_faces(SyntheticFacesConfig(image_size=32), *pair_members(1000))
-    same = np.arange(1000) % 2 == 0
-    pixels = faces.images_u8.reshape(2000, -1).astype(np.float32)
+@pytest.fixture(scope="module")
+def drawn_pairs() -> Faces:
+    """600 pairs."""
+    return render_faces(SyntheticFacesConfig(image_size=32), *pair_members(600))
+
+
+def test_raw_pixels_and_mean_colours_hardly_tell_people_apart(drawn_pairs: Faces):
+    faces = drawn_pairs
+    same = np.arange(600) % 2 == 0
+    pixels = faces.images_u8.reshape(1200, -1).astype(np.float32)
     assert best_accuracy(pair_cosines(pixels - pixels.mean(axis=1, keepdims=True)), same) < 0.65
     distance = np.abs(pixels[0::2] - pixels[1::2]).mean(axis=1)
     assert best_accuracy(-distance, same) < 0.65
@@ -244,51 +211,32 @@ def test_raw_pixels_and_mean_colours_hardly_tell_people_apart():
 def test_without_nuisances_the_same_pixels_tell_people_apart():
     """The identity is in the picture: with pose, light, occlusion and camera fixed, pixels settle most pairs."""
     config = SyntheticFacesConfig(image_size=32, lowest_quality=1.0, pose=0.0, lighting=0.0, glasses=0.0, occlusion=0.0)
-    images = render_faces(config, *pair_members(600)).images_u8
-    face = images[:, 6:28, 8:24].reshape(1200, -1).astype(np.float32)
+    images = render_faces(config, *pair_members(200)).images_u8
+    face = images[:, 6:28, 8:24].reshape(400, -1).astype(np.float32)
     distance = np.abs(face[0::2] - face[1::2]).mean(axis=1)
-    assert best_accuracy(-distance, np.arange(600) % 2 == 0) > 0.9
+    assert best_accuracy(-distance, np.arange(200) % 2 == 0) > 0.9
 
 
-@pytest.mark.parametrize("arch", ["mobilefacenet", "ir18"])
-def test_an_untrained_network_is_near_chance(arch):
-    images = render_faces(SyntheticFacesConfig(image_size=32), *pair_members(600)).images_u8
-    network = build_backbone(BackboneConfig(arch=arch, width=0.125, embedding_dim=64), 32, generator=0)
-    accuracy = best_accuracy(pair_cosines(network_embeddings(network, images)), np.arange(600) % 2 == 0)
-    assert accuracy < 0.65
+def test_an_untrained_network_is_near_chance(drawn_pairs: Faces):
+    network = build_backbone(BackboneConfig(arch="mobilefacenet", width=0.125, embedding_dim=64), 32, generator=0)
+    embeddings = network_embeddings(network, drawn_pairs.images_u8[:600])
+    assert best_accuracy(pair_cosines(embeddings), np.arange(300) % 2 == 0) < 0.65
 
 
-@pytest.mark.parametrize(
-    ("field", "value"),
-    [
-        ("image_size", 15),
-        ("identities", 0),
-        ("images_per_identity", 0),
-        ("seed", -1),
-        ("first_identity", -1),
-        ("first_identity", VERIFICATION_IDENTITIES),
-        ("first_image", -1),
-        ("lowest_quality", 1.1),
-        ("highest_quality", -0.1),
-        ("pose", 2.5),
-        ("lighting", float("nan")),
-        ("texture", -1.0),
-        ("glasses", 1.5),
-        ("occlusion", -0.5),
-    ],
-)
-def test_a_field_out_of_range_is_named(field, value):
-    with pytest.raises(ValueError, match=field):
-        SyntheticFacesConfig(**{field: value})
+def test_a_field_out_of_range_is_named():
+    for field, value in (
+        ("image_size", 15), ("identities", 0), ("images_per_identity", 0), ("seed", -1),
+        ("first_identity", VERIFICATION_IDENTITIES), ("first_image", -1), ("lowest_quality", 1.1),
+        ("highest_quality", -0.1), ("pose", 2.5), ("lighting", float("nan")), ("texture", -1.0), ("glasses", 1.5),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=field):
+            SyntheticFacesConfig(**{field: value})
 
 
-@pytest.mark.parametrize("pairs", [0, 10, 30, -20])
-def test_a_number_of_pairs_that_does_not_balance_is_refused(pairs: int, tmp_path: Path):
-    with pytest.raises(ValueError, match="multiple of 20"):
-        write_synthetic_pairs(tmp_path / "x.bin", SMALL, pairs=pairs)
-
-
-def test_numbers_that_make_no_sense_are_refused():
+def test_numbers_that_make_no_sense_are_refused(tmp_path: Path):
+    for pairs in (0, 30, -20):
+        with pytest.raises(ValueError, match="multiple of 20"):
+            write_synthetic_pairs(tmp_path / "x.bin", SMALL, pairs=pairs)
     one, two = np.array([1]), np.array([1, 2])
     with pytest.raises(ValueError, match="shapes"):
         render_faces(SMALL, one, two)

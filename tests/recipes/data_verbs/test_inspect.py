@@ -30,6 +30,12 @@ def jpeg(seed: int, side: int = 112, colorspace: str = "RGB") -> bytes:
     return simplejpeg.encode_jpeg(noise, colorspace=colorspace)
 
 
+def turned(body: bytes) -> bytes:
+    """The JPEG with the EXIF orientation 6."""
+    exif = b"Exif\0\0II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0\x06\0\0\0\0\0\0\0"
+    return body[:2] + b"\xff\xe1" + (len(exif) + 2).to_bytes(2, "big") + exif + body[2:]
+
+
 def inspect(path: Path, capsys: pytest.CaptureFixture[str], *options: str) -> dict:
     code = main(["inspect", str(path), "--json", *options])
     found = json.loads(capsys.readouterr().out)
@@ -67,13 +73,13 @@ def test_whose_records_they_are_is_told(tmp_path: Path, insightface: Path, capsy
 def test_odd_images_labels_and_files_beside_the_records_are_told(tmp_path: Path, capsys):
     with RecordWriter(tmp_path / "train.rec") as writer:
         writer.write(0, jpeg(0, 64), labels=0.5)
-        writer.write(1, jpeg(1, colorspace="CMYK"), labels=(3.0, 1.0))
+        writer.write(1, turned(jpeg(1, colorspace="CMYK")), labels=(3.0, 1.0))
         writer.write(2, b"\xff\xd8\xff broken", labels=-1.0)
     (tmp_path / "property").write_text("many,112,112")
     (tmp_path / "train.rec.seal").write_bytes(b"ADRSEAL1 but short")
     found = inspect(tmp_path / "train.rec", capsys)
     assert found["facts"]["height x width"] == {"64 x 64": 1, "112 x 112": 1}
-    assert found["facts"]["CMYK or YCCK"] == 1
+    assert (found["facts"]["CMYK or YCCK"], found["facts"]["turned by EXIF orientation"]) == (1, 1)
     assert found["facts"]["labels"] == {"one, in the image header (flag 0)": 2, "2 behind the header (flag 2)": 1}
     told = "\n".join(found["problems"])
     for text in ("1 of 3 images looked at cannot be read", "2 of 3 labels name no identity", "property", "is damaged"):
@@ -145,11 +151,9 @@ def test_folders_are_told_by_what_is_in_them(tmp_path: Path, insightface: Path, 
         assert inspect(tmp_path / name, capsys)["kind"] == kind
 
 
-@pytest.mark.parametrize(
-    ("name", "content", "kind"),
-    [
+def test_small_files_are_told_by_their_bytes(tmp_path: Path, capsys):
+    for name, content, kind in (
         ("x.idx", b"0\t0\n1\t44\n", "index"),
-        ("x.lst", b"0\t1.0\ta.jpg\n", "list"),
         ("whatever", b"7\t1\t3\tb/a.jpg\n", "list"),
         ("x.npy", b"\x93NUMPY\x01\x00", "array"),
         ("x.parquet", b"PAR1", "parquet"),
@@ -159,14 +163,11 @@ def test_folders_are_told_by_what_is_in_them(tmp_path: Path, insightface: Path, 
         ("x.json", b"[" * 100_000, "json"),
         ("x.txt", b"hello\n", "text"),
         ("x", b"\xfe\xfd\x00", "unknown"),
-        ("x.safetensors", (2).to_bytes(8, "little") + b"{}", "safetensors"),
         ("x.safetensors", (1 << 39).to_bytes(8, "little") + b"{}", "safetensors"),
         ("x.rec.seal", b"ADRSEAL1", "seal"),
-    ],
-)
-def test_small_files_are_told_by_their_bytes(tmp_path: Path, capsys, name: str, content: bytes, kind: str):
-    (tmp_path / name).write_bytes(content)
-    assert inspect(tmp_path / name, capsys)["kind"] == kind
+    ):
+        (tmp_path / name).write_bytes(content)
+        assert inspect(tmp_path / name, capsys)["kind"] == kind, name
 
 
 def test_a_name_that_promises_something_else_is_told(tmp_path: Path, capsys):
@@ -194,7 +195,7 @@ def test_nothing_that_was_damaged_brings_it_down(tmp_path: Path, insightface: Pa
     records_to_folder(source / "train.rec", source / "images")
     draw = random.Random(0)
     names = [path.relative_to(source) for path in sorted(source.rglob("*")) if path.is_file()]
-    for trial in range(60):
+    for trial in range(20):
         target = tmp_path / "trial"
         shutil.copytree(source, target)
         victim = target / draw.choice(names)

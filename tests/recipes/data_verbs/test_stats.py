@@ -81,13 +81,3 @@ def test_numbers_that_make_no_sense_are_refused(records: Path, capsys):
     for wrong in (["--below", "0"], ["--sample", "-1"]):
         assert main(["stats", str(records), *wrong]) == 2
         assert "must be positive" in capsys.readouterr().err
-
-
-@pytest.mark.realdata
-def test_real_faces_have_no_duplicates_and_add_up(data_dir: Path, capsys):
-    assert main(["stats", str(data_dir / "faces" / "train.rec"), "--duplicates", "--below", "2", "--json"]) == 0
-    found = json.loads(capsys.readouterr().out)
-    assert sum(images for *_, images in found["histogram"]) == 4145
-    assert sum(identities for _, _, identities, _ in found["histogram"]) == 816
-    assert len(found["below"]) == found["images_per_identity"]["singletons"]
-    assert found["duplicates"]["across_identities"] <= len(found["duplicates"]["groups"])

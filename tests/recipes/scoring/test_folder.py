@@ -5,13 +5,14 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from evaluated_networks import BACKBONE, SIDE, write_checkpoints, write_pairs
+from forked_python import forked_python
 
 from adadistill.core.backbones import BackboneConfig, build_backbone
 from adadistill.core.backbones.public_weights import public_names
@@ -21,12 +22,15 @@ from adadistill.recipes.evaluate import main
 from adadistill.recipes.scoring.benchmark_pass import PreparedNetwork
 from adadistill.recipes.scoring.files import read_evaluation, read_evaluations
 
-TESTS = Path(__file__).resolve().parents[2]
+
+@pytest.fixture(scope="module")
+def checkpoints(tmp_path_factory) -> Path:
+    return write_checkpoints(tmp_path_factory.mktemp("written") / "run")
 
 
 @pytest.fixture
-def run_folder(tmp_path) -> Path:
-    return write_checkpoints(tmp_path / "run")
+def run_folder(checkpoints, tmp_path) -> Path:
+    return shutil.copytree(checkpoints, tmp_path / "run")
 
 
 @pytest.fixture
@@ -97,16 +101,9 @@ def test_torchrun_shares_the_work_agrees_on_what_is_left_and_writes_one_report(r
     assert evaluate(run_folder, "--all", "--sets", faces) == 0
     alone = read_evaluations(run_folder / "report")[0]
     (run_folder / "report" / "verification-step-00000020.json").unlink()
-    script = tmp_path / "launch.py"
-    script.write_text(
-        f"import sys; sys.path.insert(0, {str(TESTS)!r})\n"
-        "import tests_support; tests_support.make_importable()\n"
-        "from adadistill.recipes.evaluate import main\n"
-        "sys.exit(main(sys.argv[1:]))\n"
-    )
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(script)]
-    command += [str(run_folder), "--all", "--sets", str(faces), "--device", "cpu"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    command = [forked_python(), "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    command += ["-m", "adadistill.recipes.evaluate", str(run_folder), "--all", "--sets", str(faces), "--device", "cpu"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHON_EXEC": forked_python()}
     done = subprocess.run(command, capture_output=True, text=True, timeout=240, env=environment, check=False)
 
     assert done.returncode == 0, done.stderr

@@ -12,7 +12,7 @@ import tests_support
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from adadistill.bench.peers import ijb_loops
+from adadistill.bench import ijb as ijb_loops
 from adadistill.core.scoring.ijb import pair_scores as pair_scores_module
 from adadistill.core.scoring.ijb import roc as roc_module
 from adadistill.core.scoring.ijb.identification import search_gallery

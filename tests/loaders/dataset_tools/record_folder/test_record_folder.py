@@ -7,7 +7,6 @@ import random
 import shutil
 from pathlib import Path
 
-import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -18,6 +17,7 @@ from adadistill.loaders.dataset_tools.record_folder.image_lists import ListedIma
 from adadistill.loaders.dataset_tools.record_folder.records_to_folder import records_to_folder
 from adadistill.loaders.folders import ImageFolderError
 from adadistill.loaders.records.image_records import ImageRecords
+from adadistill.loaders.records.image_source import EncodedImage
 from adadistill.loaders.records.recordio import (
     BadBodyError,
     BadLabelError,
@@ -57,7 +57,7 @@ class Stop:
 FLOATS = st.floats(width=32, allow_nan=False, allow_infinity=False)
 
 
-@settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(max_examples=8, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     records=st.lists(st.tuples(st.integers(0, 12), st.lists(FLOATS, max_size=3)), min_size=1, max_size=8),
     data=st.data(),
@@ -77,13 +77,6 @@ def test_keys_labels_order_and_images_come_back(tmp_path_factory, records, data:
     assert content(folder / "again" / "train.rec") == wanted
     assert (folder / "again" / "property").read_bytes() == (folder / "property").read_bytes()
     shutil.rmtree(folder)
-
-
-def test_insightface_s_files_come_back_with_their_header_record(tmp_path: Path):
-    source = write_insightface(tmp_path / "a")
-    records_to_folder(source, tmp_path / "images")
-    folder_to_records(tmp_path / "images", tmp_path / "b")
-    assert contents(tmp_path / "b") == contents(tmp_path / "a")
 
 
 def test_a_folder_that_an_earlier_version_made_is_converted_back(tmp_path: Path):
@@ -116,12 +109,11 @@ def test_folders_are_named_by_labels_json_where_its_names_are_good(tmp_path: Pat
         assert sorted(path.name for path in (tmp_path / "plain").iterdir() if path.is_dir()) == ["0", "1", "2"]
 
 
-@pytest.mark.parametrize("label", [-1.0, 0.5, float("nan"), float("inf"), 2.0**24])
-@pytest.mark.parametrize("others", [(), (0.0,)])
-def test_labels_that_name_no_identity_are_refused_before_anything_is_written(tmp_path: Path, label: float, others):
+@pytest.mark.parametrize("label", [-1.0, 0.5, float("nan"), (2.0**24, 0.0)])
+def test_labels_that_name_no_identity_are_refused_before_anything_is_written(tmp_path: Path, label):
     with RecordWriter(tmp_path / "train.rec") as writer:
         writer.write(5, jpeg(0), labels=0.0)
-        writer.write(9, jpeg(1), labels=(label, *others) if others else label)
+        writer.write(9, jpeg(1), labels=label)
     with pytest.raises(BadLabelError, match=r"\(key 9\).*names no folder"):
         records_to_folder(tmp_path / "train.rec", tmp_path / "images")
     assert not (tmp_path / "images").exists()
@@ -150,6 +142,9 @@ def test_unpacking_goes_on_where_it_was_stopped_and_mends_torn_files(tmp_path: P
     with pytest.raises(KeyboardInterrupt):
         records_to_folder(source, tmp_path / "b", progress=Stop(4))
     assert not (tmp_path / "b" / ".records.lst").exists()
+    with pytest.raises(ImageFolderError, match="unfinished conversion and lacks images"):
+        folder_to_records(tmp_path / "b", tmp_path / "c")
+    assert folder_to_records(tmp_path / "b", tmp_path / "c", ignore_manifest=True).images == 4
     images = sorted((tmp_path / "b").rglob("*.jpg"))
     assert len(images) == 4
     body = images[1].read_bytes()
@@ -218,12 +213,8 @@ def test_a_folder_that_changed_is_converted_by_names_only_when_told(tmp_path: Pa
 
 def test_a_plain_folder_is_what_insightface_s_layout_makes_of_it(tmp_path: Path):
     samples = [(0, jpeg(0)), (0, jpeg(1)), (1, jpeg(2))]
-    for name, body in [("ann/1.jpg", 0), ("ann/2.JPG", 1), ("bob/0.jpeg", 2)]:
-        (tmp_path / "set" / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / "set" / name).write_bytes(jpeg(body))
-    for ignored in ("ann/notes.txt", "ann/.hidden.jpg", ".cache/x.jpg", "readme.jpg"):
-        (tmp_path / "set" / ignored).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / "set" / ignored).write_bytes(b"?")
+    ignored = ("ann/notes.txt", "ann/.hidden.jpg", ".cache/x.jpg", "readme.jpg")
+    write_images(tmp_path / "set", "ann/1.jpg", "ann/2.JPG", "bob/0.jpeg", *ignored)
     (tmp_path / "set" / "empty").mkdir()
     before = contents(tmp_path / "set")
     folder_to_records(tmp_path / "set", tmp_path / "out")
@@ -281,18 +272,8 @@ def test_bad_images_are_named_and_leave_nothing_behind(tmp_path: Path):
         folder_to_records(tmp_path / "nowhere", tmp_path / "out")
 
 
-def test_an_unfinished_folder_is_not_taken_for_a_whole_one(tmp_path: Path):
-    with pytest.raises(KeyboardInterrupt):
-        records_to_folder(write_insightface(tmp_path / "a"), tmp_path / "b", progress=Stop(3))
-    with pytest.raises(ImageFolderError, match="unfinished conversion and lacks images"):
-        folder_to_records(tmp_path / "b", tmp_path / "c")
-    assert folder_to_records(tmp_path / "b", tmp_path / "c", ignore_manifest=True).images == 3
-
-
 def test_a_folder_that_changes_meanwhile_is_told(tmp_path: Path):
-    for name in ("a/1.jpg", "b/2.jpg", "b/3.jpg"):
-        (tmp_path / "set" / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / "set" / name).write_bytes(jpeg(0))
+    write_images(tmp_path / "set", "a/1.jpg", "b/2.jpg", "b/3.jpg")
 
     def meddle(done: int, _total: int) -> None:
         if done == 1:
@@ -314,17 +295,13 @@ def test_a_full_disk_is_told_at_the_door(tmp_path: Path, monkeypatch):
 
 @pytest.mark.parametrize("flag_labels", [(3.0,), (3.0, 1.0, 0.25)])
 def test_a_list_gives_keys_labels_and_order(tmp_path: Path, flag_labels: tuple[float, ...]):
-    (tmp_path / "set" / "x").mkdir(parents=True)
-    for number in range(3):
-        (tmp_path / "set" / "x" / f"{number}.jpg").write_bytes(jpeg(number))
+    write_images(tmp_path / "set", "x/0.jpg", "x/1.jpg", "x/2.jpg")
     labels = "\t".join(f"{label:f}" for label in flag_labels)
     (tmp_path / "a.lst").write_text("".join(f"{key}\t{labels}\tx/{n}.jpg\n" for n, key in enumerate((7, 2, 9))))
     made = folder_to_records(tmp_path / "set", tmp_path / "out", lst=tmp_path / "a.lst")
     records = ImageRecords(made.path)
     assert records.index.keys.tolist() == [7, 2, 9]
-    assert [records.read(number) for number in range(3)] == [
-        type(records.read(0))(3, jpeg(number)) for number in range(3)
-    ]
+    assert [records.read(number) for number in range(3)] == [EncodedImage(3, jpeg(number)) for number in range(3)]
     assert (tmp_path / "out" / "property").read_text() == "4,16,16\n"
 
 
@@ -332,7 +309,6 @@ def test_a_list_gives_keys_labels_and_order(tmp_path: Path, flag_labels: tuple[f
     ("line", "message"),
     [
         ("0\t1\t../a.jpg", "no path within"),
-        ("0\t1\t/etc/passwd", "no path within"),
         ("1\tx/0.jpg\t0", "insightface's own"),
         ("0\t-1\tx.jpg", "no whole number"),
         ("0\tnan\tx.jpg", "is no line"),
@@ -349,17 +325,10 @@ def test_lists_that_are_none_are_refused(tmp_path: Path, line: str, message: str
         folder_to_records(tmp_path / "set", tmp_path / "out", lst=tmp_path / "a.lst")
 
 
-def test_a_line_of_a_list_reads_back_to_the_same_labels(tmp_path: Path):
-    labels = (float(np.float32(1 / 3)), -0.0, float(np.finfo(np.float32).max), float(np.float32(1e-45)))
-    (tmp_path / "a.lst").write_bytes(ListedImage(3, (5.0, *labels), "ann/1.jpg").line())
-    (read,) = read_list(tmp_path / "a.lst")
-    assert np.array(read.labels, np.float32).tobytes() == np.array((5.0, *labels), np.float32).tobytes()
-
-
 def test_a_damaged_list_is_refused_or_names_no_file_outside(tmp_path: Path):
     whole = b"".join(ListedImage(key, (float(key), 1.0), f"{key}/{key}.jpg").line() for key in range(4))
     draw, path = random.Random(0), tmp_path / "a.lst"
-    for trial in range(300):
+    for trial in range(100):
         body = bytearray(whole)
         if trial % 3 == 0:
             body = body[: draw.randrange(len(body))]
@@ -374,15 +343,6 @@ def test_a_damaged_list_is_refused_or_names_no_file_outside(tmp_path: Path):
     path.write_bytes(b"x" * (5 << 20))
     with pytest.raises(ImageFolderError, match="no list has such"):
         list(read_list(path))
-
-
-def test_an_image_that_is_a_link_out_of_the_folder_is_not_read(tmp_path: Path):
-    records_to_folder(write_insightface(tmp_path / "a"), tmp_path / "b")
-    image = min((tmp_path / "b").rglob("*.jpg"))
-    shutil.move(image, tmp_path / "secret.jpg")
-    image.symlink_to(tmp_path / "secret.jpg")
-    with pytest.raises(ImageFolderError, match="leads out of"):
-        folder_to_records(tmp_path / "b", tmp_path / "out")
 
 
 @pytest.mark.realdata
