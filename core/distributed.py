@@ -21,6 +21,7 @@ from torch import Tensor
 from adadistill.core.checkpoints.files import row_range
 from adadistill.core.training.heartbeat import beat
 from adadistill.core.training.restarts import store_of_restart
+from adadistill.core.training.stop_signal import StopRequested, current_stop
 from adadistill.kernels.margin_softmax import ClassShard
 from adadistill.loaders.errors import Refused, WorkFailed
 
@@ -195,6 +196,29 @@ def broadcast_text(text: str, ranks: Ranks) -> str:
     box = [text]
     dist.broadcast_object_list(box, src=0)
     return box[0]
+
+
+def stop_requested(ranks: Ranks) -> bool:
+    """Whether this rank, one of several, has been asked to stop: it may skip work up to the next `leave_together`."""
+    stop = current_stop()
+    return ranks.world_size > 1 and stop is not None and stop.requested
+
+
+def leave_together(ranks: Ranks) -> None:
+    """A place in an evaluation where every rank leaves if one of them was asked to; all ranks call it together.
+
+    A rank that left alone would keep the others waiting in their next collective; in a training step the request
+    travels with the step's values. Nothing is asked where nobody listens: a rank alone is interrupted wherever it is,
+    and an entry point that has nothing to keep leaves at once, as its launcher signals every rank.
+
+    Raises:
+        StopRequested: on every rank.
+    """
+    stop = current_stop()
+    if ranks.world_size == 1 or stop is None or stop.leaves_at_once:
+        return
+    if int(all_reduced(torch.tensor(int(stop.requested), device=ranks.device), "max", ranks)):
+        raise StopRequested(stop.exit_code)
 
 
 def run_on_main(action: Callable[[], T], ranks: Ranks) -> T:

@@ -22,7 +22,7 @@ from adadistill.core.communication import Placement, runs_teacher
 from adadistill.core.device_kinds import DEVICES, USABLE_MEMORY, DeviceKind, memory_of_machine_gb
 from adadistill.core.method.class_centres import adaptive_centre_bytes
 from adadistill.core.method.slow_centres import slow_centres_dtype
-from adadistill.core.network_cost import network_cost
+from adadistill.core.network_cost import network_cost, network_values
 from adadistill.core.recipe import Recipe
 from adadistill.core.training.optimiser import parts_like_parameters
 
@@ -226,13 +226,13 @@ def checkpoint_space(recipe: Recipe, folder: Path, *, identities: int, steps_per
 
 def checkpoint_parts(recipe: Recipe, identities: int) -> dict[str, int]:
     """Bytes of the tensors in one checkpoint, by what they are."""
-    network = network_cost(recipe.student, recipe.data.image_size)
+    parameters, running_statistics = network_values(recipe.student, recipe.data.image_size)
     exact = torch.float64 if recipe.precision == "float64" else torch.float32
     centres = identities * recipe.student.embedding_dim
     kind, half = recipe.centres.kind, recipe.centres.half
     kept = parts_like_parameters(recipe.optim)
-    parts = {"student": (network.parameters + network.running_statistics) * exact.itemsize}
-    parts |= dict.fromkeys(kept, network.parameters * exact.itemsize)
+    parts = {"student": (parameters + running_statistics) * exact.itemsize}
+    parts |= dict.fromkeys(kept, parameters * exact.itemsize)
     if kind == "adaptive":
         parts["class centres"] = centres * (exact if half is None else getattr(torch, half)).itemsize
     elif kind == "trainable":

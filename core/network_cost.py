@@ -55,6 +55,14 @@ class NetworkCost:
 
 
 @cache
+def network_values(config: BackboneConfig, image_size: int) -> tuple[int, int]:
+    """Parameters, and floating-point buffer values, of a network: from its shapes alone, which takes no pass."""
+    skeleton = backbone_skeleton(config, image_size)
+    buffers = [buffer.numel() for buffer in skeleton.buffers() if buffer.is_floating_point()]
+    return sum(parameter.numel() for parameter in skeleton.parameters()), sum(buffers)
+
+
+@cache
 def network_cost(config: BackboneConfig, image_size: int) -> NetworkCost:
     """Count a network.
 
@@ -64,10 +72,10 @@ def network_cost(config: BackboneConfig, image_size: int) -> NetworkCost:
     skeleton = backbone_skeleton(config, image_size)
     # Tensors without memory that pass for a CPU's: autocast, which the last layer leaves, knows no device "meta".
     with FakeTensorMode(allow_non_fake_inputs=True):
-        return _counted(skeleton.to_empty(device="cpu").train(), image_size)
+        return _counted(skeleton.to_empty(device="cpu").train(), image_size, *network_values(config, image_size))
 
 
-def _counted(network: nn.Module, image_size: int) -> NetworkCost:
+def _counted(network: nn.Module, image_size: int, parameters: int, running_statistics: int) -> NetworkCost:
     weights = {tensor.untyped_storage()._cdata for tensor in (*network.parameters(), *network.buffers())}
     saved: dict[int, int] = {}
     kept: list[Tensor] = []  # a freed storage would lend its identity to a later one
@@ -84,8 +92,8 @@ def _counted(network: nn.Module, image_size: int) -> NetworkCost:
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor), traffic, flops:
         network(images)
     return NetworkCost(
-        parameters=sum(parameter.numel() for parameter in network.parameters()),
-        running_statistics=sum(buffer.numel() for buffer in network.buffers() if buffer.is_floating_point()),
+        parameters=parameters,
+        running_statistics=running_statistics,
         forward_flop=flops.get_total_flops() // _IMAGES,
         fused_values=traffic.of_maps // _IMAGES,
         unfused_values=traffic.of_all // _IMAGES,

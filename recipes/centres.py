@@ -24,8 +24,7 @@ from adadistill.core.method.centre_files import (
     write_centres,
 )
 from adadistill.recipes.entry_point import entry_point, known_verb
-from adadistill.recipes.out_option import add_out, parse_with_out
-from adadistill.recipes.outputs import will_write
+from adadistill.recipes.outputs import add_out, parse_with_out, will_write
 
 _USAGE = "usage: adadistill centres export RUN --out FILE; `adadistill centres export --help` tells more."
 _SUFFIXES: dict[CentresFormat, str] = {"safetensors": ".safetensors", "npy": ".npy"}

@@ -30,8 +30,7 @@ from adadistill.core.checkpoints.network_checkpoint import load_network, save_ne
 from adadistill.core.teachers.interface import file_sha256
 from adadistill.core.teachers.weight_source import read_public_network
 from adadistill.recipes.entry_point import entry_point
-from adadistill.recipes.out_option import add_out, parse_with_out
-from adadistill.recipes.outputs import will_write, will_write_folder
+from adadistill.recipes.outputs import add_out, parse_with_out, will_write, will_write_folder
 
 
 @entry_point("adadistill convert")

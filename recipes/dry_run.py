@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -25,19 +25,19 @@ from adadistill.core.profiling import open_profile, under_nsys
 from adadistill.core.recipe import Recipe, recipe_hash, resolve_recipe
 from adadistill.core.training.folder_owner import this_launch
 from adadistill.core.training.opening import Opening
-from adadistill.core.training.rate_table import rate_table
+from adadistill.core.training.optimiser import rate_table
 from adadistill.core.training.run_folder import RunFolder
 from adadistill.loaders.errors import Refused, WorkFailed
 from adadistill.loaders.pipelines.sample_order import SampleOrder
 from adadistill.loaders.records.image_source import ImageSource
 from adadistill.loaders.records.record_index import RecordIndex
-from adadistill.recipes.dry_run_text import as_text
 from adadistill.recipes.outputs import will_write_folder
 from adadistill.recipes.profiled_launch import profile_request, refuse_without_cuda
-from adadistill.recipes.resolved_recipe import recipe_files, resolved_values
+from adadistill.recipes.resolved_recipe import recipe_files, resolved_text, resolved_values
 from adadistill.recipes.run_files import read_files, written_paths
 
 _REFUSALS = (Refused, WorkFailed, ValueError, OSError, ImportError)
+_PRESENCE = {"there": "", "missing": "MISSING", "optional": "not there", "download": "from the Hub"}
 
 
 def add_dry_run_options(parser: argparse.ArgumentParser) -> None:
@@ -68,13 +68,13 @@ def dry_run(arguments: argparse.Namespace) -> int:
     except RecipeError as error:
         found.problems += [f"{error.source}: {problem}" for problem in error.problems]
         report: dict[str, Any] = {"would_start": False, "problems": found.problems}
-        print(json.dumps(report, indent=1) if arguments.json else as_text(report))
+        print(json.dumps(report, indent=1) if arguments.json else _as_text(report))
         return 2
     folder = arguments.out or Path("runs") / loaded.config.name
     with found.warnings_as_notes():
         opening = _open(loaded.config, folder, ranks, arguments, found)
         report = _report(loaded, opening, arguments, found)
-    print(json.dumps(report, indent=1) if arguments.json else as_text(report, loaded))
+    print(json.dumps(report, indent=1) if arguments.json else _as_text(report, loaded))
     return 2 if found.problems else 0
 
 
@@ -91,7 +91,8 @@ class _Findings:
         try:
             yield
         except _REFUSALS as error:
-            self.problems.append(str(error) or type(error).__name__)
+            text = str(error) or type(error).__name__
+            self.problems += [] if text in self.problems else [text]  # a resume is looked at twice
 
     @contextmanager
     def warnings_as_notes(self) -> Iterator[None]:
@@ -141,6 +142,7 @@ def _open(recipe: Recipe, folder: Path, ranks: Ranks, arguments: argparse.Namesp
         will_write_folder(folder, remedy="give another --out")
     if len(found.problems) == before:
         opening.look_at_folder(this_launch(""), resume=arguments.resume, take_over=arguments.take_over)
+    opening.look_at_resume(resume=arguments.resume, resume_allow=arguments.resume_allow)
     opening.look_at_machine()
     opening.look_at_files()
     opening.choose_checkpoint(resume=arguments.resume, resume_allow=arguments.resume_allow)
@@ -247,3 +249,113 @@ def _resume(opening: Opening, asked: str) -> dict[str, Any]:
         "step": None if found is None else found.step,
         "epoch": epoch if isinstance(epoch, int) else None,
     }
+
+
+def _as_text(report: dict[str, Any], loaded: LoadedConfig[Recipe] | None = None) -> str:
+    """The report of `dry_run`; without a recipe, its problems alone."""
+    lines: list[str] = []
+    if loaded is not None:
+        lines = [f"recipe {report['name']}, hash {report['recipe_hash'][:12]}", *_indented(resolved_text(loaded)), ""]
+        lines += [*_records_text(report), *_steps_text(report, loaded.config.optim.epochs)]
+        lines += [*_rates_text(report), *_memory_text(report)]
+        lines += ["reads", *_indented(_reads_text(report["reads"])), ""]
+        lines += [*_writes_text(report), _resume_text(report["resume"]), ""]
+        if report["notes"]:
+            lines += ["notes", *_bulleted(report["notes"]), ""]
+    if report["would_start"]:
+        return "\n".join([*lines, "would start: nothing was found against it. Nothing was written."])
+    problems = report["problems"]
+    return "\n".join([*lines, f"would not start, {len(problems)} problem(s):", *_bulleted(problems)])
+
+
+def _records_text(report: dict[str, Any]) -> list[str]:
+    records = report["records"]
+    if records is None:
+        return []
+    sealed = "there: every record is checked as it is read" if records["sealed"] else "none"
+    lines = [
+        f"{records['path']}: {records['images']:,} images of {records['identities']:,} identities",
+        f"header    {records['header']}",
+        f"index     {records['index']}",
+        f"seal      {sealed}",
+    ]
+    return ["records", *_indented(lines), ""]
+
+
+def _steps_text(report: dict[str, Any], epochs: int) -> list[str]:
+    steps = report["steps"]
+    if steps is None:
+        return []
+    in_parts = f", in {steps['parts']} parts" if steps["parts"] > 1 else ""
+    lines = [
+        f"batch     {steps['global_batch_size']} = {steps['world_size']} x {steps['batch_per_device']} a device"
+        + in_parts,
+        f"an epoch  {steps['per_epoch']:,} steps; {steps['dropped']} images fill no step, others every epoch",
+        f"in all    {steps['in_all']:,} steps, {epochs} epochs",
+    ]
+    return [f"steps on {report['device']}", *_indented(lines), ""]
+
+
+def _rates_text(report: dict[str, Any]) -> list[str]:
+    points = report["learning_rate"]
+    rows = [f"{one['epoch']:>5} {one['step']:>9,}  {one['rate']:<12.6g} {one['what']}" for one in points]
+    return ["learning rate", *_indented(["epoch      step  rate", *rows]), ""] if rows else []
+
+
+def _memory_text(report: dict[str, Any]) -> list[str]:
+    memory = report["memory"]
+    if memory is None:
+        return []
+    return [
+        f"memory of a device, an estimate for {memory['assumption']}",
+        *_indented(f"{name:<22} {size:>9.3f} GB" for name, size in memory["parts_gb"].items()),
+        f"  {'in all':<22} {memory['needed_gb']:>9.3f} GB of {memory['usable_gb']:.3f} to use",
+        "",
+    ]
+
+
+def _reads_text(files: list[dict[str, Any]]) -> list[str]:
+    width = max(len(file["key"]) for file in files)
+    found = [
+        _PRESENCE[file["presence"]] or ("folder" if file["size_bytes"] is None else _size(file["size_bytes"]))
+        for file in files
+    ]
+    return [f"{file['key']:<{width}}  {file['path']}  {what}" for file, what in zip(files, found, strict=True)]
+
+
+def _writes_text(report: dict[str, Any]) -> list[str]:
+    folder, writes, space = report["folder"], report["writes"], report["space"]
+    width = max(len(one["path"]) for one in writes)
+    lines = [f"{one['path']:<{width}}  {one['what']}{' (there already)' if one['exists'] else ''}" for one in writes]
+    if space is not None:
+        parts = ", ".join(f"{name} {_size(size)}" for name, size in space["parts_bytes"].items())
+        free = "unknown" if space["free_bytes"] is None else _size(space["free_bytes"])
+        lines += [
+            f"a checkpoint has about {_size(space['one_bytes'])} ({parts})",
+            f"{space['kept']} stay, {space['most_at_once']} at once while one is written: "
+            f"{_size(space['needed_bytes'])} more needed, {free} free",
+        ]
+    return [f"writes, in {folder}" + ("" if Path(folder).is_absolute() else f" of {Path.cwd()}"), *_indented(lines)]
+
+
+def _resume_text(resume: dict[str, Any]) -> str:
+    if resume["checkpoint"] is not None:
+        where = f", in epoch {resume['epoch']}" if resume["epoch"] is not None else ""
+        return f"  goes on from {resume['checkpoint']}, after step {resume['step']}{where}"
+    return "  begins a new run" + (", as --resume auto finds no checkpoint" if resume["asked"] == "auto" else "")
+
+
+def _size(size: int) -> str:
+    """3.1 GB, 12.5 MB, 4 kB; powers of ten."""
+    for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if size >= scale:
+            return f"{size / scale:.2f} {unit}"
+    return f"{size} bytes"
+
+
+def _indented(lines: Iterable[str]) -> list[str]:
+    return [f"  {line}" for line in lines]
+
+
+def _bulleted(lines: Iterable[str]) -> list[str]:
+    return ["  - " + line.replace("\n", "\n    ") for line in lines]

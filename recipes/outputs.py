@@ -1,11 +1,36 @@
-"""Whether what a verb is to write can be written, asked at its door: before the work, and without leaving a trace."""
+"""Where the result of a verb goes: `--out PLACE`, and whether that can be written, asked at the door.
+
+Verbs took the place as a last word once; that is still understood, wherever it stands between options. The door asks
+before the work and leaves no trace.
+"""
 
 from __future__ import annotations
 
+import argparse
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from adadistill.recipes.entry_point import result_lies_in_files
+
+
+def add_out(parser: argparse.ArgumentParser, metavar: str, text: str) -> None:
+    """Add the option, behind all positional arguments of the parser. `parse_with_out` reads it.
+
+    Args:
+        text: says what is written, for `--help`.
+    """
+    parser.add_argument("place", nargs="?", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--out", type=Path, metavar=metavar, help=text)
+
+
+def parse_with_out(parser: argparse.ArgumentParser, argv: Sequence[str]) -> argparse.Namespace:
+    """Parse a command line; `out` is the place, however it was named. Exits as argparse does with none or two."""
+    arguments = parser.parse_intermixed_args(list(argv))
+    if (arguments.out is None) == (arguments.place is None):
+        parser.error("say once where the result goes: --out PLACE")
+    arguments.out = arguments.out or arguments.place
+    return arguments
 
 
 def will_write_folder(path: Path, *, remedy: str = "name another folder") -> None:

@@ -30,7 +30,7 @@ from pathlib import Path
 
 from tests_support import ROOT, make_importable
 
-_IMPORTED = ["torch", "torch._dynamo", "torch.distributed", "numpy", "scipy.stats", "sklearn.metrics", "yaml"]
+_IMPORTED = ["torch", "torch._dynamo", "torch.distributed.run", "numpy", "scipy.stats", "sklearn.metrics", "yaml"]
 _IMPORTED += ["safetensors.torch", "simplejpeg", "PIL.Image", "nvtx", "jinja2"]
 _IMPORTED += ["adadistill.recipes.train", "adadistill.recipes.evaluate", "adadistill.recipes.cache_teacher"]
 
@@ -204,6 +204,7 @@ def _become(request: _Request, installed: list[str]) -> None:
     elif arguments[0] == "-m":
         sys.path[0] = folder
         sys.argv = arguments[1:]
+        sys.modules.pop(arguments[1], None)  # else runpy warns of it
         runpy.run_module(arguments[1], run_name="__main__", alter_sys=True)
     else:
         sys.path[0] = str(Path(arguments[0]).resolve().parent)

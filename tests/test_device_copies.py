@@ -22,7 +22,7 @@ OF_A_STEP = [
 NOT_IN_A_STEP = {
     ("core/method/frozen_centres.py", "__init__"),  # once, at the start
     ("core/method/norm_statistics.py", "from_state_dict"),  # of a checkpoint
-    ("core/training/replica_agreement.py", "require_equal_replicas"),  # at a save
+    ("core/training/rank_agreement.py", "require_equal_replicas"),  # at a save
     ("core/training/run.py", "_random_centres"),  # once, at the start
     ("core/training/training_step.py", "__init__"),  # the student, once
     ("core/teachers/network_teacher.py", "__init__"),  # the teacher, once

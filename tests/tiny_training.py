@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -11,6 +12,7 @@ import torch
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from adadistill.core.checkpoints import Checkpoint
     from adadistill.core.recipe import Recipe
     from adadistill.loaders.batch import Batch
     from adadistill.loaders.pipelines.pipeline import ImagePipeline
@@ -81,6 +83,28 @@ checkpoint: {{every_epochs: null}}
 log: {{every: 3}}
 """
     return parse_recipe(text, overrides=[f"{key.replace('__', '.')}={value}" for key, value in overrides.items()])
+
+
+def logged(run: Path, event: str = "train") -> list[dict[str, Any]]:
+    """The lines of one kind in the log of a run."""
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [row for row in rows if row["event"] == event]
+
+
+def newest(run: Path) -> Checkpoint:
+    """The newest checkpoint of a run; none of its checkpoints may be damaged."""
+    from adadistill.core.checkpoints import newest_valid_checkpoint
+
+    checkpoint, skipped = newest_valid_checkpoint(run)
+    assert checkpoint is not None
+    assert not skipped
+    return checkpoint
+
+
+def final_tensors(run: Path) -> dict[str, torch.Tensor]:
+    """All that the newest checkpoint of a run holds, by name."""
+    checkpoint = newest(run)
+    return {**checkpoint.model, **checkpoint.optimiser, **checkpoint.row_sharded}
 
 
 class NanImages:

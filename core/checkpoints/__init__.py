@@ -10,6 +10,7 @@ from adadistill.core.checkpoints.files import (
     list_checkpoints,
     load_checkpoint,
     newest_valid_checkpoint,
+    peek_checkpoint,
     resolve_checkpoint,
     verify_checkpoint,
 )
@@ -34,6 +35,7 @@ __all__ = [
     "list_checkpoints",
     "load_checkpoint",
     "newest_valid_checkpoint",
+    "peek_checkpoint",
     "resolve_checkpoint",
     "verify_checkpoint",
 ]

@@ -134,6 +134,12 @@ def check_file(folder: Path, record: FileRecord) -> None:
         reader.finish()
 
 
+def check_size(folder: Path, record: FileRecord) -> None:
+    """See that a file is there and of its size, without reading it. Raises CheckedFileError."""
+    with _CheckedReader(folder, record):
+        pass
+
+
 def read_header(folder: Path, record: FileRecord) -> TensorHeader:
     """Read the header of a safetensors file, its bytes not yet checked against the sha256. Raises CheckedFileError."""
     with _CheckedReader(folder, record) as reader:

@@ -26,7 +26,7 @@ import logging
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -37,6 +37,7 @@ from adadistill.core.checkpoints.checked_files import (
     FileRecord,
     TensorHeader,
     check_file,
+    check_size,
     empty_tensor,
     open_regular,
     read_bytes,
@@ -105,15 +106,15 @@ class Checkpoint:
 
     path: Path
     step: int
-    model: dict[str, Tensor]
-    optimiser: dict[str, Tensor]
-    optimiser_json: dict[str, Any]
-    row_sharded: dict[str, RowArray]
+    state: dict[str, Any]
+    model: dict[str, Tensor] = field(default_factory=dict)
+    optimiser: dict[str, Tensor] = field(default_factory=dict)
+    optimiser_json: dict[str, Any] = field(default_factory=dict)
+    row_sharded: dict[str, RowArray] = field(default_factory=dict)
     """Large (C, ...) arrays, whatever the number of ranks that wrote them: whole, or this rank's rows where these were
     asked for."""
-    rank_states: list[dict[str, Any]]
+    rank_states: list[dict[str, Any]] = field(default_factory=list)
     """By rank of the run that wrote it; that may have had more or fewer ranks than this one."""
-    state: dict[str, Any]
 
 
 def step_folder_name(step: int) -> str:
@@ -186,16 +187,7 @@ def load_checkpoint(
         model, _ = read_tensors(path, manifest[MODEL_NAME])
         state = _read_json(path, manifest[STATE_NAME])
         if model_only:
-            return Checkpoint(
-                path=path,
-                step=manifest.step,
-                model=model,
-                state=state,
-                optimiser={},
-                optimiser_json={},
-                row_sharded={},
-                rank_states=[],
-            )
+            return Checkpoint(path=path, step=manifest.step, model=model, state=state)
         optimiser, _ = read_tensors(path, manifest[OPTIMISER_NAME])
         ranks = range(manifest.world_size)
         return Checkpoint(
@@ -208,6 +200,23 @@ def load_checkpoint(
             row_sharded={array: _read_array(path, manifest, array, own_rows_of) for array in _sharded_arrays(manifest)},
             rank_states=[_read_json(path, manifest[rank_state_name(rank, manifest.world_size)]) for rank in ranks],
         )
+
+
+def peek_checkpoint(path: str | Path) -> Checkpoint:
+    """What a checkpoint says of itself: its `state`, without a tensor and without reading the large files.
+
+    Of the other files only name and size are compared with the manifest; `load_checkpoint` finds what else is wrong.
+
+    Raises:
+        CheckpointError: as `load_checkpoint`, with the same sentence.
+    """
+    path = Path(path)
+    manifest = read_manifest(path)
+    with _errors_of(path):
+        _check_file_names(manifest)
+        for record in manifest.files:
+            check_size(path, record)
+        return Checkpoint(path=path, step=manifest.step, state=_read_json(path, manifest[STATE_NAME]))
 
 
 def newest_valid_checkpoint(

@@ -4,7 +4,7 @@ A profile belongs to a launch, not to a recipe: it changes no result, and a tool
 while training goes on. `docs/performance.md` shows how to take one and how to read it.
 """
 
-from adadistill.core.profiling.recorders import ProfileRequest, open_profile, under_nsys
-from adadistill.core.profiling.step_profile import NO_PROFILE, StepProfile, StepWindow
+from adadistill.core.profiling.recorders import open_profile, under_nsys
+from adadistill.core.profiling.step_profile import NO_PROFILE, ProfileRequest, StepProfile, StepWindow
 
 __all__ = ["NO_PROFILE", "ProfileRequest", "StepProfile", "StepWindow", "open_profile", "under_nsys"]

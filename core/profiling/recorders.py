@@ -13,15 +13,15 @@ import os
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import torch
 from torch.profiler import ProfilerActivity, profile, record_function, schedule
 
 from adadistill.core.distributed import Ranks
-from adadistill.core.profiling.step_profile import NO_PROFILE, Recorder, StepProfile, StepWindow
+from adadistill.core.profiling.step_profile import NO_PROFILE, ProfileRequest, StepProfile, StepWindow
 from adadistill.core.profiling.summary import summarise, summary_text
 from adadistill.core.training.metrics_log import peak_mib
 from adadistill.loaders.atomic_file import write_whole
@@ -52,56 +52,51 @@ def both_ranges(name: str) -> Iterator[None]:
         yield
 
 
-class NsysRecorder:
-    """Captures the steps of a window; see `Recorder`.
-
-    Args:
-        device: that trains, cuda.
+class NsysProfile(StepProfile):
+    """Has nsys capture the steps of a window.
 
     Raises:
-        ValueError: another device.
+        ValueError: the launch does not train on CUDA.
     """
 
     open_range = staticmethod(nvtx_range)
 
-    def __init__(self, window: StepWindow, device: torch.device, *, speaks: bool) -> None:
-        if device.type != "cuda":
+    def __init__(self, window: StepWindow, ranks: Ranks) -> None:
+        if ranks.device.type != "cuda":
             raise ValueError(
-                f"--profile nsys captures the work of CUDA devices, this launch trains on {device}; use --profile torch"
+                f"--profile nsys captures the work of CUDA devices, this launch trains on {ranks.device}; use "
+                "--profile torch"
             )
-        self._window, self._device, self._speaks = window, device, speaks
+        super().__init__(window, ranks)
         self._capturing = False
 
     def before_step(self, number: int) -> None:
-        if number == self._window.warm_up:
+        if number == self.window.warm_up:
             # Both wait for the device, so that the capture holds the kernels of its own steps and no others.
-            torch.cuda.synchronize(self._device)
+            torch.cuda.synchronize(self.ranks.device)
             torch.cuda.profiler.start()
             self._capturing = True
 
     def finish(self, steps: Sequence[int]) -> None:
         self.abandon()
-        if self._speaks:
+        if self.ranks.is_main:
             logger.info("profile: steps %d to %d captured; nsys writes its report when it ends", steps[0], steps[-1])
 
     def abandon(self) -> None:
         if self._capturing:
             self._capturing = False
-            torch.cuda.synchronize(self._device)
+            torch.cuda.synchronize(self.ranks.device)
             torch.cuda.profiler.stop()
 
 
-class TorchRecorder:
-    """Records the steps of a window on one rank; see `Recorder`.
-
-    Args:
-        folder: where files go; made when they are written.
-    """
+class TorchProfile(StepProfile):
+    """Has torch's profiler record the steps of a window, into a folder that is made when something is written."""
 
     open_range = staticmethod(both_ranges)
 
-    def __init__(self, window: StepWindow, folder: Path, ranks: Ranks) -> None:
-        self._window, self._folder, self._ranks = window, folder, ranks
+    def __init__(self, window: StepWindow, ranks: Ranks, folder: Path) -> None:
+        super().__init__(window, ranks)
+        self._folder = folder
         self._cuda = ranks.device.type == "cuda"
         self._profiler: profile | None = None
         self._remembers = False
@@ -110,7 +105,7 @@ class TorchRecorder:
         if number == 0:
             self._start()
             return
-        if number == self._window.warm_up:
+        if number == self.window.warm_up:
             self._end_memory_history(keep=True)
         assert self._profiler is not None, "step 0 comes first"
         self._profiler.step()
@@ -118,16 +113,16 @@ class TorchRecorder:
     def finish(self, steps: Sequence[int]) -> None:
         assert self._profiler is not None, "some step was recorded"
         profiler, self._profiler = self._profiler, None
-        peak = peak_mib(self._ranks.device)  # of training: reading the timeline takes memory too
+        peak = peak_mib(self.ranks.device)  # of training: reading the timeline takes memory too
         profiler.stop()
-        if self._ranks.is_main:
+        if self.ranks.is_main:
             summary = summarise(profiler.events() or (), steps)
             title = f"Profile of steps {steps[0]} to {steps[-1]}"
             text = summary_text(summary, title=title, facts=self._facts(peak), on_cuda=self._cuda)
             logger.info("%s", text)  # before anything is written: a full disk costs the files alone
         self._folder.mkdir(parents=True, exist_ok=True)
-        self._write(f"trace-rank{self._ranks.rank}.json.gz", _timeline(profiler))
-        if self._ranks.is_main:
+        self._write(f"trace-rank{self.ranks.rank}.json.gz", _timeline(profiler))
+        if self.ranks.is_main:
             self._write("summary.md", text.encode())
             data = {**self._launch(), "peak_mib": peak, **asdict(summary)}
             self._write("summary.json", (json.dumps(data, indent=1) + "\n").encode())
@@ -147,7 +142,7 @@ class TorchRecorder:
         self._profiler = profile(
             activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if self._cuda else [])],
             # The steps to wait for are over by now.
-            schedule=schedule(wait=0, warmup=self._window.warm_up, active=self._window.count, repeat=1),
+            schedule=schedule(wait=0, warmup=self.window.warm_up, active=self.window.count, repeat=1),
             # The loader's threads too, which open `h2d`.
             experimental_config=torch._C._profiler._ExperimentalConfig(profile_all_threads=True),
         )
@@ -158,14 +153,14 @@ class TorchRecorder:
             self._remembers = False
             if keep:
                 self._folder.mkdir(parents=True, exist_ok=True)
-                torch.cuda.memory._dump_snapshot(str(self._folder / f"memory-rank{self._ranks.rank}.pickle"))
+                torch.cuda.memory._dump_snapshot(str(self._folder / f"memory-rank{self.ranks.rank}.pickle"))
             torch.cuda.memory._record_memory_history(enabled=None)
 
     def _write(self, name: str, body: bytes) -> None:
         write_whole(self._folder / name, body, durable=False)
 
     def _launch(self) -> dict[str, Any]:
-        window, ranks = self._window, self._ranks
+        window, ranks = self.window, self.ranks
         return {
             "rank": ranks.rank,
             "world_size": ranks.world_size,
@@ -175,7 +170,7 @@ class TorchRecorder:
         }
 
     def _facts(self, peak: float) -> list[str]:
-        window, ranks = self._window, self._ranks
+        window, ranks = self.window, self.ranks
         files = f"Timeline: `trace-rank{ranks.rank}.json.gz` (open it in ui.perfetto.dev)"
         if self._cuda:
             files += f"; allocations of the warm-up: `memory-rank{ranks.rank}.pickle` (pytorch.org/memory_viz)"
@@ -205,15 +200,6 @@ def _timeline(profiler: profile) -> bytes:
     return gzip.compress(json.dumps(kept, separators=(",", ":")).encode(), compresslevel=5)
 
 
-@dataclass(frozen=True, slots=True)
-class ProfileRequest:
-    """The profile that a launch asks for; no part of its recipe."""
-
-    tool: Literal["torch", "nsys"]
-    """torch records by itself; nsys has to have started the process."""
-    window: StepWindow = StepWindow()
-
-
 def open_profile(request: ProfileRequest | None, folder: Path, ranks: Ranks) -> StepProfile:
     """This rank's profile; nothing is written before its last step.
 
@@ -226,13 +212,10 @@ def open_profile(request: ProfileRequest | None, folder: Path, ranks: Ranks) -> 
     """
     if request is None:
         return NO_PROFILE
-    recorder: Recorder
     if request.tool == "nsys":
-        recorder = NsysRecorder(request.window, ranks.device, speaks=ranks.is_main)
-    elif under_nsys():
+        return NsysProfile(request.window, ranks)
+    if under_nsys():
         raise ValueError(
             "--profile torch and nsys cannot both read the GPU's timeline; use --profile nsys, or start without nsys"
         )
-    else:
-        recorder = TorchRecorder(request.window, folder, ranks)
-    return StepProfile(request.window, recorder, rank=ranks.rank)
+    return TorchProfile(request.window, ranks, folder)

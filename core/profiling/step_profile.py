@@ -11,8 +11,9 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal
 
+from adadistill.core.distributed import Ranks
 from adadistill.loaders.named_ranges import OFF, show_ranges, step_range
 
 logger = logging.getLogger(__name__)
@@ -74,109 +75,110 @@ class StepWindow:
         return f"{self.first}:{self.count}"
 
 
+@dataclass(frozen=True, slots=True)
+class ProfileRequest:
+    """The profile that a launch asks for; no part of its recipe."""
+
+    tool: Literal["torch", "nsys"]
+    """torch records by itself; nsys has to have started the process."""
+    window: StepWindow = StepWindow()
+
+
 _TOOL_FAILURES = (OSError, RuntimeError)
 """What a file system, CUDA, CUPTI and torch's profiler raise."""
 
 
-class Recorder(Protocol):
-    """A tool that records steps. Each method may raise OSError or RuntimeError; the profile is then given up."""
-
-    def open_range(self, name: str) -> AbstractContextManager[object]:
-        """A named range on the tool's timeline. Called on any thread."""
-        ...
-
-    def before_step(self, number: int) -> None:
-        """Step `number` comes, counted from the first warm-up step; what is recorded starts at `window.warm_up`."""
-        ...
-
-    def finish(self, steps: Sequence[int]) -> None:
-        """Stop recording and write what was recorded: these steps of the run, at least one, whole."""
-        ...
-
-    def abandon(self) -> None:
-        """Stop recording and drop what was recorded."""
-        ...
-
-
 class StepProfile:
-    """A profile of the steps of one window, of one rank.
+    """Follows the steps of a launch; each kind has a tool record those of one window, on one rank.
 
-    Args:
-        recorder: None to profile nothing.
-        rank: of this process, for messages.
+    A kind overrides the four methods of its tool, any of which may raise OSError or RuntimeError.
     """
 
-    def __init__(self, window: StepWindow, recorder: Recorder | None, *, rank: int = 0) -> None:
-        self._window = window
-        self._recorder = recorder
-        self._rank = rank
+    def __init__(self, window: StepWindow, ranks: Ranks, *, over: bool = False) -> None:
+        self.window, self.ranks = window, ranks
+        self._over = over
         self._begun = 0
         self._recorded: list[int] = []
 
+    def open_range(self, name: str) -> AbstractContextManager[object]:
+        """A named range on the tool's timeline. Called on any thread."""
+        raise NotImplementedError
+
+    def before_step(self, number: int) -> None:
+        """Step `number` comes, counted from the first warm-up step; what is recorded starts at `window.warm_up`."""
+        raise NotImplementedError
+
+    def finish(self, steps: Sequence[int]) -> None:
+        """Stop recording and write what was recorded: these steps of the run, at least one, whole."""
+        raise NotImplementedError
+
+    def abandon(self) -> None:
+        """Stop recording and drop what was recorded."""
+        raise NotImplementedError
+
     def step(self, global_step: int) -> AbstractContextManager[object]:
         """What a step of the run happens in, from asking for its batch on."""
-        return OFF if self._recorder is None else self._followed(self._recorder, global_step)
+        return OFF if self._over else self._followed(global_step)
 
     def finish_if_due(self) -> bool:
         """Between two steps: write the profile if its last step is over. Whether it was; that may take seconds."""
-        if self._recorder is None or self._begun < self._window.end:
+        if self._over or self._begun < self.window.end:
             return False
-        self._finish(self._recorder)
+        self._end(keep=True)
         return True
 
     def close(self) -> None:
         """The run ends, for whatever reason: write the whole steps recorded so far, and say if some are missing."""
-        if self._recorder is None:
+        if self._over:
             return
-        missing = f"--profile-steps {self._window} asks for steps that did not come: the run ended "
+        missing = f"--profile-steps {self.window} asks for steps that did not come: the run ended "
         if self._recorded:
-            logger.warning("%safter %d of %d recorded steps", missing, len(self._recorded), self._window.count)
-            self._finish(self._recorder)
-            return
-        logger.warning(
-            "%sin step %d of this launch. Nothing was recorded; start earlier, for example with --profile-steps 1:1",
-            missing,
-            self._begun,
-        )
-        self._stop(self._recorder)
+            logger.warning("%safter %d of %d recorded steps", missing, len(self._recorded), self.window.count)
+        else:
+            logger.warning(
+                "%sin step %d of this launch. Nothing was recorded; start earlier, for example with "
+                "--profile-steps 1:1",
+                missing,
+                self._begun,
+            )
+        self._end(keep=bool(self._recorded))
 
     @contextmanager
-    def _followed(self, recorder: Recorder, global_step: int) -> Iterator[None]:
-        number = self._begun - self._window.wait
+    def _followed(self, global_step: int) -> Iterator[None]:
+        number = self._begun - self.window.wait
         self._begun += 1
         if number == 0:
-            show_ranges(recorder.open_range)
+            show_ranges(self.open_range)
         if number >= 0:
             try:
-                recorder.before_step(number)
+                self.before_step(number)
             except _TOOL_FAILURES as error:
-                self._give_up(recorder, error)
+                self._give_up(error)
         with step_range(global_step):
             yield
-        if number >= self._window.warm_up:
+        if number >= self.window.warm_up:
             self._recorded.append(global_step)
 
-    def _finish(self, recorder: Recorder) -> None:
+    def _end(self, *, keep: bool) -> None:
         show_ranges(None)
-        self._recorder = None
+        self._over = True
         try:
-            recorder.finish(self._recorded)
+            if keep:
+                self.finish(self._recorded)
+            else:
+                self.abandon()
         except _TOOL_FAILURES as error:
-            self._give_up(recorder, error)
+            if keep:
+                self._give_up(error)
+            else:
+                logger.debug("rank %d: the profiler did not stop: %s", self.ranks.rank, error)
 
-    def _stop(self, recorder: Recorder) -> None:
-        show_ranges(None)
-        self._recorder = None
-        try:
-            recorder.abandon()
-        except _TOOL_FAILURES as error:
-            logger.debug("rank %d: the profiler did not stop: %s", self._rank, error)
-
-    def _give_up(self, recorder: Recorder, error: Exception) -> None:
+    def _give_up(self, error: Exception) -> None:
         # At this level every rank is heard: a trace that is missing should not be a surprise.
-        logger.error("rank %d: no profile, training goes on without: %s: %s", self._rank, type(error).__name__, error)
-        self._stop(recorder)
+        told = f"{type(error).__name__}: {error}"
+        logger.error("rank %d: no profile, training goes on without: %s", self.ranks.rank, told)
+        self._end(keep=False)
 
 
-NO_PROFILE = StepProfile(StepWindow(), None)
+NO_PROFILE = StepProfile(StepWindow(), Ranks(), over=True)
 """Profiles nothing, at the price of one call a step."""

@@ -18,11 +18,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from adadistill.core.distributed import Ranks, broadcast_text, gather_rows, rank_share, run_on_main
+from adadistill.core.distributed import (
+    Ranks,
+    broadcast_text,
+    gather_rows,
+    leave_together,
+    rank_share,
+    run_on_main,
+    stop_requested,
+)
 from adadistill.core.precision import Precision, resolve_precision
 from adadistill.core.scoring.embedding_cache import EmbeddingCache, StoredBlocks
 from adadistill.core.scoring.pair_metrics import NonFiniteEmbeddingsError
-from adadistill.core.training.agreed_stop import leave_together, stop_requested
 from adadistill.core.training.heartbeat import beat
 from adadistill.loaders.evaluation_sets.image_sets import ImageSet, pixel_blocks
 from adadistill.loaders.pixels import to_network_input

@@ -15,7 +15,6 @@ from pathlib import Path
 
 import torch
 
-from adadistill.core.backbones import backbone_skeleton
 from adadistill.core.checkpoints import (
     Checkpoint,
     CheckpointError,
@@ -27,6 +26,7 @@ from adadistill.core.distributed import Ranks, run_on_main
 from adadistill.core.memory import checkpoint_space
 from adadistill.core.method.centre_files import read_centres
 from adadistill.core.method.frozen_centres import FrozenCentres, load_frozen_centres
+from adadistill.core.network_cost import network_values
 from adadistill.core.precision import Precision, resolve_precision
 from adadistill.core.recipe import Recipe, recipe_augmentation
 from adadistill.core.scoring.benchmark import Benchmark, ScoringTerms
@@ -39,9 +39,10 @@ from adadistill.core.training.apex_sgd import require_apex
 from adadistill.core.training.compiler_check import require_compilers, teacher_switches
 from adadistill.core.training.folder_owner import Launch, refuse_owned
 from adadistill.core.training.metrics_sinks import require_sinks
-from adadistill.core.training.record_agreement import require_same_records, require_sound_labels
+from adadistill.core.training.rank_agreement import require_same_records, require_sound_labels
 from adadistill.core.training.restarts import restart_count
 from adadistill.core.training.resume_check import (
+    refuse_at_the_door,
     refuse_other_beginning,
     refuse_other_centres,
     refuse_other_run,
@@ -105,6 +106,7 @@ class Opening:
         self.frozen_centres: FrozenCentres | None = None
         self.benchmarks: tuple[Benchmark, ...] = ()
         self.checkpoint: Checkpoint | None = None
+        self._named_checkpoint: Path | None = None
 
     def look_at_folder(self, launch: Launch, *, resume: str, take_over: bool) -> None:
         """Whose the run folder is, and whether it may take this run."""
@@ -114,6 +116,18 @@ class Opening:
         with self._noted():
             resuming = resume != "none" or self.restarted
             run_on_main(lambda: self.run_folder.refuse_other_run(resuming=resuming), self.ranks)
+
+    def look_at_resume(self, *, resume: str, resume_allow: Sequence[str]) -> None:
+        """Whether what is to be gone on from is a checkpoint of this recipe, as far as little files tell.
+
+        A restart, which goes on from what it has saved itself, has passed this look when the launch began.
+        """
+        if resume == "none" or self.restarted:
+            return
+        with self._noted():
+            self._named_checkpoint = run_on_main(
+                lambda: refuse_at_the_door(self.recipe, self.run_folder, resume, resume_allow), self.ranks
+            )
 
     def look_at_machine(self) -> None:
         """Compilers and packages that the recipe asks for."""
@@ -130,7 +144,7 @@ class Opening:
         with self._noted():
             require_decoder(recipe.data, ranks.device)
         with self._noted():
-            backbone_skeleton(recipe.student, recipe.data.image_size)
+            network_values(recipe.student, recipe.data.image_size)  # refuses a size that the network does not take
 
     def look_at_files(self) -> None:
         """Every file that the run reads, in whole or in part."""
@@ -297,7 +311,7 @@ class Opening:
         if resume == "none":
             return None
         if resume != "auto":
-            return load_checkpoint(resolve_checkpoint(resume), own_rows_of=own_rows_of)
+            return load_checkpoint(self._named_checkpoint or resolve_checkpoint(resume), own_rows_of=own_rows_of)
         return _newest_checkpoint(self.run_folder, own_rows_of, ranks)
 
 

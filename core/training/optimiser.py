@@ -7,6 +7,7 @@ not finite, so that no host has to look (see `core/training/non_finite.py`).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -18,6 +19,8 @@ from torch import Tensor, nn
 from adadistill.core.training.apex_sgd import apex_sgd, step_apex_where_finite
 
 Groups: TypeAlias = list[dict[str, Any]]
+
+_SHARES = (0.25, 0.5, 0.75)  # of a schedule that falls with every step: listed in its table
 
 
 def step_by_found_inf(optimiser: torch.optim.Optimizer, finite: Tensor) -> None:
@@ -183,6 +186,56 @@ def _warm_up(config: OptimConfig, done: int, steps_per_epoch: int) -> float:
     if config.warmup == "linear":
         return min(1.0, (done + 1) / (config.warmup_epochs * steps_per_epoch))
     return ((done / steps_per_epoch + 1.0) / (config.warmup_epochs + 1.0)) ** 2
+
+
+@dataclass(frozen=True, slots=True)
+class RatePoint:
+    """The rate of one step."""
+
+    epoch: int
+    """From 0."""
+    step: int
+    """From 0, within the epoch."""
+    rate: float
+    what: str
+    """Why this step is listed."""
+
+
+def rate_table(config: OptimConfig, *, global_batch_size: int, steps_per_epoch: int) -> list[RatePoint]:
+    """The steps at which the rate begins, ends or turns, in their order; of a polynomial schedule a few more."""
+    total = config.epochs * steps_per_epoch
+    warmup = min(total, math.ceil(config.warmup_epochs * steps_per_epoch))
+    named: dict[int, list[str]] = {}
+
+    def name(step: int, what: str) -> None:
+        if 0 <= step < total:
+            named.setdefault(step, []).append(what)
+
+    name(0, "first step" if warmup == 0 else f"first step of the warm-up ({config.warmup})")
+    if warmup:
+        name(warmup - 1, "last step of the warm-up")
+        name(warmup, "after the warm-up")
+    for milestone in config.milestones:
+        name(milestone * steps_per_epoch, f"milestone: times {config.gamma:g}")
+    if config.schedule == "polynomial":
+        for share in _SHARES:
+            name(warmup + round(share * (total - warmup)), f"{share:.0%} of the decay (polynomial, {config.power:g})")
+    name(total - 1, "last step")
+    return [
+        RatePoint(
+            step // steps_per_epoch,
+            step % steps_per_epoch,
+            learning_rate(
+                config,
+                global_batch_size=global_batch_size,
+                epoch=step // steps_per_epoch,
+                step=step % steps_per_epoch,
+                steps_per_epoch=steps_per_epoch,
+            ),
+            "; ".join(named[step]),
+        )
+        for step in sorted(named)
+    ]
 
 
 def build_optimiser(parameters: Iterable[nn.Parameter], config: OptimConfig) -> torch.optim.Optimizer:

@@ -8,9 +8,17 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
-from adadistill.core.checkpoints import Checkpoint
+from adadistill.core.checkpoints import (
+    Checkpoint,
+    CheckpointError,
+    list_checkpoints,
+    peek_checkpoint,
+    resolve_checkpoint,
+    verify_checkpoint,
+)
 from adadistill.core.config.yaml_tree import YamlError
 from adadistill.core.method.frozen_centres import FrozenCentres
 from adadistill.core.recipe import Recipe, stored_recipe_differences
@@ -68,6 +76,38 @@ def same_recipe(stored: str | bytes, recipe: Recipe) -> bool:
         return not recipe_changes(stored, recipe, source="the stored recipe")
     except YamlError:
         return False
+
+
+def refuse_at_the_door(recipe: Recipe, run_folder: RunFolder, resume: str, resume_allow: Sequence[str]) -> Path | None:
+    """What little files tell of a resume that will be refused, before anything large is opened.
+
+    Args:
+        resume: `auto`, or the path of a checkpoint or a run folder.
+
+    Returns:
+        The checkpoint that a path means. None for `auto`, which takes the newest valid one when it is loaded.
+
+    Raises:
+        CheckpointError: the path leads to no checkpoint.
+        ResumeError: the checkpoint, or the run in the folder, belongs to another recipe.
+    """
+    if resume != "auto":
+        named = resolve_checkpoint(resume)
+        refuse_other_run(recipe, None, peek_checkpoint(named), resume_allow)
+        refuse_other_beginning(recipe, run_folder, named, resume_allow)
+        return named
+    saved = list_checkpoints(run_folder.path)
+    for path in reversed(saved):
+        with suppress(CheckpointError):  # a damaged one is passed over, and refuses nothing
+            try:
+                refuse_other_run(recipe, None, peek_checkpoint(path), resume_allow)
+            except ResumeError:
+                verify_checkpoint(path)
+                raise
+            return None
+    if not saved:
+        refuse_other_beginning(recipe, run_folder, None, resume_allow)
+    return None
 
 
 def refuse_other_beginning(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import secrets
 import shlex
@@ -15,10 +16,7 @@ import torch
 from torch import nn
 
 from adadistill.core.backbones import build_backbone
-from adadistill.core.checkpoints import (
-    Checkpoint,
-    CheckpointWriter,
-)
+from adadistill.core.checkpoints import Checkpoint, CheckpointWriter
 from adadistill.core.checkpoints.files import row_range
 from adadistill.core.checkpoints.network_checkpoint import describe_network
 from adadistill.core.cpu_threads import recorded_threads, settle_threads
@@ -37,11 +35,7 @@ from adadistill.core.method.regression import RegressionObjective
 from adadistill.core.method.sharded_centres import ShardedCentres
 from adadistill.core.method.slow_centres import SlowCentres, slow_centres_dtype
 from adadistill.core.profiling import ProfileRequest, StepProfile, open_profile
-from adadistill.core.recipe import (
-    Recipe,
-    dump_recipe,
-    recipe_hash,
-)
+from adadistill.core.recipe import Recipe, dump_recipe, recipe_hash
 from adadistill.core.seeding import derive_seed, seed_process, stream
 from adadistill.core.training.compiler_check import compile_failures_told
 from adadistill.core.training.folder_owner import Launch, owned_folder, this_launch
@@ -51,9 +45,7 @@ from adadistill.core.training.metrics_sinks import FINISHED_GRACE_S, STOPPED_GRA
 from adadistill.core.training.non_finite import NonFiniteGuard
 from adadistill.core.training.opening import Opening, RunParts
 from adadistill.core.training.restarts import agent_token, restart_count
-from adadistill.core.training.resume_check import (
-    ResumeError,
-)
+from adadistill.core.training.resume_check import ResumeError
 from adadistill.core.training.run_folder import RunFolder, describe_environment, redact_arguments
 from adadistill.core.training.stop_signal import listen_for_stop
 from adadistill.core.training.trainer import LoopConfig, Trainer, TrainingResult
@@ -106,6 +98,7 @@ def run_training(
     _settle_numerics(recipe, ranks.device)
     opening = Opening(recipe, run_folder, ranks)
     opening.look_at_folder(launch, resume=resume, take_over=take_over)
+    opening.look_at_resume(resume=resume, resume_allow=resume_allow)
     step_profile = open_profile(profile, run_folder.profile, ranks)
     opening.look_at_machine()
     opening.look_at_files()
@@ -234,15 +227,20 @@ def _thread_trial(recipe: Recipe, parts: RunParts, ranks: Ranks) -> Callable[[],
     if ranks.device.type != "cpu" or recipe.deterministic:
         return None
     side, precision = recipe.data.image_size, parts.precision
-    network = build_backbone(recipe.student, side, generator=0).to(dtype=precision.dtype).train()
-    largest = max(2, _TRIAL_PIXELS // side**2)
-    batch = min(parts.order.local_batch_size(ranks.world_size), largest)
-    images = torch.rand(batch, 3, side, side, dtype=precision.dtype, generator=torch.Generator().manual_seed(0))
-    if precision.channels_last:
-        network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        images = images.to(memory_format=torch.channels_last)
+
+    @functools.cache
+    def what_is_tried() -> tuple[nn.Module, torch.Tensor]:  # made where something is tried
+        network = build_backbone(recipe.student, side, generator=0).to(dtype=precision.dtype).train()
+        largest = max(2, _TRIAL_PIXELS // side**2)
+        batch = min(parts.order.local_batch_size(ranks.world_size), largest)
+        images = torch.rand(batch, 3, side, side, dtype=precision.dtype, generator=torch.Generator().manual_seed(0))
+        if precision.channels_last:
+            network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            images = images.to(memory_format=torch.channels_last)
+        return network, images
 
     def work() -> None:
+        network, images = what_is_tried()
         with torch.autocast("cpu", precision.autocast_dtype, enabled=precision.autocast_dtype is not None):
             embeddings = network(images)
         embeddings.float().square().mean().backward()

@@ -18,6 +18,7 @@ blotted out. Only rank 0 writes.
 from __future__ import annotations
 
 import datetime
+import functools
 import json
 import logging
 import os
@@ -216,8 +217,12 @@ def describe_environment(*, world_size: int, argv: Sequence[str] | None = None) 
     }
 
 
+@functools.cache
 def source_commit() -> str | None:
-    """Commit of the checkout that this code runs from, with `+changes` when files differ; None if it runs from none."""
+    """Commit of the checkout that this code runs from, with `+changes` when files differ; None if it runs from none.
+
+    It is asked once: a process runs the code that it was started with, whatever is edited while it works.
+    """
     root = Path(__file__).resolve().parents[2]
     top = _git(root, "rev-parse", "--show-toplevel")
     # An installed copy may lie inside somebody else's repository, whose commit says nothing about this code.

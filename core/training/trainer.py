@@ -27,11 +27,10 @@ from adadistill.core.scoring.embedding import Forward
 from adadistill.core.scoring.result import BenchmarkResult
 from adadistill.core.seeding import random_state, restore_random_state
 from adadistill.core.training.heartbeat import EVALUATION, FIRST_STEP, SAVING, TRAINING, beat, phase
-from adadistill.core.training.lagged_readback import LaggedReadback
 from adadistill.core.training.metrics_log import MetricsFile, ProgressBar, StepMetrics, log_line
-from adadistill.core.training.non_finite import NonFiniteError
+from adadistill.core.training.non_finite import LaggedReadback, NonFiniteError
 from adadistill.core.training.optimiser import OPTIMISERS, learning_rate, load_state, state_tensors
-from adadistill.core.training.replica_agreement import require_equal_replicas
+from adadistill.core.training.rank_agreement import require_equal_replicas
 from adadistill.core.training.stop_signal import StopRequested, StopSignal
 from adadistill.core.training.training_step import TrainingStep
 from adadistill.loaders.batch import Batch

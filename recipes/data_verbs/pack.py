@@ -35,8 +35,7 @@ from adadistill.loaders.pixels import ImageLimits
 from adadistill.loaders.records.open_images import open_images
 from adadistill.recipes.block_report import BlockReport, check_blocks
 from adadistill.recipes.entry_point import entry_point, log_to_stderr
-from adadistill.recipes.out_option import add_out, parse_with_out
-from adadistill.recipes.outputs import will_write_folder
+from adadistill.recipes.outputs import add_out, parse_with_out, will_write_folder
 
 logger = logging.getLogger("adadistill")
 

@@ -10,8 +10,7 @@ from adadistill.loaders.dataset_tools.rewrite import split_records
 from adadistill.loaders.records.image_records import ImageRecords
 from adadistill.recipes.data_verbs.progress import CountedProgress
 from adadistill.recipes.entry_point import entry_point
-from adadistill.recipes.out_option import add_out, parse_with_out
-from adadistill.recipes.outputs import will_write_folder
+from adadistill.recipes.outputs import add_out, parse_with_out, will_write_folder
 
 
 @entry_point("adadistill data split")

@@ -1,7 +1,7 @@
 """One rank that gathers a number again and again, under the watchdog, until something happens to it.
 
 Arguments: folder, time limit in seconds, and what happens to the last rank after 20 steps: `none`, `sleep`, `stop`
-(SIGSTOP), or `gil` (a call into C that holds the interpreter's lock). After 60 steps it is done.
+(SIGSTOP), or `gil` (a call into C that holds the interpreter's lock). After 40 steps it is done.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def main(folder: Path, timeout_s: float, event: str) -> None:
     with distributed_session("cpu") as ranks:
         barrier(ranks)
         with Watchdog(folder, ranks, timeout_s, launch="test"), phase(TRAINING):
-            for step in range(60):
+            for step in range(40):
                 if step == 20 and ranks.rank == ranks.world_size - 1:
                     _happen(event)
                 gather_rows(torch.ones(1), ranks)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from tiny_training import PlainStudent, tiny_recipe, write_tiny_records
+from tiny_training import PlainStudent, logged, tiny_recipe, write_tiny_records
 
 from adadistill.core.backbones import BackboneConfig, build_backbone
 from adadistill.core.checkpoints.network_checkpoint import save_network
@@ -96,9 +95,7 @@ def test_training_from_the_views_is_training_with_the_teacher_in_the_loop(data: 
     for name, cache in (("loop", "null"), ("cached", str(data / "cache"))):
         recipe = _recipe(data, teacher__cache=cache, optim__epochs=4, optim__lr=0.01, log__every=1)
         run_training(recipe, tmp_path / name, ranks=Ranks(), student=PlainStudent())
-        lines = (tmp_path / name / "metrics.jsonl").read_text().splitlines()
-        rows = [row for row in map(json.loads, lines) if row["event"] == "train"]
-        losses.append([row["loss"] for row in rows])
+        losses.append([row["loss"] for row in logged(tmp_path / name)])
     assert len(losses[0]) == 4 * 6
     np.testing.assert_allclose(losses[1], losses[0], rtol=5e-4)  # the rows are float16
 

@@ -6,11 +6,11 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from forked_python import forked_python
 from tests_support import ROOT
 from tiny_training import tiny_recipe, write_tiny_records
 
@@ -41,7 +41,7 @@ def ms1mv2(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A working folder laid out as the shipped recipe wants it, its records of the right shape."""
     folder = tmp_path_factory.mktemp("ms1mv2")
     data = folder / "data" / "ms1mv2"
-    write_synthetic_records(data, SyntheticFacesConfig(image_size=112, identities=20, images_per_identity=20))
+    write_synthetic_records(data, SyntheticFacesConfig(image_size=112, identities=5, images_per_identity=4))
     write_tiny_records(folder / "small")
     for name in ("lfw", "cfp_fp", "agedb_30", "calfw", "cplfw", "vgg2_fp"):
         shutil.copy(folder / "small" / "pairs.bin", data / f"{name}.bin")
@@ -70,16 +70,17 @@ def test_the_ms1mv2_recipe_on_a_file_of_its_shape(
     monkeypatch.setenv("HF_HUB_CACHE", str(ms1mv2 / "hub"))
     before = snapshot(ms1mv2)
 
-    code = train.main([SHIPPED, "data.decoder=cpu", "--dry-run", "--device", "cpu", "--gpu", "h200"])
+    small = ["data.decoder=cpu", "data.global_batch_size=16"]
+    code = train.main([SHIPPED, *small, "--dry-run", "--device", "cpu", "--gpu", "h200"])
 
     said = capsys.readouterr().out
     assert code == 0, said
     assert snapshot(ms1mv2) == before
     for expected in (
-        "data/ms1mv2/train.rec: 400 images of 20 identities",
-        "insightface's header record, 20 identity records",
-        "384 = 1 x 384 a device",
-        "1 steps; 16 images fill no step",
+        "data/ms1mv2/train.rec: 20 images of 5 identities",
+        "insightface's header record, 5 identity records",
+        "16 = 1 x 16 a device",
+        "1 steps; 4 images fill no step",
         "milestone: times 0.1",
         "an estimate for h200, as asked for",
         "minchul/cvlface_adaface_ir50_webface4m at its newest commit  from the Hub",
@@ -187,6 +188,8 @@ def test_stored_embeddings_and_centres_are_looked_for_where_the_records_are_not_
         (["evaluation.tinyface=[FOLDER]"], "nor folders Probe, Gallery_Match"),
         (["optim.backend=apex"], "apex"),
         (["optim.lr=0", "head.margn=1"], "unknown key `head.margn`"),
+        (["--resume", "FOLDER/pairs.bin"], "pairs.bin is no checkpoint and holds no valid one"),
+        (["--resume", "FOLDER/trained", "optim.momentum=0.5"], "optim.momentum: 0.9 != 0.5"),
     ],
 )
 def test_what_a_start_refuses_the_dry_run_names_in_the_same_sentence(
@@ -199,7 +202,7 @@ def test_what_a_start_refuses_the_dry_run_names_in_the_same_sentence(
 
     code, found = dry(capsys, *command)
 
-    assert code == 2
+    assert (code, len(found["problems"])) == (2, len(set(found["problems"])))
     assert said in "\n".join(found["problems"]), found["problems"]
     assert train.main([*command, "--device", "cpu"]) != 0
     first = found["problems"][0].removeprefix(f"{tiny / 'recipe.yaml'}: ")
@@ -237,10 +240,6 @@ def test_resume_auto_names_the_checkpoint_that_it_would_go_on_from(
 
     code, found = dry(capsys, str(tiny / "recipe.yaml"), "--out", str(tmp_path / "new"), "--resume", "auto")
     assert (code, found["resume"]["checkpoint"]) == (0, None)
-
-    code, found = dry(capsys, str(tiny / "recipe.yaml"), "--out", str(tmp_path / "new"), "--resume", str(tmp_path))
-    assert code == 2
-    assert "is no checkpoint and holds no valid one" in "\n".join(found["problems"])
 
 
 def test_an_index_that_is_not_there_is_a_note(tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -319,7 +318,7 @@ def test_a_fresh_process_leaves_no_trace_and_loads_no_group(tiny: Path, tmp_path
         "PYTHONDONTWRITEBYTECODE": "1",
         "PYTHONPATH": f"{ROOT}/.typecheck{os.pathsep}{os.environ.get('PYTHONPATH', '')}",
     }
-    command = [sys.executable, "-m", "adadistill.recipes.train", str(tiny / "recipe.yaml"), "--dry-run"]
+    command = [forked_python(), "-m", "adadistill.recipes.train", str(tiny / "recipe.yaml"), "--dry-run"]
     done = subprocess.run(
         [*command, "teacher.embeddings=null", "teacher.cvlface=cvlface_ir50", "student.embedding_dim=512"],
         cwd=work, env=environment, capture_output=True, text=True, timeout=300, check=False,

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from forked_python import forked_python
 from tests_support import ROOT
 from tiny_training import tiny_recipe
 
@@ -56,34 +57,29 @@ def test_options_make_a_request_or_none():
     assert parse("--profile", "nsys", "--profile-steps", "20:3", "--run") == ProfileRequest("nsys", StepWindow(20, 3))
 
 
-def test_the_command_of_one_process(installed: str):
-    environment = {"PATH": installed}
+OF_TORCHRUN = {"RANK": "1", "WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "4", "GROUP_WORLD_SIZE": "1"}
+
+
+@pytest.mark.parametrize(
+    ("launcher", "before", "report"),
+    [
+        ({}, "", "nsys-rank0"),
+        (OF_TORCHRUN, "torchrun --standalone --nproc_per_node=4 --no-python ", "nsys-rank%q{RANK}"),
+        (
+            {**OF_TORCHRUN, "GROUP_WORLD_SIZE": "2"},
+            "torchrun --nnodes=2 YOUR_RENDEZVOUS_OPTIONS --nproc_per_node=4 --no-python ",
+            "nsys-rank%q{RANK}",
+        ),
+        ({"RANK": "1", "WORLD_SIZE": "8", "LOCAL_RANK": "1"}, "", "nsys-rank%q{RANK}"),
+    ],
+    ids=["one process", "torchrun", "several nodes", "another launcher"],
+)
+def test_every_rank_gets_a_report_of_its_own(installed: str, launcher: dict[str, str], before: str, report: str):
+    environment = {"PATH": installed, **launcher}
     process = nsys_process(ARGUMENTS, Path("runs/a b"), environment)
     assert nsys_command(process, Path("runs/a b"), environment) == (
-        f"mkdir -p 'runs/a b/profile' && {FLAGS} -o 'runs/a b/profile/nsys-rank0' {TRAIN}"
+        f"mkdir -p 'runs/a b/profile' && {before}{FLAGS} -o 'runs/a b/profile/{report}' {TRAIN}"
     )
-
-
-def test_under_torchrun_every_rank_gets_a_report_of_its_own(installed: str):
-    environment = {"PATH": installed, "RANK": "1", "WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "4", "GROUP_WORLD_SIZE": "1"}
-    process = nsys_process(ARGUMENTS, Path("runs/x"), environment)
-    assert nsys_command(process, Path("runs/x"), environment) == (
-        "mkdir -p runs/x/profile && torchrun --standalone --nproc_per_node=4 --no-python "
-        f"{FLAGS} -o 'runs/x/profile/nsys-rank%q{{RANK}}' {TRAIN}"
-    )
-
-
-def test_on_several_nodes_only_the_rendezvous_is_left_to_the_user(installed: str):
-    environment = {"PATH": installed, "RANK": "1", "WORLD_SIZE": "8", "LOCAL_WORLD_SIZE": "4", "GROUP_WORLD_SIZE": "2"}
-    command = nsys_command(nsys_process(ARGUMENTS, Path("runs/x"), environment), Path("runs/x"), environment)
-    assert "torchrun --nnodes=2 YOUR_RENDEZVOUS_OPTIONS --nproc_per_node=4 --no-python nsys" in command
-
-
-def test_another_launcher_starts_the_line_itself_for_every_rank(installed: str):
-    environment = {"PATH": installed, "RANK": "1", "WORLD_SIZE": "8", "LOCAL_RANK": "1"}
-    command = nsys_command(nsys_process(ARGUMENTS, Path("runs/x"), environment), Path("runs/x"), environment)
-    assert "torchrun" not in command
-    assert "nsys-rank%q{RANK}" in command
 
 
 def test_missing_nsys_is_named_with_the_way_out(tmp_path: Path):
@@ -110,7 +106,7 @@ def test_run_becomes_nsys_once(installed: str, tmp_path: Path):
         "print('came back')"
     )
     environment = {**os.environ, "PATH": installed}
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120)
+    done = subprocess.run([forked_python(), "-c", code], env=environment, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("profile -t cuda,nvtx,osrt ")
     assert done.stdout.endswith("--profile nsys --profile-steps 20:3\n"), "not --run again"

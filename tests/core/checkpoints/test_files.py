@@ -17,6 +17,7 @@ from adadistill.core.checkpoints.files import (
     list_checkpoints,
     load_checkpoint,
     newest_valid_checkpoint,
+    peek_checkpoint,
     resolve_checkpoint,
     verify_checkpoint,
     write_manifest_text,
@@ -103,9 +104,19 @@ def test_a_missing_truncated_or_longer_file_is_named(run, name):
         path.unlink(missing_ok=True)
         if damaged is not None:
             path.write_bytes(damaged)
-        with pytest.raises(CheckpointError, match=name):
+        with pytest.raises(CheckpointError, match=name) as loaded:
             load_checkpoint(step_folder(run, 3))
+        with pytest.raises(CheckpointError) as peeked:
+            peek_checkpoint(step_folder(run, 3))
+        assert str(peeked.value) == str(loaded.value)
         assert resolve_checkpoint(run) == step_folder(run, 2)
+
+
+def test_a_glance_at_a_checkpoint_gives_its_state_without_reading_a_tensor(run):
+    model = step_folder(run, 3) / "model.safetensors"
+    model.write_bytes(bytes(model.stat().st_size))
+    glance = peek_checkpoint(step_folder(run, 3))
+    assert (glance.step, glance.state, glance.model) == (3, {"step": 3}, {})
 
 
 def test_loading_the_model_alone_reads_nothing_else(run):

@@ -9,8 +9,10 @@ import shutil
 import subprocess
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -100,20 +102,6 @@ def test_every_dtype_and_layout_survives_bit_for_bit(tmp_path):
     assert len(storages) == sum(tensor.numel() > 0 for tensor in model.values())
 
 
-def test_a_channels_last_network_reloads_into_a_plain_one(tmp_path):
-    network = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4)).to(
-        memory_format=torch.channels_last
-    )
-    network(torch.randn(2, 3, 8, 8)).sum().backward()
-    with CheckpointWriter(tmp_path, keep=1) as writer:
-        writer.save(1, Snapshot(model=network.state_dict()))
-    other = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4))
-    other.load_state_dict(load_checkpoint(tmp_path / "step-00000001").model)
-    assert all(
-        torch.equal(a, b) for a, b in zip(network.state_dict().values(), other.state_dict().values(), strict=True)
-    )
-
-
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_tensors_on_the_device_are_copied_at_once(tmp_path):
@@ -143,10 +131,15 @@ def test_json_comes_back_as_it_was(tmp_path):
     assert loaded.rank_states == [{"rng": "ff"}]
 
 
-def test_changes_after_save_do_not_reach_the_checkpoint(tmp_path, monkeypatch):
-    gate = threading.Event()
-    write = checkpoint_attempt.write_bytes
+@pytest.fixture
+def gate(monkeypatch) -> threading.Event:
+    """Nothing is written before it is set."""
+    gate, write = threading.Event(), checkpoint_attempt.write_bytes
     monkeypatch.setattr(checkpoint_attempt, "write_bytes", lambda *a: (gate.wait(10), write(*a))[1])
+    return gate
+
+
+def test_changes_after_save_do_not_reach_the_checkpoint(tmp_path, gate):
     snapshot = snapshot_of(1)
     state = {"nested": {"epoch": 1}}
     with CheckpointWriter(tmp_path, keep=1) as writer:
@@ -161,10 +154,7 @@ def test_changes_after_save_do_not_reach_the_checkpoint(tmp_path, monkeypatch):
     assert loaded.state == {"nested": {"epoch": 1}}
 
 
-def test_a_second_save_waits_for_the_first(tmp_path, monkeypatch):
-    gate = threading.Event()
-    write = checkpoint_attempt.write_bytes
-    monkeypatch.setattr(checkpoint_attempt, "write_bytes", lambda *a: (gate.wait(10), write(*a))[1])
+def test_a_second_save_waits_for_the_first(tmp_path, gate):
     with CheckpointWriter(tmp_path, keep=3) as writer:
         writer.save(1, snapshot_of(1))
         assert saved_steps(tmp_path) == []
@@ -183,9 +173,14 @@ def test_a_step_just_saved_is_not_written_again(tmp_path):
     assert (tmp_path / "step-00000001" / "MANIFEST.json").stat().st_ino == before
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
-@pytest.mark.parametrize("kind", ["model", "optimiser", "row_sharded"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize(
+    ("kind", "value", "dtype"),
+    [
+        ("model", float("nan"), torch.float32),
+        ("optimiser", float("inf"), torch.bfloat16),
+        ("row_sharded", -float("inf"), torch.float64),
+    ],
+)
 def test_a_non_finite_tensor_is_refused_by_name_and_nothing_is_written(tmp_path, kind, value, dtype):
     bad = torch.zeros(5, 3, dtype=dtype)
     bad[4, 2] = value
@@ -224,16 +219,30 @@ def test_what_cannot_be_stored_exactly_is_refused_at_the_door(tmp_path, snapshot
 # --- Several ranks
 
 
-def save_on_ranks(folder: Path, step: int, world_size: int, token: str = "run") -> None:
-    def run(rank: int) -> None:
-        with CheckpointWriter(folder, keep=3, rank=rank, world_size=world_size, run_token=token) as writer:
-            writer.save(step, snapshot_of(step, rank))
+def on_ranks(
+    world_size: int, action: Callable[[CheckpointWriter, int], object], folder: Path, **more: Any
+) -> list[Any]:
+    """What an action with each rank's writer gives, or its error as text; the writers are closed by then."""
+
+    def run(rank: int) -> Any:
+        settings = {"keep": 3, "run_token": "run", "peer_timeout_s": 20} | more
+        writer = CheckpointWriter(folder, rank=rank, world_size=world_size, **settings)
+        try:
+            given = action(writer, rank)
+            writer.close()
+            return given
+        except CheckpointError as error:
+            return f"{type(error).__name__}: {error}"
 
     with ThreadPoolExecutor(world_size) as pool:
-        list(pool.map(run, range(world_size)))
+        return list(pool.map(run, range(world_size)))
 
 
-@pytest.mark.parametrize("world_size", [2, 3, 9])
+def save_on_ranks(folder: Path, step: int, world_size: int, token: str = "run") -> None:
+    on_ranks(world_size, lambda writer, rank: writer.save(step, snapshot_of(step, rank)), folder, run_token=token)
+
+
+@pytest.mark.parametrize("world_size", [3, 9])
 def test_shards_of_any_number_of_ranks_load_as_the_whole(tmp_path, world_size):
     save_on_ranks(tmp_path, 4, world_size)
     path = tmp_path / "step-00000004"
@@ -288,24 +297,21 @@ def test_one_rank_that_cannot_write_is_an_error_on_all_ranks_and_the_next_save_w
     monkeypatch.setattr(checkpoint_attempt, "write_tensors", write_tensors)
     meeting = threading.Barrier(3)
 
-    def run(rank: int) -> str:
-        with CheckpointWriter(tmp_path, keep=3, rank=rank, world_size=3, run_token="t", peer_timeout_s=20) as writer:
-            writer.save(1, snapshot_of(1, rank))
+    def act(writer: CheckpointWriter, rank: int) -> str:
+        writer.save(1, snapshot_of(1, rank))
+        writer.wait()
+        meeting.wait()
+        broken.set()
+        writer.save(2, snapshot_of(2, rank))
+        with pytest.raises(CheckpointError) as error:
             writer.wait()
-            meeting.wait()
-            broken.set()
-            writer.save(2, snapshot_of(2, rank))
-            with pytest.raises(CheckpointError) as error:
-                writer.wait()
-            meeting.wait()
-            broken.clear()
-            writer.save(3, snapshot_of(3, rank))
-            return f"{type(error.value).__name__}: {error.value}"
+        meeting.wait()
+        broken.clear()
+        writer.save(3, snapshot_of(3, rank))
+        return f"{type(error.value).__name__}: {error.value}"
 
     started = time.monotonic()
-    with ThreadPoolExecutor(3) as pool:
-        errors = list(pool.map(run, range(3)))
-
+    errors = on_ranks(3, act, tmp_path)
     assert time.monotonic() - started < 10, "nobody may wait for the time-out"
     assert errors[1].startswith("CheckpointWriteError")
     for rank in (0, 2):
@@ -315,60 +321,53 @@ def test_one_rank_that_cannot_write_is_an_error_on_all_ranks_and_the_next_save_w
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
 
 
-def test_a_rank_that_refuses_its_snapshot_is_an_error_on_all_ranks(tmp_path):
-    def run(rank: int) -> str:
-        writer = CheckpointWriter(tmp_path, keep=3, rank=rank, world_size=2, run_token="t", peer_timeout_s=20)
-        state = {"loss": float("nan")} if rank == 0 else {}
-        try:
-            writer.save(1, Snapshot(model={}, state=state))
-            writer.close()
-        except CheckpointError as error:
-            return f"{type(error).__name__}: {error}"
-        return "no error"
+def _state_of_nan(rank: int) -> Snapshot:
+    return Snapshot(model={}, state={"loss": float("nan")} if rank == 0 else {})
 
-    with ThreadPoolExecutor(2) as pool:
-        errors = list(pool.map(run, range(2)))
-    assert errors[0] == "NonFiniteCheckpointError: state.loss is nan; it is not saved"
-    assert "rank 0 failed with NonFiniteCheckpointError: state.loss is nan" in errors[1]
+
+def _rows_of_nan(rank: int) -> Snapshot:
+    rows = torch.full((2, 2), float("nan") if rank else 1.0)
+    return Snapshot(model={}, row_sharded={"centres": OwnRows(rows, 4)})
+
+
+@pytest.mark.parametrize(
+    ("snapshot", "rank", "told"),
+    [(_state_of_nan, 0, "state.loss is nan; it is not saved"), (_rows_of_nan, 1, "row_sharded `centres` holds NaN")],
+)
+def test_a_rank_that_refuses_its_snapshot_is_an_error_on_all_ranks(tmp_path, snapshot, rank, told):
+    errors = on_ranks(2, lambda writer, rank: writer.save(1, snapshot(rank)), tmp_path)
+    assert errors[rank].startswith(f"NonFiniteCheckpointError: {told}")
+    assert f"rank {rank} failed with NonFiniteCheckpointError: {told}" in errors[1 - rank]
     assert saved_steps(tmp_path) == []
 
 
 def test_ranks_that_disagree_about_the_arrays_are_refused(tmp_path):
-    def run(rank: int) -> str:
-        writer = CheckpointWriter(tmp_path, keep=3, rank=rank, world_size=2, run_token="t", peer_timeout_s=20)
+    def act(writer: CheckpointWriter, rank: int) -> None:
         writer.save(1, Snapshot(model={}, row_sharded={"centres": torch.zeros(4 + rank, 2)}))
-        with pytest.raises(CheckpointError) as error:
-            writer.close()
-        return str(error.value)
 
-    with ThreadPoolExecutor(2) as pool:
-        errors = list(pool.map(run, range(2)))
-    assert all("rank 1 has {'centres': 'torch.float32 (5, 2)'}" in error for error in errors)
+    assert all("rank 1 has {'centres': 'torch.float32 (5, 2)'}" in error for error in on_ranks(2, act, tmp_path))
 
 
-def save_own_rows(folder: Path, array: torch.Tensor, world_size: int, totals: dict[int, int] | None = None) -> None:
+def save_own_rows(
+    folder: Path, array: torch.Tensor, world_size: int, totals: dict[int, int] | None = None
+) -> list[str | None]:
     """Every rank gives its own rows and nothing else."""
 
-    def run(rank: int) -> None:
+    def act(writer: CheckpointWriter, rank: int) -> None:
         rows = array[slice(*row_range(len(array), rank, world_size))].clone()
         total = (totals or {}).get(rank, len(array))
-        with CheckpointWriter(folder, keep=3, rank=rank, world_size=world_size, run_token="t", peer_timeout_s=20) as w:
-            w.save(1, Snapshot(model={}, row_sharded={"centres": OwnRows(rows, total)}))
+        writer.save(1, Snapshot(model={}, row_sharded={"centres": OwnRows(rows, total)}))
 
-    with ThreadPoolExecutor(world_size) as pool:
-        list(pool.map(run, range(world_size)))
+    return on_ranks(world_size, act, folder)
 
 
 # 7 rows: no multiple of the ranks, and fewer than 9 of them, some of which then have none.
-@pytest.mark.parametrize("world_size", [1, 2, 3, 9])
+@pytest.mark.parametrize("world_size", [1, 2, 9])
 def test_own_rows_make_the_files_of_the_whole_array_and_are_read_on_any_number_of_ranks(tmp_path, world_size):
     array = torch.randn(7, 3)
     save_own_rows(tmp_path / "own", array, world_size)
-    with ThreadPoolExecutor(world_size) as pool:
-        for rank in range(world_size):
-            writer = CheckpointWriter(tmp_path / "whole", keep=1, rank=rank, world_size=world_size, run_token="t")
-            writer.save(1, Snapshot(model={}, row_sharded={"centres": array}))
-            pool.submit(writer.close)
+    whole = Snapshot(model={}, row_sharded={"centres": array})
+    on_ranks(world_size, lambda writer, rank: writer.save(1, whole), tmp_path / "whole")
     own, whole = (tmp_path / name / "step-00000001" for name in ("own", "whole"))
     assert own.joinpath("MANIFEST.json").read_bytes() == whole.joinpath("MANIFEST.json").read_bytes()
 
@@ -412,27 +411,9 @@ def test_own_rows_that_are_not_the_rank_s_share_are_refused(tmp_path):
     ):
         writer.save(1, Snapshot(model={}, row_sharded={"centres": OwnRows(torch.zeros(4, 2), 5)}))
     # 7 and 8 rows: the first of two ranks has 3 and 4, the second 4 in either case.
-    with pytest.raises(CheckpointError, match=r"rank 1 has \{'centres': 'torch.float32 \(8, 2\)'\}"):
-        save_own_rows(tmp_path, torch.zeros(7, 2), 2, totals={1: 8})
+    errors = save_own_rows(tmp_path, torch.zeros(7, 2), 2, totals={1: 8})
+    assert all("rank 1 has {'centres': 'torch.float32 (8, 2)'}" in error for error in errors)
     assert list_checkpoints(tmp_path) == []
-
-
-def test_a_row_that_is_not_finite_on_one_rank_stops_the_save_on_all(tmp_path):
-    def run(rank: int) -> str:
-        writer = CheckpointWriter(tmp_path, keep=3, rank=rank, world_size=2, run_token="t", peer_timeout_s=20)
-        rows = torch.full((2, 2), float("nan") if rank else 1.0)
-        try:
-            writer.save(1, Snapshot(model={}, row_sharded={"centres": OwnRows(rows, 4)}))
-            writer.close()
-        except CheckpointError as error:
-            return f"{type(error).__name__}: {error}"
-        return "no error"
-
-    with ThreadPoolExecutor(2) as pool:
-        errors = list(pool.map(run, range(2)))
-    assert errors[1].startswith("NonFiniteCheckpointError: row_sharded `centres` holds NaN")
-    assert "rank 1 failed with NonFiniteCheckpointError" in errors[0]
-    assert saved_steps(tmp_path) == []
 
 
 @pytest.mark.parametrize(("rank", "missing"), [(0, "files of rank 1"), (1, "from rank 0")])
@@ -557,7 +538,7 @@ for _ in range(int(sys.argv[3])):
                 os.write(writer_end, step.to_bytes(8, "little"))
     os.close(writer_end)
     os.read(reader, 8)
-    time.sleep(draw.uniform(0.0, 0.12))
+    time.sleep(draw.uniform(0.0, 0.06))
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
     rest = b""
@@ -575,19 +556,12 @@ for _ in range(int(sys.argv[3])):
 
 
 def test_kill_9_at_any_moment_leaves_the_last_completed_save_or_a_newer_one(tmp_path):
-    done = run_script(KILL_LOOP, tmp_path, random.Random().randrange(10**6), 12)
+    done = run_script(KILL_LOOP, tmp_path, random.Random().randrange(10**6), 6)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.count("killed after") == 12
+    assert done.stdout.count("killed after") == 6
 
 
 # --- Rotation
-
-
-def test_the_newest_checkpoints_stay(tmp_path):
-    with CheckpointWriter(tmp_path, keep=2) as writer:
-        for step in (0, 5, 10, 15, 20):
-            writer.save(step, snapshot_of(step))
-    assert saved_steps(tmp_path) == [15, 20]
 
 
 def test_a_damaged_checkpoint_neither_counts_nor_is_deleted(tmp_path, caplog):
@@ -629,14 +603,6 @@ def test_a_run_that_went_back_keeps_its_new_checkpoint_and_the_later_ones(tmp_pa
     assert "is of a later step than the one just saved" in caplog.text
 
 
-def test_a_step_written_again_replaces_the_earlier_one(tmp_path):
-    path = save_one(tmp_path, 5)
-    before = (path / "MANIFEST.json").stat().st_ino
-    save_one(tmp_path, 5)
-    assert (path / "MANIFEST.json").stat().st_ino != before
-    assert [entry.name for entry in tmp_path.iterdir()] == ["step-00000005"]
-
-
 def test_between_the_two_renames_of_a_replacement_the_earlier_one_is_found(tmp_path, monkeypatch):
     save_one(tmp_path, 4)
     save_one(tmp_path, 5)
@@ -652,6 +618,7 @@ def test_between_the_two_renames_of_a_replacement_the_earlier_one_is_found(tmp_p
     save_one(tmp_path, 5)
     (checkpoint, skipped), *_ = seen
     assert (checkpoint.step, skipped) == (5, [])
+    assert saved_steps(tmp_path) == [4, 5], "and nothing else"
 
 
 def test_a_damaged_step_written_again_is_set_aside(tmp_path):
@@ -733,7 +700,7 @@ def test_a_rank_that_looks_for_failures_does_not_trip_over_the_rename_that_compl
     renaming = threading.Thread(target=rename)
     renaming.start()
     try:
-        for _ in range(20_000):
+        for _ in range(2_000):
             attempt._raise_if_another_failed()
     finally:
         ends.set()

@@ -8,14 +8,16 @@ from contextlib import contextmanager
 
 import pytest
 
+from adadistill.core.distributed import Ranks
 from adadistill.core.profiling import NO_PROFILE, StepProfile, StepWindow
 from adadistill.loaders.named_ranges import OFF, named_range
 
 
-class Tape:
-    """A recorder that notes what it is told, and fails where asked to."""
+class Tape(StepProfile):
+    """A profile whose tool notes what it is told, and fails where asked to."""
 
-    def __init__(self, failing: str = "") -> None:
+    def __init__(self, window: StepWindow, failing: str = "", rank: int = 0) -> None:
+        super().__init__(window, Ranks(rank=rank, world_size=rank + 1))
         self.seen: list[str] = []
         self._failing = failing
 
@@ -25,15 +27,15 @@ class Tape:
         yield
 
     def before_step(self, number: int) -> None:
-        self._note(f"before {number}")
+        self.note(f"before {number}")
 
     def finish(self, steps: Sequence[int]) -> None:
-        self._note(f"finish {list(steps)}")
+        self.note(f"finish {list(steps)}")
 
     def abandon(self) -> None:
-        self._note("abandon")
+        self.note("abandon")
 
-    def _note(self, what: str) -> None:
+    def note(self, what: str) -> None:
         self.seen.append(what)
         if self._failing and what.startswith(self._failing):
             raise OSError(f"no room for {what}")
@@ -50,10 +52,9 @@ def train(profile: StepProfile, steps: range) -> list[bool]:
 
 
 def test_it_waits_warms_up_records_and_ends_by_itself():
-    tape = Tape()
-    profile = StepProfile(StepWindow(3, 2), tape)
+    profile = Tape(StepWindow(3, 2))
     assert train(profile, range(100, 107)) == [False, False, False, False, True, False, False]
-    assert tape.seen == [
+    assert profile.seen == [
         "before 0", "step 101", "load",
         "before 1", "step 102", "load",
         "before 2", "step 103", "load",
@@ -70,13 +71,12 @@ def test_no_profile_is_off_for_every_step():
 
 
 def test_a_run_that_ends_within_the_window_keeps_its_whole_steps_and_says_so(caplog: pytest.LogCaptureFixture):
-    tape = Tape()
-    profile = StepProfile(StepWindow(1, 5), tape)
+    profile = Tape(StepWindow(1, 5))
     train(profile, range(3))
     with pytest.raises(KeyError), profile.step(3):
         raise KeyError("something ends the run within step 3")
     profile.close()
-    assert tape.seen[-1] == "finish [1, 2]"
+    assert profile.seen[-1] == "finish [1, 2]"
     assert "--profile-steps 1:5 asks for steps that did not come: the run ended after 2 of 5" in caplog.text
 
 
@@ -84,22 +84,20 @@ def test_a_run_that_ends_within_the_window_keeps_its_whole_steps_and_says_so(cap
 def test_a_run_that_ends_before_the_window_says_that_nothing_was_recorded(
     steps: int, seen: list[str], caplog: pytest.LogCaptureFixture
 ):
-    tape = Tape()
-    profile = StepProfile(StepWindow(5, 5), tape)
+    profile = Tape(StepWindow(5, 5))
     train(profile, range(steps))
     profile.close()
-    assert tape.seen == (seen or ["abandon"])
+    assert profile.seen == (seen or ["abandon"])
     assert f"the run ended in step {steps} of this launch. Nothing was recorded" in caplog.text
 
 
 @pytest.mark.parametrize("failing", ["before 0", "before 2", "finish"])
 def test_a_tool_that_fails_is_given_up_by_name_and_training_goes_on(failing: str, caplog: pytest.LogCaptureFixture):
-    tape = Tape(failing)
-    profile = StepProfile(StepWindow(2, 2), tape, rank=3)
+    profile = Tape(StepWindow(2, 2), failing, rank=3)
     with caplog.at_level(logging.ERROR):
         train(profile, range(6))
     profile.close()
-    assert tape.seen[-1] == "abandon"
+    assert profile.seen[-1] == "abandon"
     assert f"rank 3: no profile, training goes on without: OSError: no room for {failing}" in caplog.text
     assert named_range("load") is OFF
     assert caplog.text.count("no profile") == 1
@@ -107,10 +105,10 @@ def test_a_tool_that_fails_is_given_up_by_name_and_training_goes_on(failing: str
 
 def test_a_tool_that_cannot_even_be_stopped_stops_nothing(caplog: pytest.LogCaptureFixture):
     class Broken(Tape):
-        def _note(self, what: str) -> None:
+        def note(self, what: str) -> None:
             raise RuntimeError(f"broken: {what}")
 
-    profile = StepProfile(StepWindow(1, 1), Broken())
+    profile = Broken(StepWindow(1, 1))
     train(profile, range(3))
     assert "RuntimeError: broken: before 0" in caplog.text
 

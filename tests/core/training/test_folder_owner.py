@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import errno
+import functools
 import json
 import logging
+import multiprocessing
 import os
 import re
 import signal
@@ -12,8 +14,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -24,47 +27,63 @@ from tests_support import ROOT
 from adadistill.core.training import folder_owner
 from adadistill.core.training.folder_owner import Launch, owned_folder, refuse_owned, this_launch
 from adadistill.core.training.run_folder import RunFolderError
+from adadistill.core.training.stop_signal import end_process
 
-OWNER = """
+ALONE = """
 import sys
 from pathlib import Path
-from adadistill.core.training.stop_signal import end_process
 from adadistill.core.training.folder_owner import owned_folder, this_launch
-from adadistill.core.training.run_folder import RunFolderError
-try:
-    with owned_folder(Path(sys.argv[1]), this_launch("adadistill train first.yaml")):
-        print("mine", flush=True)
-        if sys.stdin.readline().strip() == "end":
-            end_process(7)
-except RunFolderError as error:
-    print(error, flush=True)
+with owned_folder(Path(sys.argv[1]), this_launch("adadistill train first.yaml")):
+    print("mine", flush=True)
+    import time; time.sleep(60)
 """
+FORK = multiprocessing.get_context("fork")
 
 
-def _start(folder: Path, *before: str, python: str = sys.executable) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [*before, python, "-c", OWNER, str(folder)],
-        env={**os.environ, "PYTHONPATH": str(ROOT / ".typecheck")},
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-    )  # fmt: skip
+class _Process:
+    """A forked process that asks for the folder: it says `mine`, or why not, and leaves when it is told to."""
+
+    def __init__(self, folder: Path) -> None:
+        self._pipe, there = FORK.Pipe()
+        self._process = FORK.Process(target=self._own, args=(folder, there), daemon=True)
+        self._process.start()
+        self.pid: int = self._process.pid or 0
+
+    @functools.cached_property
+    def said(self) -> str:
+        return self._pipe.recv()
+
+    @staticmethod
+    def _own(folder: Path, pipe: Connection) -> None:
+        try:
+            with owned_folder(folder, this_launch("adadistill train first.yaml")):
+                pipe.send("mine")
+                if pipe.recv() == "end":
+                    end_process(7)
+        except RunFolderError as error:
+            pipe.send(str(error))
+
+    def tell(self, word: str) -> int | None:
+        """`leave`, or `end` without unwinding; its exit code."""
+        with suppress(BrokenPipeError):  # refused, and gone
+            self._pipe.send(word)
+        self._process.join()
+        return self._process.exitcode
+
+    def kill(self) -> None:
+        self._process.kill()
+        self._process.join()
 
 
 @contextmanager
-def _owner(folder: Path, *before: str) -> Iterator[subprocess.Popen[str]]:
+def _owner(folder: Path) -> Iterator[_Process]:
     """Another process that owns the folder."""
-    process = _start(folder, *before)
+    process = _Process(folder)
+    assert process.said == "mine"
     try:
-        assert process.stdout is not None
-        assert process.stdout.readline() == "mine\n"
         yield process
     finally:
         process.kill()
-        process.communicate()
-
-
-def _kill(process: subprocess.Popen[str]) -> None:
-    process.kill()
-    process.wait()
 
 
 def _rewrite(folder: Path, number: int = 1, **changes: object) -> None:
@@ -92,7 +111,7 @@ def test_a_second_process_is_refused_by_name_and_leaves_the_folder_as_it_is(tmp_
             who = f"process {process.pid} on {_here().host}, since 20"
             assert all(fact in str(refused.value) for fact in (who, "(adadistill train first.yaml)", "--out"))
         assert sorted(tmp_path.iterdir()) == before
-        process.communicate("\n")
+        process.tell("leave")
         assert refuse_owned(tmp_path, _here()) == ""
         with owned_folder(tmp_path, _here()):
             pass
@@ -108,7 +127,7 @@ def test_the_same_process_cannot_own_a_folder_twice(tmp_path: Path):
     assert (tmp_path / "owner-2.released").read_bytes() == b"", "who left names no host"
 
 
-@pytest.mark.parametrize("error", [ValueError, SystemExit, KeyboardInterrupt])
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
 def test_it_is_given_back_however_the_block_ends(tmp_path: Path, error: type[BaseException]):
     with pytest.raises(error), owned_folder(tmp_path, _here()):
         raise error
@@ -117,18 +136,17 @@ def test_it_is_given_back_however_the_block_ends(tmp_path: Path, error: type[Bas
 
 def test_it_is_given_back_where_the_process_ends_without_unwinding(tmp_path: Path):
     with _owner(tmp_path) as process:
-        process.communicate("end\n")
-        assert process.returncode == 7
+        assert process.tell("end") == 7
     assert [path.name for path in tmp_path.iterdir()] == ["owner-1.released"]
 
 
 @pytest.mark.parametrize("reaped", [True, False])
 def test_a_dead_owner_is_passed_over_with_one_line(tmp_path: Path, caplog: pytest.LogCaptureFixture, reaped: bool):
     with _owner(tmp_path) as process:
-        process.kill()
         if reaped:
-            process.wait()
+            process.kill()
         else:
+            os.kill(process.pid, signal.SIGKILL)
             os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)  # a zombie: nobody has asked for its exit code
         caplog.set_level(logging.INFO)
         with owned_folder(tmp_path, _here()):
@@ -148,7 +166,7 @@ def test_an_owner_on_another_host_is_refused_until_it_is_told_dead_and_silent(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, changes: dict[str, str]
 ):
     with _owner(tmp_path) as process:
-        _kill(process)  # which cannot be seen from another host
+        process.kill()  # which cannot be seen from another host
     _rewrite(tmp_path, **changes)
     _age(tmp_path, 7200)
     with pytest.raises(
@@ -170,7 +188,7 @@ def test_the_lock_tells_whether_an_owner_in_another_container_lives(tmp_path: Pa
         _rewrite(tmp_path, pid_namespace="pid:[1]", pid=os.getpid())
         with pytest.raises(RunFolderError, match="that is running"):
             refuse_owned(tmp_path, _here(), take_over=True)
-        _kill(process)
+        process.kill()
         assert "which is dead" in refuse_owned(tmp_path, _here())
         _rewrite(tmp_path, boot="before the machine was started again")
         assert "which is dead" in refuse_owned(tmp_path, _here())
@@ -182,23 +200,38 @@ def test_where_the_lock_cannot_tell_another_container_is_another_host(
 ):
     monkeypatch.setattr(folder_owner, "_is_of_one_kernel", lambda folder: unsure != "a shared file system")
     with _owner(tmp_path) as process:
-        _kill(process)
+        process.kill()
     changes = {"no locks": {"locked": False}, "no boot id": {"boot": ""}}.get(unsure, {})
     _rewrite(tmp_path, pid_namespace="pid:[1]", **changes)
     with pytest.raises(RunFolderError, match="whether it lives cannot be seen from here"):
         refuse_owned(tmp_path, _here())
 
 
+def _alone(folder: Path, *before: str, code: str = ALONE) -> subprocess.Popen[str]:
+    """A program of its own that owns the folder for a minute."""
+    process = subprocess.Popen(
+        [*before, forked_python() if not before else sys.executable, "-c", code, str(folder)],
+        env={**os.environ, "PYTHONPATH": str(ROOT / ".typecheck")}, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert process.stdout is not None
+    assert process.stdout.readline() == "mine\n"
+    return process
+
+
 def test_a_real_container_of_the_same_name_is_not_taken_for_dead(tmp_path: Path):
     unshare = ["unshare", "--pid", "--fork", "--mount-proc", "--kill-child"]
     if subprocess.run([*unshare, "true"], capture_output=True).returncode:
         pytest.skip("this user may not make process namespaces")
-    with _owner(tmp_path, *unshare):
+    process = _alone(tmp_path, *unshare)
+    try:
         written = json.loads((tmp_path / "owner-1.json").read_text())
         assert written["pid"] < 10, "numbered for itself"
         assert written["host"] == _here().host
         with pytest.raises(RunFolderError, match="belongs to a launch"):
             refuse_owned(tmp_path, _here())
+    finally:
+        process.kill()
+        process.communicate()
 
 
 def test_a_restarted_launch_takes_its_own_folder_over_even_while_the_old_process_is_dying(tmp_path: Path):
@@ -217,12 +250,12 @@ def test_a_restarted_launch_takes_its_own_folder_over_even_while_the_old_process
 def test_of_many_that_start_at_once_exactly_one_wins(tmp_path: Path, left: str):
     if left != "nothing":
         with _owner(tmp_path) as process:
-            process.communicate("\n") if left == "a released folder" else _kill(process)
-    processes = [_start(tmp_path, python=forked_python()) for _ in range(4)]
-    said = [process.stdout.readline() for process in processes if process.stdout is not None]
+            process.tell("leave") if left == "a released folder" else process.kill()
+    processes = [_Process(tmp_path) for _ in range(4)]
+    said = [process.said for process in processes]
     for process in processes:
-        process.communicate("\n")
-    assert said.count("mine\n") == 1, said
+        process.tell("leave")
+    assert said.count("mine") == 1, said
     assert sum("that is running" in line for line in said) == 3
 
 
@@ -230,7 +263,7 @@ def test_numbers_that_were_given_back_meanwhile_make_nobody_a_second_owner(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     with _owner(tmp_path) as process:
-        _kill(process)
+        process.kill()
     opened, others = os.open, []
 
     def late(path: Path, flags: int, *rest: int) -> int:
@@ -313,28 +346,20 @@ def test_a_folder_that_cannot_be_written_is_told_as_ever(
 
 
 def test_a_fork_gives_nothing_back(tmp_path: Path):
-    with _owner(tmp_path):
-        pass
     with owned_folder(tmp_path, _here()):
         child = os.fork()
         if child == 0:
             folder_owner.before_the_end[-1]()
             os._exit(0)
         os.waitpid(child, 0)
-        assert (tmp_path / "owner-2.json").exists()
+        assert (tmp_path / "owner-1.json").exists()
 
 
 def test_signals_that_end_the_process_at_once_give_the_folder_back(tmp_path: Path):
-    code = OWNER.replace('print("mine", flush=True)', 'print("mine", flush=True); import time; time.sleep(60)')
     entry = (
         "from adadistill.core.training.stop_signal import leave_at_once_from_here_on\nleave_at_once_from_here_on()\n"
     )
-    process = subprocess.Popen(
-        [forked_python(), "-c", entry + code, str(tmp_path)],
-        env={**os.environ, "PYTHONPATH": str(ROOT / ".typecheck")}, stdout=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    assert process.stdout is not None
-    assert process.stdout.readline() == "mine\n"
+    process = _alone(tmp_path, code=entry + ALONE)
     process.send_signal(signal.SIGTERM)
     process.communicate(timeout=60)
     assert process.returncode == 143

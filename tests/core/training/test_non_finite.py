@@ -8,8 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from adadistill.core.training.lagged_readback import CUDA_LAG
-from adadistill.core.training.non_finite import GuardConfig, NonFiniteGuard
+from adadistill.core.training.non_finite import CUDA_LAG, GuardConfig, NonFiniteGuard
 
 CPU = torch.device("cpu")
 

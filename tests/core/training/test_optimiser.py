@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from adadistill.core.training.optimiser import (
     learning_rate,
     load_state,
     parts_like_parameters,
+    rate_table,
     state_tensors,
     step_by_found_inf,
     step_or_undo,
@@ -30,49 +32,74 @@ def _rate(config: OptimConfig, epoch: int, step: int = 0, *, batch: int = 512, s
     return learning_rate(config, global_batch_size=batch, epoch=epoch, step=step, steps_per_epoch=steps)
 
 
-def test_the_ms1mv2_schedule_drops_where_the_published_one_does():
+POLY = OptimConfig(epochs=20, schedule="polynomial")
+LINEAR = replace(POLY, warmup_epochs=2.0, warmup="linear")
+
+
+@pytest.mark.parametrize(
+    ("config", "rates"),
+    [
+        (OptimConfig(epochs=4, warmup_epochs=1.0), {(0, 0): 0.025, (0, 50): 0.1 * (1.5 / 2) ** 2, (1, 0): 0.1}),
+        (POLY, {(0, 0): 0.1, (10, 0): 0.05, (19, 99): 0.1 / 2000}),
+        (replace(POLY, power=2.0), {(10, 0): 0.025}),
+        (LINEAR, {(0, 0): 0.1 / 200, (1, 0): 0.1 * 101 / 200, (1, 99): 0.1, (2, 0): 0.1, (11, 0): 0.05}),
+        (OptimConfig(epochs=2, warmup_epochs=1e-3, warmup="linear"), {(0, 0): 0.1}),
+        (replace(POLY, epochs=2, warmup_epochs=2.0), {(1, 99): 0.1 * (2.99 / 3) ** 2}),
+    ],
+    ids=["a quarter to one as the square", "polynomial", "power", "linear warm-up", "less than a step", "all warm-up"],
+)
+def test_the_rate_of_a_step_is_that_of_its_schedule(config: OptimConfig, rates: dict[tuple[int, int], float]):
+    assert {at: _rate(config, *at) for at in rates} == pytest.approx(rates)
+
+
+def test_the_ms1mv2_schedule_drops_where_the_published_one_does_and_scales_with_the_batch():
     config = OptimConfig(epochs=26, milestones=(7, 13, 19, 24))
     expected = [1.0] * 7 + [0.1] * 6 + [0.01] * 6 + [1e-3] * 5 + [1e-4] * 2
     assert [_rate(config, epoch) / 0.1 for epoch in range(26)] == pytest.approx(expected)
+    assert [_rate(config, 0, batch=batch) for batch in (384, 4096)] == pytest.approx([0.075, 0.8])
 
 
-def test_the_rate_scales_with_the_global_batch():
-    config = OptimConfig(epochs=1)
-    assert _rate(config, 0, batch=384) == pytest.approx(0.075)
-    assert _rate(config, 0, batch=4096) == pytest.approx(0.8)
+STEP = OptimConfig(epochs=26, milestones=(7, 13, 19, 24), warmup_epochs=1.0)
+POLYNOMIAL = OptimConfig(epochs=20, schedule="polynomial", warmup_epochs=2.5, warmup="linear", lr=0.4)
+CONFIGS = [STEP, POLYNOMIAL, OptimConfig(epochs=1), OptimConfig(epochs=2, warmup_epochs=2.0)]
 
 
-def test_warm_up_rises_per_step_from_a_quarter_as_the_square():
-    config = OptimConfig(epochs=4, warmup_epochs=1.0)
-    assert _rate(config, 0, 0) == pytest.approx(0.025)
-    assert _rate(config, 0, 50) == pytest.approx(0.1 * (1.5 / 2) ** 2)
-    assert _rate(config, 0, 99) < _rate(config, 1, 0) == pytest.approx(0.1)
+@pytest.mark.parametrize("config", CONFIGS)
+@pytest.mark.parametrize("steps_per_epoch", [1, 3, 15163])
+def test_every_change_of_the_rate_between_two_steps_is_at_a_listed_step(config: OptimConfig, steps_per_epoch: int):
+    points = rate_table(config, global_batch_size=384, steps_per_epoch=steps_per_epoch)
+
+    listed = {point.epoch * steps_per_epoch + point.step: point.rate for point in points}
+    assert list(listed) == sorted(listed)
+    total = config.epochs * steps_per_epoch
+    assert {0, total - 1} <= listed.keys()
+
+    def rate(step: int) -> float:
+        return learning_rate(
+            config,
+            global_batch_size=384,
+            epoch=step // steps_per_epoch,
+            step=step % steps_per_epoch,
+            steps_per_epoch=steps_per_epoch,
+        )
+
+    assert all(listed[step] == rate(step) for step in listed)
+    if config.schedule == "step":
+        for milestone in config.milestones:
+            step = milestone * steps_per_epoch
+            assert rate(step) == pytest.approx(config.gamma * rate(step - 1))
+            assert step in listed
 
 
-def test_a_polynomial_rate_falls_on_a_line_to_nothing_after_the_last_step():
-    config = OptimConfig(epochs=20, schedule="polynomial")
-    assert _rate(config, 0) == pytest.approx(0.1)
-    assert _rate(config, 10) == pytest.approx(0.05)
-    assert _rate(config, 19, 99) == pytest.approx(0.1 / 2000)
-    squared = OptimConfig(epochs=20, schedule="polynomial", power=2.0)
-    assert _rate(squared, 10) == pytest.approx(0.025)
+def test_the_published_schedule_is_listed_as_published():
+    points = rate_table(STEP, global_batch_size=384, steps_per_epoch=15163)
 
-
-def test_a_linear_warm_up_reaches_the_rate_at_its_last_step_from_where_the_polynomial_starts():
-    config = OptimConfig(epochs=20, schedule="polynomial", warmup_epochs=2.0, warmup="linear")
-    assert _rate(config, 0, 0) == pytest.approx(0.1 / 200)
-    assert _rate(config, 1, 0) == pytest.approx(0.1 * 101 / 200)
-    assert _rate(config, 1, 99) == pytest.approx(0.1) == _rate(config, 2, 0)
-    assert _rate(config, 11, 0) == pytest.approx(0.05)
-
-
-def test_a_warm_up_of_a_fraction_of_a_step_ends_within_it():
-    assert _rate(OptimConfig(epochs=2, warmup_epochs=1e-3, warmup="linear"), 0) == pytest.approx(0.1)
-
-
-def test_a_warm_up_as_long_as_training_leaves_no_division_by_nothing():
-    config = OptimConfig(epochs=2, schedule="polynomial", warmup_epochs=2.0)
-    assert _rate(config, 1, 99) == pytest.approx(0.1 * (2.99 / 3) ** 2)
+    assert [(point.epoch, point.step) for point in points] == [
+        (0, 0), (0, 15162), (1, 0), (7, 0), (13, 0), (19, 0), (24, 0), (25, 15162),
+    ]  # fmt: skip
+    assert [point.rate for point in points] == pytest.approx(
+        [0.01875, 0.075, 0.075, 7.5e-3, 7.5e-4, 7.5e-5, 7.5e-6, 7.5e-6], rel=1e-4
+    )
 
 
 def test_only_matrices_decay_when_told_so():

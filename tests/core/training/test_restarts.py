@@ -6,6 +6,7 @@ import datetime
 import json
 import logging
 import os
+import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,10 @@ import pytest
 import torch
 import torch.distributed as dist
 from forked_python import forked_python
+from rank_processes import run_ranks
 from tests_support import ROOT
-from tiny_training import tiny_recipe, write_tiny_records
-from torch import Tensor
+from tiny_training import final_tensors, logged, newest, tiny_recipe
 
-from adadistill.core.checkpoints import CheckpointError, newest_valid_checkpoint
 from adadistill.core.distributed import Ranks
 from adadistill.core.recipe import dump_recipe
 from adadistill.core.training.restarts import agent_token, restart_count, store_of_restart
@@ -26,7 +26,7 @@ from adadistill.core.training.run import run_training
 from adadistill.core.training.run_folder import RunFolder, RunFolderError
 
 RANKS = Ranks()
-WORKER = Path(__file__).parent.parent / "elastic_worker.py"
+WORKER = Path(__file__).parent.parent / "distributed_worker.py"
 # 6 steps an epoch.
 SETTINGS: dict[str, Any] = {
     "optim__epochs": 1,
@@ -36,108 +36,91 @@ SETTINGS: dict[str, Any] = {
 }
 
 
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("tiny")
-    write_tiny_records(folder)
-    return folder
-
-
 def _attempt(monkeypatch: pytest.MonkeyPatch, restarts: int, launch: str = "one") -> None:
     """From here on this process is what torchrun has started, or started again."""
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", launch)
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", str(restarts))
 
 
-def _final(folder: Path) -> dict[str, Tensor]:
-    checkpoint, skipped = newest_valid_checkpoint(folder)
-    assert checkpoint is not None
-    assert not skipped
-    return {**checkpoint.model, **checkpoint.optimiser, **checkpoint.row_sharded}
+@pytest.fixture(scope="module")
+def finished(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run that the first attempt of launch `one` has finished."""
+    folder = tmp_path_factory.mktemp("finished") / "run"
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        _attempt(monkeypatch, 0)
+        run_training(tiny_recipe(data, **SETTINGS), folder, ranks=RANKS)
+    return folder
 
 
-def _trained(folder: Path) -> list[int]:
-    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [row["step"] for row in rows if row["event"] == "train"]
+@pytest.fixture
+def folder(finished: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(finished, tmp_path / "run"))
+
+
+def _assert_same_end(one: Path, other: Path) -> None:
+    ours, theirs = final_tensors(one), final_tensors(other)
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(value, theirs[key]) for key, value in ours.items())
 
 
 def _forget(folder: Path, first: int) -> None:
     """Take away the checkpoints from a step on, as though the processes had died there."""
     for path in (folder / "checkpoints").iterdir():
         if int(path.name.removeprefix("step-")) >= first:
-            for file in path.iterdir():
-                file.unlink()
-            path.rmdir()
+            shutil.rmtree(path)
 
 
 def test_a_restart_goes_on_from_the_folder_of_its_own_launch(
-    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    data: Path, finished: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ):
-    recipe = tiny_recipe(data, **SETTINGS)
-    _attempt(monkeypatch, 0)
-    run_training(recipe, tmp_path / "run", ranks=RANKS)
-    whole = _final(tmp_path / "run")
-    _forget(tmp_path / "run", 6)
-
+    _forget(folder, 6)
     _attempt(monkeypatch, 1)
     caplog.set_level(logging.INFO)
-    run_training(recipe, tmp_path / "run", ranks=RANKS)
+    run_training(tiny_recipe(data, **SETTINGS), folder, ranks=RANKS)
     assert "torchrun has started this launch again (restart 1)" in caplog.text
     assert "step-00000004 at epoch 0, step 4" in caplog.text
-    assert all(torch.equal(value, whole[key]) for key, value in _final(tmp_path / "run").items())
-    written = json.loads((tmp_path / "run" / "environment.json").read_text())
+    _assert_same_end(folder, finished)
+    written = json.loads((folder / "environment.json").read_text())
     assert written["launch"] == written["resumed"][0]["launch"] == [agent_token()]
 
 
 def test_a_first_attempt_and_the_restart_of_another_launch_are_refused(
-    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    data: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    recipe = tiny_recipe(data, **SETTINGS)
-    _attempt(monkeypatch, 0)
-    run_training(recipe, tmp_path / "run", ranks=RANKS)
-    for restarts, launch in ((0, "one"), (0, "two"), (1, "two")):
+    for restarts, launch in ((0, "one"), (0, "two"), (1, "two"), (1, "one")):
         _attempt(monkeypatch, restarts, launch)
+        if (restarts, launch) == (1, "one"):
+            (folder / "environment.json").write_text('{"launch": {"a": 1}, "resumed": 3}')
         with pytest.raises(RunFolderError, match="already holds a run"):
-            run_training(recipe, tmp_path / "run", ranks=RANKS)
-    (tmp_path / "run" / "environment.json").write_text('{"launch": {"a": 1}, "resumed": 3}')
-    with pytest.raises(RunFolderError, match="already holds a run"):
-        run_training(recipe, tmp_path / "run", ranks=RANKS)
+            run_training(tiny_recipe(data, **SETTINGS), folder, ranks=RANKS)
 
 
+@pytest.mark.parametrize("begun", [False, True])
 def test_a_restart_begins_anew_where_nothing_was_saved_or_begun(
-    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    data: Path, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, begun: bool
 ):
-    recipe = tiny_recipe(data, **SETTINGS)
-    _attempt(monkeypatch, 2)
-    run_training(recipe, tmp_path / "nothing begun", ranks=RANKS)
-    whole = _final(tmp_path / "nothing begun")
-
     _attempt(monkeypatch, 0)
-    environment = {"launch": [agent_token()]}
-    RunFolder(tmp_path / "nothing saved").start(recipe_yaml="", environment=environment, resuming=False)
-    _attempt(monkeypatch, 1)
-    run_training(recipe, tmp_path / "nothing saved", ranks=RANKS)
-    assert _trained(tmp_path / "nothing saved") == [3, 6]
-    assert all(torch.equal(value, whole[key]) for key, value in _final(tmp_path / "nothing saved").items())
+    if begun:
+        environment = {"launch": [agent_token()]}
+        RunFolder(tmp_path / "run").start(recipe_yaml="", environment=environment, resuming=False)
+    _attempt(monkeypatch, 2)
+    run_training(tiny_recipe(data, **SETTINGS), tmp_path / "run", ranks=RANKS)
+    assert [row["step"] for row in logged(tmp_path / "run")] == [3, 6]
+    _assert_same_end(tmp_path / "run", finished)
 
 
 def test_a_restart_of_a_run_that_began_elsewhere_prefers_what_it_has_saved_itself(
-    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    data: Path, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    recipe = tiny_recipe(data, **SETTINGS)
-    run_training(recipe, tmp_path / "first", ranks=RANKS)
-    start = str(tmp_path / "first" / "checkpoints" / "step-00000002")
-    _attempt(monkeypatch, 0)
-    run_training(recipe, tmp_path / "second", ranks=RANKS, resume=start)
-    _attempt(monkeypatch, 1)
-    _forget(tmp_path / "second", 6)
-    run_training(recipe, tmp_path / "second", ranks=RANKS, resume=start)
-    assert _trained(tmp_path / "second") == [3, 6, 6], "from step 2, then from step 4"
-    _forget(tmp_path / "second", 0)
-    run_training(recipe, tmp_path / "second", ranks=RANKS, resume=start)
-    assert _trained(tmp_path / "second") == [3, 6, 6, 3, 6]
-    with pytest.raises(CheckpointError):
-        run_training(recipe, tmp_path / "third", ranks=RANKS, resume=str(tmp_path / "nowhere"))
+    recipe, start = tiny_recipe(data, **SETTINGS), str(finished / "checkpoints" / "step-00000002")
+    for restarts, forgotten, steps in ((0, None, [3, 6]), (1, 6, [6]), (1, 0, [3, 6])):
+        if forgotten is not None:
+            _forget(tmp_path / "run", forgotten)
+            (tmp_path / "run" / "metrics.jsonl").write_text("")
+        _attempt(monkeypatch, restarts)
+        run_training(recipe, tmp_path / "run", ranks=RANKS, resume=start)
+        # From step 2; from step 4, its own; from step 2 again.
+        assert [row["step"] for row in logged(tmp_path / "run")] == steps
 
 
 @pytest.mark.parametrize("count", ["", "-1", "x", "1.5"])
@@ -191,13 +174,12 @@ sys.exit(train.main())
 def test_a_killed_process_under_torchrun_costs_no_bit_and_its_run_resumes_on_one_rank(
     data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ):
-    settings = {**SETTINGS, "data__micro_batch_size": 2}
-    job = {"name": "whole", "data": str(data), "student": "recipe", "overrides": settings}
-    (tmp_path / "plan.json").write_text(json.dumps([{"world_size": 2, "jobs": [job]}]))
-    subprocess.run([forked_python(), str(WORKER), str(tmp_path / "plan.json"), str(tmp_path)], check=True, timeout=600)
+    whole = {"run": str(tmp_path / "whole"), "data": str(data), "student": "recipe", "overrides": SETTINGS}
+    (tmp_path / "plan.json").write_text(json.dumps(whole))
+    run_ranks([str(WORKER), str(tmp_path / "plan.json"), str(tmp_path)], 2)
 
     (tmp_path / "killed_once.py").write_text(KILLED_ONCE)
-    (tmp_path / "recipe.yaml").write_text(dump_recipe(tiny_recipe(data, **settings)))
+    (tmp_path / "recipe.yaml").write_text(dump_recipe(tiny_recipe(data, **SETTINGS)))
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "--max-restarts=2"]
     command = [str(tmp_path / "recipe.yaml"), "--out", str(tmp_path / "run"), "--device", "cpu"]
     done = subprocess.run(
@@ -210,14 +192,10 @@ def test_a_killed_process_under_torchrun_costs_no_bit_and_its_run_resumes_on_one
     assert done.stdout.count("finished:") == 1
     assert done.stderr.count("has started this launch again (restart 1)") == 1
     assert "resumed from" in done.stderr
-    whole, run = _final(tmp_path / "whole"), _final(tmp_path / "run")
-    assert whole.keys() == run.keys()
-    assert all(torch.equal(value, run[key]) for key, value in whole.items())
+    _assert_same_end(tmp_path / "run", tmp_path / "whole")
     assert not list((tmp_path / "run").glob("recipe.before-*")), "the same recipe"
 
-    longer = tiny_recipe(data, **{**settings, "optim__epochs": 2})
+    longer = tiny_recipe(data, **{**SETTINGS, "optim__epochs": 2})
     run_training(longer, tmp_path / "run", ranks=RANKS, resume="auto", resume_allow=["optim.epochs"])
     assert "saved by 2 ranks" in caplog.text
-    checkpoint, _ = newest_valid_checkpoint(tmp_path / "run")
-    assert checkpoint is not None
-    assert checkpoint.step == 12
+    assert newest(tmp_path / "run").step == 12

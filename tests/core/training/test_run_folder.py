@@ -201,15 +201,17 @@ def test_the_commit_is_that_of_this_checkout_or_none(tmp_path, monkeypatch):
 
     (tmp_path / "core").mkdir()
     monkeypatch.setattr(run_folder, "__file__", str(tmp_path / "core" / "training" / "run_folder.py"))
-    assert run_folder.source_commit() is None
+    assert run_folder.source_commit.__wrapped__() is None
     git("init", "-q")
-    assert run_folder.source_commit() is None, "no commit yet"
+    assert run_folder.source_commit.__wrapped__() is None, "no commit yet"
     (tmp_path / "file").write_text("1")
     git("add", "file")
     git("commit", "-qm", "first")
-    assert run_folder.source_commit() == git("rev-parse", "HEAD")
+    assert run_folder.source_commit.__wrapped__() == git("rev-parse", "HEAD")
     (tmp_path / "file").write_text("2")
-    assert run_folder.source_commit() == git("rev-parse", "HEAD") + "+changes"
+    assert run_folder.source_commit.__wrapped__() == git("rev-parse", "HEAD") + "+changes"
     (tmp_path / "inside" / "core").mkdir(parents=True)
     monkeypatch.setattr(run_folder, "__file__", str(tmp_path / "inside" / "core" / "training" / "run_folder.py"))
-    assert run_folder.source_commit() is None, "a copy inside another repository is not that repository's commit"
+    assert run_folder.source_commit.__wrapped__() is None, (
+        "a copy inside another repository is not that repository's commit"
+    )

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from rank_processes import start_ranks
-from tiny_training import PlainStudent, tiny_recipe, write_tiny_records
+from tiny_training import PlainStudent, tiny_recipe
 
 from adadistill.core.checkpoints import list_checkpoints
 from adadistill.core.distributed import Ranks, announced_ranks
@@ -26,12 +26,10 @@ from adadistill.recipes import train
 SHORT: dict[str, Any] = {"optim__epochs": 1, "optim__milestones": "[]"}
 
 
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("tiny")
-    write_tiny_records(folder)
-    (folder / "recipe.yaml").write_text(dump_recipe(tiny_recipe(folder, **SHORT)))
-    return folder
+@pytest.fixture
+def command(data: Path, tmp_path: Path) -> list[str]:
+    (tmp_path / "recipe.yaml").write_text(dump_recipe(tiny_recipe(data, **SHORT)))
+    return [str(tmp_path / "recipe.yaml"), "--out", str(tmp_path / "run"), "--device", "cpu"]
 
 
 def _train(
@@ -49,36 +47,36 @@ def owned(tmp_path: Path) -> Iterator[Path]:
 
 @pytest.mark.parametrize("resume", ["auto", "none"])
 def test_a_second_start_and_its_dry_run_exit_2_and_write_nothing(
-    data: Path, owned: Path, resume: str, capsys: pytest.CaptureFixture[str]
+    command: list[str], owned: Path, resume: str, capsys: pytest.CaptureFixture[str]
 ):
     before = {path: path.read_bytes() for path in owned.iterdir()}
-    command = [str(data / "recipe.yaml"), "--out", str(owned), "--device", "cpu", "--resume", resume]
     for dry in ([], ["--dry-run"]):
-        assert train.main([*command, *dry]) == 2
+        assert train.main([*command, "--resume", resume, *dry]) == 2
         said = "".join(capsys.readouterr())
         assert "belongs to a launch that is running: process" in said
         assert "adadistill train first.yaml" in said
     assert {path: path.read_bytes() for path in owned.iterdir()} == before
 
 
-def test_both_of_two_ranks_are_refused_and_none_waits(data: Path, owned: Path):
-    command = ["-m", "adadistill.recipes.train", str(data / "recipe.yaml"), "--out", str(owned), "--device", "cpu"]
-    processes = start_ranks([*command, "--resume", "auto"], 2)
+@pytest.mark.usefixtures("owned")
+def test_both_of_two_ranks_are_refused_and_none_waits(command: list[str]):
+    processes = start_ranks(["-m", "adadistill.recipes.train", *command, "--resume", "auto"], 2)
     for process in processes:
         _, error = process.communicate(timeout=240)
         assert process.returncode == 2, error
         assert "belongs to a launch that is running" in error
 
 
-def test_a_folder_whose_run_has_saved_nothing_is_held_to_its_recipe(data: Path, tmp_path: Path, capsys):
+def test_a_folder_whose_run_has_saved_nothing_is_held_to_its_recipe(
+    data: Path, command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
     folder = RunFolder(tmp_path / "run")
     begun = tiny_recipe(data, **SHORT)
     folder.start(recipe_yaml=dump_recipe(begun), environment={}, resuming=False)
     with pytest.raises(ResumeError, match=r"(?s)begun by another recipe.*seed: 5 != 6.*--resume-allow KEY") as told:
         _train(data, folder.path, seed=6, log__every=1)
     assert "log.every" not in str(told.value), "changes nothing that is computed"
-    command = [str(data / "recipe.yaml"), "--out", str(folder.path), "--device", "cpu", "--resume", "auto"]
-    assert train.main([*command, "--dry-run", "seed=6"]) == 2
+    assert train.main([*command, "--resume", "auto", "--dry-run", "seed=6"]) == 2
     assert "seed: 5 != 6" in capsys.readouterr().out
     assert not folder.metrics.exists()
     assert not list(folder.path.glob("recipe.before-*"))
@@ -106,16 +104,15 @@ def test_a_password_that_was_left_out_is_no_difference(data: Path, tmp_path: Pat
         refuse_other_beginning(tiny_recipe(data), folder, None, [])
 
 
-@pytest.mark.parametrize("kind", [RuntimeError, CompileError])
 def test_a_launch_that_fails_before_its_first_step_is_over_leaves_the_folder_free(
-    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: type[Exception]
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     def fail(*_: object, **__: object) -> None:
-        raise kind("in the first step")
+        raise CompileError("in the first step")
 
     with monkeypatch.context() as failing:
         failing.setattr(run.Trainer, "_train_step", fail)
-        with pytest.raises(kind, match="in the first step"):
+        with pytest.raises(CompileError, match="in the first step"):
             _train(data, tmp_path / "run", resume="none")
     assert RunFolder(tmp_path / "run").traces_of_a_run() == []
     _train(data, tmp_path / "run", resume="none", seed=6)
@@ -141,15 +138,14 @@ def test_a_launch_that_fails_later_or_goes_on_with_a_run_takes_nothing_back(
 
 
 def test_a_machine_without_a_compiler_is_refused_before_the_folder_is_made(
-    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    command: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     def none(*_: object) -> None:
         raise CompileError("no compiler, or set compile=off")
 
     monkeypatch.setattr(compiler_check, "try_compilers", none)
-    command = [str(data / "recipe.yaml"), "compile=default", "--out", str(tmp_path / "run"), "--device", "cpu"]
     for dry in ([], ["--dry-run"]):
-        assert train.main([*command, *dry]) == 2
+        assert train.main([*command, "compile=default", *dry]) == 2
         assert "no compiler, or set compile=off" in "".join(capsys.readouterr())
     assert not (tmp_path / "run").exists()
 

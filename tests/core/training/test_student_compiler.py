@@ -18,11 +18,10 @@ def test_off_is_the_network_itself():
     assert compiled_forward(network, "off", channels_last=True) is network
 
 
-@pytest.mark.parametrize("mode", ["default", "reduce-overhead"])
-def test_outputs_and_gradients_are_those_of_the_network(mode: str):
+def test_outputs_and_gradients_are_those_of_the_network():
     network = PlainStudent()
     compiled_network = copy.deepcopy(network)
-    forward = compiled_forward(compiled_network, mode, channels_last=False)
+    forward = compiled_forward(compiled_network, "reduce-overhead", channels_last=False)
     images = torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(1))
     for _ in range(2):  # CUDA graphs replay from the second call on
         for net in (network, compiled_network):

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from evaluated_networks import write_tinyface
 from rank_processes import run_ranks
-from tiny_training import tiny_recipe, write_tiny_records
+from tiny_training import PlainStudent, logged, tiny_recipe, write_tiny_records
 
 from adadistill.core.distributed import Ranks
 from adadistill.core.scoring.evaluation_config import EvaluationConfig
@@ -37,15 +37,10 @@ def overrides(data: Path, **others: object) -> dict[str, Any]:
     }
 
 
-def events(run: Path) -> list[dict[str, Any]]:
-    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [row for row in rows if row["event"] == "evaluation"]
-
-
 def test_every_second_epoch_and_the_last_are_scored(data, tmp_path):
     run_training(tiny_recipe(data, **overrides(data)), tmp_path / "run", ranks=Ranks())
 
-    rows = events(tmp_path / "run")
+    rows = logged(tmp_path / "run", "evaluation")
     assert [(row["set"], row["epoch"]) for row in rows] == [
         ("pairs", 1), ("pairs", 2), ("faces", 2), ("pairs", 3), ("faces", 3),
     ]  # fmt: skip
@@ -59,35 +54,14 @@ def test_every_second_epoch_and_the_last_are_scored(data, tmp_path):
 
 
 def test_two_ranks_score_as_one_does(data, tmp_path):
-    settings = overrides(data, precision="float64", optim__epochs=2)
+    settings = overrides(data, precision="float64", optim__epochs=1, optim__milestones="[]")
     del settings["evaluation__sets"]  # the large ones alone, too
-    found = []
-    for world_size in (1, 2):
-        folder = tmp_path / str(world_size)
-        folder.mkdir()
-        plan = {"data": str(data), "run": str(folder / "run"), "overrides": settings, "student": "plain"}
-        (folder / "plan.json").write_text(json.dumps(plan))
-        run_ranks([str(WORKER), str(folder / "plan.json"), str(folder)], world_size)
-        found.append(events(folder / "run"))
-    assert len(found[0]) == len(found[1]) == 1
-    assert found[0][0]["scores"] == pytest.approx(found[1][0]["scores"], abs=1e-12)
-
-
-def test_a_run_killed_before_its_evaluation_makes_up_for_it(data, tmp_path, monkeypatch):
-    from adadistill.core.scoring.tinyface.benchmark import TinyFaceBenchmark
-
-    recipe = tiny_recipe(data, **overrides(data, checkpoint__every_epochs=1, checkpoint__keep=9))
-    with monkeypatch.context() as patch:
-        patch.setattr(TinyFaceBenchmark, "score", lambda *a, **k: (_ for _ in ()).throw(KeyboardInterrupt))
-        with pytest.raises(KeyboardInterrupt):
-            run_training(recipe, tmp_path / "run", ranks=Ranks())
-    assert [row["set"] for row in events(tmp_path / "run")] == ["pairs", "pairs"]
-
-    run_training(recipe, tmp_path / "run", ranks=Ranks(), resume="auto")
-
-    assert [(row["set"], row["epoch"]) for row in events(tmp_path / "run")][2:] == [
-        ("pairs", 2), ("faces", 2), ("pairs", 3), ("faces", 3),
-    ]  # fmt: skip
+    run_training(tiny_recipe(data, **settings), tmp_path / "alone", ranks=Ranks(), student=PlainStudent())
+    plan = {"data": str(data), "run": str(tmp_path / "run"), "overrides": settings, "student": "plain"}
+    (tmp_path / "plan.json").write_text(json.dumps(plan))
+    run_ranks([str(WORKER), str(tmp_path / "plan.json"), str(tmp_path)], 2)
+    (one,), (other,) = logged(tmp_path / "alone", "evaluation"), logged(tmp_path / "run", "evaluation")
+    assert one["scores"] == pytest.approx(other["scores"], abs=1e-12)
 
 
 def test_a_folder_that_is_no_benchmark_stops_the_run_before_it_trains(data, tmp_path):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import sys
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,10 +13,11 @@ import pytest
 from rank_processes import start_ranks
 
 from adadistill.core.training.heartbeat import EVALUATION, SAVING, TRAINING
+from adadistill.core.training.restarts import process_fields
 from adadistill.core.training.watchdog import HANG_EXIT_CODE, Judge, Note, read_note
 
 WORKER = Path(__file__).parent.parent / "hung_worker.py"
-LIMIT_S = 2.0
+LIMIT_S = 1.5
 
 
 def _note(rank: int, idle_s: float, *, step: int = 7, moves: int = 3, phase: str = TRAINING, **more) -> Note:
@@ -109,14 +109,16 @@ def _launch(folder: Path, event: str, world_size: int) -> _Ending:
 
 
 def test_a_run_that_was_suspended_goes_on_to_its_end(tmp_path: Path):
-    # Only a child of ours tells us that it was stopped.
-    (process,) = start_ranks([str(WORKER), str(tmp_path), str(LIMIT_S), "stop"], 1, python=sys.executable)
-    os.waitid(os.P_PID, process.pid, os.WSTOPPED)
+    (process,) = start_ranks([str(WORKER), str(tmp_path), str(LIMIT_S), "stop"], 1)
+    note, deadline, state = tmp_path / "heartbeat" / "rank-00.json", time.monotonic() + 60.0, []
+    while state[:1] != ["T"] and time.monotonic() < deadline:
+        time.sleep(0.05)
+        state = process_fields(json.loads(note.read_text())["pid"]) if note.exists() else []
     time.sleep(1.8 * LIMIT_S)
-    process.send_signal(signal.SIGCONT)
+    os.kill(json.loads(note.read_text())["pid"], signal.SIGCONT)
     _, error = process.communicate(timeout=60)
     assert process.returncode == 0, error
-    assert json.loads((tmp_path / "heartbeat" / "rank-00.json").read_text())["ended"]
+    assert json.loads(note.read_text())["ended"]
 
 
 def test_a_process_alone_that_is_stuck_ends_itself_with_its_stacks(tmp_path: Path):

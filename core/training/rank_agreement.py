@@ -1,22 +1,28 @@
-"""All ranks train on the same records with labels that are classes, or none does.
+"""What all ranks must have alike: the records when a run begins, its replicated state whenever it is saved.
 
-Why: sample order, record ids and class centres are functions of the records, computed by every rank for itself. Nodes
-that each have their own copy may have different ones (a copy that was cut short, a folder with one image more), and
-nothing later would notice: ranks would train on other images than the cache, the centres and the log say.
+Sample order, record ids and class centres are functions of the records, computed by every rank for itself, and each
+rank computes the same update of student, centres and statistics. A node with another copy of the records (one cut
+short), or a rank whose state has drifted (a faulty device, a kernel that depends on timing), would train on unnoticed,
+and a checkpoint, which takes its rows from all ranks, would mix the copies.
 """
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 
 import torch
+from torch import Tensor
 
-from adadistill.core.distributed import Ranks, all_reduced, broadcast_text
+from adadistill.core.checkpoints import CheckpointError
+from adadistill.core.distributed import Ranks, all_reduced, broadcast_text, gather_rows
 from adadistill.loaders.pipelines.pipeline import DataConfig, open_store
 from adadistill.loaders.records.image_source import ImageSource
 from adadistill.loaders.records.label_check import LAUNCH_SECONDS, LabelClaimError, check_labels
 
 logger = logging.getLogger(__name__)
+
+_WORDS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # by bytes of an element
 
 
 def require_same_records(records: ImageSource, ranks: Ranks) -> None:
@@ -82,5 +88,35 @@ def require_sound_labels(config: DataConfig, records: ImageSource, ranks: Ranks,
         raise problem or LabelClaimError(text)
 
 
+def require_equal_replicas(replicated: Mapping[str, Tensor], ranks: Ranks) -> None:
+    """Compare the bits of replicated tensors by a sum of each; all ranks call it with the same names.
+
+    It reads every tensor once on its device, and waits for the device: for a save, not for a step.
+
+    Raises:
+        CheckpointError: on every rank, naming the first tensor that differs and the ranks that have another one.
+    """
+    if ranks.world_size == 1 or not replicated:
+        return
+    own = torch.stack([_sum_of_bits(tensor).to(ranks.device) for tensor in replicated.values()])
+    sums = gather_rows(own[None], ranks).cpu()  # (R, tensors)
+    differs = (sums != sums[0]).any(dim=0)
+    if not differs.any():
+        return
+    first = int(differs.nonzero()[0])
+    others = (sums[:, first] != sums[0, first]).nonzero().flatten().tolist()
+    raise CheckpointError(
+        f"ranks no longer hold the same state: {list(replicated)[first]} of rank(s) {others} differs from rank 0's "
+        f"({int(differs.sum())} of {len(replicated)} tensors differ). Nothing was saved; go on from the last "
+        "checkpoint with --resume auto, and if it happens again, look at the device of that rank"
+    )
+
+
 def _described(records: ImageSource) -> str:
     return f"{len(records)} images of {records.num_classes} identities, fingerprint {records.fingerprint():.16}..."
+
+
+def _sum_of_bits(tensor: Tensor) -> Tensor:
+    """0-dim int64; equal for equal bits, NaNs included."""
+    words = tensor.detach().contiguous().reshape(-1)
+    return words.view(_WORDS[words.element_size()]).sum(dtype=torch.int64)

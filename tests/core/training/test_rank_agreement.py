@@ -1,7 +1,9 @@
-"""All ranks train on the same records with labels that are classes, or none does: real processes, real gloo."""
+"""What all ranks must have alike: records, labels, replicated state; real processes, real gloo."""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -11,10 +13,12 @@ from small_cache import end_of_child, start_child
 from small_pack import small_bodies, write_records
 from tiny_training import PlainStudent, tiny_recipe, write_tiny_records
 
+from adadistill.core.checkpoints import CheckpointError
 from adadistill.core.distributed import Ranks
 from adadistill.core.teachers import record_binding
-from adadistill.core.training.record_agreement import (
+from adadistill.core.training.rank_agreement import (
     check_launch_labels,
+    require_equal_replicas,
     require_same_records,
     require_sound_labels,
 )
@@ -26,45 +30,80 @@ from adadistill.loaders.records.label_check import LabelClaimError
 from adadistill.loaders.records.recordio import RecordWriter
 
 
-def _compare(path: Path, rank: int, store: Path) -> str:
-    """What one rank of two says; empty where it goes on."""
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", store=dist.FileStore(str(store), 2), rank=rank, world_size=2)
+def _said(action: Callable[[], None]) -> str:
+    """What is raised; empty where it goes on."""
     try:
-        require_same_records(ImageRecords(path), Ranks(rank=rank, world_size=2))
-    except ValueError as error:
+        action()
+    except (ValueError, CheckpointError) as error:
         return str(error)
     return ""
 
 
-def _on_two_ranks(folder: Path, counts: list[int]) -> list[str]:
-    """What each rank says of a record file of its own with so many images of seven identities."""
-    paths = [write_records(folder / f"node-{rank}", small_bodies(count)) for rank, count in enumerate(counts)]
-    said = [folder / f"said-{rank}" for rank in range(2)]
-    children = [
-        start_child(lambda rank=rank: said[rank].write_text(_compare(paths[rank], rank, folder / "store")))
-        for rank in range(2)
-    ]
+def _state(changed: str = "") -> dict[str, torch.Tensor]:
+    """Of every kind that is replicated; the last element of one of them may be another."""
+    generator = torch.Generator().manual_seed(0)
+    state = {
+        "student.weight": torch.randn(3, 5, generator=generator),
+        "class_centres": torch.randn(7, 4, generator=generator).bfloat16(),
+        "norm_mean": torch.tensor(float("nan")),
+        "num_batches_tracked": torch.tensor(3),
+        "seen": torch.tensor([True, False]),
+    }
+    if changed:
+        flat = state[changed].view(-1)
+        flat[-1] = 0.0 if changed == "norm_mean" else ~flat[-1] if changed == "seen" else flat[-1] * 2 + 1
+    return state
+
+
+@pytest.fixture(scope="module")
+def said(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, str]]:
+    """What each of two ranks says of everything that is compared here, by its name."""
+    folder = tmp_path_factory.mktemp("ranks")
+    same, copy, less = (write_records(folder / name, small_bodies(int(name[0]))) for name in ("9", "9 again", "8"))
+    beyond = _claimed(folder, [1.0, 2.0, 3.0, 3.0], 3)
+
+    def look(rank: int) -> None:
+        torch.set_num_threads(1)
+        dist.init_process_group("gloo", store=dist.FileStore(str(folder / "store"), 2), rank=rank, world_size=2)
+        ranks, data = Ranks(rank=rank, world_size=2), _data(beyond)
+        looks = {"same records": lambda: require_same_records(ImageRecords(copy if rank else same), ranks)}
+        looks["other records"] = lambda: require_same_records(ImageRecords(less if rank else same), ranks)
+        looks["labels"] = lambda: require_sound_labels(data, named_records(data), ranks, needs_several=True)
+        for changed in ("", *_state()):
+            looks[changed] = lambda changed=changed: require_equal_replicas(_state(changed if rank else ""), ranks)
+        (folder / f"{rank}.json").write_text(json.dumps({name: _said(action) for name, action in looks.items()}))
+
+    children = [start_child(lambda rank=rank: look(rank)) for rank in range(2)]
     assert [end_of_child(child) for child in children] == [0, 0]
-    return [path.read_text() for path in said]
+    return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(2)]
 
 
-def test_ranks_that_see_the_same_go_on(tmp_path: Path):
-    assert _on_two_ranks(tmp_path, [9, 9]) == ["", ""]
-
-
-def test_where_one_sees_others_all_stop_and_it_says_both_counts(tmp_path: Path):
-    main, other = _on_two_ranks(tmp_path, [9, 8])
+def test_where_one_rank_sees_other_records_all_stop_and_it_says_both_counts(said: list[dict[str, str]]):
+    assert [each["same records"] for each in said] == ["", ""]
+    main, other = (each["other records"] for each in said)
     assert main.startswith("other ranks see other records than rank 0 (9 images of 7 identities, fingerprint ")
     assert other.startswith("rank 1 sees other records than rank 0: 8 images of 7 identities, fingerprint ")
     assert "9 images of 7 identities" in other
     assert "Every node needs the same files under" in other
 
 
+def test_labels_that_rank_0_refuses_stop_every_rank(said: list[dict[str, str]]):
+    assert said[0]["labels"] == said[1]["labels"]
+    assert "label 3 with 3 identities" in said[0]["labels"]
+
+
+def test_one_element_that_differs_on_one_rank_stops_both(said: list[dict[str, str]]):
+    assert said[0][""] == said[1][""] == ""
+    for changed in _state():
+        assert f"{changed} of rank(s) [1] differs from rank 0's (1 of 5 tensors differ)" in said[0][changed]
+        assert said[0][changed] == said[1][changed]
+
+
 def test_one_rank_compares_nothing(tmp_path: Path):
     """Not even whether there are records, which is said where they are opened."""
     (tmp_path / "train.rec").write_bytes(b"")
     require_same_records(ImageRecords(tmp_path / "train.rec"), Ranks())
+    require_equal_replicas(_state(), Ranks())
 
 
 def _data(path: Path, **other: object) -> DataConfig:
@@ -125,25 +164,6 @@ def test_a_launch_looks_at_the_labels_of_the_packed_store_that_it_reads(tmp_path
     assert _launch(path, packed=str(tmp_path / "rgb")) == []
     with pytest.raises(LabelClaimError, match=r"record 3 .*: label 3 with 3 identities"):
         _launch(path, packed=str(tmp_path / "rgb"), num_classes=3)
-
-
-def test_what_rank_0_refuses_stops_every_rank(tmp_path: Path):
-    path = _claimed(tmp_path, [1.0, 2.0, 3.0, 3.0], 3)
-    said = [tmp_path / f"said-{rank}" for rank in range(2)]
-
-    def one(rank: int) -> None:
-        torch.set_num_threads(1)
-        dist.init_process_group("gloo", store=dist.FileStore(str(tmp_path / "store"), 2), rank=rank, world_size=2)
-        config = _data(path)
-        try:
-            require_sound_labels(config, named_records(config), Ranks(rank=rank, world_size=2), needs_several=True)
-        except LabelClaimError as error:
-            said[rank].write_text(str(error))
-
-    children = [start_child(lambda rank=rank: one(rank)) for rank in range(2)]
-    assert [end_of_child(child) for child in children] == [0, 0]
-    assert said[0].read_text() == said[1].read_text()
-    assert "label 3 with 3 identities" in said[0].read_text()
 
 
 def test_labels_are_refused_before_the_folder_is_made(tmp_path: Path):
