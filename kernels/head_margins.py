@@ -74,6 +74,8 @@ class Head:
     in_triton: bool
     """Whether `prologue_kernel` has a branch for it, and so `HEADS_IN_TRITON` a line. Where not, torch does its whole
     prologue on CUDA too: some sixty small launches a step in place of one."""
+    two_margins: bool = False
+    """Whether it reads `additive_margin` beside `margin`; else that is refused."""
     takes_geometry: bool = False
     """Whether the margins heed the geometry term; else the geometry margin is refused."""
     limits: HeadLimits = HeadLimits()
@@ -122,7 +124,7 @@ class HeadNumbers:
     kind: str = "adaface"
     """Which margins. `adaface` adapts them to the norm of the embedding."""
     margin: float = 0.4
-    """Base margin: radians for arcface, cosine for cosface, both parts for adaface. In [0, 1)."""
+    """Base margin: radians for arcface and combined, cosine for cosface, both parts for adaface. In [0, 1)."""
     logit_scale: float = 64.0
     """Multiplies the cosine before the softmax. Positive. 64 in all published recipes."""
     quality_concentration: float = 0.333
@@ -131,6 +133,12 @@ class HeadNumbers:
     """Weight of the new batch in the norm statistics. In (0, 1]. The published 0.01 forgets in about 100 steps."""
     margin_grad: MarginGrad = "exact"
     """`exact` differentiates the margin; `straight_through` does not, as in insightface and CVLface."""
+    additive_margin: float = 0.0
+    """Second margin of `combined`, subtracted from the cosine: insightface's m3, where `margin` is m2. In [0, 1)."""
+    filter_above: float | None = None
+    """Cosines to other identities above it are taken for those of one person under two labels, and count as 0: for
+    noisy labels, insightface's interclass_filtering_threshold. In (0, 1]; left out, nothing is filtered. The softmax
+    then runs in plain torch on CUDA too."""
 
     def __post_init__(self) -> None:
         if self.kind not in self.heads:
@@ -145,6 +153,12 @@ class HeadNumbers:
             raise ValueError(f"norm_momentum must be in (0, 1], got {self.norm_momentum}")
         if self.margin_grad not in ("exact", "straight_through"):
             raise ValueError(f"margin_grad must be exact or straight_through, got {self.margin_grad!r}")
+        if not 0.0 <= self.additive_margin < 1.0:
+            raise ValueError(f"additive_margin must be in [0, 1), got {self.additive_margin}")
+        if self.additive_margin > 0.0 and not self.head.two_margins:
+            raise ValueError(f"additive_margin is for a head with two margins, got it with {self.kind}")
+        if self.filter_above is not None and not 0.0 < self.filter_above <= 1.0:
+            raise ValueError(f"filter_above must be in (0, 1] or left out, got {self.filter_above}")
 
     @property
     def head(self) -> Head:

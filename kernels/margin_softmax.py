@@ -40,7 +40,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from adadistill.kernels.class_products import ClassChunk, class_chunks, gradients_by_chunks, operand_dtype, product
-from adadistill.kernels.margin_softmax_checks import check_operands, check_options, check_tensors
+from adadistill.kernels.margin_softmax_checks import check_filter, check_operands, check_options, check_tensors
 from adadistill.kernels.target_column import MarginGrad, TargetColumn, target_column
 from adadistill.kernels.triton_use import runs_triton
 
@@ -97,6 +97,7 @@ def margin_logits_reference(
     angle_limits: tuple[float, float] | None,
     margin_grad: MarginGrad,
     target_centres: Tensor | None = None,
+    filter_above: float | None = None,
 ) -> Tensor:
     """Dense (B, C) logits with autograd through acos and cos, for tests and small problems.
 
@@ -125,6 +126,8 @@ def margin_logits_reference(
     margined = margined - additive.detach()
 
     cosine = raw.clamp(-cosine_limit, cosine_limit)
+    if filter_above is not None:
+        cosine = torch.where(cosine.detach() > filter_above, 0.0, cosine)
     is_target = (labels[:, None] == torch.arange(len(unit_centres), device=labels.device)) & (labels >= 0)[:, None]
     return logit_scale * torch.where(is_target, margined[:, None], cosine)
 
@@ -141,6 +144,7 @@ def margin_softmax_reference(
     angle_limits: tuple[float, float] | None,
     margin_grad: MarginGrad,
     target_centres: Tensor | None = None,
+    filter_above: float | None = None,
 ) -> MarginSoftmax:
     """`margin_softmax` through the dense logits and plain autograd, in the dtype it is given (up to float64)."""
     logits = margin_logits_reference(
@@ -154,6 +158,7 @@ def margin_softmax_reference(
         angle_limits=angle_limits,
         margin_grad=margin_grad,
         target_centres=target_centres,
+        filter_above=filter_above,
     )
     valid = labels >= 0
     own = labels.clamp(min=0)
@@ -181,6 +186,7 @@ class _Settings(NamedTuple):
     form: Literal["torch", "chunks", "fused"]
     operands: torch.dtype
     inverse_lengths: Tensor | None
+    filter_above: float | None
 
 
 class _Columns:
@@ -212,12 +218,19 @@ def _sweep_classes(embeddings: Tensor, centres: Tensor, labels: Tensor, settings
     # One registered operator each, opaque to torch.compile: their Triton launches are no torch operations to trace.
     from adadistill.kernels.margin_softmax_triton import sweep_chunks, sweep_fused
 
-    scale, limit, width, form, operands, lengths = settings
+    scale, limit, width, form, operands, lengths, _ = settings
     if form == "chunks":
         totals, weighted = sweep_chunks(embeddings, centres, labels, scale, limit, width, rows, operands, lengths)
     else:
         totals, weighted = sweep_fused(embeddings, centres, labels, scale, limit, rows, lengths)
     return _Sweep(torch.log(totals), None, weighted if rows else None)
+
+
+def _filter_(block: Tensor, above: float) -> Tensor:
+    """Make logits above a bound 0; which of them were not, bool."""
+    noise = block > above
+    block.masked_fill_(noise, 0.0)
+    return ~noise
 
 
 def _sweep_online(embeddings: Tensor, centres: Tensor, labels: Tensor, settings: _Settings, *, rows: bool) -> _Sweep:
@@ -226,7 +239,7 @@ def _sweep_online(embeddings: Tensor, centres: Tensor, labels: Tensor, settings:
     It starts at the least possible logit, so it is finite even when a row has no other class.
     """
     accumulate = embeddings.dtype
-    scale, limit, width, _, operands, lengths = settings
+    scale, limit, width, _, operands, lengths, above = settings
     shift = torch.full_like(embeddings[:, 0], -scale * limit)  # (B,)
     total = torch.zeros_like(shift)
     weighted = torch.zeros_like(embeddings) if rows else None
@@ -238,6 +251,9 @@ def _sweep_online(embeddings: Tensor, centres: Tensor, labels: Tensor, settings:
             block[:, : chunk.classes].mul_(columns)
         passes = None if weighted is None else block.abs() <= limit
         block = block.clamp_(-limit, limit).mul_(scale)
+        if above is not None:
+            kept = _filter_(block, scale * above)
+            passes = None if passes is None else passes & kept
         _Columns(labels, chunk).replace_(block, float("-inf"))
         block[:, chunk.classes :] = float("-inf")
         new_shift = torch.maximum(shift, block.amax(1))
@@ -320,14 +336,17 @@ class _TrainedCentres(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, loss_grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         embeddings, centres, labels, lse, pull = ctx.saved_tensors
-        scale, limit, width, form, operands, _ = ctx.settings
+        scale, limit, width, form, operands, _, above = ctx.settings
         row_factor = scale * loss_grad  # (B,)
         with torch.autocast(embeddings.device.type, enabled=False):
             if form == "torch":
 
                 def cosine_gradients(block: Tensor, chunk: ClassChunk) -> Tensor:
                     passes = block.abs() <= limit
-                    block = block.clamp_(-limit, limit).mul_(scale).sub_(lse[:, None]).exp_().mul_(passes)
+                    block = block.clamp_(-limit, limit).mul_(scale)
+                    if above is not None:
+                        passes = passes & _filter_(block, scale * above)
+                    block = block.sub_(lse[:, None]).exp_().mul_(passes)
                     # The target's weight goes into the block, so no scattered sum is needed: deterministic.
                     _Columns(labels, chunk).replace_(block, pull[:, None])
                     block[:, chunk.classes :] = 0.0
@@ -374,6 +393,7 @@ def margin_softmax(
     target: TargetColumn | None = None,
     inverse_lengths: Tensor | None = None,
     product_dtype: torch.dtype | None = None,
+    filter_above: float | None = None,
 ) -> MarginSoftmax:
     """Per-sample margin softmax loss against all centres, by chunks of classes; docs/method.md says more of options.
 
@@ -390,6 +410,7 @@ def margin_softmax(
         target: the target's column where it was made before (`head_prologue.py`). Not with a shard.
         inverse_lengths: (C,) float32 that make `unit_centres`, of any length, unit rows. With `target_centres`.
         product_dtype: bfloat16 rounds float32 operands of every product to it; None reads them as they are.
+        filter_above: cosines to other classes above it count as 0, without gradient; None filters nothing. Form torch.
 
     Raises:
         ValueError: shapes, dtypes or options disagree, or the form cannot take them.
@@ -398,10 +419,12 @@ def margin_softmax(
     check_options(cosine_limit, angle_limits, margin_grad, chunk_classes)
     dtype = torch.promote_types(torch.promote_types(unit_embeddings.dtype, unit_centres.dtype), torch.float32)
     check_operands(unit_centres, target_centres, inverse_lengths, product_dtype, dtype)
+    if filter_above is not None:
+        form = check_filter(filter_above, form)
     form = _checked_form(form, unit_embeddings, unit_centres, dtype, logit_scale * cosine_limit, product_dtype)
     chunk_classes = chunk_classes or _chunk_classes(form, unit_embeddings, unit_centres)
     operands = operand_dtype(unit_centres, dtype, product_dtype)
-    settings = _Settings(logit_scale, cosine_limit, chunk_classes, form, operands, inverse_lengths)
+    settings = _Settings(logit_scale, cosine_limit, chunk_classes, form, operands, inverse_lengths, filter_above)
     with torch.autocast(unit_embeddings.device.type, enabled=False):
         # An ignored row may hold anything, NaN included, and 0 * NaN would reach the centres' gradient.
         embeddings = torch.where((labels >= 0)[:, None], unit_embeddings.to(dtype), 0.0)  # (B, D)

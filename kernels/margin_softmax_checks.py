@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
@@ -125,3 +125,12 @@ def check_options(
         raise ValueError(f"margin_grad must be exact or straight_through, got {margin_grad!r}")
     if chunk_classes is not None and chunk_classes < 1:
         raise ValueError(f"chunk_classes must be positive, got {chunk_classes}")
+
+
+def check_filter(filter_above: float, form: str) -> Literal["torch"]:
+    """The one form that filters classes. Raises ValueError for another, or a bound that is none of a cosine."""
+    if not 0.0 < filter_above <= 1.0:
+        raise ValueError(f"filter_above must be in (0, 1], got {filter_above}")
+    if form not in ("auto", "torch"):
+        raise ValueError(f"form {form} filters no classes; take form torch")
+    return "torch"

@@ -5,6 +5,7 @@ implementation puts on cosines and angles; `kernels/margin_softmax.py` does the 
 
     arcface   angular m                  additive 0
     cosface   angular 0                  additive m
+    combined  angular m                  additive m3
     adaface   angular -m q               additive m (1 + q)
     with q = clip(h (norm - mean) / (std + 1e-3) + geometry, -1, 1)
 
@@ -23,6 +24,7 @@ from typing import TYPE_CHECKING, ClassVar, Final, Literal, TypeAlias
 
 from torch import Tensor
 
+from adadistill.core.method.combined_margin import COMBINED
 from adadistill.core.method.norm_statistics import NormStatistics, flat_norms
 from adadistill.kernels.head_margins import HEADS_IN_TRITON, Head, HeadNumbers, Margins, margins_of
 from adadistill.kernels.head_prologue import Directions as Directions  # offered here too: norms are a head's input
@@ -30,6 +32,7 @@ from adadistill.kernels.head_prologue import directions as directions
 
 HEADS: Final[dict[str, Head]] = {
     **HEADS_IN_TRITON,
+    "combined": COMBINED,
 }
 """Every kind of head by the name that recipes give it; docs/extending.md adds one."""
 
