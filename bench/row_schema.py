@@ -209,7 +209,8 @@ BENCHES: Mapping[str, BenchRows] = {
         keys="recipe: text, variant: text, seed: integer, set: text?, recipe_hash: text",
         values="accuracy: number?, accuracy_std: number?, tar_10fold: number?, tar_strict: number?, auc: number?, "
         "eer: number?, xnorm: number?",
-        notes="baseline: text, state: text, failed: text?, far_target: number?, pairs: integer?, world_size: integer?",
+        notes="baseline: text, state: text, failed: text?, far_target: number?, pairs: integer?, world_size: integer?, "
+        "training_code: text?, made_of: json",
     ),
     "scaling": _rows(
         "Training on one process and on several",

@@ -8,7 +8,7 @@
 Variants are names of recipes/variants/, YAML files of recipe keys, or `recipe`, the recipe as it is given; each is laid
 over RECIPE and its overrides. Every run is an ordinary run folder under OUT/runs. The same command goes on after a kill
 at any moment, trains nothing that is finished, and rewrites the report in OUT/report; more seeds or variants may be
-added to it. A run that failed is tried again by the next launch.
+added to it. A run that failed is tried again by the next launch. Runs whose rows were kept (`--done`) need no folder.
 
 Exit codes: 0 every run is finished; 1 some run failed, and the others are in the report; 2 the recipe, a variant, the
 folder or the launch is wrong; 143 stopped by SIGTERM after saving (130 by SIGINT).
@@ -51,6 +51,7 @@ from adadistill.recipes.ablation.runs import (
     RunState,
     check_folder,
     claim_folder,
+    read_done,
     read_state,
     read_states,
     refuse_mixtures,
@@ -82,11 +83,11 @@ def main(argv: Sequence[str]) -> int:
     )
     check_folder(plan)
     if arguments.dry_run:
-        print(listing(plan, read_states(plan)))
+        print(listing(plan, read_states(plan, read_done(arguments.done))))
         return 0
     will_write_folder(plan.folder, remedy="give another --out")
     with distributed_session(arguments.device) as ranks:
-        return _run(plan, ranks)
+        return _run(plan, arguments.done, ranks)
 
 
 def listing(plan: AblationPlan, states: dict[PlannedRun, RunState]) -> str:
@@ -103,10 +104,10 @@ def listing(plan: AblationPlan, states: dict[PlannedRun, RunState]) -> str:
     return "\n".join([*lines, "", f"{len(states) - left} finished, {left} left"])
 
 
-def _run(plan: AblationPlan, ranks: Ranks) -> int:
+def _run(plan: AblationPlan, done: Sequence[Path], ranks: Ranks) -> int:
     """Train what is not finished, one run after the other, and report; the exit code, equal on all ranks."""
     log_to_stderr(speaks=ranks.is_main)
-    states = _claim(plan, ranks)
+    states = _claim(plan, done, ranks)
     failures: dict[PlannedRun, str] = {}
     runs = list(plan.runs())
     for number, run in enumerate(runs, start=1):
@@ -138,7 +139,7 @@ def _run(plan: AblationPlan, ranks: Ranks) -> int:
     return 1 if failures else 0
 
 
-def _claim(plan: AblationPlan, ranks: Ranks) -> dict[PlannedRun, RunState]:
+def _claim(plan: AblationPlan, done: Sequence[Path], ranks: Ranks) -> dict[PlannedRun, RunState]:
     """Where every run is, as rank 0 found it before anybody trained; every rank must skip the same ones.
 
     Raises:
@@ -147,7 +148,7 @@ def _claim(plan: AblationPlan, ranks: Ranks) -> dict[PlannedRun, RunState]:
     text = ""
     if ranks.is_main:
         claim_folder(plan)
-        text = json.dumps([dataclasses.asdict(state) for state in read_states(plan).values()])
+        text = json.dumps([dataclasses.asdict(state) for state in read_states(plan, read_done(done)).values()])
     states = json.loads(broadcast_text(text, ranks))
     return {run: RunState(**state) for run, state in zip(plan.runs(), states, strict=True)}
 
@@ -190,6 +191,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--baseline", metavar="VARIANT", help="to compare with (default: the first variant)")
     parser.add_argument("--out", type=Path, required=True, help="folder of the ablation")
+    parser.add_argument(
+        "--done", nargs="+", action="extend", default=[], type=Path, metavar="ROWS.jsonl",
+        help="rows of earlier reports: a run of the same recipe hash and training code is not trained again",
+    )  # fmt: skip
     parser.add_argument("--dry-run", action="store_true", help="list runs and where they are; write nothing")
     parser.add_argument("--device", help="cpu, cuda or cuda:N (default: CUDA where there is one)")
     return parser

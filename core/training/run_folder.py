@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import datetime
 import functools
+import hashlib
 import json
 import logging
 import os
@@ -188,6 +189,9 @@ class RunFolder:
         return None
 
 
+_TRAINING_FOLDERS = ("core", "kernels", "loaders")
+
+
 def describe_environment(*, world_size: int, argv: Sequence[str] | None = None) -> dict[str, Any]:
     """What a result depends on beside the recipe. Holds no host name, user name or environment variable.
 
@@ -202,6 +206,7 @@ def describe_environment(*, world_size: int, argv: Sequence[str] | None = None) 
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "command": shlex.join(redact_arguments(sys.argv if argv is None else argv)),
         "commit": source_commit(),
+        "training_code": training_code(),
         "world_size": world_size,
         "python": platform.python_version(),
         "platform": f"{platform.system()} {platform.release()} {platform.machine()}",
@@ -215,6 +220,20 @@ def describe_environment(*, world_size: int, argv: Sequence[str] | None = None) 
         "usable_cpus": usable_cpus(),
         "threads": torch.get_num_threads(),
     }
+
+
+@functools.cache
+def training_code() -> str:
+    """The version of the code that trains: 12 hex digits of a hash over all Python of core, kernels and loaders.
+
+    Unlike a commit it stays where documents, tests, recipes or measured rows change.
+    """
+    root = Path(__file__).resolve().parents[2]
+    digest = hashlib.sha256()
+    for path in sorted(path for folder in _TRAINING_FOLDERS for path in (root / folder).rglob("*.py")):
+        digest.update(f"{path.relative_to(root).as_posix()}\0".encode())
+        digest.update(hashlib.sha256(path.read_bytes()).digest())
+    return digest.hexdigest()[:12]
 
 
 @functools.cache

@@ -21,7 +21,6 @@ from adadistill.core.recipe import recipe_hash
 from adadistill.core.report.charts import Interval, interval_chart
 from adadistill.core.report.document import Block, Bullets, Cell, Document, Heading, Number, Paragraph, Table
 from adadistill.core.report.markdown_page import markdown_page, terminal_table
-from adadistill.core.training.run_folder import RunFolder
 from adadistill.loaders.atomic_file import write_whole
 from adadistill.loaders.evaluation_sets.verification_pairs import verification_set_name
 from adadistill.recipes.ablation.plan import AblationPlan, PlannedRun
@@ -40,7 +39,8 @@ GAIN = 0.002
 """The difference that the report plans seeds for: 0.2 points, as large as the gains published for this method."""
 SCORES = ("accuracy", "accuracy_std", "tar_10fold", "tar_strict", "far_target", "auc", "eer", "xnorm", "pairs")
 ENVIRONMENT = (
-    "date", "commit", "python", "torch", "cuda", "devices", "device", "cpu", "cpu_count", "threads", "world_size",
+    "date", "commit", "training_code", "python", "torch", "cuda", "devices", "device", "cpu", "cpu_count", "threads",
+    "world_size",
 )  # fmt: skip
 _MOST_SEEDS_SHOWN = 20  # beyond, dots hide the interval
 
@@ -175,10 +175,10 @@ def report_rows(result: AblationResult) -> list[dict[str, Any]]:
     """One row for each run and verification set; a run without scores has one row, which says why."""
     rows = []
     for run, state in result.states.items():
-        environment = _environment(run)
         common = {
             "bench": "ablation",
-            **{key: environment.get(key) for key in ENVIRONMENT},
+            **{key: state.environment.get(key) for key in ENVIRONMENT},
+            "made_of": dict(state.made_of),
             "recipe": result.plan.base.name,
             "variant": run.variant,
             "baseline": result.plan.baseline,
@@ -389,21 +389,12 @@ def _state(run: PlannedRun, result: AblationResult) -> str:
     return "failed" if run in result.failures else result.states[run].stage
 
 
-def _environment(run: PlannedRun) -> dict[str, Any]:
-    """What the run wrote of its start; empty where it wrote nothing, or damage made it unreadable."""
-    try:
-        content = json.loads(RunFolder(run.folder).environment.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return content if isinstance(content, dict) else {}
-
-
 def _measured_on(result: AblationResult) -> str:
     """Devices, versions, commits and days of the finished runs."""
     found: dict[str, None] = {}
-    for run, state in result.states.items():
+    for state in result.states.values():
         if state.stage == "finished":
-            told = _environment(run)
+            told = state.environment
             device = ", ".join(told.get("devices") or []) if str(told.get("device", "")).startswith("cuda") else "CPU"
             commit, changed, _ = str(told.get("commit")).partition("+")
             found[

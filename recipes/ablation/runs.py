@@ -7,20 +7,25 @@ less is trained on from where it is, so that a kill at any moment costs what tra
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import dataclasses
+import json
+import logging
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from adadistill.core.checkpoints import CheckpointError, list_checkpoints, load_checkpoint
 from adadistill.core.config.yaml_tree import YamlError
-from adadistill.core.recipe import Recipe, dump_recipe
+from adadistill.core.recipe import Recipe, dump_recipe, recipe_hash
 from adadistill.core.training.metrics_log import read_metrics
 from adadistill.core.training.resume_check import recipe_changes
-from adadistill.core.training.run_folder import RunFolder, redact_urls
+from adadistill.core.training.run_folder import RunFolder, redact_urls, training_code
 from adadistill.loaders.atomic_file import write_whole
 from adadistill.loaders.evaluation_sets.verification_pairs import verification_set_name
 from adadistill.recipes.ablation.plan import AblationError, AblationPlan, PlannedRun
+
+logger = logging.getLogger("adadistill")
 
 BASE_RECIPE = "base.resolved.yaml"
 
@@ -34,9 +39,44 @@ class RunState:
     """For people: `not begun`, `begun, epoch 3 of 16`, `finished`."""
     evaluations: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """The scores of a finished run by set, as `metrics.jsonl` holds them."""
+    environment: Mapping[str, Any] = field(default_factory=dict)
+    """What the run says that its scores depend on beside its recipe; empty where it has not begun."""
     made_of: Mapping[str, str] = field(default_factory=dict)
     """What stood behind the paths in the recipe of a finished run, by kind: fingerprint of the records, sha256 of the
     teacher where it has one, number of pairs of each set."""
+
+
+def read_done(paths: Sequence[Path]) -> dict[str, RunState]:
+    """Finished runs by recipe hash, out of rows that earlier reports wrote (`ablation.jsonl`), with this training code.
+
+    Rows of other code are left out: they are of another experiment.
+
+    Raises:
+        AblationError: a file cannot be read or holds something else than rows of JSON.
+    """
+    scores: dict[str, dict[str, dict[str, Any]]] = {}
+    told: dict[str, tuple[Mapping[str, Any], Path]] = {}
+    for path in paths:
+        for row in _rows(path):
+            if row.get("bench") != "ablation" or row.get("state") != "finished" or not _is_score(row):
+                continue
+            if row.get("training_code") != training_code():
+                logger.warning("%s: rows of other training code count for nothing", path)
+                break
+            scores.setdefault(str(row.get("recipe_hash")), {})[row["set"]] = row
+            told[str(row.get("recipe_hash"))] = (row, path)
+    return {
+        found: RunState("finished", f"finished, by a row of {path}", scores[found], row, row.get("made_of") or {})
+        for found, (row, path) in told.items()
+    }
+
+
+def _rows(path: Path) -> list[dict[str, Any]]:
+    try:
+        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except (OSError, ValueError, RecursionError) as error:
+        raise AblationError([f"--done {path}: cannot be read as rows of JSON: {error}"]) from error
+    return [row for row in rows if isinstance(row, dict)]
 
 
 def check_folder(plan: AblationPlan) -> None:
@@ -77,8 +117,12 @@ def claim_folder(plan: AblationPlan) -> None:
         write_whole(base, redact_urls(dump_recipe(plan.base)))
 
 
-def read_states(plan: AblationPlan) -> dict[PlannedRun, RunState]:
+def read_states(plan: AblationPlan, done: Mapping[str, RunState] | None = None) -> dict[PlannedRun, RunState]:
     """Where every run of the plan is.
+
+    Args:
+        done: runs that were finished elsewhere, as `read_done` gives them; one with a score for every set of the plan
+            stands for a run that is not finished here.
 
     Raises:
         AblationError: run folders hold other recipes than the plan's, or were made of other files; all are named.
@@ -88,6 +132,10 @@ def read_states(plan: AblationPlan) -> dict[PlannedRun, RunState]:
     for run in plan.runs():
         try:
             states[run] = read_state(run)
+            elsewhere = None if done is None else done.get(recipe_hash(run.recipe))
+            names = {verification_set_name(path) for path in run.recipe.evaluation.sets}
+            if states[run].stage != "finished" and elsewhere is not None and names <= elsewhere.evaluations.keys():
+                states[run] = elsewhere
         except AblationError as error:
             problems += error.problems
     if problems:
@@ -124,6 +172,10 @@ def read_state(run: PlannedRun) -> RunState:
         AblationError: its folder holds a run of another recipe.
     """
     folder = RunFolder(run.folder)
+    return dataclasses.replace(_state_of(run, folder), environment=_environment(folder))
+
+
+def _state_of(run: PlannedRun, folder: RunFolder) -> RunState:
     if folder.recipe.exists():
         _refuse_differences(run, _differences(folder.recipe.read_bytes(), folder.recipe, run.recipe))
     saved = list_checkpoints(run.folder)
@@ -142,7 +194,17 @@ def read_state(run: PlannedRun) -> RunState:
     names = [verification_set_name(path) for path in run.recipe.evaluation.sets]
     if any(name not in found for name in names):
         return RunState("begun", "trained, to be scored")
-    return RunState("finished", "finished", {name: found[name] for name in names}, _made_of(checkpoint.state, found))
+    return RunState(
+        "finished", "finished", {name: found[name] for name in names}, made_of=_made_of(checkpoint.state, found)
+    )
+
+
+def _environment(folder: RunFolder) -> dict[str, Any]:
+    try:
+        content = json.loads(folder.environment.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
 def _made_of(state: Mapping[str, Any], scores: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:

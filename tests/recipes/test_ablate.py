@@ -302,6 +302,28 @@ def test_a_finished_run_says_what_it_was_made_of(whole: Path, recipe: Path):
     assert all(one == told[0] for one in told)
 
 
+def test_kept_rows_stand_for_runs_of_the_same_recipe_and_code(
+    recipe: Path, whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(ablate, "run_training", lambda *_, **__: pytest.fail("nothing is to be trained"))
+    rows = whole / "report" / "ablation.jsonl"
+    assert ablate.main(arguments(recipe, tmp_path / "out", "--done", str(rows))) == 0
+    assert statistics_of(tmp_path / "out") == statistics_of(whole)
+    assert (tmp_path / "out" / "report" / "ablation.jsonl").read_bytes() == rows.read_bytes()
+
+    capsys.readouterr()
+    assert ablate.main(arguments(recipe, tmp_path / "more", "--done", str(rows), "--seeds", "3", "--dry-run")) == 0
+    assert "4 finished, 2 left" in capsys.readouterr().out
+    older = tmp_path / "older.jsonl"
+    older.write_text("".join(json.dumps({**row, "training_code": "0" * 12}) + "\n" for row in rows_of(whole)))
+    assert ablate.main(arguments(recipe, tmp_path / "more", "--done", str(older), "--dry-run")) == 0
+    assert "0 finished, 4 left" in capsys.readouterr().out
+    older.write_text("no rows\n")
+    assert "cannot be read as rows of JSON" in refused(
+        capsys, *arguments(recipe, tmp_path / "other", "--done", str(older))
+    )
+
+
 def test_a_damaged_or_unscored_run_is_not_taken_for_finished(
     recipe: Path, whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import sys
 from collections.abc import Mapping
@@ -149,12 +150,14 @@ def test_failed_runs_stand_in_every_form_with_their_reason(tmp_path: Path):
 
 def test_rows_are_those_of_a_bench_with_variant_seed_set_and_recipe(tmp_path: Path):
     result = result_of(tmp_path, {BASE: [0.8, 0.81], OTHER: [0.82, 0.8]}, sets=("lfw", "cplfw"))
-    (tmp_path / "runs" / BASE / "seed-0").mkdir(parents=True)
     environment = {
-        "date": "2026-01-01", "commit": None, "python": "3.11.7", "torch": "2.13.0", "cuda": None, "devices": [],
+        "date": "2026-01-01", "commit": None, "training_code": "0123456789ab", "python": "3.11.7",
+        "torch": "2.13.0", "cuda": None, "devices": [],
         "device": "cpu", "cpu": "a processor", "cpu_count": 2, "threads": 2, "world_size": 1,
     }  # fmt: skip
-    (tmp_path / "runs" / BASE / "seed-0" / "environment.json").write_text(json.dumps(environment))
+    first = next(iter(result.states))
+    told = dataclasses.replace(result.states[first], environment=environment)
+    result = dataclasses.replace(result, states={**result.states, first: told})
     write_report(result, tmp_path / "report")
 
     from adadistill.bench.row_schema import row_problems
