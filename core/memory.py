@@ -240,6 +240,8 @@ def checkpoint_parts(recipe: Recipe, identities: int) -> dict[str, int]:
         parts |= dict.fromkeys(of_centres, centres * exact.itemsize)
     if recipe.geometry_margin.mode == "headroom":
         parts["slow centres"] = centres * slow_centres_dtype(half, exact).itemsize
+    if (similarities := recipe.terms.similarities) is not None:
+        parts["bank of similarities"] = 2 * similarities.bank * recipe.student.embedding_dim * exact.itemsize
     return parts
 
 

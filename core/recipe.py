@@ -29,7 +29,8 @@ from adadistill.core.config.text import canonical_json, config_differences, dump
 from adadistill.core.method.class_centres import CentresConfig
 from adadistill.core.method.geometry_margin import GeometryMarginConfig
 from adadistill.core.method.heads import HEADS, HeadConfig
-from adadistill.core.method.regression import RegressionConfig
+from adadistill.core.method.terms.config import TermsConfig
+from adadistill.core.method.terms.regression import RegressionConfig
 from adadistill.core.precision import PrecisionName
 from adadistill.core.scoring.evaluation_config import EvaluationConfig
 from adadistill.core.seeding import derive_seed
@@ -72,6 +73,8 @@ class Recipe:
     """Class centres that the loss compares with."""
     regression: RegressionConfig = field(default_factory=RegressionConfig)
     """Pull towards the teacher's embedding of the same image, beside the loss on the class centres or alone."""
+    terms: TermsConfig = field(default_factory=TermsConfig)
+    """Further losses against the teacher, added up by their weights: relations, similarities, its softmax."""
     geometry_margin: GeometryMarginConfig = field(default_factory=GeometryMarginConfig)
     """Extra margin where the student lags behind a confident teacher."""
     optim: OptimConfig
@@ -130,7 +133,29 @@ class Recipe:
         return problems
 
     def _method_problems(self) -> list[str]:
-        return [*self._centre_problems(), *self._geometry_problems(), *self._teacher_problems()]
+        return [
+            *self._centre_problems(), *self._geometry_problems(), *self._term_problems(), *self._teacher_problems(),
+        ]  # fmt: skip
+
+    @property
+    def _compares(self) -> str | None:
+        """The key that asks for the teacher's embedding of each image in a loss; None where no loss does."""
+        if self.regression.weight > 0.0:
+            return f"regression.weight {self.regression.weight}"
+        return next((f"terms.{name}" for name in self.terms.chosen), None)
+
+    def _term_problems(self) -> list[str]:
+        problems = []
+        for name, term in self.terms.chosen.items():
+            if term.needs_centres and self.centres.kind not in ("adaptive", "frozen"):
+                problems.append(
+                    f"terms.{name} compares with class centres in the teacher's space and needs centres.kind adaptive "
+                    f"or frozen, got {self.centres.kind}"
+                )
+        bank, batch = self.terms.similarities, self.data.global_batch_size
+        if bank is not None and bank.bank < batch:
+            problems.append(f"terms.similarities.bank must hold a global batch, {batch} images, got {bank.bank}")
+        return problems
 
     def _centre_problems(self) -> list[str]:
         problems = []
@@ -139,10 +164,10 @@ class Recipe:
                 "centres.kind adaptive averages the embeddings of a teacher, and there is no teacher; add one, or set "
                 "centres.kind to trainable"
             )
-        if self.centres.kind == "none" and self.regression.weight == 0.0:
+        if self.centres.kind == "none" and self._compares is None:
             problems.append(
-                "centres.kind none leaves regression alone to train by, and regression.weight is 0; set it, or choose "
-                "other centres"
+                "centres.kind none leaves regression alone to train by, and regression.weight is 0; set it or one of "
+                "terms, or choose other centres"
             )
         return problems
 
@@ -172,18 +197,16 @@ class Recipe:
 
     def _teacher_problems(self) -> list[str]:
         """A teacher that is missing where it is needed, or would run for nothing; adaptive centres speak for theirs."""
-        kind, weight = self.centres.kind, self.regression.weight
+        kind, asks = self.centres.kind, self._compares
         if self.teacher is None:
             if kind == "none":
                 return [
                     "centres.kind none learns from a teacher alone, and there is no teacher; add one, or choose other "
                     "centres"
                 ]
-            if weight > 0.0 and kind != "adaptive":
-                return [
-                    f"regression.weight {weight} asks for a teacher's embeddings, and there is no teacher; add one, or "
-                    "set regression.weight to 0"
-                ]
+            if asks is not None and kind != "adaptive":
+                off = "set regression.weight to 0" if self.regression.weight > 0.0 else "leave it out"
+                return [f"{asks} asks for a teacher's embeddings, and there is no teacher; add one, or {off}"]
             return []
         if self.augment.alters_pixels and self.augment.views is None and self.teacher.cache is not None:
             return [
@@ -191,12 +214,12 @@ class Recipe:
                 "augment.views to the number of views that training shall cycle through, leave out teacher.cache, or "
                 "set augment.policy to none"
             ]
-        if kind == "trainable" and weight == 0.0:
+        if kind == "trainable" and asks is None:
             return [
                 "teacher would not be used, since centres.kind is trainable; remove it (null), set centres.kind to "
                 "adaptive, or set regression.weight"
             ]
-        if kind == "frozen" and weight == 0.0 and self.geometry_margin.mode == "off":
+        if kind == "frozen" and asks is None and self.geometry_margin.mode == "off":
             return [
                 "teacher would not be used, since centres.kind is frozen; remove it (null), or set regression.weight "
                 "or geometry_margin.mode"

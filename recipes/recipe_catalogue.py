@@ -131,6 +131,9 @@ def _centres(recipe: Recipe) -> str:
         parts.append(f"`{centres.path}`")
     if recipe.regression.weight > 0.0:
         parts.append(f"regression {recipe.regression.weight:g}")
+    parts += [f"{name} {term.weight:g}" for name, term in recipe.terms.chosen.items()]
+    if centres.sample_rate < 1.0:
+        parts.append(f"{centres.sample_rate:.0%} sampled")
     return ", ".join(parts)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 import torch
+from term_cases import regression_terms
 from torch import Tensor
 from torch.nn.functional import normalize
 
@@ -18,7 +19,6 @@ from adadistill.core.method.geometry_margin import GeometryMarginConfig
 from adadistill.core.method.heads import HeadConfig
 from adadistill.core.method.norm_statistics import NormStatistics
 from adadistill.core.method.objective import Objective
-from adadistill.core.method.regression import RegressionConfig
 from adadistill.loaders.batch import Batch
 
 BATCH, DIM, CLASSES = 9, 16, 12
@@ -97,7 +97,7 @@ def _objective(name: str, teacher: Tensor, centres: Tensor) -> Objective:
             ranks=ranks,
             teacher=teaches,
             geometry=geometry,
-            regression=RegressionConfig(weight=2.0),
+            terms=regression_terms(2.0),
         )
     if name == "adaptive, static":
         geometry = GeometryMarginConfig(mode="static", weight=0.8, scale=1.4)

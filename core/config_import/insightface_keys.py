@@ -39,8 +39,6 @@ _ONLY: Final = {
         "the losses of its small batches are added up there, not averaged, so that no batch here is the same; "
         "set data.global_batch_size to the images of all of them",
     ),
-    "sample_rate": Only(1, "all classes, as here", "classes are not sampled here: the softmax is over all of them"),
-    "interclass_filtering_threshold": Only(0, "off", "cosines of other classes are not filtered here"),
     "optimizer": Only("sgd", "SGD, as here", "SGD is the only optimiser here"),
 }
 _HARMLESS: Final = LOGGING | {
@@ -60,6 +58,7 @@ def fill_from_insightface(account: Account, *, devices: int) -> None:
         account.leave("momentum", f"its training script ignores it and takes {_MOMENTUM}")
     account.copy(_COPIED)
     account.only(_ONLY)
+    _classes(account)
     _data(account, devices, of_2021=of_2021)
     _network(account)
     if of_2021:
@@ -124,6 +123,19 @@ def _network(account: Account) -> None:
         why = "bfloat16 on CUDA, which needs no loss scaling" if half else ""
         account.take("fp16", {"precision": "auto" if half else "float32"}, why)
     account.fixed({"precision": "float32"}, _BASE)
+
+
+def _classes(account: Account) -> None:
+    """Which classes the softmax compares with."""
+    rate = account.get("sample_rate", Kind.NUMBER)
+    above = account.get("interclass_filtering_threshold", Kind.NUMBER)
+    if rate is not None and rate != 1:
+        account.take(
+            "sample_rate", {"centres.sample_rate": rate}, "centres that are not drawn keep their momentum here"
+        )
+    if above:
+        account.take("interclass_filtering_threshold", {"head.filter_above": above})
+    account.harmless({"sample_rate": "all classes, as here", "interclass_filtering_threshold": "off"})
 
 
 def _head(account: Account) -> None:

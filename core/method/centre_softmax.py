@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Generic, TypeVar
 
 import torch
@@ -10,11 +11,13 @@ from torch import Tensor
 from adadistill.core.checkpoints import RowArray
 from adadistill.core.distributed import Ranks
 from adadistill.core.method.class_centres import AdaptiveCentres, TrainableCentres
+from adadistill.core.method.class_sample import ClassSample
 from adadistill.core.method.frozen_centres import FrozenCentres
 from adadistill.core.method.gathered_facts import GatheredFacts
 from adadistill.core.method.heads import HeadConfig, margins
 from adadistill.core.method.norm_statistics import NormStatistics
 from adadistill.core.method.sharded_centres import ShardedCentres, gathered_with_gradient, own_samples
+from adadistill.core.method.terms.sum import TermSum
 from adadistill.kernels.head_margins import Margins
 from adadistill.kernels.head_prologue import Directions, HeadPrologue
 from adadistill.kernels.margin_softmax import ClassShard, MarginSoftmax, margin_softmax
@@ -27,6 +30,7 @@ class CentresAndStatistics(Generic[Centres]):
 
     centres: Centres
     statistics: NormStatistics
+    terms: TermSum
     ranks: Ranks
 
     def row_sharded(self) -> dict[str, RowArray]:
@@ -35,12 +39,12 @@ class CentresAndStatistics(Generic[Centres]):
 
     def tensors(self) -> dict[str, Tensor]:
         """See `Objective.tensors`."""
-        return self.statistics.state_dict()
+        return {**self.statistics.state_dict(), **self.terms.tensors()}
 
     def load(self, *, row_sharded: dict[str, RowArray], tensors: dict[str, Tensor]) -> None:
         """See `Objective.load`."""
         self.centres.load_state_dict(row_sharded)
-        self.statistics = NormStatistics.from_state_dict(tensors, device=self.ranks.device)
+        self.statistics = NormStatistics.from_state_dict(self.terms.load_(tensors), device=self.ranks.device)
 
 
 def class_softmax(
@@ -54,6 +58,7 @@ def class_softmax(
     shard: ClassShard | None = None,
     inverse_lengths: Tensor | None = None,
     product_dtype: torch.dtype | None = None,
+    sample: ClassSample | None = None,
 ) -> MarginSoftmax:
     """The margin softmax within the limits of a head.
 
@@ -62,7 +67,11 @@ def class_softmax(
         unit_embeddings: (B, D); labels: (B,) int64 in [0, C), -1 ignores; margin: (B,) each part.
         prologue: target rows and logits of the same samples, where they have been computed already.
         inverse_lengths, product_dtype: as `margin_softmax`.
+        sample: compare with these classes alone; `unit_centres` and `labels` are of all.
     """
+    if sample is not None:
+        unit_centres, labels = unit_centres[sample.classes], sample.places(labels)
+        inverse_lengths = None if inverse_lengths is None else inverse_lengths[sample.classes]
     return margin_softmax(
         unit_embeddings,
         unit_centres,
@@ -79,6 +88,7 @@ def class_softmax(
         shard=shard,
         inverse_lengths=inverse_lengths,
         product_dtype=product_dtype,
+        filter_above=head.filter_above,
     )
 
 
@@ -89,6 +99,7 @@ def sharded_softmax(
     facts: GatheredFacts,
     statistics: NormStatistics,
     ranks: Ranks,
+    sample: ClassSample | None = None,
 ) -> MarginSoftmax:
     """`class_softmax` of the rank's own samples, with classes spread over the ranks: each compares its own with all.
 
@@ -96,8 +107,11 @@ def sharded_softmax(
     """
     everyone = gathered_with_gradient(student.unit_embeddings, ranks)  # (G, D)
     margin = margins(head, facts.quality, statistics)  # (G,)
+    shard, labels = centres.shard, facts.labels
+    if sample is not None:  # the drawn rows are all classes that this rank has; no label of another rank is among them
+        shard, labels = dataclasses.replace(shard, first_class=0), sample.places(labels)
     softmax = class_softmax(
-        head, centres.unit_centres(), everyone, facts.labels, margin, shard=centres.shard,
+        head, centres.unit_centres(sample), everyone, labels, margin, shard=shard,
         product_dtype=centres.product_dtype,
     )  # fmt: skip
     return own_samples(softmax, ranks)

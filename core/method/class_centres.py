@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from adadistill.core.checkpoints import OwnRows, RowArray
+from adadistill.core.method.class_sample import ClassSample
 from adadistill.kernels.centre_update import LEAST_SCALED_LENGTH, CentreUpdate, centre_update_
 from adadistill.kernels.head_prologue import LEAST_CENTRE_NORM, CentreStore, unit_rows
 from adadistill.kernels.head_prologue import student_teacher_cosine as student_teacher_cosine
@@ -59,6 +60,9 @@ class CentresConfig:
     as the embeddings of the global batch G are gathered; the loss is still exact, over all identities. Shard where
     memory asks for it; fewer bytes travel where C is above 1.5 G. What is computed is the same, so that a run may go on
     with the other placement, on any number of ranks."""
+    sample_rate: float = 1.0
+    """Share of the identities that a step compares with, in (0, 1]: those of its images and random others, as Partial
+    FC does. 1 compares with all. Less costs less where identities are many, and errs less where labels are noisy."""
     path: str | None = None
     """Frozen centres: where they come from. A run folder or checkpoint of ours that trained its centres on the same
     records, a file that `adadistill centres export` made, or a `.npy` file, (C, D) floating point, row = label."""
@@ -79,6 +83,10 @@ class CentresConfig:
                 f"placement sharded is for kind trainable, got kind {self.kind}, whose centres every rank holds; set "
                 "placement to replicated"
             )
+        if not 0.0 < self.sample_rate <= 1.0:
+            raise ValueError(f"sample_rate must be in (0, 1], got {self.sample_rate}")
+        if self.sample_rate < 1.0 and self.kind == "none":
+            raise ValueError("sample_rate is for kinds with class centres, got it with kind none; remove it")
         if self.kind == "frozen" and not self.path:
             raise ValueError("path must name the file or run folder that kind frozen takes its centres from")
         if self.kind != "frozen" and self.path is not None:
@@ -382,9 +390,9 @@ class TrainableCentres:
         self.class_centres = nn.Parameter(class_centres.detach().clone())
         self.product_dtype = product_dtype
 
-    def unit_centres(self) -> Tensor:
-        """(C, D) unit rows, with gradient to the parameter."""
-        return trained_unit_rows(self.class_centres)
+    def unit_centres(self, sample: ClassSample | None = None) -> Tensor:
+        """(C, D) unit rows, or those of a sample of the classes, with gradient to the parameter."""
+        return trained_unit_rows(self.class_centres if sample is None else self.class_centres[sample.classes])
 
     def state_dict(self) -> dict[str, RowArray]:
         """What a checkpoint stores: the live (C, D) centres."""

@@ -15,6 +15,7 @@ from adadistill.core.method.centre_softmax import (
     sharded_softmax,
 )
 from adadistill.core.method.class_centres import TrainableCentres
+from adadistill.core.method.class_sample import ClassSampler
 from adadistill.core.method.frozen_centres import FrozenCentres
 from adadistill.core.method.gathered_facts import GatheredFacts
 from adadistill.core.method.geometry_margin import GeometryMarginConfig, geometry_ramp
@@ -22,8 +23,9 @@ from adadistill.core.method.heads import HeadConfig, margins
 from adadistill.core.method.lesson import Lesson, Teacher, own_teacher_embeddings
 from adadistill.core.method.norm_statistics import NormStatistics, updated_norm_statistics
 from adadistill.core.method.objective import ObjectiveStep
-from adadistill.core.method.regression import NO_REGRESSION, RegressionConfig, with_regression
 from adadistill.core.method.sharded_centres import ShardedCentres
+from adadistill.core.method.terms.sum import NO_TERMS, TermSum
+from adadistill.core.method.terms.term import TermCentres
 from adadistill.kernels.head_prologue import CentreStore, directions, head_prologue
 from adadistill.loaders.batch import Batch
 
@@ -38,7 +40,8 @@ class ClassificationObjective(CentresAndStatistics[TrainableCentres | ShardedCen
             kept equal here: the average over ranks of their gradient begins in backward, as soon as it is there, and
             runs beside the student's backward; `reduce_gradients_` waits for it. Sharded ones need no such thing.
         statistics: as in `DistillationObjective`.
-        teacher: for `regression` and, with frozen centres, for `geometry`; None where neither is used.
+        teacher: for `terms` and, with frozen centres, for `geometry`; None where neither is used.
+        sampler: draws the classes that a step compares with; None compares with all.
 
     Raises:
         ValueError: a part is given that these centres or a missing teacher cannot serve.
@@ -53,10 +56,11 @@ class ClassificationObjective(CentresAndStatistics[TrainableCentres | ShardedCen
         ranks: Ranks,
         teacher: Teacher | None = None,
         geometry: GeometryMarginConfig = NO_GEOMETRY,
-        regression: RegressionConfig = NO_REGRESSION,
+        terms: TermSum = NO_TERMS,
+        sampler: ClassSampler | None = None,
     ) -> None:
-        if teacher is None and (geometry.mode != "off" or regression.weight > 0.0):
-            raise ValueError("regression and the geometry margin need a teacher")
+        if teacher is None and (geometry.mode != "off" or terms):
+            raise ValueError("terms, such as the regression, and the geometry margin need a teacher")
         if geometry.mode != "off" and not isinstance(centres, FrozenCentres):
             raise ValueError("the geometry margin needs frozen centres here, got trainable ones")
         if geometry.mode == "headroom":
@@ -67,7 +71,8 @@ class ClassificationObjective(CentresAndStatistics[TrainableCentres | ShardedCen
         self.ranks = ranks
         self.teacher = teacher
         self.geometry = geometry
-        self.regression = regression
+        self.terms = terms
+        self.sampler = sampler
         self._proposed: NormStatistics | None = None
         self._finish_average: Callable[[], Tensor] | None = None
         if isinstance(centres, TrainableCentres):
@@ -82,21 +87,26 @@ class ClassificationObjective(CentresAndStatistics[TrainableCentres | ShardedCen
 
         confidence = self._confidence(lesson, batch.labels)
         of_geometry: dict[str, Tensor] = {}
+        sample = None if self.sampler is None else self.sampler.draw(facts.labels, epoch=batch.epoch, step=batch.step)
         if isinstance(self.centres, ShardedCentres):
             # No rank has a whole column of targets; the softmax makes it of all shards.
             statistics = updated_norm_statistics(
                 self.statistics, facts.quality, momentum=self.head.norm_momentum, valid=facts.labels >= 0
             )
             margin = margins(self.head, student.quality, statistics)
-            softmax = sharded_softmax(self.head, self.centres, student, facts, statistics, self.ranks)
+            softmax = sharded_softmax(self.head, self.centres, student, facts, statistics, self.ranks, sample)
         else:
-            unit_centres = self.centres.unit_centres()
-            store = CentreStore(unit_centres.detach(), unit=True)
+            labels = batch.labels
             if isinstance(self.centres, FrozenCentres):
-                store = self.centres.target_store()
+                unit_centres, store = self.centres.unit_centres(), self.centres.target_store()
+            else:
+                unit_centres = self.centres.unit_centres(sample)
+                store = CentreStore(unit_centres.detach(), unit=True)
+                if sample is not None:  # these rows are the sample
+                    labels, sample = sample.places(labels), None
             prologue = head_prologue(
                 student,
-                batch.labels,
+                labels,
                 confidence=confidence,
                 global_quality=facts.quality,
                 global_labels=facts.labels,
@@ -109,7 +119,7 @@ class ClassificationObjective(CentresAndStatistics[TrainableCentres | ShardedCen
             )
             statistics, margin = NormStatistics(prologue.norm_mean, prologue.norm_std), prologue.margins
             softmax = class_softmax(
-                self.head, unit_centres, student.unit_embeddings, batch.labels, margin, prologue=prologue,
+                self.head, unit_centres, student.unit_embeddings, labels, margin, prologue=prologue, sample=sample,
                 product_dtype=None if isinstance(self.centres, FrozenCentres) else self.centres.product_dtype,
             )  # fmt: skip
             if confidence is not None:
@@ -118,7 +128,10 @@ class ClassificationObjective(CentresAndStatistics[TrainableCentres | ShardedCen
         loss = softmax.loss.mean()
         teacher_metrics: dict[str, Tensor] = {}
         if lesson is not None:
-            loss, teacher_metrics = with_regression(loss, self.regression, student, lesson, batch.labels)
+            taught = TermCentres(self.centres.unit_centres(), None) if isinstance(self.centres, FrozenCentres) else None
+            loss, teacher_metrics = self.terms.added_to(
+                loss, student, lesson, batch.labels, facts, self.ranks, centres=taught
+            )
         metrics = margin_metrics(softmax, margin, student, statistics)
         return facts.outcome(loss, {**metrics, **teacher_metrics, **of_geometry})
 
@@ -126,6 +139,7 @@ class ClassificationObjective(CentresAndStatistics[TrainableCentres | ShardedCen
         """See `Objective.commit_`. The centres themselves are the optimiser's to commit, or nobody's."""
         assert self._proposed is not None, "commit_ follows step"
         self.statistics = self.statistics.committed(self._proposed, finite)
+        self.terms.commit_(finite)
         self._proposed = None
 
     def parameters(self) -> dict[str, nn.Parameter]:

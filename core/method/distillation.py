@@ -13,14 +13,16 @@ from adadistill.core.method.centre_softmax import (
     margin_metrics,
 )
 from adadistill.core.method.class_centres import AdaptiveCentres, CentreStep
+from adadistill.core.method.class_sample import ClassSampler
 from adadistill.core.method.gathered_facts import GatheredFacts
 from adadistill.core.method.geometry_margin import GeometryMarginConfig, geometry_ramp
 from adadistill.core.method.heads import HeadConfig
 from adadistill.core.method.lesson import Lesson, Teacher, global_teacher_embeddings
 from adadistill.core.method.norm_statistics import NormStatistics
 from adadistill.core.method.objective import ObjectiveStep
-from adadistill.core.method.regression import NO_REGRESSION, RegressionConfig, with_regression
 from adadistill.core.method.slow_centres import SlowCentres, SlowCentreStep
+from adadistill.core.method.terms.sum import NO_TERMS, TermSum
+from adadistill.core.method.terms.term import TermCentres
 from adadistill.kernels.head_prologue import directions, head_prologue
 from adadistill.loaders.batch import Batch
 from adadistill.loaders.named_ranges import named_range
@@ -32,7 +34,8 @@ class DistillationObjective(CentresAndStatistics[AdaptiveCentres]):
     Args:
         centres: replicated; every rank applies the update of the whole global batch.
         statistics: AdaFace's norm statistics of the global batch; replicated.
-        regression: cosine regression to the same teacher, added where its weight is not 0.
+        terms: further losses against the same teacher, added to the softmax.
+        sampler: draws the classes that a step compares with; None compares with all.
         slow_centres: for geometry mode `headroom`, whose confidence they give; None with any other. Replicated.
 
     Raises:
@@ -48,8 +51,9 @@ class DistillationObjective(CentresAndStatistics[AdaptiveCentres]):
         teacher: Teacher,
         statistics: NormStatistics,
         ranks: Ranks,
-        regression: RegressionConfig = NO_REGRESSION,
+        terms: TermSum = NO_TERMS,
         slow_centres: SlowCentres | None = None,
+        sampler: ClassSampler | None = None,
     ) -> None:
         if (slow_centres is not None) != (geometry.mode == "headroom"):
             raise ValueError(
@@ -62,7 +66,8 @@ class DistillationObjective(CentresAndStatistics[AdaptiveCentres]):
         self.teacher = teacher
         self.statistics = statistics
         self.ranks = ranks
-        self.regression = regression
+        self.terms = terms
+        self.sampler = sampler
         self._proposed: tuple[CentreStep, SlowCentreStep | None, NormStatistics] | None = None
 
     def step(self, embeddings: Tensor, batch: Batch, *, fractional_epoch: float, stop: bool) -> ObjectiveStep:
@@ -97,11 +102,15 @@ class DistillationObjective(CentresAndStatistics[AdaptiveCentres]):
         self._proposed = (centre_step, slow_step, statistics)
 
         unit_centres = self.centres.unit_centres()
+        sample = None if self.sampler is None else self.sampler.draw(facts.labels, epoch=batch.epoch, step=batch.step)
         softmax = class_softmax(
             self.head, unit_centres, student.unit_embeddings, batch.labels, prologue.margins, prologue=prologue,
-            inverse_lengths=self.centres.inverse_lengths,
+            inverse_lengths=self.centres.inverse_lengths, sample=sample,
         )  # fmt: skip
-        loss, teacher_metrics = with_regression(softmax.loss.mean(), self.regression, student, lesson, batch.labels)
+        loss, teacher_metrics = self.terms.added_to(
+            softmax.loss.mean(), student, lesson, batch.labels, facts, self.ranks,
+            centres=TermCentres(unit_centres, self.centres.inverse_lengths),
+        )  # fmt: skip
         return facts.outcome(
             loss,
             {
@@ -122,6 +131,7 @@ class DistillationObjective(CentresAndStatistics[AdaptiveCentres]):
             if slow_step is not None:
                 slow_step.commit_(finite)
         self.statistics = self.statistics.committed(statistics, finite)
+        self.terms.commit_(finite)
         self._proposed = None
 
     def row_sharded(self) -> dict[str, RowArray]:

@@ -27,6 +27,7 @@ from adadistill.core.checkpoints import OwnRows, RowArray
 from adadistill.core.checkpoints.files import row_range
 from adadistill.core.distributed import Ranks, class_shard, gather_rows, local_slice
 from adadistill.core.method.class_centres import CentresConfig, load_centres_, trained_unit_rows
+from adadistill.core.method.class_sample import ClassSample
 from adadistill.kernels.margin_softmax import MarginSoftmax
 
 
@@ -73,9 +74,9 @@ class ShardedCentres:
         self.class_centres = nn.Parameter(own_rows.detach())
         self.product_dtype = product_dtype
 
-    def unit_centres(self) -> Tensor:
-        """(rows of this rank, D) unit rows, with gradient to the parameter."""
-        return trained_unit_rows(self.class_centres)
+    def unit_centres(self, sample: ClassSample | None = None) -> Tensor:
+        """(rows of this rank, D) unit rows, or those of a sample of them, with gradient to the parameter."""
+        return trained_unit_rows(self.class_centres if sample is None else self.class_centres[sample.classes])
 
     def state_dict(self) -> dict[str, RowArray]:
         """What a checkpoint stores: this rank's live rows."""

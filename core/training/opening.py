@@ -25,6 +25,7 @@ from adadistill.core.checkpoints import (
 from adadistill.core.distributed import Ranks, run_on_main
 from adadistill.core.memory import checkpoint_space
 from adadistill.core.method.centre_files import read_centres
+from adadistill.core.method.class_sample import sample_problem
 from adadistill.core.method.frozen_centres import FrozenCentres, load_frozen_centres
 from adadistill.core.network_cost import network_values
 from adadistill.core.precision import Precision, resolve_precision
@@ -224,6 +225,21 @@ class Opening:
                     f"centres.placement sharded cannot spread {records.num_classes} identities over "
                     f"{self.world_size} ranks; start fewer processes, or set centres.placement=replicated"
                 )
+        with self._noted():
+            self._refuse_unfit_sizes(records)
+
+    def _refuse_unfit_sizes(self, records: ImageSource) -> None:
+        """What a recipe counts in images or identities must fit those of the records."""
+        data, centres, similarities = self.recipe.data, self.recipe.centres, self.recipe.terms.similarities
+        if similarities is not None and similarities.bank > len(records):
+            raise ValueError(
+                f"terms.similarities.bank holds {similarities.bank} images, {records.path} has {len(records)}; set it "
+                "to at most that"
+            )
+        shards = self.world_size if centres.placement == "sharded" else 1
+        smallest = records.num_classes // shards
+        if problem := sample_problem(centres.sample_rate, smallest, data.global_batch_size):
+            raise ValueError(problem)
 
     def _refuse_other_size(self, records: ImageSource) -> None:
         """One image tells of most whether data.image_size is theirs. One that is damaged is met in training."""

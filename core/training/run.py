@@ -27,13 +27,15 @@ from adadistill.core.method.class_centres import (
     initial_centres,
     trained_product_dtype,
 )
+from adadistill.core.method.class_sample import ClassSampler
 from adadistill.core.method.classification import ClassificationObjective
 from adadistill.core.method.distillation import DistillationObjective
 from adadistill.core.method.norm_statistics import NormStatistics
 from adadistill.core.method.objective import Objective
-from adadistill.core.method.regression import RegressionObjective
 from adadistill.core.method.sharded_centres import ShardedCentres
 from adadistill.core.method.slow_centres import SlowCentres, slow_centres_dtype
+from adadistill.core.method.terms.sum import build_terms
+from adadistill.core.method.terms_alone import TermsObjective
 from adadistill.core.profiling import ProfileRequest, StepProfile, open_profile
 from adadistill.core.recipe import Recipe, dump_recipe, recipe_hash
 from adadistill.core.seeding import derive_seed, seed_process, stream
@@ -280,11 +282,15 @@ def _build_pipeline(recipe: Recipe, parts: RunParts, ranks: Ranks) -> ImagePipel
 
 def _build_objective(recipe: Recipe, parts: RunParts, ranks: Ranks) -> Objective:
     kind, teacher = recipe.centres.kind, None if parts.teacher is None else parts.teacher.teacher
+    dtype = parts.precision.dtype
+    terms = build_terms(
+        recipe.regression, recipe.terms, dim=recipe.student.embedding_dim, dtype=dtype, device=ranks.device
+    )
     if kind == "none":
         assert teacher is not None, "a recipe without centres has a teacher"
-        return RegressionObjective(regression=recipe.regression, teacher=teacher, ranks=ranks)
-    dtype = parts.precision.dtype
+        return TermsObjective(terms=terms, teacher=teacher, ranks=ranks)
     statistics = NormStatistics.start(dtype=dtype, device=ranks.device)
+    sampler = _class_sampler(recipe, parts, ranks)
     if kind == "adaptive":
         assert teacher is not None, "a recipe with adaptive centres has a teacher"
         # Under bfloat16 autocast the softmax reads a bfloat16 copy of the centres; exact precisions read exact centres.
@@ -297,7 +303,8 @@ def _build_objective(recipe: Recipe, parts: RunParts, ranks: Ranks) -> Objective
             teacher=teacher,
             statistics=statistics,
             ranks=ranks,
-            regression=recipe.regression,
+            terms=terms,
+            sampler=sampler,
         )
     return ClassificationObjective(
         head=recipe.head,
@@ -306,8 +313,19 @@ def _build_objective(recipe: Recipe, parts: RunParts, ranks: Ranks) -> Objective
         ranks=ranks,
         teacher=teacher,
         geometry=recipe.geometry_margin,
-        regression=recipe.regression,
+        terms=terms,
+        sampler=sampler,
     )
+
+
+def _class_sampler(recipe: Recipe, parts: RunParts, ranks: Ranks) -> ClassSampler | None:
+    if recipe.centres.sample_rate == 1.0:
+        return None
+    count = parts.records.num_classes
+    rows = (0, count)
+    if recipe.centres.placement == "sharded":
+        rows = row_range(count, ranks.rank, ranks.world_size)
+    return ClassSampler(recipe.centres.sample_rate, recipe.seed, count, rows, ranks.device)
 
 
 def _trained_centres(recipe: Recipe, parts: RunParts, ranks: Ranks) -> TrainableCentres | ShardedCentres:

@@ -157,6 +157,11 @@ class _Panel:
 _PANELS = (
     _Panel(title="Loss", label="loss", keys={"loss": "loss", "regression": "regression"}),
     _Panel(
+        title="Terms before their weights",
+        label="loss",
+        keys={name: name.replace("_", " ") for name in ("distances", "angles", "similarities", "teacher_classes")},
+    ),
+    _Panel(
         title="Teacher, student and centres",
         label="mean over samples",
         keys={

@@ -130,7 +130,6 @@ DECISIVE = {
     "SE": (ORIGIN, "True"),
     "brand_new": (ORIGIN, "3"),
     "optimizer": (INSIGHTFACE_WF12M_R50, "'adamw'"),
-    "sample_rate": (INSIGHTFACE_WF12M_R50, "0.1"),
     "gradient_acc": (INSIGHTFACE_WF12M_R50, "4"),
     "lr_func": (INSIGHTFACE_WF12M_R50, "lambda epoch: 0.1 ** len([m for m in [8] if m - 1 <= epoch])"),
     "decay_epoch": (INSIGHTFACE_WF12M_R50, "[8, 14]"),
@@ -278,6 +277,15 @@ def test_combined_margins_are_refused(margins: object, head: str | None) -> None
     found = imported(f"{INSIGHTFACE_WF12M_R50}\nconfig.margin_list = {margins!r}\n")
 
     assert (found.recipe.head.kind if found.recipe is not None else None) == head
+
+
+def test_sampled_and_filtered_classes_are_taken_over() -> None:
+    found = imported(
+        f"{INSIGHTFACE_WF12M_R50}\nconfig.sample_rate = 0.2\nconfig.interclass_filtering_threshold = 0.4\n"
+    )
+
+    assert found.recipe is not None
+    assert (found.recipe.centres.sample_rate, found.recipe.head.filter_above) == (0.2, 0.4)
 
 
 def test_a_value_out_of_range_is_refused_by_the_strict_reader() -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from rank_processes import run_ranks
+from term_cases import EVERY_TERM
 from tiny_training import PlainStudent, tiny_recipe, write_tiny_records
 from torch import Tensor
 
@@ -44,6 +45,13 @@ def _objectives(data: Path) -> dict[str, dict[str, object]]:
             "centres__kind": "none",
             "geometry_margin__mode": "off",
             "regression__weight": 64.0,
+        },
+        "adaptive with every term and sampled classes, stored": {
+            **EVERY_TERM,
+            "centres__sample_rate": 0.7,
+            "data__global_batch_size": 4,
+            "regression__weight": 2.0,
+            "regression__hardest": 0.5,
         },
         "adaptive with headroom and regression, network": {
             **network,

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from term_cases import EVERY_TERM
 from tiny_training import tiny_recipe, write_tiny_records
 
 from adadistill.core.checkpoints import Checkpoint, newest_valid_checkpoint
@@ -37,6 +38,10 @@ def _objectives(data: Path) -> dict[str, dict[str, object]]:
         "frozen with geometry and regression": {**frozen, "regression__weight": 2.0},
         "regression alone": REGRESSION_ALONE,
         "adaptive with regression": {"regression__weight": 2.0},
+        "adaptive with every term and hard regression, sampled": {
+            **EVERY_TERM, "regression__weight": 64.0, "regression__hardest": 0.5, "centres__sample_rate": 0.7,
+            "data__global_batch_size": 4,
+        },
         "adaptive with headroom": {"geometry_margin__mode": "headroom", "geometry_margin__headroom_momentum": 0.9},
         "trainable with regression": {"centres__kind": "trainable", "geometry_margin__mode": "off",
                                       "regression__weight": 2.0},

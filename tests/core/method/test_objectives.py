@@ -10,6 +10,7 @@ import pytest
 import torch
 from head_step import geometry_term
 from objective_cases import FixedTeacher, batch_of
+from term_cases import regression_terms
 from tests_support import golden_files
 from torch import Tensor
 
@@ -30,8 +31,9 @@ from adadistill.core.method.heads import HeadConfig, directions, margins
 from adadistill.core.method.lesson import own_teacher_embeddings
 from adadistill.core.method.norm_statistics import NormStatistics, updated_norm_statistics
 from adadistill.core.method.objective import Objective
-from adadistill.core.method.regression import RegressionConfig, RegressionObjective
 from adadistill.core.method.slow_centres import SlowCentres
+from adadistill.core.method.terms.sum import NO_TERMS, TermSum
+from adadistill.core.method.terms_alone import TermsObjective
 from adadistill.kernels.margin_softmax import margin_softmax_reference
 
 RANKS = Ranks()
@@ -299,7 +301,7 @@ def test_frozen_centres_never_move_and_are_in_no_checkpoint():
         centres,
         teacher=FixedTeacher(_unit(teacher)),
         geometry=GeometryMarginConfig(mode="adaptive"),
-        regression=RegressionConfig(weight=3.0),
+        terms=regression_terms(3.0),
     )
     before = objective.centres.unit_centres().clone()
     for _ in range(3):
@@ -345,15 +347,15 @@ def test_the_confidence_of_frozen_centres_makes_the_geometry_margin():
 # Regression
 
 
-def _without_and_with(kind: str, teacher: Tensor, centres: Tensor, regression: RegressionConfig) -> list[Objective]:
+def _without_and_with(kind: str, teacher: Tensor, centres: Tensor, terms: TermSum) -> list[Objective]:
     teacher = _unit(teacher)
     made: list[Objective] = []
-    for config in (RegressionConfig(), regression):
+    for chosen in (NO_TERMS, terms):
         if kind == "adaptive":
-            made.append(_objective(teacher, centres.clone(), regression=config))
+            made.append(_objective(teacher, centres.clone(), terms=chosen))
         else:
             make = _frozen if kind == "frozen" else _trainable
-            made.append(make(centres.clone(), teacher=FixedTeacher(teacher), regression=config))
+            made.append(make(centres.clone(), teacher=FixedTeacher(teacher), terms=chosen))
     return made
 
 
@@ -361,7 +363,7 @@ def _without_and_with(kind: str, teacher: Tensor, centres: Tensor, regression: R
 def test_beside_the_softmax_regression_adds_its_weighted_loss_and_gradient_and_nothing_else(kind: str):
     student, teacher, labels, centres = _random_case()
     labels[6] = -1
-    without, with_it = _without_and_with(kind, teacher, centres, RegressionConfig(weight=2.5))
+    without, with_it = _without_and_with(kind, teacher, centres, regression_terms(2.5))
     plain, summed = (_loss_and_gradient(objective, student, labels) for objective in (without, with_it))
 
     raw = student.clone().requires_grad_()
@@ -380,9 +382,7 @@ def test_beside_the_softmax_regression_adds_its_weighted_loss_and_gradient_and_n
 
 def test_regression_alone_is_the_whole_loss_and_leaves_no_state():
     student, teacher, labels, _ = _random_case()
-    objective = RegressionObjective(
-        regression=RegressionConfig(weight=64.0), teacher=FixedTeacher(_unit(teacher)), ranks=RANKS
-    )
+    objective = TermsObjective(terms=regression_terms(64.0), teacher=FixedTeacher(_unit(teacher)), ranks=RANKS)
     metrics, loss, gradient = _loss_and_gradient(objective, student, labels)
 
     raw = student.clone().requires_grad_()
@@ -394,20 +394,20 @@ def test_regression_alone_is_the_whole_loss_and_leaves_no_state():
     assert torch.allclose(metrics["regression"] + metrics["student_teacher_cosine"], torch.ones(()).double())
     assert (objective.row_sharded(), objective.tensors(), objective.parameters()) == ({}, {}, {})
     objective.load(row_sharded={}, tensors={})
-    with pytest.raises(ValueError, match=r"has no state, but the checkpoint holds \['norm_mean'\]"):
+    with pytest.raises(ValueError, match=r"no class centres, but the checkpoint holds \['norm_mean'\]"):
         objective.load(row_sharded={}, tensors={"norm_mean": torch.zeros(())})
 
 
 @pytest.mark.parametrize("kind", ["frozen", "trainable", "alone"])
 def test_non_finite_teachers_and_images_are_blamed_and_stops_reported_in_every_objective(kind: str):
     student, teacher, labels, centres = _random_case()
-    teacher, regression = _unit(teacher), RegressionConfig(weight=1.0)
+    teacher, terms = _unit(teacher), regression_terms(1.0)
     teacher[5] = torch.nan
     if kind == "alone":
-        objective: Objective = RegressionObjective(regression=regression, teacher=FixedTeacher(teacher), ranks=RANKS)
+        objective: Objective = TermsObjective(terms=terms, teacher=FixedTeacher(teacher), ranks=RANKS)
     else:
         make = _frozen if kind == "frozen" else _trainable
-        objective = make(centres, teacher=FixedTeacher(teacher), regression=regression)
+        objective = make(centres, teacher=FixedTeacher(teacher), terms=terms)
     batch = batch_of(labels)
     batch.images[2, 0, 0, 0] = torch.inf
     before = {name: value.clone() for name, value in objective.tensors().items()}
@@ -438,8 +438,8 @@ def test_a_rank_asks_a_store_for_its_own_samples_alone_and_a_network_for_its_own
 def test_parts_that_nothing_can_serve_are_refused():
     _, teacher, _, centres = _random_case()
     with pytest.raises(ValueError, match="need a teacher"):
-        _frozen(centres, regression=RegressionConfig(weight=1.0))
+        _frozen(centres, terms=regression_terms(1.0))
     with pytest.raises(ValueError, match="needs frozen centres here, got trainable"):
         _trainable(centres, teacher=FixedTeacher(teacher), geometry=GeometryMarginConfig(mode="static"))
-    with pytest.raises(ValueError, match=r"needs a positive weight, got 0\.0"):
-        RegressionObjective(regression=RegressionConfig(), teacher=FixedTeacher(teacher), ranks=RANKS)
+    with pytest.raises(ValueError, match=r"need at least one term"):
+        TermsObjective(terms=NO_TERMS, teacher=FixedTeacher(teacher), ranks=RANKS)

@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 from sync_watch import HostWaitsError, NoHostWait
+from term_cases import regression_terms
 
 from adadistill.bench.step import build_step
 from adadistill.core.distributed import Ranks
@@ -14,7 +15,7 @@ from adadistill.core.method.class_centres import CentresConfig, TrainableCentres
 from adadistill.core.method.classification import ClassificationObjective
 from adadistill.core.method.heads import HeadConfig
 from adadistill.core.method.norm_statistics import NormStatistics
-from adadistill.core.method.regression import NO_REGRESSION, RegressionConfig
+from adadistill.core.method.terms.sum import NO_TERMS, TermSum
 from adadistill.core.training.training_step import TrainingStep
 from adadistill.loaders.batch import Batch
 
@@ -72,7 +73,7 @@ def test_no_operator_of_a_step_waits_for_the_device(device: str, precision: str)
     ("head", "options"),
     [
         (HeadConfig(kind="arcface", margin=0.5), {}),
-        (HeadConfig(kind="adaface"), {"teacher": True, "regression": RegressionConfig(weight=5.0)}),
+        (HeadConfig(kind="adaface"), {"teacher": True, "terms": regression_terms(5.0)}),
     ],
     ids=["arcface", "adaface and regression"],
 )
@@ -103,7 +104,7 @@ def test_a_step_that_waits_is_found(wait: str):
 
 
 def _classification_step(
-    head: HeadConfig, *, teacher: bool = False, regression: RegressionConfig = NO_REGRESSION
+    head: HeadConfig, *, teacher: bool = False, terms: TermSum = NO_TERMS
 ) -> tuple[TrainingStep, Batch]:
     """As `build_step`, with centres that are trained."""
     step, batch = build_step(
@@ -117,7 +118,7 @@ def _classification_step(
         statistics=NormStatistics.start(),
         ranks=Ranks(),
         teacher=step.objective.teacher if teacher else None,
-        regression=regression,
+        terms=terms,
     )
     trained = TrainingStep(
         student=step.student, objective=objective, optim=step.optim, guard=step.guard, precision=step._precision,

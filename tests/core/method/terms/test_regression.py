@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from adadistill.core.method.heads import directions
-from adadistill.core.method.regression import RegressionConfig, cosine_regression
+from adadistill.core.method.terms.regression import RegressionConfig, cosine_regression
 
 
 def _rows(count: int, dim: int, seed: int) -> Tensor:
