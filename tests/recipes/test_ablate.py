@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -138,6 +139,9 @@ def test_a_dry_run_says_what_is_done_and_left_and_writes_nothing(
 
 def test_killed_in_the_middle_it_goes_on_to_the_same_table(recipe: Path, whole: Path, tmp_path: Path):
     out = tmp_path / "killed"
+    shutil.copytree(whole, out)
+    for variant in VARIANTS:
+        shutil.rmtree(out / "runs" / variant / "seed-6")
     command = [forked_python(), "-m", "adadistill.recipes.ablate", *arguments(recipe, out)]
     third = out / "runs" / "geometry_adaptive" / "seed-6"
     with subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
@@ -268,8 +272,6 @@ def test_a_run_of_another_recipe_in_the_folder_is_refused_by_its_values(
     recipe: Path, whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], kept: str
 ):
     """Whichever of its files is left to tell."""
-    import shutil
-
     out = tmp_path / "out"
     shutil.copytree(whole, out)
     run = out / "runs" / "geometry_headroom" / "seed-6"
@@ -327,8 +329,6 @@ def test_kept_rows_stand_for_runs_of_the_same_recipe_and_code(
 def test_a_damaged_or_unscored_run_is_not_taken_for_finished(
     recipe: Path, whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
-    import shutil
-
     out = tmp_path / "out"
     shutil.copytree(whole, out)
     unscored, damaged = (out / "runs" / variant / "seed-5" for variant in VARIANTS)

@@ -71,9 +71,24 @@ def test_full_and_closed_streams_cost_no_refusal_its_code(tmp_path: Path):
         assert shell(f"AD.{verb} {target}", tmp_path) == (2, "")
 
 
-@pytest.mark.parametrize("target", ["0<&- 1>&- 2>&-", "> /dev/full 2> /dev/full", "2>&1 | true; exit ${PIPESTATUS[0]}"])
+STREAMLESS = """
+import os, sys
+for number in range(3):
+    os.close(number)
+sys.stdin = sys.stdout = sys.stderr = sys.__stdin__ = sys.__stdout__ = sys.__stderr__ = None
+from adadistill.recipes import train
+sys.exit(train.main())
+"""
+"""A process that started with closed streams, as Python shows them, out of one that is forked with open ones."""
+
+
+@pytest.mark.parametrize("target", ["closed", "> /dev/full 2> /dev/full", "2>&1 | true; exit ${PIPESTATUS[0]}"])
 def test_training_goes_on_and_ends_well_when_nobody_takes_what_it_says(target: str, tiny: Path, tmp_path: Path):
-    code, _ = shell(f"AD.train '{tiny}/recipe.yaml' --out run --device cpu {target}", tmp_path)
+    told = [f"{tiny}/recipe.yaml", "--out", "run", "--device", "cpu"]
+    if target == "closed":
+        code = subprocess.run([forked_python(), "-c", STREAMLESS, *told], cwd=tmp_path, check=False).returncode
+    else:
+        code, _ = shell(f"AD.train '{told[0]}' {' '.join(told[1:])} {target}", tmp_path)
     assert code == 0
     assert list((tmp_path / "run" / "checkpoints").glob("step-*"))
     for file in (tmp_path / "run").rglob("*.json*"):

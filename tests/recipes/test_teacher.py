@@ -245,7 +245,7 @@ def test_a_real_teacher_is_checked_and_its_wrong_order_warned_about(data_dir, tm
         f"teacher: {{onnx: {network}, color: bgr, mean: [0.485, 0.456, 0.406], std: [0.229, 0.224, 0.225]}}\n"
         "student: {arch: mobilefacenet, embedding_dim: 128}\noptim: {lr: 0.1, epochs: 2, milestones: [1]}\n"
     )
-    few = partial(teacher_check.pairs_of_records, pairs=120)  # enough to tell, in a third of the time
+    few = partial(teacher_check.pairs_of_records, pairs=60)  # enough to tell, in a sixth of the time
     monkeypatch.setattr(teacher_check, "pairs_of_records", few)
     assert check(tmp_path / "recipe.yaml", "--images", 16, "--json", tmp_path / "report.json") == 0
     report = json.loads((tmp_path / "report.json").read_text())

@@ -56,6 +56,20 @@ def evaluate(*arguments: object) -> int:
     return main([*map(str, arguments), "--device", "cpu"])
 
 
+@pytest.fixture(scope="module")
+def evaluated(checkpoints, tmp_path_factory) -> Path:
+    """A folder with `run`, all whose checkpoints are scored on `faces.bin` beside it."""
+    folder = tmp_path_factory.mktemp("evaluated")
+    shutil.copytree(checkpoints, folder / "run")
+    assert evaluate(folder / "run", "--all", "--sets", write_pairs(folder / "faces.bin")) == 0
+    return folder
+
+
+@pytest.fixture
+def scored_run(evaluated, tmp_path) -> Path:
+    return shutil.copytree(evaluated / "run", tmp_path / "run")
+
+
 def test_every_checkpoint_is_scored_once_and_compared(run_folder, faces, scored, capsys):
     assert evaluate(run_folder, "--all", "--sets", faces) == 0
 
@@ -97,8 +111,8 @@ def test_a_killed_launch_goes_on_where_it_was(run_folder, faces, tmp_path, score
         assert [result.scores for result in resumed.results] == [result.scores for result in once.results]
 
 
-def test_torchrun_shares_the_work_agrees_on_what_is_left_and_writes_one_report(run_folder, faces, tmp_path):
-    assert evaluate(run_folder, "--all", "--sets", faces) == 0
+def test_torchrun_shares_the_work_agrees_on_what_is_left_and_writes_one_report(scored_run, faces):
+    run_folder = scored_run
     alone = read_evaluations(run_folder / "report")[0]
     (run_folder / "report" / "verification-step-00000020.json").unlink()
     command = [forked_python(), "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
@@ -115,50 +129,48 @@ def test_torchrun_shares_the_work_agrees_on_what_is_left_and_writes_one_report(r
         assert one.results[0].details["xnorm"] == pytest.approx(other.results[0].details["xnorm"], rel=1e-5)
 
 
-def test_changed_data_networks_and_settings_are_scored_anew(run_folder, faces, scored):
-    assert evaluate(run_folder, "--all", "--sets", faces) == 0
+def test_changed_data_networks_and_settings_are_scored_anew(scored_run, faces, scored):
+    run_folder = scored_run
     before = read_evaluation(run_folder / "report" / "verification-step-00000010.json")
 
     write_pairs(faces, seed=5)
     assert evaluate(run_folder, "--all", "--sets", faces) == 0
-    assert len(scored) == 6
+    assert len(scored) == 3
     after = read_evaluation(run_folder / "report" / "verification-step-00000010.json")
     assert len(after.results) == 1
     assert after.results[0].data_sha256 != before.results[0].data_sha256
 
     assert evaluate(run_folder, "--all", "--sets", faces, "--far", "0.1") == 0
-    assert len(scored) == 9
+    assert len(scored) == 6
     assert evaluate(run_folder, "--all", "--sets", faces, "--far", "0.1", "--precision", "bfloat16") == 0
-    assert len(scored) == 12
+    assert len(scored) == 9
 
     other = build_backbone(BACKBONE, SIDE, generator=99).eval()
     with CheckpointWriter(run_folder / "checkpoints", keep=3) as writer:
         writer.save(10, Snapshot(model=other.state_dict(), state={"network": describe_network(BACKBONE, SIDE)}))
     assert evaluate(run_folder, "--all", "--sets", faces, "--far", "0.1", "--precision", "bfloat16") == 0
-    assert scored[12:] == ["step-00000010 faces"]
+    assert scored[9:] == ["step-00000010 faces"]
 
 
-def test_other_benchmarks_of_a_network_stay_in_its_file(run_folder, faces, tmp_path, scored):
+def test_other_benchmarks_of_a_network_stay_in_its_file(scored_run, tmp_path, scored):
     more = write_pairs(tmp_path / "more.bin", seed=1)
-    assert evaluate(run_folder, "--all", "--sets", faces) == 0
-    assert evaluate(run_folder, "--all", "--sets", more) == 0
-    assert len(scored) == 6
-    stored = read_evaluation(run_folder / "report" / "verification-step-00000010.json")
+    assert evaluate(scored_run, "--all", "--sets", more) == 0
+    assert len(scored) == 3
+    stored = read_evaluation(scored_run / "report" / "verification-step-00000010.json")
     assert [result.name for result in stored.results] == ["faces", "more"]
 
 
-def test_a_damaged_result_is_made_again(run_folder, faces, scored, capsys):
-    assert evaluate(run_folder, "--all", "--sets", faces) == 0
-    path = run_folder / "report" / "verification-step-00000020.json"
+def test_a_damaged_result_is_made_again(scored_run, faces, scored, capsys):
+    path = scored_run / "report" / "verification-step-00000020.json"
     path.write_text(path.read_text()[:1000])
-    capsys.readouterr()
-    assert evaluate(run_folder, "--all", "--sets", faces) == 0
-    assert scored[3:] == ["step-00000020 faces"]
+    assert evaluate(scored_run, "--all", "--sets", faces) == 0
+    assert scored == ["step-00000020 faces"]
     assert "step-00000020: scored anew: " in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("key", "choose"), [("AUC", max), ("EER", min)])
-def test_the_best_is_chosen_by_the_score_that_was_named(run_folder, faces, key, choose):
+def test_the_best_is_chosen_by_the_score_that_was_named(scored_run, faces, key, choose):
+    run_folder = scored_run
     assert evaluate(run_folder, "--all", "--sets", faces, "--best-by", f"verification.faces.{key}") == 0
     stored = read_evaluations(run_folder / "report")[0]
     values = {one.name: one.score(f"verification.faces.{key}").value for one in stored}
@@ -190,8 +202,8 @@ def test_options_for_other_networks_are_refused_with_checkpoints(run_folder, fac
     assert scored == []
 
 
-def test_an_unknown_score_of_a_known_set_is_refused_with_those_there_are(run_folder, faces, capsys):
-    assert evaluate(run_folder, "--all", "--sets", faces, "--best-by", "verification.faces.auc") == 2
+def test_an_unknown_score_of_a_known_set_is_refused_with_those_there_are(scored_run, faces, capsys):
+    assert evaluate(scored_run, "--all", "--sets", faces, "--best-by", "verification.faces.auc") == 2
     assert "there are verification.faces.Accuracy-Flip, " in capsys.readouterr().err
 
 
@@ -223,8 +235,8 @@ def test_weights_files_are_scored_and_one_that_does_not_load_is_named(faces, tmp
     assert [len(row["sha256"]) for row in summary["networks"]] == [64, 64]
 
 
-def test_csv_keys_and_units_are_those_that_users_know(run_folder, faces):
-    assert evaluate(run_folder, "--all", "--sets", faces) == 0
+def test_csv_keys_and_units_are_those_that_users_know(evaluated):
+    run_folder = evaluated / "run"
     with (run_folder / "report" / "verification-step-00000010.csv").open(newline="") as file:
         head, *rows = csv.reader(file)
     assert head == ["metric", "value"]
