@@ -69,13 +69,10 @@ def network_cost(config: BackboneConfig, image_size: int) -> NetworkCost:
     Raises:
         ValueError: image_size is no positive multiple of 16.
     """
-    skeleton, values = backbone_skeleton(config, image_size).train(), network_values(config, image_size)
-    try:
-        return _counted(skeleton, image_size, *values)
-    except RuntimeError:  # somebody's network asks autocast for its images' device, and "meta" is none that it knows
-        # Tensors without memory that pass for a CPU's take twice the time.
-        with FakeTensorMode(allow_non_fake_inputs=True):
-            return _counted(skeleton.to_empty(device="cpu"), image_size, *values)
+    skeleton = backbone_skeleton(config, image_size)
+    # Tensors without memory that pass for a CPU's: autocast, which the last layer leaves, knows no device "meta".
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        return _counted(skeleton.to_empty(device="cpu").train(), image_size, *network_values(config, image_size))
 
 
 def _counted(network: nn.Module, image_size: int, parameters: int, running_statistics: int) -> NetworkCost:
@@ -90,7 +87,7 @@ def _counted(network: nn.Module, image_size: int, parameters: int, running_stati
             saved[storage._cdata] = storage.nbytes() // tensor.element_size()
         return tensor
 
-    images = torch.empty(_IMAGES, 3, image_size, image_size, device=next(network.parameters()).device)
+    images = torch.empty(_IMAGES, 3, image_size, image_size)
     traffic, flops = _TrafficCounter(weights), FlopCounterMode(display=False)
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor), traffic, flops:
         network(images)

@@ -7,7 +7,6 @@ initialisation that draws every number from one explicit generator, so that a se
 
 import math
 from collections.abc import Callable
-from contextlib import nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -96,8 +95,7 @@ class EmbeddingLayer(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         # flatten, not view: channels_last memory must give the channel-major order that public weights expect.
         flat = self.dropout(features.flatten(1))  # (B, C*h*w)
-        # Shapes alone, on the device "meta", have no autocast to leave.
-        with nullcontext() if flat.is_meta else torch.autocast(flat.device.type, enabled=False):
+        with torch.autocast(flat.device.type, enabled=False):
             return self.norm(self.linear(flat.to(self.linear.weight.dtype)))  # (B, D)
 
 

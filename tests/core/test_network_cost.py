@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from adadistill.core.backbones import BACKBONE_NAMES, BackboneConfig, build_backbone
-from adadistill.core.backbones.layers import EmbeddingLayer
 from adadistill.core.network_cost import network_cost
 
 # Multiply-accumulates, parameters, and bfloat16 traffic of a fused and of an unfused forward pass, each counted apart
@@ -57,19 +56,6 @@ def test_what_backward_keeps_is_what_autograd_saves():
         network(torch.zeros(4, 3, 32, 32))
     values = sum(tensor.untyped_storage().nbytes() // 4 for tensor in kept.values()) / 4
     assert network_cost(config, 32).saved_values == pytest.approx(values, rel=0.02)
-
-
-def test_a_network_that_does_not_run_without_a_device_is_counted_alike(monkeypatch: pytest.MonkeyPatch):
-    config = BackboneConfig(width=0.125, embedding_dim=16)
-    plain = EmbeddingLayer.forward
-
-    def forward(self: EmbeddingLayer, features: torch.Tensor) -> torch.Tensor:
-        with torch.autocast(features.device.type, enabled=False):
-            return plain(self, features)
-
-    wanted = network_cost(config, 32)
-    monkeypatch.setattr(EmbeddingLayer, "forward", forward)
-    assert network_cost.__wrapped__(config, 32) == wanted
 
 
 def test_pixels_multiply_the_cost_and_not_the_parameters():
