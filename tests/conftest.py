@@ -48,13 +48,6 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--quick", action="store_true", help="no processes, no training, no golden cases, no real faces")
 
 
-def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
-    """One worker more than there are cores: tests wait a third of their time, for processes, signals and limits."""
-    from adadistill.loaders.usable_cpus import usable_cpus
-
-    return int(os.environ.get("PYTEST_XDIST_AUTO_NUM_WORKERS", usable_cpus() + 1))
-
-
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
     chosen = config.getoption("--quick") and collection_path.match("test_*.py")
     return True if chosen and _is_heavy(collection_path) else None
