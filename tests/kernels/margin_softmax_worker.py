@@ -43,9 +43,11 @@ def main() -> None:
         exact = gradients(margin_softmax_reference, case, trained=trained, **options)
         single = case.to(torch.float32)
         eager = gradients(margin_softmax_reference, single, trained=trained, **options)
-        for form, chunk in (("chunks", 16 if shape[0] < 65 else 60), ("fused", None)):
+        for form, chunk in (("chunks", 16), ("fused", None)):
             if form == "fused" and trained:
                 continue  # backward runs as chunks
+            if form == "chunks" and shape[0] == 65:
+                continue  # a row is a program there, and has no neighbours
             found = gradients(margin_softmax, single, trained=trained, form=form, chunk_classes=chunk, **options)
             report([name, *shape, trained, form, chunk], found, exact, eager)
     many_splits()

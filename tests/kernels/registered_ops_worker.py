@@ -35,11 +35,14 @@ from adadistill.kernels.margin_softmax import margin_softmax
 BATCHES = (8, 11, 13)
 """The first graph is made for one size, the second for any."""
 CLASSES, DIM = 70, 16
+ONLY_FAKES = ("0 torch.float32", "7 torch.bfloat16")
+"""An opcheck traces an operator four times: one without samples and one with, in either precision, are enough."""
 
 
 def main() -> None:
     for name, operator, arguments in operator_calls():
-        print(json.dumps({"case": ["op", name], "against": complaints(operator, arguments)}))
+        if name.split(" ", 1)[-1] not in ONLY_FAKES:
+            print(json.dumps({"case": ["op", name], "against": complaints(operator, arguments)}))
         print(json.dumps({"case": ["fake", name], "differ": fake_differences(operator, arguments)}))
     compiled_trained_centres("chunks")  # which backward runs as, whatever the form
     for form in ("chunks", "fused"):
@@ -47,7 +50,8 @@ def main() -> None:
 
 
 def operator_calls() -> Iterator[tuple[str, Any, tuple[object, ...]]]:
-    for batch, dtype, weighted in ((0, torch.float32, True), (7, torch.float32, True), (7, torch.bfloat16, False)):
+    kinds = (0, torch.bfloat16, False), (0, torch.float32, True), (7, torch.float32, True), (7, torch.bfloat16, False)
+    for batch, dtype, weighted in kinds:
         case = make_case(batch, 20, 16).to(torch.float32)
         inputs = case.embeddings, case.centres.to(dtype), case.labels
         name = f"{batch} {dtype}"

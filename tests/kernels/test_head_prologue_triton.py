@@ -50,7 +50,7 @@ def test_half_precision_masters_and_statistics_in_float64_are_rounded_once(cases
 
 
 def test_whole_objectives_take_the_same_steps_as_in_plain_torch(cases: list[dict]):
-    """Loss, every metric, gradients, centres and statistics after three steps."""
+    """Loss, every metric, gradients, centres and statistics after two steps."""
     compared = [case for case in cases if case["case"][0] == "objective"]
     assert [case["case"][1] for case in compared] == list(OBJECTIVES)
     _check(compared, SWEPT)

@@ -29,7 +29,7 @@ def test_the_triton_forms_are_no_further_from_float64_than_eager_is(cases: list[
     """Odd and prime sizes, one past a tile, no samples, one class, rows on and opposite to centres, ignored rows; D up
     to 1024."""
     compared = [case for case in cases if "eager" in case]
-    assert len(compared) == (6 + 2) * 3 + 2
+    assert len(compared) == (5 + 2) * 3 + 1 + 2
     for case in compared:
         assert case["clamped"], case
         for off, eager, limit in zip(case["off"], case["eager"], (LOSS, GRADIENT, GRADIENT), strict=False):
@@ -86,8 +86,7 @@ HOPPER, ADA = (90, 227 * 1024), (89, 99 * 1024)
 
 @pytest.mark.parametrize(
     ("capability", "shared", "dim", "weighted", "scaled"),
-    [(*HOPPER, 512, True, False), (*HOPPER, 512, True, True), (*HOPPER, 512, False, True), (*HOPPER, 256, True, True),
-     (*HOPPER, 64, True, False), (*ADA, 512, True, False), (*ADA, 512, True, True), (*ADA, 256, True, True)],
+    [(*HOPPER, 512, True, False), (*HOPPER, 512, True, True), (*HOPPER, 256, True, True), (*ADA, 512, True, True)],
 )  # fmt: skip
 def test_fused_makes_each_product_once_and_keeps_its_sums_in_registers(
     capability: int,

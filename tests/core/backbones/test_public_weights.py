@@ -7,7 +7,7 @@ from golden_weights import golden_state_dict
 from tests_support import golden_files
 from torch import nn
 
-from adadistill.core.backbones import BackboneConfig, build_backbone
+from adadistill.core.backbones import BackboneConfig, backbone_skeleton, build_backbone
 from adadistill.core.backbones.public_weights import (
     convert_public_weights,
     load_public_weights,
@@ -53,7 +53,7 @@ def test_converted_network_gives_the_public_output(case, golden_dir):
         expected_norm = torch.from_numpy(arrays["norm"]) if "norm" in arrays else None
     public = golden_state_dict(case)
     config = BackboneConfig(arch=arch, embedding_dim=expected.shape[1])
-    network = build_backbone(config, images.shape[-1], generator=0).double().eval()
+    network = backbone_skeleton(config, images.shape[-1]).double().to_empty(device="cpu").eval()
     load_public_weights(network, public)
     with torch.inference_mode():
         embeddings = network(images)

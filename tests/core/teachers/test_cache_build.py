@@ -285,7 +285,7 @@ def test_kills_at_any_moment_cost_nothing_that_was_done_and_no_byte(tmp_path: Pa
         "teacher__check": "false",
     }  # fmt: skip
     plan = {"data": str(tmp_path / "data"), "folder": str(tmp_path), "overrides": overrides}
-    plan |= {"batch_size": 1, "kills": 4}
+    plan |= {"batch_size": 1, "kills": 3}
     (tmp_path / "plan.json").write_text(json.dumps(plan))
     command = [forked_python(), str(WORKER), "kills", str(tmp_path / "plan.json")]
     ran = subprocess.run(

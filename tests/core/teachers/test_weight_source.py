@@ -163,7 +163,7 @@ def test_an_absent_file_is_named(tmp_path: Path):
 @pytest.mark.golden
 @pytest.mark.parametrize("path", golden_files("backbone_ir18.npz"), ids=lambda path: path.stem)
 def test_an_adaface_style_checkpoint_gives_the_golden_embeddings(tmp_path: Path, path: Path):
-    public = {f"model.{name}": tensor for name, tensor in golden_state_dict(path).items()}
+    public = {f"model.{name}": tensor.float() for name, tensor in golden_state_dict(path).items()}
     public["head.kernel"] = torch.zeros(512, 10)
     torch.save({"state_dict": public}, tmp_path / "adaface.ckpt")
 
@@ -175,5 +175,5 @@ def test_an_adaface_style_checkpoint_gives_the_golden_embeddings(tmp_path: Path,
         # The golden network is given these channels as they are; behind the project's RGB input they are reversed.
         raw = loaded.network().double()(images.flip(1))
     unit = torch.nn.functional.normalize(raw, dim=1)
-    # The file is read into float32 weights, as a teacher's are.
+    # The file holds float32 weights, as published ones do.
     torch.testing.assert_close(unit, torch.from_numpy(np.load(path)["output"]), rtol=0, atol=1e-6)
