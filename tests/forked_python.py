@@ -28,7 +28,6 @@ import tempfile
 from contextlib import suppress
 from pathlib import Path
 
-from quick_interpreter import quicken
 from tests_support import ROOT, make_importable
 
 _IMPORTED = ["torch", "torch._dynamo", "torch.distributed.run", "numpy", "scipy.stats", "sklearn.metrics", "yaml"]
@@ -236,8 +235,6 @@ if __name__ == "__main__":
             importlib.import_module(name_)
         except ImportError:
             continue
-    if os.environ["TRITON_INTERPRET"] == "1":
-        quicken()
     gc.collect()
     gc.freeze()  # or the first collection of every process would copy all memory that they share
     try:
