@@ -235,7 +235,8 @@ BENCHES: Mapping[str, BenchRows] = {
     "demo": _rows(
         "`make demo`: synthetic faces from data to report",
         keys="seeds: integer",
-        values="scores: json, gain_by_seed: numbers, standard_errors_above_untrained: number, seconds: number",
+        values="scores: json, gain_by_seed: numbers, standard_errors_above_no_teacher: number?, "
+        "standard_errors_above_untrained: number, seconds: number",
     ),
 }
 """By the name that rows carry in `bench`. A bench may write rows of several."""

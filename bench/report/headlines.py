@@ -105,7 +105,6 @@ HEADLINES: tuple[Headline, ...] = (
         "`make demo`: 3,000 pairs of synthetic strangers, mean of {seeds} seeds",
         (
             Value({"bench": "demo"}, "scores.distilled.accuracies", "**{:.1%} distilled**"),
-            Value({"bench": "demo"}, "seconds", "{:,.0f} s in all"),
         ),
         (
             Value({"bench": "demo"}, "scores.untrained.accuracies", "{:.1%}: untrained"),

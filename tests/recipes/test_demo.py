@@ -55,15 +55,18 @@ def test_a_folder_that_is_not_empty_is_left_alone(tmp_path: Path, capsys: pytest
     assert [path.name for path in tmp_path.iterdir()] == ["something"]
 
 
-def test_a_student_far_above_chance_passes_and_the_sign_of_the_gain_is_printed(
+def test_a_student_far_above_chance_passes_and_the_gain_is_printed_with_its_sign(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     scores = {
         "untrained": demo.Score((0.52, 0.53, 0.51), 3000),
         "no_teacher": demo.Score((0.80, 0.81, 0.79), 3000),
-        "distilled": demo.Score((0.79, 0.80, 0.78), 3000),
+        "distilled": demo.Score((0.88, 0.87, 0.89), 3000),
         "teacher": demo.Score((0.90,), 3000),
     }
+    assert demo.report(tmp_path, scores, seconds=1.0)
+    assert "+8.00% (by seed: +8.00%, +6.00%, +10.00%)" in capsys.readouterr().out
+    scores["distilled"] = demo.Score((0.79, 0.80, 0.78), 3000)
     assert demo.report(tmp_path, scores, seconds=1.0)
     assert "-1.00%" in capsys.readouterr().out
     scores["distilled"] = demo.Score((0.60, 0.61, 0.59), 3000)
@@ -83,4 +86,4 @@ def test_baseline_and_student_differ_in_nothing_but_the_method():
         line.split(":")[0].split(".")[0]
         for line in recipe_differences(load_recipe("demo_no_teacher"), load_recipe("demo_distilled"))
     }
-    assert differing == {"name", "teacher", "head", "centres", "geometry_margin"}
+    assert differing == {"name", "teacher", "head", "centres", "regression"}
