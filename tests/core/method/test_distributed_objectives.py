@@ -86,7 +86,7 @@ def _metrics(folder: Path) -> list[dict[str, float]]:
     return [row for row in rows if row["event"] == "train"]
 
 
-@pytest.mark.parametrize(("number", "name"), enumerate(_objectives(Path())))
+@pytest.mark.parametrize(("number", "name"), list(enumerate(_objectives(Path()))))
 def test_two_processes_train_as_one_does(data: Path, launched: Path, tmp_path: Path, number: int, name: str):
     changes, two = {**FLOAT64, **_objectives(data)[name]}, launched / str(number)
     run_training(tiny_recipe(data, **changes), tmp_path / "one", ranks=Ranks(), student=PlainStudent())

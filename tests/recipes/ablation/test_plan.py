@@ -154,7 +154,10 @@ def test_a_file_is_a_variant_named_by_its_stem(tmp_path: Path):
         ({"variants": ["nowhere.yaml"]}, "variant nowhere: cannot be read: No such file"),
         ({"variants": ["a b.yaml"]}, "variant file a b.yaml must be named with letters"),
         ({"variants": ["recipe.yaml"]}, "must have another name"),
-        ({"vary": ["head.kind=arcface"]}, "geometry_margin.mode adaptive needs head.kind adaface, got arcface"),
+        (
+            {"vary": ["geometry_margin.mode=adaptive", "head.kind=arcface"]},
+            "geometry_margin.mode adaptive needs head.kind adaface, got arcface",
+        ),
     ],
 )
 def test_what_is_wrong_is_named_at_the_door(asked: dict[str, object], message: str):
@@ -187,8 +190,8 @@ def test_everything_wrong_is_said_at_once():
 
 
 def test_two_names_for_one_recipe_are_refused():
-    assert "variants recipe and geometry_adaptive give the same recipe; leave one out" in problems_of(
-        variants=["recipe", "geometry_adaptive"]
+    assert "variants recipe and adadistill_adaface give the same recipe; leave one out" in problems_of(
+        "regression.weight=0", variants=["recipe", "adadistill_adaface"]
     )
 
 
