@@ -62,7 +62,8 @@ class CentresConfig:
     with the other placement, on any number of ranks."""
     sample_rate: float = 1.0
     """Share of the identities that a step compares with, in (0, 1]: those of its images and random others, as Partial
-    FC does. 1 compares with all. Less costs less where identities are many, and errs less where labels are noisy."""
+    FC does, which reports it for speed and for noisy labels; neither is measured here. 1 compares with all. Sharded
+    centres draw from each rank's own rows, so that which are drawn depends on the number of ranks."""
     path: str | None = None
     """Frozen centres: where they come from. A run folder or checkpoint of ours that trained its centres on the same
     records, a file that `adadistill centres export` made, or a `.npy` file, (C, D) floating point, row = label."""
