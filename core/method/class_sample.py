@@ -1,8 +1,9 @@
 """Sampled classes: a step compares with the identities of its images and a random share of all others (Partial FC).
 
 The softmax over a tenth of the classes makes a tenth of the products, and a person under two labels is seldom compared
-with herself; what either is worth is not measured here. Which classes a step draws is a function of (seed, epoch, step), so that a run which goes on
-draws what it would have drawn. Centres that were not drawn get no gradient in the step; momentum and decay go on.
+with herself; what either is worth is not measured here. Which classes a step draws is a function of (seed, epoch,
+step), so that a run which goes on draws what it would have drawn. Centres that were not drawn get no gradient in the
+step; momentum and decay go on.
 
 Source    Partial FC, arXiv:2203.15565; the softmax is not corrected for the share, as there
 """
